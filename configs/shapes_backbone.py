@@ -1,0 +1,22 @@
+"""The backbone that `make demo` uses: a dual encoder of the built-in scenes."""
+
+from edje_jax.config import BackboneRun, DataConfig, OptimConfig, TextConfig, VisionConfig
+
+config = BackboneRun(
+    steps=2400,
+    data=DataConfig(train="shapes:train", val="shapes:val", batch_size=96),
+    vision=VisionConfig(
+        hidden_size=96, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4
+    ),
+    text=TextConfig(
+        vocab_size=200,
+        hidden_size=96,
+        intermediate_size=384,
+        num_hidden_layers=2,
+        max_position_embeddings=48,
+        projection_size=96,
+    ),
+    optim=OptimConfig(lr=2e-3, schedule="cosine", weight_decay=0.05, clip_norm=1.0),
+    patch_naming=1.0,
+    log_every=50,
+)

@@ -1,0 +1,34 @@
+"""A small EDJE on a tiny backbone, on any SPEC."""
+
+from edje_jax.config import (
+    AdapterConfig,
+    BertConfig,
+    DataConfig,
+    EdjeRun,
+    LossConfig,
+    ModelSpec,
+    OptimConfig,
+)
+
+config = EdjeRun(
+    epochs=30,
+    data=DataConfig(batch_size=64, block_size=4),
+    model=ModelSpec(
+        adapter=AdapterConfig("compress", num_tokens=16, intermediate_size=384),
+        fresh=BertConfig(
+            vocab_size=2000,
+            hidden_size=96,
+            intermediate_size=384,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            max_position_embeddings=192,
+        ),
+        max_text_length=48,
+        dropout=0.0,
+    ),
+    # K = 1 as in the published config; masked LM alone first, without which a joint encoder from
+    # scratch takes far longer to look at the picture (docs/ablation.md).
+    loss=LossConfig(negatives=1, masked_lm_first=0.3),
+    optim=OptimConfig(lr=2e-3, schedule="cosine", clip_norm=1.0),
+    log_every=20,
+)

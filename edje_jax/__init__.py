@@ -1,0 +1,27 @@
+"""EDJE in JAX: images go in once and leave as small tokens; a query meets them in a joint encoder.
+
+Importing this package imports neither JAX nor anything else of size: the names below are looked
+up when they are first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edje_jax.retrieval.reranker import Reranker
+
+__version__ = "0.1.0"
+__all__ = ["Reranker", "__version__"]
+
+_EXPORTS = {"Reranker": "edje_jax.retrieval.reranker"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import an exported name from the module that defines it (PEP 562)."""
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_EXPORTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_EXPORTS])

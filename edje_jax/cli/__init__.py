@@ -1,0 +1,1 @@
+"""Command lines: thin, with one-line errors and honest exit codes."""

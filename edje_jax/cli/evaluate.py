@@ -1,0 +1,92 @@
+"""Load a model, evaluate it on a set, print the table and write the files."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from edje_jax.data.sources.registry import open_source
+from edje_jax.evaluation.report import table, write_metrics, write_report
+from edje_jax.inference.gallery import encode_gallery, evaluate
+from edje_jax.retrieval.reranker import Reranker
+
+
+def evaluate_model(
+    model: str,
+    data: str,
+    *,
+    k: int = 10,
+    out: Path | None = None,
+    image_root: str = "",
+    similarity_weight: float = 0.0,
+    max_bad: float = 0.01,
+) -> dict[str, Any]:
+    """The metrics as metrics.json has them; with `out`, everything API.md names is written there.
+
+    Raises:
+        FileNotFoundError, ValueError: the model or the set cannot be opened.
+        TooManyBadPictures: more than `max_bad` of the pictures could not be read.
+    """
+    started = time.perf_counter()
+    source = open_source(data, image_root)
+    reranker = Reranker.from_pretrained(model)
+    seconds = {"load": time.perf_counter() - started}
+    with _progress() as show:
+        mark = time.perf_counter()
+        encoded = encode_gallery(reranker.engine, source, max_bad, show)
+        seconds["encode"] = time.perf_counter() - mark
+        mark = time.perf_counter()
+        retrieval = evaluate(reranker.engine, encoded, k, similarity_weight, show)
+        seconds["rerank"] = time.perf_counter() - mark
+    seconds["total"] = time.perf_counter() - started
+    metrics = retrieval.metrics()
+    Console().print(table(metrics))
+    if out is None:
+        return metrics
+    out.mkdir(parents=True, exist_ok=True)
+    metrics = write_metrics(
+        out,
+        retrieval,
+        encoded.gallery,
+        model=model,
+        data=data,
+        seconds={name: round(value, 3) for name, value in seconds.items()},
+    )
+    page = write_report(
+        out,
+        retrieval,
+        encoded.gallery,
+        lambda i: source.image(encoded.record[i]),
+        title=f"{data}, reranked by {model}",
+        facts={"model": model, "data": data},
+    )
+    Console().print(f"report: {page}")
+    return metrics
+
+
+class _progress:
+    """A progress bar per kind of work; none when standard error is not a terminal."""
+
+    def __enter__(self):
+        console = Console(stderr=True)
+        self._bars = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._tasks: dict[str, Any] = {}
+        self._bars.start()
+        return self._show
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def _show(self, what: str, done: int, total: int) -> None:
+        if what not in self._tasks:
+            self._tasks[what] = self._bars.add_task(what, total=total)
+        self._bars.update(self._tasks[what], completed=done, total=total)

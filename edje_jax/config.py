@@ -1,0 +1,245 @@
+"""What a model, a run and an evaluation are made of: frozen dataclasses with primitive leaves.
+
+Field names follow Hugging Face's `config.json` wherever the field exists there, so that reading
+one is a matter of picking keys. Nothing here imports JAX: a config is cheap to read anywhere.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Activation = Literal["gelu", "gelu_pytorch_tanh", "quick_gelu"]
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+# --- models ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ImageRecipe:
+    """How a picture becomes pixels, as `preprocessor_config.json` states it.
+
+    `resize`: "warp" to a square (SigLIP), or "crop": short side to `size`, then the centre (CLIP).
+    """
+
+    size: int = 64
+    resize: Literal["warp", "crop"] = "warp"
+    resample: Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"] = "bilinear"
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """A SigLIP vision tower; the defaults are a tiny one."""
+
+    hidden_size: int = 128
+    intermediate_size: int = 512
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
+    image_size: int = 64
+    patch_size: int = 8
+    hidden_act: Activation = "gelu_pytorch_tanh"
+    layer_norm_eps: float = 1e-6
+
+    @property
+    def num_patches(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """A SigLIP text tower; `projection_size` is the width of the shared embedding."""
+
+    vocab_size: int = 32000
+    hidden_size: int = 128
+    intermediate_size: int = 512
+    num_hidden_layers: int = 2
+    num_attention_heads: int = 4
+    max_position_embeddings: int = 64
+    projection_size: int = 128
+    pad_token_id: int = 1
+    mask_padding: bool = False
+    """Whether padding is hidden from attention. SigLIP was trained without a mask; a folder whose
+    tokenizer hands out attention masks is used with one (see `weights.siglip.read_config`)."""
+    hidden_act: Activation = "gelu_pytorch_tanh"
+    layer_norm_eps: float = 1e-6
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """A frozen dual encoder: where the vision tokens and the first-stage embeddings come from."""
+
+    kind: Literal["siglip"] = "siglip"
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+
+
+@dataclass(frozen=True)
+class BertConfig:
+    """A BERT encoder. `vocab_size` counts the image placeholder's row where there is one."""
+
+    vocab_size: int = 30523
+    hidden_size: int = 384
+    intermediate_size: int = 1536
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    pad_token_id: int = 0
+    hidden_act: Activation = "gelu"
+    layer_norm_eps: float = 1e-12
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """`local`: one vector per patch, no compression. `compress`: `num_tokens` learned queries."""
+
+    kind: Literal["local", "compress"] = "compress"
+    num_tokens: int = 64
+    intermediate_size: int = 8192
+
+
+@dataclass(frozen=True)
+class EdjeConfig:
+    """The whole model: backbone -> adapter -> joint encoder."""
+
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    joint_encoder: BertConfig = field(default_factory=BertConfig)
+    image: ImageRecipe = field(default_factory=ImageRecipe)
+    max_text_length: int = 63
+    """[CLS] + caption + [SEP]; the [SEP] that closes the vision segment makes it 64."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Compressed tokens per picture: what the store keeps a row for."""
+        if self.adapter.kind == "local":
+            return self.backbone.vision.num_patches
+        return self.adapter.num_tokens
+
+
+# --- runs -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where pictures and captions come from and how they are batched."""
+
+    train: str = "shapes:train"
+    """SPEC of the training set, as `kind:path[#split]`."""
+    val: str = ""
+    """SPEC evaluated during training; empty for none."""
+    image_root: str = ""
+    """Folder that relative picture paths start from (default: the JSON's own)."""
+    batch_size: int = 64
+    block_size: int = 1
+    """Records that stay together in a shuffle: neighbours in the set are then each other's
+    hard negatives. 1 shuffles every record on its own."""
+    workers: int = 0
+    """Processes that decode and tokenise; 0 uses threads of this process."""
+    max_bad: float = 0.01
+    """Share of the records that may turn out unreadable before a run stops with their list."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with the published schedule (warm-up, then x0.9 per epoch), or a cosine."""
+
+    lr: float = 3e-4
+    schedule: Literal["exponential", "cosine"] = "exponential"
+    warmup_steps: int = 100
+    warmup_from: float = 1e-6
+    epoch_decay: float = 0.9
+    floor: float = 1e-6
+    weight_decay: float = 0.05
+    b1: float = 0.9
+    b2: float = 0.999
+    clip_norm: float = 0.0
+    """Largest global gradient norm; 0 leaves gradients as they are (published)."""
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the four losses, and what they are made of. A weight of 0 skips the work too."""
+
+    match: float = 1.0
+    masked_lm: float = 1.0
+    text_recovery: float = 1.0
+    distillation: float = 1.0
+    """Used when a `teacher` is named."""
+    negatives: int = 3
+    """K hard negative pictures per caption, and K hard negative captions per picture."""
+    mask_probability: float = 0.5
+    masked_lm_first: float = 0.0
+    """Share of the steps, from the start, that train masked LM (and text recovery) alone."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which parts an EDJE is assembled from."""
+
+    backbone: str = ""
+    """Folder or hub id of the dual encoder, in Hugging Face's format."""
+    joint_encoder: str = ""
+    """Folder or hub id of the BERT; empty for a fresh one of the shape in `fresh`."""
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    fresh: BertConfig = field(default_factory=BertConfig)
+    """Shape of a joint encoder trained from scratch (`vocab_size` is its tokenizer's limit)."""
+    max_text_length: int = 63
+    dropout: float = 0.1
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What every training run has."""
+
+    workdir: str = ""
+    """Where everything the run writes goes (default: runs/ and the config's name)."""
+    seed: int = 0
+    steps: int = 0
+    """Optimiser steps; 0 counts `epochs` instead."""
+    epochs: float = 1.0
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    precision: Precision = "auto"
+    """Compute dtype; "auto" is bfloat16 on GPU and TPU, float32 on CPU. Params stay float32."""
+    remat: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    log_every: int = 10
+    eval_every: int = 0
+    """Steps between evaluations on `data.val`; 0 evaluates at the end only."""
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+
+
+@dataclass(frozen=True)
+class EdjeRun(RunConfig):
+    """Train an EDJE on a frozen backbone."""
+
+    model: ModelSpec = field(default_factory=ModelSpec)
+    loss: LossConfig = field(default_factory=LossConfig)
+    init: str = ""
+    """Model to start from (fine-tuning): folder, workdir or hub id."""
+    teacher: str = ""
+    """Model to distil from: folder, workdir or hub id."""
+    k: int = 10
+    """Candidates reranked when the run evaluates."""
+
+
+@dataclass(frozen=True)
+class BackboneRun(RunConfig):
+    """Train a small SigLIP-style dual encoder from scratch."""
+
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    """`vocab_size` is the limit of the tokenizer that is trained from the captions."""
+    patch_naming: float = 0.0
+    """Weight of the auxiliary loss that names what each patch holds, for sources that know."""
+    word_naming: float = 0.0
+    """Weight of the auxiliary loss that names the caption's words from the mean vision token."""
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The config as JSON-ready nested dicts."""
+    return dataclasses.asdict(config)

@@ -1,0 +1,210 @@
+"""Any picture -> upright RGB -> uint8 [S, S, 3] -> normalised float32, by one pinned recipe.
+
+The recipe is the backbone's own `preprocessor_config.json`; its pixels equal those of the
+`transformers` image processors (Pillow backend) bit for bit, which tests/data/test_images.py pins.
+"""
+
+import io
+import logging
+import os
+from functools import cache
+from typing import BinaryIO
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from edje_jax.config import ImageRecipe
+from edje_jax.types import AnyArray
+
+MAX_PIXELS = 178_956_970
+"""Pictures of more are refused as decompression bombs: Pillow's own limit, but not switched off
+with it."""
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF")
+"""Formats that are opened. Pillow knows more, some of which start other programs (EPS)."""
+CROP_PIXELS = 2**26
+"""The largest picture (256 MiB) that `resize` makes on the way to a centre crop."""
+
+ImageLike = str | os.PathLike[str] | bytes | bytearray | BinaryIO | Image.Image | np.ndarray
+_READABLE = (str, os.PathLike, bytes, bytearray, Image.Image)
+
+logger = logging.getLogger(__name__)
+
+
+class BadImage(ValueError):
+    """A picture that cannot be used; the message names the file and the reason."""
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def load_image(source: ImageLike) -> Image.Image:
+    """Read a picture, upright and RGB: the first frame, turned as its EXIF says.
+
+    `source` is a path, the bytes of a file, an open binary file (read from where it stands), a PIL
+    image or uint8 [H, W, 3].
+
+    Equal to `transformers.image_utils.load_image` but for 16-bit, 32-bit and float grayscale, which
+    are scaled to 8 bits where `convert` would clip them. As there, transparency is dropped and the
+    colours beneath it show. (Newer processors put an RGBA picture on white, but only one that is
+    handed over as such; what `load_image` has read never is.)
+
+    Raises:
+        BadImage: missing, not a picture, truncated, empty, or more than `MAX_PIXELS` pixels.
+        TypeError: `source` is none of the above.
+    """
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    if not isinstance(source, _READABLE) and not hasattr(source, "read"):
+        raise TypeError(
+            f"cannot read a picture from {type(source).__name__}; give a path, bytes, an open "
+            "binary file, a PIL image or uint8 [height, width, 3]"
+        )
+    name = _name(source)
+    try:
+        if isinstance(source, Image.Image):
+            return _decode(source)
+        with _stream(source) as stream:
+            return _decode_stream(stream)
+    except MemoryError:
+        raise
+    # Decoders of broken files raise nearly anything: struct.error, SyntaxError, EOFError, KeyError.
+    except Exception as error:
+        raise BadImage(f"{name}: {_reason(error, name)}") from error
+
+
+def _from_array(pixels: np.ndarray) -> Image.Image:
+    if pixels.dtype != np.uint8 or pixels.shape[2:] != (3,) or not pixels.size:
+        raise BadImage(
+            f"an array of {pixels.dtype} {list(pixels.shape)} is not a picture; "
+            "give uint8 [height, width, 3]"
+        )
+    return Image.fromarray(pixels).copy()  # fromarray shares the caller's memory
+
+
+def _name(source: object) -> str:
+    """What a message calls the picture."""
+    if isinstance(source, str | os.PathLike):
+        return os.fspath(source)
+    name = getattr(source, "filename", "") or getattr(source, "name", "")
+    return name if isinstance(name, str) and name else "picture in memory"
+
+
+def _stream(source: str | os.PathLike[str] | bytes | bytearray | BinaryIO) -> BinaryIO:
+    if isinstance(source, str | os.PathLike):
+        return open(os.path.expanduser(source), "rb")
+    # Of an open file a copy: the caller's stays open, and need not be able to seek.
+    return io.BytesIO(source if isinstance(source, bytes | bytearray) else source.read())
+
+
+def _decode_stream(stream: BinaryIO) -> Image.Image:
+    if not stream.read(1):
+        raise BadImage("the file is empty")
+    with Image.open(stream, formats=_formats()) as picture:
+        return _decode(picture)
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _decode(picture: Image.Image) -> Image.Image:
+    width, height = picture.size
+    if width * height > MAX_PIXELS:
+        raise BadImage(f"{width} x {height} pixels, more than {MAX_PIXELS:,}; make it smaller")
+    if not width * height:
+        raise BadImage(f"{width} x {height} pixels: it has none")
+    picture.load()
+    upright = _upright(picture)
+    if upright.mode.startswith("I"):  # also "I;16" and its byte orders
+        ceilings = (65535,) if ";16" in upright.mode else (255, 65535)
+        upright = Image.fromarray(_to_8_bits(np.asarray(upright), ceilings))
+    elif upright.mode == "F":
+        upright = Image.fromarray(_to_8_bits(np.asarray(upright), (1, 255, 65535)))
+    return upright if upright.mode == "RGB" else upright.convert("RGB")
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """A copy, turned and mirrored as the EXIF orientation says."""
+    try:
+        return ImageOps.exif_transpose(picture)
+    # The pixels are decoded by now: only the EXIF block can be broken, which is no loss.
+    except Exception as error:
+        logger.debug("%s: unreadable EXIF left aside (%s)", _name(picture), error)
+        return picture.copy()
+
+
+def _to_8_bits(values: np.ndarray, ceilings: tuple[int, ...]) -> np.ndarray:
+    """Scale deep grayscale to uint8 of the same shape.
+
+    The range is 0 to the first of `ceilings` that holds every value; where none does, the
+    picture's own darkest to brightest.
+    """
+    values = np.nan_to_num(values.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+    low, high = float(values.min()), float(values.max())
+    for ceiling in ceilings:
+        if low >= 0 and high <= ceiling:
+            return np.rint(values * (255 / ceiling)).astype(np.uint8)
+    return np.rint((values - low) * (255 / max(high - low, 1e-30))).astype(np.uint8)
+
+
+def _reason(error: Exception, name: str) -> str:
+    match error:
+        case BadImage():
+            return str(error)
+        case FileNotFoundError():
+            hint = "; a URL is not fetched: download it first" if "://" in name else ""
+            return f"no such file{hint}"
+        case IsADirectoryError():
+            return "a folder, not a picture"
+        case PermissionError():
+            return "permission denied"
+        case UnidentifiedImageError():
+            return f"not a picture in a known format ({', '.join(_formats())})"
+        case Image.DecompressionBombError():
+            return f"more than {MAX_PIXELS:,} pixels; make it smaller"
+        case OSError(errno=int()):
+            return f"cannot be read ({error.strerror})"
+        case _:
+            return f"broken or truncated ({error})"
+
+
+# --- pixels ---------------------------------------------------------------------------------------
+
+
+def resize(image: Image.Image, recipe: ImageRecipe) -> UInt8[np.ndarray, "s s 3"]:
+    """Warp to a square, or bring the short side to `recipe.size` and crop the centre.
+
+    Pictures so long that the uncropped one would pass `CROP_PIXELS` are cropped while resizing:
+    the same region, whose pixels may be off by rounding.
+
+    Raises:
+        ValueError: `image` is not RGB.
+    """
+    if image.mode != "RGB":
+        raise ValueError(f"resize takes an RGB picture, got {image.mode}; load_image makes one")
+    side, resample = recipe.size, Image.Resampling[recipe.resample.upper()]
+    if recipe.resize == "warp":
+        return np.array(image.resize((side, side), resample))
+    # The reference rounds both the long side and the offsets down.
+    width, height = (int(side * length / min(image.size)) for length in image.size)
+    left, top = (width - side) // 2, (height - side) // 2
+    window = (left, top, left + side, top + side)
+    if width * height <= CROP_PIXELS:
+        return np.array(image.resize((width, height), resample).crop(window))
+    scale_x, scale_y = image.width / width, image.height / height
+    box = (window[0] * scale_x, window[1] * scale_y, window[2] * scale_x, window[3] * scale_y)
+    return np.array(image.resize((side, side), resample, box=box))
+
+
+def normalise(
+    images: UInt8[AnyArray, "*b s s 3"], recipe: ImageRecipe
+) -> Float32[AnyArray, "*b s s 3"]:
+    """(x / 255 - mean) / std in float32, for NumPy and JAX arrays alike; works under jit."""
+    # As many axes as the pictures: JAX may be told to raise on rank promotion.
+    shape = (1,) * (images.ndim - 1) + (3,)
+    mean = np.array(recipe.mean, np.float32).reshape(shape)
+    std = np.array(recipe.std, np.float32).reshape(shape)
+    return (images.astype(np.float32) / 255 - mean) / std

@@ -1,0 +1,74 @@
+"""The `folder:` source: every picture below a folder, without captions."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image
+
+from edje_jax.data.images import load_image
+from edje_jax.data.sources.packed import PackedStrings
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+"""What counts as a picture, in either case."""
+
+
+class Folder:
+    """Pictures by extension, recursively, sorted by path; hidden files and folders are skipped.
+
+    A picture's id is its path below the folder, with "/" on every system. Links to files are
+    followed, links to folders are not (they may lead round in a circle).
+
+    Raises:
+        FileNotFoundError: no such folder.
+        NotADirectoryError: it is a file.
+        ValueError: it holds no picture.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = os.path.expanduser(path)
+        if not os.path.exists(self.path):
+            raise FileNotFoundError(f"{self.path}: no such folder")
+        if not os.path.isdir(self.path):
+            raise NotADirectoryError(f"{self.path}: a file; folder: takes a folder of pictures")
+        self._paths = PackedStrings(sorted(_pictures(self.path)))
+        if not len(self):
+            raise ValueError(
+                f"{self.path}: no picture in it or below; looked for {', '.join(EXTENSIONS)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def image_id(self, index: int) -> str:
+        """The picture's path below the folder."""
+        return self._paths[self._checked(index)]
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """None: an empty tuple."""
+        self._checked(index)
+        return ()
+
+    def image(self, index: int) -> Image.Image:
+        """The picture, upright and RGB; `BadImage` if it cannot be read."""
+        return load_image(os.path.join(self.path, self._paths[self._checked(index)]))
+
+    def _checked(self, index: int) -> int:
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.path} has {len(self)} pictures, asked for {index}")
+        return index
+
+
+def _pictures(root: str) -> Iterator[str]:
+    """Paths below `root`, as POSIX writes them."""
+    for folder, subfolders, files in os.walk(root, onerror=_unreadable):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        below = Path(folder).relative_to(root)
+        for name in files:
+            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
+                yield (below / name).as_posix()
+
+
+def _unreadable(error: OSError) -> None:
+    # os.walk would leave the folder out in silence, and an index without it looks complete.
+    raise error

@@ -1,0 +1,155 @@
+"""Captions -> token ids: one pinned recipe for the backbone and one for the joint encoder."""
+
+import html
+import os
+import re
+import string
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import ftfy
+import numpy as np
+import tokenizers
+from jaxtyping import Int
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_SPACES = re.compile(r"\s+")
+
+
+def canonicalise(caption: str) -> str:
+    """The published caption recipe: mended, unescaped, no punctuation, lower case, single spaces.
+
+    Both towers see the canonical caption (published code: ftfy, HTML unescape,
+    '_' to space, ASCII punctuation removed, lower case, white space collapsed).
+    """
+    # Plain ASCII has nothing to mend or unescape, and mending takes most of the time.
+    plain = caption.isascii() and caption.isprintable() and "&" not in caption
+    text = caption if plain else html.unescape(html.unescape(ftfy.fix_text(caption)))
+    text = text.replace("_", " ").translate(_NO_PUNCTUATION).lower()
+    return _SPACES.sub(" ", text).strip()
+
+
+class JointTokenizer:
+    """[CLS] caption [SEP] for the joint encoder, from a folder with a BERT tokenizer.
+
+    Raises:
+        FileNotFoundError: the folder holds no tokenizer.
+        ValueError: it lacks one of BERT's special tokens.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], max_length: int):
+        self.folder = Path(folder)
+        self.max_length = max_length
+        hub = load_tokenizer(folder)
+        self.pad_id, self.cls_id, self.sep_id, self.mask_id, self.unk_id = (
+            _special_id(hub, name, folder) for name in ("pad", "cls", "sep", "mask", "unk")
+        )
+        self.vocab_size = len(hub)
+        self._tokenizer = hub.backend_tokenizer
+        self._tokenizer.enable_truncation(max_length)
+        self._tokenizer.no_padding()
+
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        """Ids that masked LM leaves alone."""
+        return (self.pad_id, self.cls_id, self.sep_id, self.mask_id, self.unk_id)
+
+    def __call__(
+        self, captions: Sequence[str], length: int | None = None
+    ) -> Int[np.ndarray, "n t"]:
+        """int32 [N, length], padded; a caption past `max_length` is cut before its [SEP].
+
+        `length` defaults to `max_length`; a shorter one must fit every caption.
+        """
+        rows = [e.ids for e in self._tokenizer.encode_batch([canonicalise(c) for c in captions])]
+        return pad_rows(rows, length or self.max_length, self.pad_id)
+
+
+class BackboneTokenizer:
+    """The backbone's own text recipe: canonical caption, padded to the tower's full length.
+
+    SigLIP has no attention mask and pools its last position, so the padding matters.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], length: int, pad_id: int | None = None):
+        self.folder = Path(folder)
+        self.length = length
+        hub = load_tokenizer(folder)
+        self.pad_id = _special_id(hub, "pad", folder) if pad_id is None else pad_id
+        self.vocab_size = len(hub)
+        self._tokenizer = hub.backend_tokenizer
+        self._tokenizer.enable_truncation(length)
+        self._tokenizer.no_padding()
+
+    def __call__(self, captions: Sequence[str]) -> Int[np.ndarray, "n l"]:
+        """int32 [N, length]."""
+        rows = [e.ids for e in self._tokenizer.encode_batch([canonicalise(c) for c in captions])]
+        return pad_rows(rows, self.length, self.pad_id)
+
+
+def pad_rows(rows: Sequence[Sequence[int]], length: int, pad_id: int) -> Int[np.ndarray, "n t"]:
+    """int32 [N, length]; every row must fit."""
+    out = np.full((len(rows), length), pad_id, np.int32)
+    for i, row in enumerate(rows):
+        out[i, : len(row)] = row
+    return out
+
+
+def load_tokenizer(folder: str | os.PathLike[str]):
+    """The Hugging Face tokenizer of a folder, in its fast form."""
+    # Late, as transformers takes seconds to import and many callers never tokenise.
+    from transformers import AutoTokenizer
+    from transformers.utils import logging as hub_logging
+
+    names = ("tokenizer.json", "vocab.txt", "spiece.model", "tokenizer.model", "vocab.json")
+    if not any((Path(folder) / name).exists() for name in names):
+        raise FileNotFoundError(f"{folder}: no tokenizer here; looked for {', '.join(names)}")
+    # It warns about the config.json beside the tokenizer, which is another model's business.
+    verbosity = hub_logging.get_verbosity()
+    hub_logging.set_verbosity_error()
+    try:
+        return AutoTokenizer.from_pretrained(str(folder))
+    finally:
+        hub_logging.set_verbosity(verbosity)
+
+
+def train_wordpiece(
+    captions: Iterable[str],
+    vocab_size: int,
+    folder: str | os.PathLike[str],
+) -> None:
+    """Train a lower-casing WordPiece on canonical captions; save it as a Hugging Face tokenizer.
+
+    The special tokens are BERT's, [PAD] first, so that the pad id is 0 for either tower.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size, special_tokens=special, show_progress=False
+    )
+    tokenizer.train_from_iterator((canonicalise(c) for c in captions), trainer)
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, special.index(token)) for token in ("[CLS]", "[SEP]")],
+    )
+    names = dict(zip(("pad", "unk", "cls", "sep", "mask"), special, strict=True))
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        # Stated, because a SigLIP text tower takes no mask and readers go by this.
+        model_input_names=["input_ids"],
+        **{f"{name}_token": token for name, token in names.items()},
+    ).save_pretrained(str(folder))
+
+
+def _special_id(hub, name: str, folder: str | os.PathLike[str]) -> int:
+    value = getattr(hub, f"{name}_token_id")
+    if value is None:
+        raise ValueError(f"{folder}: this tokenizer has no {name} token, which EDJE needs")
+    return int(value)

@@ -1,0 +1,309 @@
+"""Two-stage retrieval over a captioned gallery: nearest by embedding, then reranked pair by pair.
+
+Both directions at once. Text-to-image: each caption's k nearest pictures by cosine are reordered
+by match logit + similarity_weight * cosine, everything past k stays as it was. Image-to-text: the
+same from each picture among the captions. Equal similarities rank by lower index, equal reranking
+scores by base order, so that a result is a function of its numbers alone.
+
+As in the published EDJE evaluation (arXiv 2510.06820), R@k for k at or past the depth cannot
+change; unlike it, a pair that both directions ask for is scored once.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from edje_jax.evaluation import metrics
+
+ScorePairs = Callable[
+    [Int[np.ndarray, " p"], Int[np.ndarray, " p"]],
+    Float[np.ndarray, " p"],
+]
+"""(text index, image index) int32 -> match logits, for a list of pairs of any length."""
+
+BLOCK_SIMILARITIES = 1 << 22
+"""Similarities held at once; a block is as many whole queries as fit, and at least one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Gallery:
+    """The pictures and captions that are searched. What could not be read is simply not here.
+
+    `captions` are all pictures' captions in one list and `caption_image` int32 [T] tells whose
+    each is. A picture without captions is a distractor: a candidate, never a counted query.
+
+    Raises:
+        ValueError: there is nothing to search, a picture id is empty or stands twice, or
+            `caption_image` does not fit the lists.
+    """
+
+    image_ids: list[str]
+    captions: list[str]
+    caption_image: Int[np.ndarray, " t"]
+
+    def __post_init__(self):
+        owner = np.asarray(self.caption_image)
+        if not self.image_ids or not self.captions:
+            raise ValueError(
+                f"the gallery has {len(self.image_ids)} pictures and {len(self.captions)} "
+                "captions; evaluation needs both"
+            )
+        if owner.shape != (len(self.captions),):
+            raise ValueError(
+                f"caption_image has shape {owner.shape} for {len(self.captions)} captions"
+            )
+        if owner.min() < 0 or owner.max() >= len(self.image_ids):
+            raise ValueError(
+                f"caption_image runs from {owner.min()} to {owner.max()}; "
+                f"the gallery has pictures 0 to {len(self.image_ids) - 1}"
+            )
+        _check_ids(self.image_ids)
+        object.__setattr__(self, "caption_image", owner.astype(np.int32))
+
+    @classmethod
+    def of(cls, image_ids: Sequence[str], captions: Sequence[Sequence[str]]) -> "Gallery":
+        """From each picture's id and its captions."""
+        owner = [i for i, texts in enumerate(captions) for _ in texts]
+        return cls(
+            list(image_ids),
+            [text for texts in captions for text in texts],
+            np.array(owner, np.int32),
+        )
+
+    @cached_property
+    def text_ids(self) -> list[str]:
+        """A name for each caption: its picture's id, '#', and its number within the picture."""
+        count = [0] * len(self.image_ids)
+        ids = []
+        for i in self.caption_image.tolist():
+            ids.append(f"{self.image_ids[i]}#{count[i]}")
+            count[i] += 1
+        return ids
+
+
+@dataclass(frozen=True, eq=False)
+class Direction:
+    """One direction's result. Q queries, k candidates each (fewer than asked if fewer exist).
+
+    Ranks start at 1 and are those of the query's best right answer; 0 for a query without one.
+    """
+
+    candidates: Int[np.ndarray, "q k"]
+    """Items in base order."""
+    similarities: Float[np.ndarray, "q k"]
+    """Cosine of each candidate."""
+    scores: Float[np.ndarray, "q k"]
+    """Match logit of each candidate."""
+    combined: Float[np.ndarray, "q k"]
+    """What the reranking sorts by: score + similarity_weight * similarity."""
+    order: Int[np.ndarray, "q k"]
+    """Places in `candidates`, best first: `candidates[q, order[q]]` is the reranked list."""
+    hits: Bool[np.ndarray, "q k"]
+    """Which candidates are right answers."""
+    base_rank: Int[np.ndarray, " q"]
+    """Exact over the whole gallery, however small k is."""
+    reranked_rank: Int[np.ndarray, " q"]
+    """Within the candidates where one of them is right, else the base rank."""
+    base_best: Int[np.ndarray, " q"]
+    """The right answer that `base_rank` is the rank of; -1 for none."""
+
+    @property
+    def answered(self) -> Bool[np.ndarray, " q"]:
+        """Queries that have a right answer in the gallery: those that count."""
+        return self.base_rank > 0
+
+    def reranked(self, values: np.ndarray) -> np.ndarray:
+        """Any of the [q, k] fields in reranked order."""
+        return np.take_along_axis(values, self.order, axis=1)
+
+    def metrics(self) -> dict[str, Any]:
+        """{"base": {"R@1", ...}, "reranked": {...}, "ceiling"}, in percent."""
+        return {
+            "base": metrics.recalls(self.base_rank),
+            "reranked": metrics.recalls(self.reranked_rank),
+            "ceiling": metrics.candidate_ceiling(self.hits, self.answered),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Retrieval:
+    """Both directions' results, the depth that was asked for and the weight of the cosine."""
+
+    t2i: Direction
+    i2t: Direction
+    k: int
+    similarity_weight: float
+
+    def metrics(self) -> dict[str, Any]:
+        """{"k", "t2i": {"base": {"R@1", ...}, "reranked": {...}, "ceiling"}, "i2t": {...}}."""
+        return {"k": self.k, "t2i": self.t2i.metrics(), "i2t": self.i2t.metrics()}
+
+
+def rerank(
+    gallery: Gallery,
+    image_embeddings: Float[np.ndarray, "n e"],
+    text_embeddings: Float[np.ndarray, "t d"],
+    score_pairs: ScorePairs,
+    k: int,
+    similarity_weight: float = 0.0,
+) -> Retrieval:
+    """Retrieve in both directions and rerank the first k of each.
+
+    Embeddings are unit length. `score_pairs` is called once, with every pair that either direction
+    asks for, each once, sorted by picture and then by caption.
+
+    Raises:
+        ValueError: k is below 1, the embeddings do not fit the gallery or are not of unit length,
+            or `score_pairs` gives something else than one finite number a pair.
+    """
+    if k < 1:
+        raise ValueError(f"k = {k}; the number of candidates to rerank starts at 1")
+    images = _embeddings("image_embeddings", image_embeddings, len(gallery.image_ids))
+    texts = _embeddings("text_embeddings", text_embeddings, len(gallery.captions))
+    if images.shape[1] != texts.shape[1]:
+        raise ValueError(
+            f"pictures are embedded in {images.shape[1]} dimensions and captions in "
+            f"{texts.shape[1]}; both must come from one backbone"
+        )
+    owner, pictures = gallery.caption_image, np.arange(len(images), dtype=np.int32)
+    t2i = first_stage(texts, images, owner, pictures, k)
+    i2t = first_stage(images, texts, pictures, owner, k)
+    t2i_scores, i2t_scores = _score_once(t2i.candidates, i2t.candidates, score_pairs)
+    return Retrieval(
+        _direction(t2i, t2i_scores, owner, pictures, similarity_weight),
+        _direction(i2t, i2t_scores, pictures, owner, similarity_weight),
+        k,
+        similarity_weight,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class FirstStage:
+    """Each query's nearest items, and where its best right answer stands among all of them."""
+
+    candidates: Int[np.ndarray, "q k"]
+    similarities: Float[np.ndarray, "q k"]
+    best: Int[np.ndarray, " q"]
+    rank: Int[np.ndarray, " q"]
+
+
+def first_stage(
+    queries: Float[np.ndarray, "q e"],
+    items: Float[np.ndarray, "g e"],
+    query_picture: Int[np.ndarray, " q"],
+    item_picture: Int[np.ndarray, " g"],
+    k: int,
+) -> FirstStage:
+    """Exact search by inner product; an item is a right answer if it has the query's picture.
+
+    Works through the queries in blocks, so memory does not grow with q * g.
+    """
+    q, k = len(queries), min(k, len(items))
+    candidates = np.empty((q, k), np.int32)
+    similarities = np.empty((q, k), np.float32)
+    best, rank = np.empty(q, np.int32), np.empty(q, np.int32)
+    block = max(1, BLOCK_SIMILARITIES // len(items))
+    for start in range(0, q, block):
+        rows = slice(start, start + block)
+        near = queries[rows] @ items.T
+        candidates[rows] = top_k(near, k)
+        similarities[rows] = np.take_along_axis(near, candidates[rows], axis=1)
+        positive = query_picture[rows, None] == item_picture[None]
+        best[rows], rank[rows] = metrics.best_positive(near, positive)
+    return FirstStage(candidates, similarities, best, rank)
+
+
+def top_k(values: Float[np.ndarray, "q g"], k: int) -> Int[np.ndarray, "q k"]:
+    """Columns of each row's k largest values, largest first, equal ones by lower column.
+
+    The same as the first k of a stable sort, at the price of a partition.
+    """
+    g = values.shape[1]
+    columns = np.sort(np.argpartition(values, g - k, axis=1)[:, g - k :], axis=1)
+    chosen = np.take_along_axis(values, columns, axis=1)
+    columns = np.take_along_axis(columns, np.argsort(-chosen, axis=1, kind="stable"), axis=1)
+    # A partition picks any of the values that tie for the last place: sort those rows in full.
+    tied = np.count_nonzero(values >= chosen.min(axis=1, keepdims=True), axis=1) > k
+    if tied.any():
+        columns[tied] = np.argsort(-values[tied], axis=1, kind="stable")[:, :k]
+    return columns
+
+
+def _score_once(
+    t2i: Int[np.ndarray, "t k"], i2t: Int[np.ndarray, "n j"], score_pairs: ScorePairs
+) -> tuple[Float[np.ndarray, "t k"], Float[np.ndarray, "n j"]]:
+    """Logits of both directions' candidates from one list of unique pairs."""
+    texts, images = len(t2i), len(i2t)
+    # Picture first, so that a scorer that reads tokens from disk meets each picture once.
+    from_text = t2i.astype(np.int64) * texts + np.arange(texts)[:, None]
+    from_image = np.arange(images)[:, None] * texts + i2t.astype(np.int64)
+    pairs, place = np.unique(
+        np.concatenate([from_text.ravel(), from_image.ravel()]), return_inverse=True
+    )
+    image_index, text_index = (x.astype(np.int32) for x in np.divmod(pairs, texts))
+    scores = np.asarray(score_pairs(text_index, image_index), np.float32)
+    if scores.shape != pairs.shape:
+        raise ValueError(f"score_pairs gave shape {scores.shape} for {len(pairs)} pairs")
+    if not np.isfinite(scores).all():
+        i = int(np.flatnonzero(~np.isfinite(scores))[0])
+        raise ValueError(
+            f"score_pairs gave {scores[i]} for caption {text_index[i]} and picture "
+            f"{image_index[i]}; check the model's weights"
+        )
+    scores = scores[place.ravel()]
+    return scores[: t2i.size].reshape(t2i.shape), scores[t2i.size :].reshape(i2t.shape)
+
+
+def _direction(
+    stage: FirstStage,
+    scores: Float[np.ndarray, "q k"],
+    query_picture: Int[np.ndarray, " q"],
+    item_picture: Int[np.ndarray, " g"],
+    similarity_weight: float,
+) -> Direction:
+    combined = scores + np.float32(similarity_weight) * stage.similarities
+    order = np.argsort(-combined, axis=1, kind="stable").astype(np.int32)
+    hits = item_picture[stage.candidates] == query_picture[:, None]
+    place = np.take_along_axis(hits, order, axis=1).argmax(axis=1)
+    return Direction(
+        candidates=stage.candidates,
+        similarities=stage.similarities,
+        scores=scores,
+        combined=combined,
+        order=order,
+        hits=hits,
+        base_rank=stage.rank,
+        reranked_rank=np.where(hits.any(axis=1), place + 1, stage.rank).astype(np.int32),
+        base_best=stage.best,
+    )
+
+
+def _embeddings(name: str, values: np.ndarray, rows: int) -> Float[np.ndarray, "r e"]:
+    values = np.asarray(values, np.float32)
+    if values.ndim != 2 or len(values) != rows:
+        raise ValueError(f"{name} has shape {values.shape}; the gallery needs ({rows}, e)")
+    lengths = np.linalg.norm(values, axis=1)
+    # Loose enough for embeddings that were stored in bfloat16; a NaN fails it too.
+    wrong = np.flatnonzero(~(np.abs(lengths - 1) < 1e-2))
+    if len(wrong):
+        raise ValueError(
+            f"{name}: row {wrong[0]} has length {lengths[wrong[0]]:.4g}; "
+            "divide embeddings by their length first"
+        )
+    return values
+
+
+def _check_ids(image_ids: Sequence[str]) -> None:
+    seen: set[str] = set()
+    for i, name in enumerate(image_ids):
+        if not name:
+            raise ValueError(f"picture {i} has an empty id; give every picture a name")
+        if name in seen:
+            raise ValueError(
+                f"picture id {name!r} stands twice; put a picture's captions into one record"
+            )
+        seen.add(name)

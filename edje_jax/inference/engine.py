@@ -1,0 +1,129 @@
+"""The models behind plain array functions: any number of rows in, NumPy out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32, Int, PyTree, UInt8
+
+from edje_jax.config import EdjeConfig, ImageRecipe
+from edje_jax.data.images import normalise
+from edje_jax.data.text import BackboneTokenizer, JointTokenizer
+from edje_jax.inference.buckets import batches, bucket, lengths_up_to
+from edje_jax.models.apply import apply
+from edje_jax.models.edje import Edje
+from edje_jax.models.siglip import Siglip
+
+IMAGE_BATCHES = (1, 8, 32)
+TEXT_BATCHES = (1, 16, 128)
+PAIR_BATCHES = {"cpu": (1, 8, 32, 128), "gpu": (16, 128, 1024), "tpu": (16, 128, 1024)}
+"""Pairs scored in one call, per platform."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What one picture leaves behind."""
+
+    tokens: Float[np.ndarray, "n m d"]
+    """Compressed tokens."""
+    embeddings: Float32[np.ndarray, "n e"]
+    """First-stage embeddings, unit length."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A model and its tokenizers. Cheap to make: compiled programs are shared between engines."""
+
+    config: EdjeConfig
+    params: PyTree
+    """`adapter` and `joint_encoder`."""
+    backbone_params: PyTree
+    joint_tokenizer: JointTokenizer
+    backbone_tokenizer: BackboneTokenizer
+    dtype: jax.typing.DTypeLike = jnp.float32
+    """Compute dtype."""
+
+    @property
+    def model(self) -> Edje:
+        """The joint encoder as a pure function of its parameters."""
+        return Edje(self.config, self.dtype)
+
+    @property
+    def backbone(self) -> Siglip:
+        """The dual encoder as a pure function of its parameters."""
+        return Siglip(self.config.backbone, self.dtype)
+
+    def encode_images(self, images: UInt8[np.ndarray, "n s s 3"]) -> Encoded:
+        """Resized uint8 pictures -> compressed tokens and embeddings, both float32."""
+        return self._encode(images, self.config.image)
+
+    def encode_pixels(self, pixel_values: Float32[np.ndarray, "n s s 3"]) -> Encoded:
+        """The same from pixels that are normalised already."""
+        return self._encode(pixel_values, None)
+
+    def _encode(self, images: np.ndarray, recipe: ImageRecipe | None) -> Encoded:
+        encode = partial(_encode_images, self.backbone, self.model, recipe)
+        width, count = self.config.joint_encoder.hidden_size, len(images)
+        tokens = np.empty((count, self.config.num_tokens, width), np.float32)
+        embeddings = np.empty((count, self.config.backbone.text.projection_size), np.float32)
+        for rows, real in batches(np.arange(count), IMAGE_BATCHES):
+            made = encode(self.backbone_params, self.params, images[rows])
+            tokens[rows[:real]], embeddings[rows[:real]] = (x[:real] for x in jax.device_get(made))
+        return Encoded(tokens, embeddings)
+
+    def embed_texts(self, captions: Sequence[str]) -> Float32[np.ndarray, "n e"]:
+        """First-stage text embeddings, unit length."""
+        ids = self.backbone_tokenizer(captions)
+        out = np.empty((len(ids), self.config.backbone.text.projection_size), np.float32)
+        for rows, real in batches(np.arange(len(ids)), TEXT_BATCHES):
+            out[rows[:real]] = _embed_texts(self.backbone, self.backbone_params, ids[rows])[:real]
+        return out
+
+    def score_pairs(
+        self,
+        ids: Int[np.ndarray, "t l"],
+        tokens: Float[Array, "n m d"] | Float[np.ndarray, "n m d"],
+        text_index: Int[np.ndarray, " p"],
+        image_index: Int[np.ndarray, " p"],
+    ) -> Float32[np.ndarray, " p"]:
+        """Match logits of the pairs (ids[text_index], tokens[image_index]).
+
+        `ids` are [CLS] caption [SEP] padded to one length; each pair is computed at its own
+        caption's bucket. Tokens are gathered on the device, so hand them over once as a JAX
+        array when scoring repeatedly.
+        """
+        ids_table, tokens_table = jnp.asarray(ids), jnp.asarray(tokens)
+        lengths = lengths_up_to(self.config.max_text_length)
+        used = (ids != self.config.joint_encoder.pad_token_id).sum(axis=1)
+        wanted = np.array([bucket(n, lengths) for n in used])[text_index]
+        out = np.empty(len(text_index), np.float32)
+        sizes = PAIR_BATCHES[jax.default_backend()]
+        for length in np.unique(wanted):
+            for rows, real in batches(np.flatnonzero(wanted == length), sizes):
+                logits = _score(
+                    self.model, int(length), self.params, ids_table, tokens_table,
+                    text_index[rows], image_index[rows],
+                )  # fmt: skip
+                out[rows[:real]] = np.asarray(logits)[:real]
+        return out
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _encode_images(backbone, model, recipe, backbone_params, params, images):
+    pixels = images if recipe is None else normalise(images, recipe)
+    image = apply(backbone, backbone_params, "encode_image", pixels)
+    tokens = apply(model, params, "compress", image.tokens)
+    return tokens.astype(jnp.float32), image.embedding
+
+
+@partial(jax.jit, static_argnums=0)
+def _embed_texts(backbone, params, ids):
+    return apply(backbone, params, "encode_text", ids)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _score(model, length, params, ids, tokens, text_index, image_index):
+    return apply(model, params, "match", ids[text_index, :length], tokens[image_index])

@@ -1,0 +1,123 @@
+"""A source -> everything an evaluation needs: a gallery, its tokens and its embeddings."""
+
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Float32
+
+from edje_jax.config import ImageRecipe
+from edje_jax.data.images import BadImage, resize
+from edje_jax.data.loader import BadPictures
+from edje_jax.evaluation.retrieval import Gallery, Retrieval, rerank
+from edje_jax.inference.engine import Engine
+from edje_jax.types import Source
+
+log = logging.getLogger(__name__)
+
+CHUNK = 256
+"""Pictures decoded ahead; bounds the memory held by pixels."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what, done, total)."""
+
+
+@dataclass(frozen=True)
+class EncodedGallery:
+    """A gallery after the offline part: row i of the arrays is picture i of the gallery."""
+
+    gallery: Gallery
+    record: list[int]
+    """The source's index of each picture."""
+    tokens: Float[np.ndarray, "n m d"]
+    embeddings: Float32[np.ndarray, "n e"]
+
+
+def read_pictures(
+    source: Source, recipe: ImageRecipe, bad: BadPictures
+) -> Iterator[tuple[list[int], np.ndarray]]:
+    """Chunks of (indices, uint8 [n, S, S, 3]) over a source, decoded in threads.
+
+    Raises:
+        TooManyBadPictures: see `BadPictures`.
+    """
+
+    def read(index: int) -> np.ndarray | str:
+        try:
+            return resize(source.image(index), recipe)
+        except BadImage as error:
+            return str(error)
+
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(source), CHUNK):
+            indices = range(start, min(start + CHUNK, len(source)))
+            read_back = dict(zip(indices, pool.map(read, indices), strict=True))
+            good = {i: x for i, x in read_back.items() if isinstance(x, np.ndarray)}
+            bad.add({source.image_id(i): x for i, x in read_back.items() if isinstance(x, str)})
+            if good:
+                yield list(good), np.stack(list(good.values()))
+
+
+def encode_gallery(
+    engine: Engine, source: Source, max_bad: float, progress: Progress | None = None
+) -> EncodedGallery:
+    """Read and encode every picture of a source once.
+
+    Raises:
+        ValueError: the source has no captions to ask with.
+        TooManyBadPictures: more than `max_bad` of the pictures could not be read.
+    """
+    record: list[int] = []
+    parts = []
+    for indices, images in read_pictures(
+        source, engine.config.image, BadPictures(len(source), max_bad)
+    ):
+        parts.append(engine.encode_images(images))
+        record += indices
+        if progress:
+            progress("pictures", len(record), len(source))
+    captions = [list(source.captions(i)) for i in record]
+    if not any(captions):
+        raise ValueError("this set has no captions, so there is nothing to evaluate with")
+    gallery = Gallery.of([source.image_id(i) for i in record], captions)
+    return EncodedGallery(
+        gallery,
+        record,
+        np.concatenate([part.tokens for part in parts]),
+        np.concatenate([part.embeddings for part in parts]),
+    )
+
+
+def evaluate(
+    engine: Engine,
+    encoded: EncodedGallery,
+    k: int,
+    similarity_weight: float = 0.0,
+    progress: Progress | None = None,
+) -> Retrieval:
+    """First stage, then the joint encoder on k candidates, in both directions."""
+    captions = encoded.gallery.captions
+    ids = engine.joint_tokenizer(captions)
+    tokens = jnp.asarray(encoded.tokens)
+
+    def score_pairs(text_index: np.ndarray, image_index: np.ndarray) -> np.ndarray:
+        out = np.empty(len(text_index), np.float32)
+        step = 16_384
+        for start in range(0, len(out), step):
+            part = slice(start, start + step)
+            out[part] = engine.score_pairs(ids, tokens, text_index[part], image_index[part])
+            if progress:
+                progress("pairs", min(start + step, len(out)), len(out))
+        return out
+
+    return rerank(
+        encoded.gallery,
+        encoded.embeddings,
+        engine.embed_texts(captions),
+        score_pairs,
+        k,
+        similarity_weight,
+    )

@@ -1,0 +1,1 @@
+"""Pure functions of (params, arrays); nothing here opens a file."""

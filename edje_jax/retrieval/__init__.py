@@ -1,0 +1,1 @@
+"""Compressed tokens on disk, who is a candidate, and the reranker."""

@@ -1,0 +1,205 @@
+"""`Reranker`: the model as users hold it. Pictures, texts, and the scores between them."""
+
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32
+
+from edje_jax.config import EdjeConfig, Precision
+from edje_jax.data.images import ImageLike, load_image, resize
+from edje_jax.data.text import BackboneTokenizer, JointTokenizer
+from edje_jax.inference.engine import Encoded, Engine
+from edje_jax.inference.precision import compute_dtype
+from edje_jax.weights.folder import Model, load_model
+
+Tokens = Float[Array, "n m d"] | Float[np.ndarray, "n m d"]
+
+
+class Reranker:
+    """Scores texts against pictures that were encoded once.
+
+        reranker = Reranker.from_pretrained("runs/demo/model")
+        tokens = reranker.encode_images(["dogs.jpg", "boat.jpg"])
+        reranker.score_matrix(["two dogs", "a boat"], tokens)
+
+    Pictures may be paths, PIL images, file contents or uint8 [H, W, 3]. Scores are raw match
+    logits, float32; `predict` and `rank` give their sigmoid. Texts and pairs are padded to a few
+    fixed shapes, so that calls of any size reuse the same compiled programs.
+    """
+
+    def __init__(self, model: Model, precision: Precision = "auto"):
+        config = model.config
+        text = config.backbone.text
+        params, backbone_params = jax.tree.map(jnp.asarray, (model.params, model.backbone.params))
+        self.engine = Engine(
+            config,
+            params,
+            backbone_params,
+            JointTokenizer(model.tokenizer, config.max_text_length),
+            BackboneTokenizer(
+                model.backbone.folder, text.max_position_embeddings, text.pad_token_id
+            ),
+            compute_dtype(precision),
+        )
+        self.source = model.source
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | os.PathLike[str], *, precision: Precision = "auto"
+    ) -> "Reranker":
+        """Load a model folder, a training workdir, or a hub id.
+
+        Raises:
+            FileNotFoundError, ValueError, BadWeights, WeightMismatch: see `load_model`.
+        """
+        return cls(load_model(os.fspath(name)), precision)
+
+    @property
+    def config(self) -> EdjeConfig:
+        """Shapes of every part."""
+        return self.engine.config
+
+    # --- offline ----------------------------------------------------------------------------------
+
+    def encode_images(
+        self,
+        images: Sequence[ImageLike] | None = None,
+        *,
+        pixel_values: Float32[np.ndarray, "n s s 3"] | None = None,
+        dtype: jax.typing.DTypeLike = np.float32,
+    ) -> Float[np.ndarray, "n m d"]:
+        """Compressed tokens of pictures, or of pixels that are normalised already.
+
+        Raises:
+            BadImage: a picture cannot be read.
+            ValueError: pixels of another shape than the model takes, or neither or both given.
+        """
+        return self._encode(images, pixel_values).tokens.astype(dtype)
+
+    def embed_images(
+        self,
+        images: Sequence[ImageLike] | None = None,
+        *,
+        pixel_values: Float32[np.ndarray, "n s s 3"] | None = None,
+    ) -> Float32[np.ndarray, "n e"]:
+        """First-stage embeddings, unit length."""
+        return self._encode(images, pixel_values).embeddings
+
+    def embed_texts(self, texts: Sequence[str]) -> Float32[np.ndarray, "n e"]:
+        """First-stage embeddings, unit length; their products with pictures' are cosines."""
+        return self.engine.embed_texts(_texts(texts))
+
+    # --- online -----------------------------------------------------------------------------------
+
+    def score(self, texts: Sequence[str], tokens: Tokens) -> Float32[np.ndarray, " n"]:
+        """Match logits, pair by pair.
+
+        Raises:
+            ValueError: there are not as many texts as pictures, or the tokens are another model's.
+        """
+        texts = _texts(texts)
+        if len(texts) != len(tokens):
+            raise ValueError(
+                f"score takes pairs: {len(texts)} texts for {len(tokens)} pictures; for every text"
+                " against every picture use score_matrix"
+            )
+        rows = np.arange(len(texts))
+        return self._score(texts, tokens, rows, rows)
+
+    def score_matrix(self, texts: Sequence[str], tokens: Tokens) -> Float32[np.ndarray, "t n"]:
+        """Match logits of every text against every picture."""
+        texts = _texts(texts)
+        shape = (len(texts), len(tokens))
+        text_index, image_index = (index.reshape(-1) for index in np.indices(shape))
+        return self._score(texts, tokens, text_index, image_index).reshape(shape)
+
+    def predict(
+        self, pairs: Sequence[tuple[str, ImageLike]], *, raw_scores: bool = False
+    ) -> Float32[np.ndarray, " n"]:
+        """Probability that each (text, picture) pair matches, or its logit.
+
+        A picture that stands in several pairs is encoded once.
+        """
+        pictures: list[ImageLike] = []
+        place: dict[Any, int] = {}
+        for _, picture in pairs:
+            key = picture if isinstance(picture, str) else id(picture)
+            if key not in place:
+                place[key] = len(pictures)
+                pictures.append(picture)
+        rows = [place[p if isinstance(p, str) else id(p)] for _, p in pairs]
+        texts = [text for text, _ in pairs]
+        tokens = self.encode_images(pictures)
+        logits = self._score(texts, tokens, np.arange(len(texts)), np.array(rows, int))
+        return logits if raw_scores else sigmoid(logits)
+
+    def rank(
+        self, text: str, images: Sequence[ImageLike], *, top_k: int | None = None
+    ) -> list[dict[str, Any]]:
+        """Pictures by falling probability: [{"corpus_id", "score"}, ...].
+
+        The form of sentence-transformers' `CrossEncoder.rank`. Ties keep the order given.
+        """
+        scores = sigmoid(self.score_matrix([text], self.encode_images(images))[0])
+        order = np.argsort(-scores, kind="stable")[:top_k]
+        return [{"corpus_id": int(i), "score": float(scores[i])} for i in order]
+
+    def _encode(self, images, pixel_values) -> Encoded:
+        if (images is None) == (pixel_values is None):
+            raise ValueError("give either images or pixel_values")
+        recipe = self.config.image
+        if pixel_values is not None:
+            pixel_values = np.asarray(pixel_values, np.float32)
+            shape = (recipe.size, recipe.size, 3)
+            if pixel_values.shape[1:] != shape:
+                raise ValueError(
+                    f"pixel_values has shape {pixel_values.shape}; this model takes"
+                    f" [N, {recipe.size}, {recipe.size}, 3], channels last"
+                )
+            return self.engine.encode_pixels(pixel_values)
+        if isinstance(images, str | bytes | os.PathLike):
+            raise ValueError("images is a single picture; give a list of them")
+        size = (len(images), recipe.size, recipe.size, 3)
+        pixels = np.empty(size, np.uint8)
+        for row, image in enumerate(images):
+            pixels[row] = resize(load_image(image), recipe)
+        return self.engine.encode_images(pixels)
+
+    def _score(self, texts, tokens, text_index, image_index) -> np.ndarray:
+        expected = (self.config.num_tokens, self.config.joint_encoder.hidden_size)
+        if tokens.shape[1:] != expected:
+            raise ValueError(
+                f"tokens of {tokens.shape[1:]} a picture; this model makes {expected}:"
+                " they were encoded by another one"
+            )
+        ids = self._ids(tuple(texts))
+        return self.engine.score_pairs(ids, tokens, text_index, image_index)
+
+    def _ids(self, texts: tuple[str, ...]) -> np.ndarray:
+        return self.engine.joint_tokenizer(texts)
+
+    @cached_property
+    def num_parameters(self) -> dict[str, int]:
+        """Parameters of the part that runs offline and of the one that runs online."""
+
+        def count(tree: Any) -> int:
+            return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+        offline = count(self.engine.backbone_params) + count(self.engine.params["adapter"])
+        return {"offline": offline, "online": count(self.engine.params["joint_encoder"])}
+
+
+def sigmoid(logits: Float32[np.ndarray, "..."]) -> Float32[np.ndarray, "..."]:
+    """1 / (1 + exp(-x)) in float32, without overflow."""
+    return np.exp(-np.logaddexp(np.float32(0), -logits)).astype(np.float32)
+
+
+def _texts(texts: Sequence[str]) -> list[str]:
+    if isinstance(texts, str):
+        raise ValueError("texts is a single string; give a list of them")
+    return list(texts)

@@ -1,0 +1,1 @@
+"""Losses, the pure train step, and the loop around it."""

@@ -1,0 +1,114 @@
+"""The task of training a small SigLIP-style dual encoder from scratch."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from functools import cached_property, partial
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from edje_jax.config import BackboneConfig, BackboneRun, ImageRecipe
+from edje_jax.data.loader import Encoder, TrainingBatches
+from edje_jax.data.sources.registry import open_source
+from edje_jax.data.text import BackboneTokenizer, train_wordpiece
+from edje_jax.inference.precision import compute_dtype
+from edje_jax.models.siglip import Siglip
+from edje_jax.training.backbone_step import backbone_train_step
+from edje_jax.training.optim import optimiser
+from edje_jax.training.parts import some_captions
+from edje_jax.training.steps import Metrics, TrainState, init_state
+from edje_jax.types import Batch, PatchLabelled, Source
+from edje_jax.weights.backbone import save_backbone
+
+log = logging.getLogger(__name__)
+
+
+class PatchNaming(nn.Module):
+    """Linear heads that name what a patch holds, attribute by attribute; dropped after training.
+
+    Where patches are embedded linearly, the contrastive loss alone learns colour and size and
+    no shape; asking every patch for its object's attributes cures that.
+    """
+
+    sizes: Sequence[int]
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> list[jax.Array]:
+        tokens = tokens.astype(jnp.float32)
+        return [nn.Dense(size, name=f"attribute_{i}")(tokens) for i, size in enumerate(self.sizes)]
+
+
+class BackboneTask:
+    """Sigmoid loss over the batch, plus patch naming where the source can tell."""
+
+    def __init__(self, config: BackboneRun, workdir: Path):
+        self.config = config
+        vision = config.vision
+        self.image = ImageRecipe(size=vision.image_size)
+        source = open_source(config.data.train, config.data.image_root, vision.image_size)
+        tokenizer = self._tokenizer(source, workdir / "tokenizer")
+        self._tokenizer_folder = tokenizer.folder
+        text = dataclasses.replace(
+            config.text, vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id
+        )
+        self.backbone = BackboneConfig("siglip", vision, text)
+        self.model = Siglip(self.backbone, compute_dtype(config.precision), config.remat)
+        self.heads: dict[str, nn.Module] = {}
+        if config.patch_naming > 0 and isinstance(source, PatchLabelled):
+            self.heads["patch_naming"] = PatchNaming(source.patch_label_sizes)
+        elif config.patch_naming > 0:
+            log.info("%s cannot say what patches hold: no patch naming", config.data.train)
+        grid = vision.image_size // vision.patch_size if self.heads else 0
+        per_epoch = max(len(source) // config.data.batch_size, 1)
+        steps = config.steps or round(config.epochs * per_epoch)
+        encoder = Encoder(self.image, tokenizer, patch_grid=grid)
+        self.reader = TrainingBatches(source, encoder, config.data, config.seed, steps)
+        self.optimiser = optimiser(config.optim, steps, per_epoch)
+
+    def init(self) -> TrainState:
+        """Fresh parameters from the seed."""
+        vision, text = self.backbone.vision, self.backbone.text
+        keys = jax.random.split(jax.random.key(self.config.seed), 2)
+        pixels = jnp.zeros((1, vision.image_size, vision.image_size, 3))
+        ids = jnp.zeros((1, text.max_position_embeddings), jnp.int32)
+        params = {"siglip": jax.jit(self.model.init)(keys[0], pixels, ids)["params"]}
+        tokens = jnp.zeros((1, vision.num_patches, vision.hidden_size))
+        for name, head in self.heads.items():
+            params[name] = head.init(keys[1], tokens)["params"]
+        return init_state(params, self.optimiser)
+
+    @cached_property
+    def _step(self):
+        step = partial(
+            backbone_train_step,
+            model=self.model,
+            heads=self.heads,
+            weights={"sigmoid": 1.0, "patch_naming": self.config.patch_naming},
+            recipe=self.image,
+            optimiser=self.optimiser,
+        )
+        return jax.jit(step, donate_argnums=0)
+
+    def step(self, state: TrainState, batch: Batch, number: int) -> tuple[TrainState, Metrics]:
+        """One jitted step; `number` makes no difference here."""
+        return self._step(state, batch)
+
+    def evaluate(self, state: TrainState) -> dict[str, float]:
+        """R@k of the dual encoder on `data.val`."""
+        return {}
+
+    def export(self, state: TrainState, folder: Path) -> None:
+        """A Hugging Face `SiglipModel` folder."""
+        save_backbone(
+            folder, self.backbone, self.image, state.params["siglip"], self._tokenizer_folder
+        )
+
+    def _tokenizer(self, source: Source, folder: Path) -> BackboneTokenizer:
+        """The run's tokenizer, trained once from the captions and kept in the workdir."""
+        if not (folder / "tokenizer.json").exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            train_wordpiece(some_captions(source), self.config.text.vocab_size, folder)
+        return BackboneTokenizer(folder, self.config.text.max_position_embeddings)

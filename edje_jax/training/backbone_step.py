@@ -1,0 +1,55 @@
+"""The train step of a dual encoder: pure, top-level, jitted by its task."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from edje_jax.config import ImageRecipe
+from edje_jax.data.images import normalise
+from edje_jax.models.apply import apply
+from edje_jax.models.siglip import Siglip
+from edje_jax.training.losses import naming_loss, sigmoid_loss
+from edje_jax.training.negatives import positive_pairs
+from edje_jax.training.steps import Metrics, TrainState, apply_gradients
+from edje_jax.types import Batch
+
+
+def backbone_train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    model: Siglip,
+    heads: dict[str, Any],
+    weights: dict[str, float],
+    recipe: ImageRecipe,
+    optimiser: optax.GradientTransformation,
+) -> tuple[TrainState, Metrics]:
+    """One step of a dual encoder: sigmoid loss plus the auxiliary ones.
+
+    `heads` are the Linen modules of the auxiliary losses; `weights` their weights by name.
+    """
+
+    def loss_fn(params):
+        pixels = normalise(batch.images, recipe)
+        siglip = params["siglip"]
+        image = apply(model, siglip, "encode_image", pixels)
+        text = apply(model, siglip, "encode_text", batch.backbone_ids)
+        scale, bias = jnp.exp(siglip["logit_scale"]), siglip["logit_bias"]
+        logits = text @ image.embedding.T * scale[None] + bias[None]
+        positive = positive_pairs(batch.image_ids, batch.caption_ids)
+        metrics = {"loss/sigmoid": sigmoid_loss(logits, positive, batch.valid)}
+        if batch.patch_labels is not None:
+            named = apply(heads["patch_naming"], params["patch_naming"], "__call__", image.tokens)
+            losses = [
+                naming_loss(logits, batch.patch_labels[..., column], batch.valid)
+                for column, logits in enumerate(named)
+            ]
+            metrics["loss/patch_naming"] = jnp.mean(jnp.stack(losses))
+        loss = sum(weights[name.removeprefix("loss/")] * value for name, value in metrics.items())
+        return loss, {"loss": loss, **metrics}
+
+    gradients, metrics = jax.grad(loss_fn, has_aux=True)(state.params)
+    metrics["grad_norm"] = optax.global_norm(gradients)
+    return apply_gradients(state, gradients, optimiser), metrics

@@ -1,0 +1,94 @@
+"""Training state on disk, through Orbax: asynchronous, the best and the last kept."""
+
+import logging
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from edje_jax.training.steps import TrainState
+
+log = logging.getLogger(__name__)
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be read or written; the message names it and the remedy."""
+
+
+class Checkpoints:
+    """The `checkpoints/` folder of a run. Orbax writes to a temporary name and renames."""
+
+    def __init__(self, folder: Path, keep: int, best: str = ""):
+        """`keep` last checkpoints stay, and the one whose metric `best` is highest."""
+        self.folder = folder.absolute()
+        policies: list[Any] = [checkpoint_managers.LatestN(keep)]
+        if best:
+            policies.append(
+                checkpoint_managers.BestN(
+                    get_metric_fn=lambda metrics: metrics[best],
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+                cleanup_tmp_directories=True,
+            ),
+        )
+
+    def latest_step(self) -> int | None:
+        """Steps taken by the newest whole checkpoint; None if there is none."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, metrics: dict[str, float] | None = None) -> None:
+        """Start to save; returns once the state has been copied off the device."""
+        step = int(state.step)
+        if step == self.latest_step():
+            return
+        self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics, force=True)
+
+    def restore(self, like: TrainState) -> TrainState:
+        """The newest checkpoint, in the shapes, dtypes and shardings of `like`.
+
+        Raises:
+            CheckpointError: it is damaged, or of another model.
+        """
+        step = self.latest_step()
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        try:
+            restored = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        except Exception as error:
+            raise CheckpointError(
+                f"{self.folder / str(step)}: this checkpoint cannot be read ({_short(error)})."
+                " Delete that folder to go on from the one before it, or start in a new --workdir."
+            ) from error
+        log.info("resumed from %s", self.folder / str(step))
+        return cast(TrainState, restored)
+
+    def wait(self) -> None:
+        """Block until everything asked for is on disk.
+
+        Raises:
+            CheckpointError: it could not be written (a full disk, say).
+        """
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise CheckpointError(
+                f"{self.folder}: the checkpoint could not be written ({_short(error)})."
+                " Free some space and run the command again; earlier checkpoints are whole."
+            ) from error
+
+    def close(self) -> None:
+        """Finish writing and let go."""
+        self.wait()
+        self._manager.close()
+
+
+def _short(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:200]

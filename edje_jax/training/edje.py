@@ -1,0 +1,140 @@
+"""The task of training an EDJE on a frozen backbone: pre-training, fine-tuning, distillation."""
+
+import logging
+from functools import cached_property, partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import PyTree
+
+from edje_jax.config import EdjeConfig, EdjeRun
+from edje_jax.data.loader import Encoder, TrainingBatches
+from edje_jax.data.sources.registry import open_source
+from edje_jax.data.text import BackboneTokenizer, JointTokenizer
+from edje_jax.inference.engine import Engine
+from edje_jax.inference.gallery import encode_gallery, evaluate
+from edje_jax.inference.precision import compute_dtype
+from edje_jax.models.edje import Edje
+from edje_jax.models.siglip import Siglip
+from edje_jax.training.edje_step import Frozen, Phase, edje_train_step
+from edje_jax.training.optim import optimiser, schedule
+from edje_jax.training.parts import Parts, assemble
+from edje_jax.training.steps import Metrics, TrainState, init_state
+from edje_jax.types import Batch
+from edje_jax.weights.card import model_card
+from edje_jax.weights.folder import Model, save_model
+
+log = logging.getLogger(__name__)
+
+
+class EdjeTask:
+    """Matching, masked LM, text recovery and distillation, as the config weighs them."""
+
+    def __init__(self, config: EdjeRun, workdir: Path):
+        self.config = config
+        source = open_source(config.data.train, config.data.image_root)
+        self.parts: Parts = assemble(config, source, workdir)
+        self.model_config: EdjeConfig = self.parts.config
+        dtype = compute_dtype(config.precision)
+        self.dtype = dtype
+        self.backbone = Siglip(self.model_config.backbone, dtype)
+        self.model = Edje(self.model_config, dtype, config.model.dropout, config.remat)
+        teacher = self.parts.teacher
+        self.teacher = Edje(teacher.config, dtype) if teacher else None
+        self.joint_tokenizer = JointTokenizer(
+            self.parts.tokenizer, self.model_config.max_text_length
+        )
+        text = self.model_config.backbone.text
+        self.backbone_tokenizer = BackboneTokenizer(
+            self.parts.backbone.folder, text.max_position_embeddings, text.pad_token_id
+        )
+        per_epoch = max(len(source) // config.data.batch_size, 1)
+        steps = config.steps or max(round(config.epochs * per_epoch), 1)
+        encoder = Encoder(self.model_config.image, self.backbone_tokenizer, self.joint_tokenizer)
+        self.reader = TrainingBatches(source, encoder, config.data, config.seed, steps)
+        self.optimiser = optimiser(config.optim, steps, per_epoch)
+        self.learning_rate = schedule(config.optim, steps, per_epoch)
+        self.frozen = jax.tree.map(
+            jnp.asarray, Frozen(self.parts.backbone.params, teacher.params if teacher else None)
+        )
+
+    def init(self) -> TrainState:
+        """Fresh parameters from the seed, with what was loaded laid over them."""
+        vision = self.model_config.backbone.vision
+        tokens = jnp.zeros((1, vision.num_patches, vision.hidden_size))
+        ids = jnp.ones((1, 3), jnp.int32)
+        model = Edje(self.model_config)
+        key = jax.random.key(self.config.seed)
+        params = jax.jit(model.init)(key, tokens, ids)["params"]
+        return init_state(_overlay(params, self.parts.params), self.optimiser)
+
+    def _compiled(self, phase: Phase):
+        step = partial(
+            edje_train_step,
+            backbone=self.backbone,
+            model=self.model,
+            teacher=self.teacher,
+            loss=self.config.loss,
+            phase=phase,
+            recipe=self.model_config.image,
+            special_ids=self.joint_tokenizer.special_ids,
+            mask_id=self.joint_tokenizer.mask_id,
+            seed=self.config.seed,
+            optimiser=self.optimiser,
+            learning_rate=self.learning_rate,
+        )
+        return jax.jit(step, donate_argnums=0)
+
+    @cached_property
+    def _steps(self):
+        return {phase: self._compiled(phase) for phase in ("masked_lm", "all")}
+
+    def step(self, state: TrainState, batch: Batch, number: int) -> tuple[TrainState, Metrics]:
+        """Step `number`: of masked LM alone at first if the config says so, else of everything."""
+        alone = number < self.config.loss.masked_lm_first * len(self.reader)
+        return self._steps["masked_lm" if alone else "all"](state, self.frozen, batch)
+
+    def evaluate(self, state: TrainState) -> dict[str, float]:
+        """Base and reranked recalls on `data.val`; {} if there is none."""
+        if not self.config.data.val:
+            return {}
+        source = open_source(self.config.data.val, self.config.data.image_root)
+        engine = Engine(
+            self.model_config,
+            state.params,
+            self.frozen.backbone,
+            self.joint_tokenizer,
+            self.backbone_tokenizer,
+            self.dtype,
+        )
+        encoded = encode_gallery(engine, source, self.config.data.max_bad)
+        metrics = evaluate(engine, encoded, self.config.k).metrics()
+        return {
+            f"val/{direction}/{name}": value
+            for direction in ("t2i", "i2t")
+            for name, value in _flat(metrics[direction]).items()
+        }
+
+    def export(self, state: TrainState, folder: Path) -> None:
+        """A model folder."""
+        params = jax.tree.map(np.asarray, jax.device_get(state.params))
+        model = Model(
+            self.model_config, params, self.parts.backbone, self.parts.tokenizer, str(folder)
+        )
+        save_model(folder, model, model_card(model, self.config))
+
+
+def _flat(direction: dict) -> dict[str, float]:
+    """{"R@1": reranked, "base/R@1": base, "ceiling": ...}"""
+    base = {f"base/{name}": value for name, value in direction["base"].items()}
+    return {**direction["reranked"], **base, "ceiling": direction["ceiling"]}
+
+
+def _overlay(params: PyTree, loaded: PyTree) -> PyTree:
+    """`params` with the leaves that were loaded in their place."""
+    flat = flatten_dict(params, sep="/")
+    flat |= {path: jnp.asarray(leaf) for path, leaf in flatten_dict(loaded, sep="/").items()}
+    return unflatten_dict(flat, sep="/")

@@ -1,0 +1,99 @@
+"""What a run tells: metrics.jsonl, TensorBoard, and a progress line."""
+
+import json
+import logging
+import time
+from pathlib import Path
+from types import TracebackType
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboardX import SummaryWriter
+
+from edje_jax.config import RunConfig
+from edje_jax.training.steps import Metrics
+
+log = logging.getLogger(__name__)
+
+
+class MetricLog:
+    """A line of `metrics.jsonl` and TensorBoard's scalars every `log_every` steps."""
+
+    def __init__(self, workdir: Path, start: int, config: RunConfig, steps: int):
+        self.workdir = workdir
+        self.config = config
+        self.steps = steps
+        self._path = workdir / "metrics.jsonl"
+        self._last = (start, time.perf_counter())
+        drop_after(self._path, start)
+        self._file = self._path.open("a")
+        self._board = SummaryWriter(str(workdir), purge_step=start, write_to_disk=True)
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not Console(stderr=True).is_terminal,
+        )
+        self._bar = self._progress.add_task("train", total=steps, completed=start, rate="")
+
+    def __enter__(self) -> "MetricLog":
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+        self._file.close()
+        self._board.close()
+
+    def step(self, number: int, values: Metrics) -> None:
+        """Take note of step `number` (from 0), which is "step" number + 1 in the log."""
+        done = number + 1
+        self._progress.update(self._bar, completed=done)
+        if done % self.config.log_every and done != self.steps:
+            return
+        since, then = self._last
+        now = time.perf_counter()
+        self._last = (done, now)
+        rate = (done - since) * self.config.data.batch_size / max(now - then, 1e-9)
+        figures = {name: float(value) for name, value in values.items()}
+        self.write(
+            done, {**figures, "pairs_per_second": round(rate, 2), "devices": jax.device_count()}
+        )
+        self._progress.update(self._bar, rate=f"loss {figures['loss']:.3f} · {rate:.0f} pairs/s")
+        if self._progress.disable:
+            left = (self.steps - done) * self.config.data.batch_size / rate
+            log.info(
+                "step %d/%d · loss %.4f · %.0f pairs/s · %d:%02d left",
+                done, self.steps, figures["loss"], rate, left // 60, left % 60,
+            )  # fmt: skip
+
+    def write(self, done: int, figures: dict[str, float]) -> None:
+        """One line after `done` steps."""
+        self._file.write(json.dumps({"step": done, **figures}) + "\n")
+        self._file.flush()
+        for name, value in figures.items():
+            self._board.add_scalar(name, value, done)
+
+
+def drop_after(path: Path, start: int) -> None:
+    """Drop the lines past a checkpoint that a run resumes from: they will be written again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] > start:
+                break
+        except ValueError:
+            break  # The last line of a killed run may be cut short.
+        kept.append(line + "\n")
+    path.write_text("".join(kept))

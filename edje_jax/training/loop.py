@@ -1,0 +1,240 @@
+"""The training loop: the only place in training that does IO.
+
+A task says what to train; the loop feeds it, logs, saves, resumes, and stops when asked to.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from edje_jax.config import RunConfig, to_dict
+from edje_jax.data.loader import BadPictures, TrainingBatches, iterate
+from edje_jax.training.checkpoint import Checkpoints
+from edje_jax.training.logs import MetricLog
+from edje_jax.training.steps import Metrics, TrainState
+from edje_jax.types import Batch
+
+log = logging.getLogger(__name__)
+
+MAY_CHANGE = {"workdir", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints"}
+"""Fields of a run's config that may differ when it is resumed."""
+
+
+class Task(Protocol):
+    """One kind of training, as the loop sees it."""
+
+    @property
+    def config(self) -> RunConfig:
+        """The run's config."""
+        ...
+
+    @property
+    def reader(self) -> TrainingBatches:
+        """The run's batches."""
+        ...
+
+    def init(self) -> TrainState:
+        """The state before the first step; a pure function of the config and the seed."""
+        ...
+
+    def step(self, state: TrainState, batch: Batch, number: int) -> tuple[TrainState, Metrics]:
+        """Take step `number` (counted from 0). `state` is given up."""
+        ...
+
+    def evaluate(self, state: TrainState) -> dict[str, float]:
+        """Figures on `data.val`; empty if there is none."""
+        ...
+
+    def export(self, state: TrainState, folder: Path) -> None:
+        """Write what users load into an existing empty folder."""
+        ...
+
+
+class NotFinite(RuntimeError):
+    """The loss became NaN or infinite; the message says where the batch was kept."""
+
+
+class OtherRun(ValueError):
+    """The workdir belongs to a run with another config."""
+
+
+def run(task: Task, workdir: Path) -> bool:
+    """Train to the end, or until SIGINT or SIGTERM; True if the end was reached.
+
+    Rerunning the same command resumes from the newest checkpoint, bit for bit on CPU.
+
+    Raises:
+        OtherRun, NotFinite, TooManyBadPictures, CheckpointError
+    """
+    claim(task.config, workdir)
+    checkpoints = Checkpoints(
+        workdir / "checkpoints",
+        keep=task.config.keep_checkpoints,
+        best="val/t2i/R@1" if task.config.data.val and task.config.eval_every else "",
+    )
+    state, start = task.init(), checkpoints.latest_step() or 0
+    if start:
+        state = checkpoints.restore(state)
+    with (
+        stop_requests() as stopped,
+        MetricLog(workdir, start, task.config, len(task.reader)) as metrics,
+    ):
+        state = _train(task, state, start, stopped, checkpoints, metrics)
+        checkpoints.save(state)
+        checkpoints.close()
+        finished = int(state.step) >= len(task.reader)
+        if finished:
+            _finish(task, state, workdir, metrics)
+        else:
+            log.info("stopped at step %d; run the same command to go on", int(state.step))
+    return finished
+
+
+def claim(config: RunConfig, workdir: Path) -> None:
+    """Make the workdir and write its config.json, or check that the one there is this run's.
+
+    Raises:
+        OtherRun: it is another's; the message lists what differs.
+    """
+    path, ours = workdir / "config.json", json.loads(json.dumps(to_dict(config)))
+    if path.exists():
+        theirs = json.loads(path.read_text())
+        changed = [
+            f"  {name}: {old!r} there, {new!r} now"
+            for name, (old, new) in _differences(theirs, ours).items()
+            if name not in MAY_CHANGE
+        ]
+        if changed:
+            raise OtherRun(
+                f"{path}: this workdir belongs to a run with another config. Choose another"
+                " --workdir, or delete this one:\n" + "\n".join(changed)
+            )
+    workdir.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".json.tmp")
+    temporary.write_text(json.dumps(ours, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def _train(
+    task: Task,
+    state: TrainState,
+    start: int,
+    stopped: "StopRequest",
+    checkpoints: Checkpoints,
+    metrics: MetricLog,
+) -> TrainState:
+    config, steps = task.config, len(task.reader)
+    bad = BadPictures(len(task.reader.source), config.data.max_bad)
+    previous: tuple[int, Batch, Metrics] | None = None
+    for number, batch in enumerate(iterate(task.reader, start, bad), start=start):
+        state, values = task.step(state, batch, number)
+        # The step before is looked at while this one runs, so that the device never waits.
+        if previous:
+            _check_and_log(*previous, metrics)
+        previous = (number, batch, values)
+        done = number + 1
+        if done < steps and config.eval_every and done % config.eval_every == 0:
+            _check_and_log(*previous, metrics)
+            previous = None
+            figures = task.evaluate(state)
+            metrics.write(done, figures)
+            checkpoints.save(state, figures or None)
+        elif done < steps and done % config.checkpoint_every == 0:
+            _check_and_log(*previous, metrics)
+            previous = None
+            checkpoints.save(state)
+        if stopped.by:
+            log.info("%s: saving step %d", stopped.by, done)
+            break
+    if previous:
+        _check_and_log(*previous, metrics)
+    return state
+
+
+def _check_and_log(number: int, batch: Batch, values: Metrics, metrics: MetricLog) -> None:
+    loss = float(values["loss"])
+    if not np.isfinite(loss):
+        path = metrics.workdir / f"not-finite-step-{number}.npz"
+        arrays = {name: leaf for name, leaf in batch._asdict().items() if leaf is not None}
+        np.savez(path, **jax.device_get(arrays))
+        raise NotFinite(
+            f"{path}: the loss was {loss} at step {number}, whose batch is kept there. The last"
+            " checkpoint is from before it; try a lower --optim.lr or --optim.clip-norm 1."
+        )
+    metrics.step(number, values)
+
+
+def _finish(task: Task, state: TrainState, workdir: Path, metrics: MetricLog) -> None:
+    figures = task.evaluate(state)
+    if figures:
+        metrics.write(int(state.step), figures)
+    with whole_folder(workdir / "model") as folder:
+        task.export(state, folder)
+    log.info("wrote %s", workdir / "model")
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A folder to fill, which takes its name only once it is complete."""
+    temporary = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    if target.exists():
+        old = target.with_name(f".{target.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+        temporary.rename(target)
+        shutil.rmtree(old)
+    else:
+        temporary.rename(target)
+
+
+@dataclasses.dataclass
+class StopRequest:
+    """Names the signal that asked the run to stop, once one has."""
+
+    by: str = ""
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """SIGINT and SIGTERM ask for a stop after the step at hand; a second one is immediate."""
+    request = StopRequest()
+    before: dict[int, Any] = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number: int, frame: Any) -> None:
+        request.by = signal.Signals(number).name
+        signal.signal(number, before[number])
+
+    try:
+        for number in before:
+            signal.signal(number, handle)
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _differences(theirs: Any, ours: Any, name: str = "") -> dict[str, tuple[Any, Any]]:
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        out: dict[str, tuple[Any, Any]] = {}
+        for key in sorted({*theirs, *ours}):
+            path = f"{name}.{key}" if name else key
+            out |= _differences(theirs.get(key), ours.get(key), path)
+        return out
+    return {} if theirs == ours else {name: (theirs, ours)}

@@ -1,0 +1,137 @@
+"""What an EDJE is assembled from: backbone, tokenizer, loaded parameters, teacher."""
+
+import dataclasses
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import PyTree
+
+from edje_jax.config import BertConfig, EdjeConfig, EdjeRun
+from edje_jax.data.text import JointTokenizer, train_wordpiece
+from edje_jax.types import Source
+from edje_jax.weights import bert, edje
+from edje_jax.weights.backbone import Backbone, load_backbone
+from edje_jax.weights.folder import Model, load_model
+from edje_jax.weights.mapping import to_ours, under
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The pieces of a run, checked to fit each other."""
+
+    config: EdjeConfig
+    backbone: Backbone
+    tokenizer: Path
+    params: PyTree[np.ndarray]
+    """Parameters that do not start fresh; may be empty."""
+    teacher: Model | None
+
+
+def assemble(config: EdjeRun, source: Source, workdir: Path) -> Parts:
+    """Load what the config names and make what it leaves out.
+
+    Raises:
+        ValueError: nothing names a backbone, or the parts do not belong together.
+    """
+    init = load_model(config.init) if config.init else None
+    teacher = load_model(config.teacher) if config.teacher else None
+    backbone = _backbone(config, init, teacher)
+    if teacher and not _same_tree(teacher.backbone.params, backbone.params):
+        raise ValueError(
+            f"--teacher {config.teacher}: its backbone is another than this run's. Both read the"
+            " same vision tokens, so train the teacher on this backbone or leave --model.backbone"
+            " out to use the teacher's"
+        )
+    joint, tokenizer, params = _joint_encoder(config, init, teacher, source, workdir)
+    spec = config.model
+    whole = EdjeConfig(backbone.config, spec.adapter, joint, backbone.image, spec.max_text_length)
+    if init and init.config.adapter == spec.adapter:
+        params = init.params
+    elif init:
+        log.info("the adapter of %s is another: it starts fresh", config.init)
+    if teacher and not _same_tokenizer(teacher.tokenizer, tokenizer):
+        raise ValueError(
+            f"--teacher {config.teacher}: its tokenizer is another than this run's, so the two"
+            " cannot read the same captions; leave --model.joint-encoder out to use the teacher's"
+        )
+    return Parts(whole, backbone, tokenizer, params, teacher)
+
+
+def some_captions(source: Source, limit: int = 5_000) -> Iterator[str]:
+    """Captions of up to `limit` pictures spread over a source, to train a tokenizer from."""
+    for index in range(0, len(source), max(len(source) // limit, 1)):
+        yield from source.captions(index)
+
+
+def _backbone(config: EdjeRun, init: Model | None, teacher: Model | None) -> Backbone:
+    if config.model.backbone:
+        return load_backbone(config.model.backbone)
+    if init:
+        return init.backbone
+    if teacher:
+        return teacher.backbone
+    raise ValueError(
+        "no backbone: give --model.backbone a Hugging Face SigLIP folder or hub id; to make a small"
+        " one from your own pictures, run train.py tiny_backbone and give its workdir's model/"
+    )
+
+
+def _joint_encoder(
+    config: EdjeRun, init: Model | None, teacher: Model | None, source: Source, workdir: Path
+) -> tuple[BertConfig, Path, PyTree]:
+    """(shape, tokenizer folder, loaded parameters) of the joint encoder."""
+    if config.model.joint_encoder:
+        language = bert.load_language_model(config.model.joint_encoder, config.seed)
+        if not language.has_head:
+            log.info("%s has no masked-LM head: it starts fresh, tied", language.folder)
+        return language.config, language.folder, _language_params(language)
+    if init:
+        return init.config.joint_encoder, init.tokenizer, {
+            "joint_encoder": init.params["joint_encoder"]
+        }  # fmt: skip
+    if teacher:
+        folder = teacher.tokenizer
+    else:
+        folder = workdir / "tokenizer"
+        if not (folder / "tokenizer_config.json").exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            train_wordpiece(some_captions(source), config.model.fresh.vocab_size - 1, folder)
+    pieces = JointTokenizer(folder, config.model.max_text_length)
+    # One row more than words: the image placeholder's, as the published layout has it.
+    shape = dataclasses.replace(
+        config.model.fresh, vocab_size=pieces.vocab_size + 1, pad_token_id=pieces.pad_id
+    )
+    return shape, folder, {}
+
+
+def _language_params(language: bert.LanguageModel) -> PyTree[np.ndarray]:
+    rules = bert.trunk_rules(language.config)
+    if language.has_head:
+        rules = [*rules, *bert.head_rules()]
+    rules = under("joint_encoder/", "", rules)
+    wanted = {rule.ours for rule in rules}
+    whole = flatten_dict(edje.expected_params(EdjeConfig(joint_encoder=language.config)), sep="/")
+    expected = unflatten_dict({path: whole[path] for path in wanted}, sep="/")
+    return to_ours(rules, language.tensors, expected, str(language.folder))
+
+
+def _same_tree(a: PyTree, b: PyTree) -> bool:
+    if jax.tree.structure(a) != jax.tree.structure(b):
+        return False
+    return all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))
+
+
+def _same_tokenizer(a: Path, b: Path) -> bool:
+    def content(folder: Path) -> list[bytes | None]:
+        names = ("tokenizer.json", "vocab.txt")
+        paths = [folder / name for name in names]
+        return [path.read_bytes() if path.exists() else None for path in paths]
+
+    return a == b or content(a) == content(b)

@@ -1,0 +1,70 @@
+"""What crosses the border between data and models: the source protocol and the batch structs."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Array, Bool, Int, UInt8
+from PIL import Image
+
+AnyArray = Array | np.ndarray
+
+
+class Source(Protocol):
+    """Pictures with captions, readable in any order and from many processes (it pickles)."""
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        ...
+
+    def image_id(self, index: int) -> str:
+        """The picture's identity; records that show the same picture share it."""
+        ...
+
+    def captions(self, index: int) -> Sequence[str]:
+        """The picture's captions as they are in the set; empty for a set without captions."""
+        ...
+
+    def image(self, index: int) -> Image.Image:
+        """The decoded picture, upright and RGB.
+
+        Raises:
+            BadImage: the file is missing, truncated or not a picture.
+        """
+        ...
+
+
+@runtime_checkable
+class PatchLabelled(Protocol):
+    """A source that can say what each patch of a picture holds."""
+
+    @property
+    def patch_label_sizes(self) -> tuple[int, ...]:
+        """Number of classes of each attribute, background included."""
+        ...
+
+    def patch_labels(self, index: int, grid: int) -> Int[np.ndarray, "n a"]:
+        """Class of each of grid x grid patches, attribute by attribute; 0 is background."""
+        ...
+
+
+class Batch(NamedTuple):
+    """One training step's input: NumPy arrays on the host, JAX arrays inside a step.
+
+    Each leaf has B rows. Rows with `valid` False hold a picture that could not be read, or pad a
+    last batch: they count in no loss.
+    """
+
+    images: UInt8[Any, "b s s 3"]
+    """Resized pictures, not normalised."""
+    backbone_ids: Int[Any, "b l"]
+    """The caption in the backbone's tokens, padded to its full length."""
+    joint_ids: Int[Any, "b t"]
+    """[CLS] caption [SEP] in the joint encoder's tokens, then its pad id."""
+    image_ids: Int[Any, " b"]
+    """Equal for rows that show the same picture."""
+    caption_ids: Int[Any, " b"]
+    """Equal for rows with the same canonical caption."""
+    valid: Bool[Any, " b"]
+    patch_labels: Int[Any, "b n a"] | None = None
+    """What each patch holds, where the source knows (`shapes:`); 0 is background."""

@@ -1,0 +1,1 @@
+"""Other people's checkpoints <-> our trees, and the model folder."""

@@ -1,0 +1,144 @@
+"""The table of BERT: Hugging Face's `BertForMaskedLM` <-> the joint encoder's trunk and LM head."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edje_jax.config import BertConfig
+from edje_jax.weights.files import BadWeights, open_weights
+from edje_jax.weights.hub import resolve
+from edje_jax.weights.mapping import Rule, linear, norm, under
+
+HEAD_PREFIX = "cls.predictions."
+
+
+def trunk_rules(config: BertConfig) -> list[Rule]:
+    """Embeddings and layers."""
+    layer = [
+        *linear("query", "attention.self.query"),
+        *linear("key", "attention.self.key"),
+        *linear("value", "attention.self.value"),
+        *linear("attention_output", "attention.output.dense"),
+        *norm("attention_norm", "attention.output.LayerNorm"),
+        *linear("intermediate", "intermediate.dense"),
+        *linear("output", "output.dense"),
+        *norm("output_norm", "output.LayerNorm"),
+    ]
+    return [
+        Rule("embeddings/word/embedding", "bert.embeddings.word_embeddings.weight"),
+        Rule("embeddings/position/embedding", "bert.embeddings.position_embeddings.weight"),
+        Rule("embeddings/segment/embedding", "bert.embeddings.token_type_embeddings.weight"),
+        *norm("embeddings/norm", "bert.embeddings.LayerNorm"),
+        *(
+            rule
+            for i in range(config.num_hidden_layers)
+            for rule in under(f"layers_{i}/", f"bert.encoder.layer.{i}.", layer)
+        ),
+    ]
+
+
+def head_rules() -> list[Rule]:
+    """The masked-LM head; its decoder is the word table."""
+    return [
+        *linear("masked_lm_head/dense", HEAD_PREFIX + "transform.dense"),
+        *norm("masked_lm_head/norm", HEAD_PREFIX + "transform.LayerNorm"),
+        Rule("masked_lm_head/bias", HEAD_PREFIX + "bias"),
+    ]
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A BERT read from a folder; `config.vocab_size` counts the image placeholder's row."""
+
+    folder: Path
+    config: BertConfig
+    tensors: dict[str, np.ndarray]
+    """Under `BertForMaskedLM`'s names, the word table and LM bias grown by the placeholder."""
+    has_head: bool
+    """Whether the folder had a masked-LM head; else it starts fresh, tied to the word table."""
+
+
+def load_language_model(name: str, seed: int = 0) -> LanguageModel:
+    """Read a BERT folder or hub id: with or without the masked-LM head, the `bert.` prefix, or
+    the old `gamma` and `beta`. The placeholder's row is drawn from N(0, 0.02).
+
+    Raises:
+        FileNotFoundError: no such folder or id.
+        BadWeights: the weights are damaged.
+        ValueError: not a BERT.
+    """
+    folder = resolve(name, "the joint encoder")
+    path = folder / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: missing; is this a Hugging Face model folder?")
+    config = read_config(json.loads(path.read_text()), str(path))
+    tensors = normalise_names(open_weights(folder))
+    word = tensors.get("bert.embeddings.word_embeddings.weight")
+    if word is None:
+        raise BadWeights(f"{folder}: no word embeddings here; are these the weights of a BERT?")
+    row = np.random.default_rng(seed).normal(0.0, 0.02, (1, word.shape[1])).astype(np.float32)
+    tensors["bert.embeddings.word_embeddings.weight"] = np.concatenate([word, row])
+    has_head = HEAD_PREFIX + "transform.dense.weight" in tensors
+    if has_head:
+        tensors[HEAD_PREFIX + "bias"] = np.append(tensors[HEAD_PREFIX + "bias"], np.float32(0))
+    config = dataclasses.replace(config, vocab_size=config.vocab_size + 1)
+    return LanguageModel(folder, config, tensors, has_head)
+
+
+def normalise_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """State dicts of any age and head under `BertForMaskedLM`'s present names."""
+    out = {}
+    for name, value in tensors.items():
+        new = name.replace("LayerNorm.gamma", "LayerNorm.weight")
+        new = new.replace("LayerNorm.beta", "LayerNorm.bias")
+        if new.startswith(("embeddings.", "encoder.")):
+            new = "bert." + new
+        out[new] = value
+    if HEAD_PREFIX + "bias" not in out and HEAD_PREFIX + "decoder.bias" in out:
+        out[HEAD_PREFIX + "bias"] = out[HEAD_PREFIX + "decoder.bias"]
+    return out
+
+
+def read_config(raw: dict[str, Any], source: str) -> BertConfig:
+    """From a Hugging Face `config.json`; `vocab_size` as it stands there.
+
+    Raises:
+        ValueError: another architecture, or a BERT with relative positions.
+    """
+    kind = raw.get("model_type")
+    if kind != "bert":
+        raise ValueError(
+            f"{source}: model_type {kind!r} is not supported as a joint encoder; use a BERT"
+            " (MiniLM-L6/L12-H384-uncased, bert-base-uncased, ...)"
+        )
+    positions = raw.get("position_embedding_type", "absolute")
+    if positions != "absolute":
+        raise ValueError(f"{source}: position_embedding_type {positions!r} is not supported")
+    names = BertConfig.__dataclass_fields__
+    defaults = {**_DEFAULTS, **{name: raw[name] for name in names if name in raw}}
+    return BertConfig(**defaults)
+
+
+def write_config(config: BertConfig) -> dict[str, Any]:
+    """A `config.json` that transformers' `BertForMaskedLM` reads."""
+    return {"architectures": ["BertForMaskedLM"], "model_type": "bert", **vars(config)}
+
+
+# transformers leaves defaults out of config.json; these are its BertConfig's.
+_DEFAULTS = {
+    "vocab_size": 30522,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "pad_token_id": 0,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12,
+}

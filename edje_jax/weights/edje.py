@@ -1,0 +1,100 @@
+"""The table of EDJE: the published code's state dict <-> `edje_jax.models.edje`."""
+
+import re
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from edje_jax.config import AdapterConfig, EdjeConfig
+from edje_jax.models.edje import Edje
+from edje_jax.weights import bert
+from edje_jax.weights.mapping import Rule, linear, norm, to_ours, torch_attention, under
+
+# Present in published checkpoints besides the trained parts: the frozen towers, and tensors that
+# repeat another (text_embeddings and the decoder are the word table and the LM bias).
+_FROZEN = re.compile(r"^(vision_encoder|clip)\.")
+_REPEATED = {
+    "text_embeddings.weight": "language_model.bert.embeddings.word_embeddings.weight",
+    "language_model.cls.predictions.decoder.weight": (
+        "language_model.bert.embeddings.word_embeddings.weight"
+    ),
+    "language_model.cls.predictions.decoder.bias": "language_model.cls.predictions.bias",
+}
+
+
+def rules(config: EdjeConfig) -> list[Rule]:
+    """Every trained parameter, without the frozen towers."""
+    trunk = [*bert.trunk_rules(config.joint_encoder), *bert.head_rules()]
+    return [
+        *under("adapter/", "vision_projection.", adapter_rules(config.adapter)),
+        *under("joint_encoder/", "language_model.", trunk),
+        *linear("joint_encoder/pooler", "classification_head.0.dense"),
+        *linear("joint_encoder/classifier", "classification_head.1"),
+        *linear("joint_encoder/text_recovery", "text_projection"),
+    ]
+
+
+def adapter_rules(config: AdapterConfig) -> list[Rule]:
+    """Either adapter's parameters."""
+    if config.kind == "local":
+        return [*linear("fc1", "0"), *linear("fc2", "2")]
+    return [
+        Rule("query", "query"),
+        *linear("key", "key"),
+        *linear("value", "value"),
+        *torch_attention("attention", "attention"),
+        *norm("layernorm", "layernorm"),
+        *linear("mlp/fc1", "mlp.fc1"),
+        *linear("mlp/fc2", "mlp.fc2"),
+        *linear("projection", "projection"),
+    ]
+
+
+def read_params(
+    tensors: Mapping[str, np.ndarray], config: EdjeConfig, source: str
+) -> PyTree[np.ndarray]:
+    """The trained parts of a state dict under the published names.
+
+    Raises:
+        WeightMismatch: tree or shapes differ; every difference is listed.
+    """
+    known = {rule.theirs for rule in rules(config)} | set(_REPEATED)
+    extra = [name for name in tensors if name not in known and not _FROZEN.match(name)]
+    # Names of ours that the checkpoint has and the config does not: to_ours lists them.
+    table = [*rules(config), *(Rule(f"? {name}", name) for name in extra)]
+    return to_ours(table, tensors, expected_params(config), source)
+
+
+def adapter_config(tensors: Mapping[str, np.ndarray], source: str) -> AdapterConfig:
+    """Which adapter a published state dict carries, from its names and shapes.
+
+    Raises:
+        ValueError: neither of the two.
+    """
+    if "vision_projection.query" in tensors:
+        _, queries, _ = tensors["vision_projection.query"].shape
+        hidden = tensors["vision_projection.mlp.fc1.weight"].shape[0]
+        return AdapterConfig("compress", queries, hidden)
+    if "vision_projection.0.weight" in tensors:
+        return AdapterConfig("local", 0, tensors["vision_projection.0.weight"].shape[0])
+    raise ValueError(f"{source}: holds no vision_projection; is this an EDJE checkpoint?")
+
+
+def backbone_tensors(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The dual encoder a published checkpoint carries, under `SiglipModel`'s names; may be {}."""
+    return {
+        name.removeprefix("clip."): value
+        for name, value in tensors.items()
+        if name.startswith("clip.")
+    }
+
+
+def expected_params(config: EdjeConfig) -> PyTree[jax.ShapeDtypeStruct]:
+    """Tree, shapes and dtypes of the trained parameters; nothing is allocated."""
+    vision = config.backbone.vision
+    tokens = jnp.zeros((1, vision.num_patches, vision.hidden_size))
+    ids = jnp.ones((1, 3), jnp.int32)
+    return jax.eval_shape(Edje(config).init, jax.random.key(0), tokens, ids)["params"]

@@ -1,0 +1,162 @@
+"""The model folder: the one interchange format, saved and loaded.
+
+`config.json`, `model.safetensors` (the published names in torch's layout, without the frozen
+towers), the joint encoder's tokenizer, `backbone/` (a Hugging Face folder as it is) or the
+backbone's hub id in the config, and a `README.md`.
+"""
+
+import dataclasses
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from edje_jax.config import AdapterConfig, EdjeConfig
+from edje_jax.weights import bert, edje, siglip
+from edje_jax.weights.backbone import Backbone, copy_tokenizer, load_backbone
+from edje_jax.weights.files import (
+    BadWeights,
+    open_weights,
+    read_torch,
+    write_json,
+    write_safetensors,
+)
+from edje_jax.weights.hub import resolve
+from edje_jax.weights.mapping import to_ours, to_theirs
+
+FORMAT = 1
+"""Raised when a folder of today could not be read by the code of yesterday."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A whole EDJE in memory."""
+
+    config: EdjeConfig
+    params: PyTree[np.ndarray]
+    """`adapter` and `joint_encoder`."""
+    backbone: Backbone
+    tokenizer: Path
+    """Folder with the joint encoder's tokenizer."""
+    source: str
+    """Where it came from, for messages and results."""
+
+
+def load_model(name: str) -> Model:
+    """Load a model folder, a training workdir (its `model/`), or a hub id.
+
+    Raises:
+        FileNotFoundError: no such folder or id.
+        ValueError: the folder is of another architecture, or of a newer format.
+        BadWeights, WeightMismatch: the weights are damaged or do not fit.
+    """
+    folder = resolve(name, "the model")
+    if not (folder / "model.safetensors").exists() and (folder / "model").is_dir():
+        folder = folder / "model"
+    raw = read_model_config(folder)
+    joint = bert.read_config(raw["joint_encoder"], str(folder / "config.json"))
+    adapter = AdapterConfig(**raw["adapter"])
+    inside = folder / str(raw["backbone"])
+    backbone = load_backbone(str(inside) if inside.is_dir() else raw["backbone"])
+    config = EdjeConfig(backbone.config, adapter, joint, backbone.image, raw["max_text_length"])
+    params = edje.read_params(open_weights(folder), config, str(folder))
+    return Model(config, params, backbone, folder, str(name))
+
+
+def read_model_config(folder: Path) -> dict[str, Any]:
+    """A model folder's `config.json`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is not an EDJE's, or of a format this version cannot read.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{folder}: not a model folder (it has no config.json); give the folder called"
+            " model/ that training leaves, its workdir, or a hub id"
+        )
+    try:
+        raw = json.loads(path.read_text())
+    except ValueError as error:
+        raise BadWeights(f"{path}: not valid JSON ({error})") from error
+    if raw.get("model_type") != "edje":
+        hint = " A run of tiny_backbone? Then give it as --model.backbone."
+        raise ValueError(
+            f"{path}: model_type is {raw.get('model_type')!r}, not 'edje'."
+            + (hint if raw.get("model_type") == "siglip" else "")
+        )
+    if raw.get("format", 0) > FORMAT:
+        raise ValueError(
+            f"{path}: format {raw['format']} is newer than this version reads ({FORMAT});"
+            " update edje_jax"
+        )
+    return raw
+
+
+def save_model(folder: Path, model: Model, card: str) -> None:
+    """Write a model folder into an existing empty folder; the config goes last."""
+    copy_tokenizer(model.tokenizer, folder)
+    copy_backbone(model.backbone.folder, folder / "backbone")
+    (folder / "README.md").write_text(card)
+    tensors = to_theirs(edje.rules(model.config), jax.device_get(model.params))
+    write_safetensors(folder / "model.safetensors", tensors)
+    write_json(
+        folder / "config.json",
+        {
+            "model_type": "edje",
+            "format": FORMAT,
+            "backbone": "backbone",
+            "adapter": dataclasses.asdict(model.config.adapter),
+            "joint_encoder": bert.write_config(model.config.joint_encoder),
+            "max_text_length": model.config.max_text_length,
+        },
+    )
+
+
+def copy_backbone(source: Path, target: Path) -> None:
+    """Copy a backbone's own files and nothing else that lies beside them."""
+    target.mkdir(exist_ok=True)
+    names = ("config.json", "preprocessor_config.json", "processor_config.json")
+    weights = [*source.glob("*.safetensors*"), *source.glob("pytorch_model*.bin*")]
+    for path in [*(source / name for name in names), *weights]:
+        if path.exists():
+            shutil.copyfile(path, target / path.name)
+    copy_tokenizer(source, target)
+
+
+def load_published(path: str, backbone: str, language_model: str) -> Model:
+    """Read a published EDJE `.pth`, with the two Hugging Face folders it was trained from.
+
+    The frozen dual encoder is taken from the checkpoint where it carries one, as that is what
+    the rest was trained on. Tokenizers, head counts and the image recipe come from the folders.
+
+    Raises:
+        BadWeights: the file is damaged, or wants to run code.
+        WeightMismatch: it does not fit the folders' configs.
+    """
+    tensors = modern_names(read_torch(Path(path)))
+    language = bert.load_language_model(language_model)
+    dual = load_backbone(backbone)
+    if carried := edje.backbone_tensors(tensors):
+        expected = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dual.params)
+        table = siglip.rules(dual.config)
+        dual = dataclasses.replace(dual, params=to_ours(table, carried, expected, str(path)))
+    adapter = edje.adapter_config(tensors, str(path))
+    config = EdjeConfig(dual.config, adapter, language.config, dual.image)
+    params = edje.read_params(tensors, config, str(path))
+    return Model(config, params, dual, language.folder, str(path))
+
+
+def modern_names(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Older transformers wrote `vision_encoder.vision_model.*` for today's `vision_encoder.*`."""
+    old, new = "vision_encoder.vision_model.", "vision_encoder."
+    return {
+        new + name.removeprefix(old) if name.startswith(old) else name: value
+        for name, value in tensors.items()
+    }

@@ -1,0 +1,79 @@
+"""What every test runs under: eight CPU devices, no network, checked array annotations.
+
+`EDJE_TEST_PLATFORM=cuda` (or `tpu`) runs the tests on an accelerator instead.
+"""
+
+import importlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PLATFORM = os.environ.get("EDJE_TEST_PLATFORM") or "cpu"
+DEVICES = "--xla_force_host_platform_device_count"
+
+
+def _set_environment() -> None:
+    """Before JAX is imported. Programs that a test starts inherit it."""
+    os.environ["JAX_PLATFORMS"] = PLATFORM
+    flags = os.environ.get("XLA_FLAGS", "")
+    if DEVICES not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {DEVICES}=8".strip()
+    # Compiling takes most of the tests' time; a second run reads the programs from disk.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["TRANSFORMERS_OFFLINE"] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def _check_annotations() -> None:
+    """Before `edje_jax` is imported: a wrong shape or dtype fails where it enters a function."""
+    hook = importlib.import_module("jaxtyping").install_import_hook
+    hook(["edje_jax.models", "edje_jax.training"], "beartype.beartype")
+
+
+_set_environment()
+_check_annotations()
+
+
+def pytest_configure() -> None:
+    """JAX's own settings."""
+    import jax
+
+    # Shapes of different rank do not broadcast silently.
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    if PLATFORM != "cpu":
+        # Goldens are float32; accelerators multiply in TF32 or bfloat16 unless told otherwise.
+        jax.config.update("jax_default_matmul_precision", "highest")
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """A run in which every test was skipped has shown nothing: it fails as an empty one does."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if exitstatus != pytest.ExitCode.OK or session.config.option.collectonly or reporter is None:
+        return
+    if not any(reporter.stats.get(outcome) for outcome in ("passed", "xfailed")):
+        session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
+
+
+@pytest.fixture
+def goldens() -> Path:
+    """The folder of committed expected values."""
+    return ROOT / "tests" / "goldens"
+
+
+@pytest.fixture
+def strict_dtypes() -> Iterator[None]:
+    """Mixing dtypes raises while the test runs: for losses, metrics and float32 models.
+
+    Not on everywhere, as libraries mix them themselves: Optax multiplies float schedules by
+    integer counts, and Flax's LayerNorm and `jax.nn.dot_product_attention` widen bfloat16.
+    """
+    import jax
+
+    with jax.numpy_dtype_promotion("strict"):
+        yield

@@ -1,0 +1,155 @@
+"""Every loss against PyTorch's, or its formula written out; what is masked never counts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from edje_jax.training import losses
+
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
+B, K, V, E, N, C = 6, 3, 11, 8, 5, 4
+VALID = np.array([True, True, False, True, False, True])
+GARBAGE = np.float32(1e9)
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    return (3 * np.random.default_rng(seed).normal(size=shape)).astype(np.float32)
+
+
+def garbled(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Garbage in the rows that a mask leaves out."""
+    return np.where(mask.reshape(mask.shape + (1,) * (values.ndim - mask.ndim)), values, GARBAGE)
+
+
+def tensor(values: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values))
+
+
+def call(loss, *arrays) -> float:
+    out = jax.jit(loss)(*(jnp.asarray(array) for array in arrays))
+    assert out.shape == () and out.dtype == jnp.float32
+    return float(out)
+
+
+def test_masked_mean():
+    values = normal(B, K)
+    mask = np.random.default_rng(1).random((B, K)) < 0.5
+    assert 0 < mask.sum() < mask.size
+    expected = values[mask].mean()
+    spoiled = np.where(mask, values, np.nan)
+    assert call(losses.masked_mean, spoiled, mask) == pytest.approx(expected, rel=1e-6)
+    assert call(losses.masked_mean, spoiled, np.zeros_like(mask)) == 0.0
+
+
+def test_matching_loss_is_cross_entropy_with_the_positive_first():
+    positive, negatives = normal(B), normal(B, K, seed=1)
+    logits = tensor(np.column_stack([positive, negatives])[VALID])
+    expected = F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long)).item()
+    usable = np.ones((B, K), bool)
+    rows = garbled(positive, VALID), garbled(negatives, VALID)
+    assert call(losses.matching_loss, *rows, usable, VALID) == pytest.approx(expected, rel=1e-6)
+
+
+def test_matching_loss_leaves_out_negatives_that_do_not_exist():
+    positive, negatives = normal(B), normal(B, K, seed=1)
+    usable = np.arange(K) < np.array([3, 2, 1, 0, 3, 1])[:, None]
+    per_row = [
+        np.logaddexp.reduce([positive[i], *negatives[i][usable[i]]]) - positive[i]
+        for i in np.flatnonzero(VALID)
+    ]
+    # A row without any negative has nothing to tell apart, but it is a row.
+    assert per_row[2] == 0.0
+    arguments = positive, garbled(negatives, usable), usable, VALID
+    assert call(losses.matching_loss, *arguments) == pytest.approx(np.mean(per_row), rel=1e-6)
+
+
+def test_distillation_loss_is_binary_cross_entropy_with_soft_labels():
+    student, teacher = normal(B, K), normal(B, K, seed=1)
+    expected = F.binary_cross_entropy_with_logits(
+        tensor(student[VALID]), torch.sigmoid(tensor(teacher[VALID]))
+    ).item()
+    mask = np.repeat(VALID[:, None], K, axis=1)
+    rows = garbled(student, VALID), garbled(teacher, VALID)
+    assert call(losses.distillation_loss, *rows, mask) == pytest.approx(expected, rel=1e-6)
+    flat = (array.ravel() for array in (*rows, mask))
+    assert call(losses.distillation_loss, *flat) == pytest.approx(expected, rel=1e-6)
+
+
+def test_distillation_loss_survives_large_logits():
+    student, teacher = np.float32([200, -200, 200]), np.float32([200, -200, -200])
+    assert call(losses.distillation_loss, student, teacher, np.ones(3, bool)) == pytest.approx(
+        200 / 3
+    )
+
+
+def test_masked_lm_loss_is_cross_entropy_over_the_masked():
+    logits = normal(B, V)
+    labels = np.random.default_rng(1).integers(0, V, B).astype(np.int32)
+    expected = F.cross_entropy(tensor(logits[VALID]), tensor(labels[VALID]).long()).item()
+    rows = garbled(logits, VALID)
+    assert call(losses.masked_lm_loss, rows, labels, VALID) == pytest.approx(expected, rel=1e-6)
+    assert call(losses.masked_lm_loss, rows, labels, np.zeros(B, bool)) == 0.0
+
+
+def test_text_recovery_loss_is_one_minus_cosine():
+    predicted, target = normal(B, E), normal(B, E, seed=1)
+    cosine = F.cosine_similarity(tensor(predicted[VALID]), tensor(target[VALID]))
+    rows = garbled(predicted, VALID), garbled(target, VALID)
+    ours = call(losses.text_recovery_loss, *rows, VALID)
+    assert ours == pytest.approx(1 - cosine.mean().item(), rel=1e-5)
+    assert call(losses.text_recovery_loss, target, 5 * target, VALID) == pytest.approx(0, abs=1e-6)
+    # A row of zeros has no direction: cosine 0.
+    assert call(losses.text_recovery_loss, predicted, 0 * target, VALID) == 1.0
+
+
+def test_sigmoid_loss_sums_over_pictures_and_averages_over_texts():
+    logits = normal(B, B)
+    positive = np.eye(B, dtype=bool)
+    positive[0, 3] = positive[3, 0] = True
+    total = 0.0
+    for i in np.flatnonzero(VALID):
+        for j in np.flatnonzero(VALID):
+            total -= np.log(1 / (1 + np.exp(-(1 if positive[i, j] else -1) * logits[i, j])))
+    pairs = VALID[:, None] & VALID
+    ours = call(losses.sigmoid_loss, np.where(pairs, logits, GARBAGE), positive, VALID)
+    assert ours == pytest.approx(total / VALID.sum(), rel=1e-5)
+
+
+def test_naming_loss_counts_background_a_tenth():
+    logits = normal(B, N, C)
+    labels = np.random.default_rng(1).integers(0, C, (B, N)).astype(np.int32)
+    assert (labels == 0).any() and (labels[VALID] > 0).any()
+    weight = torch.tensor([0.1, 1.0, 1.0, 1.0])
+    expected = F.cross_entropy(
+        tensor(logits[VALID]).flatten(0, 1), tensor(labels[VALID]).flatten().long(), weight
+    ).item()
+    ours = call(losses.naming_loss, garbled(logits, VALID), labels, VALID)
+    assert ours == pytest.approx(expected, rel=1e-5)
+
+
+DIFFERENTIATED = {
+    "matching": lambda x, v, m: losses.matching_loss(x[:, 0], x[:, :K], m, v),
+    "matching, nothing usable": lambda x, v, m: losses.matching_loss(x[:, 0], x[:, :K], ~m, v),
+    "distillation": lambda x, v, m: losses.distillation_loss(x[:, :K], jnp.ones((B, K)), m),
+    "masked LM": lambda x, v, m: losses.masked_lm_loss(x, jnp.arange(B), v),
+    "text recovery": lambda x, v, m: losses.text_recovery_loss(x, jnp.ones(x.shape), v),
+    "sigmoid": lambda x, v, m: losses.sigmoid_loss(x[:, :B], jnp.eye(B, dtype=bool), v),
+    "naming": lambda x, v, m: losses.naming_loss(
+        x.reshape(B, N, C), jnp.arange(B * N).reshape(B, N) % C, v
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENTIATED)
+def test_masked_rows_have_no_gradient_and_the_others_a_finite_one(name):
+    usable = np.repeat(VALID[:, None], K, axis=1)
+    arrays = (jnp.asarray(array) for array in (normal(B, N * C), VALID, usable))
+    gradient = np.asarray(jax.jit(jax.grad(DIFFERENTIATED[name]))(*arrays))
+    assert np.isfinite(gradient).all()
+    assert not gradient[~VALID].any()
+    # With no negative to tell it from, a positive has nothing to learn either.
+    assert gradient[VALID].any(axis=1).all() != ("nothing usable" in name)
