@@ -3,7 +3,7 @@
 from edje_jax.config import BackboneRun, DataConfig, OptimConfig, TextConfig, VisionConfig
 
 config = BackboneRun(
-    steps=2400,
+    steps=1800,
     data=DataConfig(train="shapes:train", val="shapes:val", batch_size=96),
     vision=VisionConfig(
         hidden_size=96, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4
@@ -13,7 +13,7 @@ config = BackboneRun(
         hidden_size=96,
         intermediate_size=384,
         num_hidden_layers=2,
-        max_position_embeddings=48,
+        max_position_embeddings=32,
         projection_size=96,
     ),
     optim=OptimConfig(lr=2e-3, schedule="cosine", weight_decay=0.05, clip_norm=1.0),

@@ -22,6 +22,7 @@ config = EdjeRun(
             num_hidden_layers=4,
             num_attention_heads=4,
             max_position_embeddings=192,
+            hidden_act="gelu_pytorch_tanh",
         ),
         max_text_length=48,
         dropout=0.0,

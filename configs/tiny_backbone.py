@@ -3,19 +3,19 @@
 from edje_jax.config import BackboneRun, DataConfig, OptimConfig, TextConfig, VisionConfig
 
 config = BackboneRun(
-    epochs=30,
+    epochs=24,
     data=DataConfig(batch_size=128),
     vision=VisionConfig(
-        hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4
+        hidden_size=96, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4
     ),
     text=TextConfig(
         vocab_size=2000,
-        hidden_size=128,
-        intermediate_size=512,
+        hidden_size=96,
+        intermediate_size=384,
         num_hidden_layers=2,
-        max_position_embeddings=48,
-        projection_size=128,
+        max_position_embeddings=32,
+        projection_size=96,
     ),
-    optim=OptimConfig(lr=1e-3, schedule="cosine", weight_decay=0.05, clip_norm=1.0),
-    checkpoint_every=500,
+    optim=OptimConfig(lr=2e-3, schedule="cosine", clip_norm=1.0),
+    checkpoint_every=200,
 )

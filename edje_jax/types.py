@@ -10,6 +10,7 @@ from PIL import Image
 AnyArray = Array | np.ndarray
 
 
+@runtime_checkable
 class Source(Protocol):
     """Pictures with captions, readable in any order and from many processes (it pickles)."""
 

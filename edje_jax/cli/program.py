@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import difflib
+import errno
 import importlib
 import importlib.util
 import logging
@@ -14,6 +15,7 @@ from typing import Any, NoReturn
 
 USAGE = 2
 FAILED = 1
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class UsageError(Exception):
@@ -40,9 +42,18 @@ def run_program(main: Callable[[list[str]], int | None]) -> NoReturn:
     except Exception as error:
         if debug:
             raise
-        sys.stderr.write(f"error: {error or type(error).__name__}\n")
+        sys.stderr.write(f"error: {_told(error)}\n")
         code = FAILED
     sys.exit(code)
+
+
+def _told(error: Exception) -> str:
+    """A failure in words; those of the system begin with the file, as all others do."""
+    if not isinstance(error, OSError) or not error.errno:
+        return str(error) or type(error).__name__
+    where = error.filename2 or error.filename or "a file"
+    remedy = ". Free some and run the same command again" if error.errno in _FULL else ""
+    return f"{where}: {(error.strerror or str(error)).lower()}{remedy}"
 
 
 def choose_config(folder: Path, arguments: Sequence[str], usage: str) -> tuple[str, Any]:
@@ -84,10 +95,15 @@ def _set_up() -> None:
         datefmt="%H:%M:%S",
         stream=sys.stderr,
     )
-    # Libraries speak up at warning level; the project's own progress is at info.
-    for name in ("absl", "jax", "orbax", "transformers", "httpx", "huggingface_hub"):
+    # Libraries speak up when they fail; the project's own progress is at info.
+    for name in ("jax", "orbax", "transformers", "httpx", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # Orbax logs, traceback and all, what it raises too.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Compiling takes longer than anything else a short run does; the next one finds it done.
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "edje_jax" / "jax"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     _keep_freed_memory()
 
 

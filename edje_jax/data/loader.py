@@ -5,55 +5,22 @@ another t, whatever the number of workers, and an unreadable picture leaves an i
 instead of moving every later one.
 """
 
-import logging
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import cast
 
 import grain
 import numpy as np
+from absl import flags
 
 from edje_jax.config import DataConfig, ImageRecipe
+from edje_jax.data.bad_pictures import BadPictures
+from edje_jax.data.buckets import bucket, lengths_up_to
 from edje_jax.data.images import BadImage, resize
 from edje_jax.data.text import BackboneTokenizer, JointTokenizer, canonicalise
 from edje_jax.types import Batch, PatchLabelled, Source
-
-log = logging.getLogger(__name__)
-
-
-class TooManyBadPictures(RuntimeError):
-    """More pictures than `max_bad` allows could not be read; the message lists them."""
-
-
-@dataclass
-class BadPictures:
-    """Counts the pictures that could not be read, names each once, and gives up in time."""
-
-    total: int
-    """Pictures in the set."""
-    max_bad: float
-    """Share of them that may be bad."""
-    reasons: dict[str, str] = field(default_factory=dict)
-
-    def add(self, bad: dict[str, str]) -> None:
-        """Take note of {picture: reason}.
-
-        Raises:
-            TooManyBadPictures: the share is exceeded.
-        """
-        for name, reason in bad.items():
-            if name not in self.reasons:
-                log.warning("skipped %s: %s", name, reason)
-        self.reasons.update(bad)
-        if len(self.reasons) > self.max_bad * self.total:
-            listed = "\n".join(f"  {name}: {reason}" for name, reason in self.reasons.items())
-            raise TooManyBadPictures(
-                f"{len(self.reasons)} of {self.total} pictures could not be read, more than"
-                f" --data.max-bad {self.max_bad:g} allows. Mend or remove them, check"
-                f" --data.image-root, or raise the limit:\n{listed}"
-            )
 
 
 @dataclass(frozen=True)
@@ -113,16 +80,24 @@ class TrainingBatches:
                 valid[row] = False
                 bad[self.source.image_id(index)] = str(error)
         captions = [caption for _, caption in rows]
-        joint = encoder.joint_tokenizer
         return Batch(
             images=images,
             backbone_ids=encoder.backbone_tokenizer(captions),
-            joint_ids=joint(captions) if joint else np.zeros((len(rows), 0), np.int32),
+            joint_ids=self._joint_ids(captions),
             image_ids=_identities(self.source.image_id(index) for index, _ in rows),
             caption_ids=_identities(canonicalise(caption) for caption in captions),
             valid=valid,
             patch_labels=self._patch_labels([index for index, _ in rows]),
         ), bad
+
+    def _joint_ids(self, captions: list[str]) -> np.ndarray:
+        """int32 [B, T], T the bucket of the longest caption: short captions make short batches."""
+        tokenizer = self.encoder.joint_tokenizer
+        if tokenizer is None:
+            return np.zeros((len(captions), 0), np.int32)
+        ids = tokenizer(captions)
+        longest = int((ids != tokenizer.pad_id).sum(axis=1).max())
+        return ids[:, : bucket(longest, lengths_up_to(tokenizer.max_length))]
 
     def _patch_labels(self, indices: list[int]) -> np.ndarray | None:
         grid, source = self.encoder.patch_grid, self.source
@@ -140,6 +115,8 @@ def iterate(reader: TrainingBatches, start: int, bad: BadPictures) -> Iterator[B
     dataset = grain.MapDataset.source(cast(Sequence, reader))[start:]
     workers = reader.data.workers
     if workers:
+        # Grain reads its settings from flags, which nothing parses unless absl runs the program.
+        flags.FLAGS.mark_as_parsed()
         stream = dataset.to_iter_dataset(
             grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
         ).mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))

@@ -4,6 +4,7 @@ import html
 import os
 import re
 import string
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _SPACES = re.compile(r"\s+")
+_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def canonicalise(caption: str) -> str:
@@ -121,31 +123,49 @@ def train_wordpiece(
 ) -> None:
     """Train a lower-casing WordPiece on canonical captions; save it as a Hugging Face tokenizer.
 
-    The special tokens are BERT's, [PAD] first, so that the pad id is 0 for either tower.
+    The special tokens are BERT's, [PAD] first, so that the pad id is 0 for either tower. The same
+    captions give the same tokenizer, whatever their order.
     """
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    blank = _bert_tokenizer({token: i for i, token in enumerate(_SPECIAL)})
+    counts = Counter(w for caption in captions for w in _words(blank, canonicalise(caption)))
+    # The trainer numbers the letters inside words as a hash table hands them out, and breaks ties
+    # by those numbers: told beforehand, in order, they make it deterministic.
+    inside = sorted({f"##{letter}" for word in counts for letter in word[1:]})
     trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size, special_tokens=special, show_progress=False
+        vocab_size=vocab_size, special_tokens=[*_SPECIAL, *inside], show_progress=False
     )
-    tokenizer.train_from_iterator((canonicalise(c) for c in captions), trainer)
-    tokenizer.decoder = decoders.WordPiece()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(token, special.index(token)) for token in ("[CLS]", "[SEP]")],
-    )
-    names = dict(zip(("pad", "unk", "cls", "sep", "mask"), special, strict=True))
+    trained = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    trained.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    trained.train_from_iterator(counts.elements(), trainer)
+    names = dict(zip(("pad", "unk", "cls", "sep", "mask"), _SPECIAL, strict=True))
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+        tokenizer_object=_bert_tokenizer(trained.get_vocab()),
         # Stated, because a SigLIP text tower takes no mask and readers go by this.
         model_input_names=["input_ids"],
         **{f"{name}_token": token for name, token in names.items()},
     ).save_pretrained(str(folder))
+
+
+def _words(tokenizer: tokenizers.Tokenizer, text: str) -> list[str]:
+    """What a tokenizer splits a text into before it looks for pieces."""
+    normal = tokenizer.normalizer.normalize_str(text)
+    return [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal)]
+
+
+def _bert_tokenizer(vocabulary: dict[str, int]) -> tokenizers.Tokenizer:
+    """[CLS] text [SEP] in lower-case word pieces, split as BERT splits."""
+    out = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    out.normalizer = normalizers.BertNormalizer(lowercase=True)
+    out.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    out.decoder = decoders.WordPiece()
+    out.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")],
+    )
+    return out
 
 
 def _special_id(hub, name: str, folder: str | os.PathLike[str]) -> int:

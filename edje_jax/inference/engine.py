@@ -10,15 +10,14 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int, PyTree, UInt8
 
 from edje_jax.config import EdjeConfig, ImageRecipe
+from edje_jax.data.buckets import batches, bucket, lengths_up_to
 from edje_jax.data.images import normalise
 from edje_jax.data.text import BackboneTokenizer, JointTokenizer
-from edje_jax.inference.buckets import batches, bucket, lengths_up_to
+from edje_jax.inference.dual import IMAGE_BATCHES, DualEncoder
 from edje_jax.models.apply import apply
 from edje_jax.models.edje import Edje
 from edje_jax.models.siglip import Siglip
 
-IMAGE_BATCHES = (1, 8, 32)
-TEXT_BATCHES = (1, 16, 128)
 PAIR_BATCHES = {"cpu": (1, 8, 32, 128), "gpu": (16, 128, 1024), "tpu": (16, 128, 1024)}
 """Pairs scored in one call, per platform."""
 
@@ -52,6 +51,17 @@ class Engine:
         return Edje(self.config, self.dtype)
 
     @property
+    def dual(self) -> DualEncoder:
+        """The first stage."""
+        return DualEncoder(
+            self.config.backbone,
+            self.config.image,
+            self.backbone_params,
+            self.backbone_tokenizer,
+            self.dtype,
+        )
+
+    @property
     def backbone(self) -> Siglip:
         """The dual encoder as a pure function of its parameters."""
         return Siglip(self.config.backbone, self.dtype)
@@ -76,11 +86,7 @@ class Engine:
 
     def embed_texts(self, captions: Sequence[str]) -> Float32[np.ndarray, "n e"]:
         """First-stage text embeddings, unit length."""
-        ids = self.backbone_tokenizer(captions)
-        out = np.empty((len(ids), self.config.backbone.text.projection_size), np.float32)
-        for rows, real in batches(np.arange(len(ids)), TEXT_BATCHES):
-            out[rows[:real]] = _embed_texts(self.backbone, self.backbone_params, ids[rows])[:real]
-        return out
+        return self.dual.embed_texts(captions)
 
     def score_pairs(
         self,
@@ -117,11 +123,6 @@ def _encode_images(backbone, model, recipe, backbone_params, params, images):
     image = apply(backbone, backbone_params, "encode_image", pixels)
     tokens = apply(model, params, "compress", image.tokens)
     return tokens.astype(jnp.float32), image.embedding
-
-
-@partial(jax.jit, static_argnums=0)
-def _embed_texts(backbone, params, ids):
-    return apply(backbone, params, "encode_text", ids)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -1,25 +1,20 @@
 """A source -> everything an evaluation needs: a gallery, its tokens and its embeddings."""
 
 import logging
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float32
 
-from edje_jax.config import ImageRecipe
-from edje_jax.data.images import BadImage, resize
-from edje_jax.data.loader import BadPictures
+from edje_jax.data.bad_pictures import BadPictures
 from edje_jax.evaluation.retrieval import Gallery, Retrieval, rerank
 from edje_jax.inference.engine import Engine
+from edje_jax.inference.pictures import read_pictures
 from edje_jax.types import Source
 
 log = logging.getLogger(__name__)
-
-CHUNK = 256
-"""Pictures decoded ahead; bounds the memory held by pixels."""
 
 Progress = Callable[[str, int, int], None]
 """Called with (what, done, total)."""
@@ -34,31 +29,6 @@ class EncodedGallery:
     """The source's index of each picture."""
     tokens: Float[np.ndarray, "n m d"]
     embeddings: Float32[np.ndarray, "n e"]
-
-
-def read_pictures(
-    source: Source, recipe: ImageRecipe, bad: BadPictures
-) -> Iterator[tuple[list[int], np.ndarray]]:
-    """Chunks of (indices, uint8 [n, S, S, 3]) over a source, decoded in threads.
-
-    Raises:
-        TooManyBadPictures: see `BadPictures`.
-    """
-
-    def read(index: int) -> np.ndarray | str:
-        try:
-            return resize(source.image(index), recipe)
-        except BadImage as error:
-            return str(error)
-
-    with ThreadPoolExecutor() as pool:
-        for start in range(0, len(source), CHUNK):
-            indices = range(start, min(start + CHUNK, len(source)))
-            read_back = dict(zip(indices, pool.map(read, indices), strict=True))
-            good = {i: x for i, x in read_back.items() if isinstance(x, np.ndarray)}
-            bad.add({source.image_id(i): x for i, x in read_back.items() if isinstance(x, str)})
-            if good:
-                yield list(good), np.stack(list(good.values()))
 
 
 def encode_gallery(

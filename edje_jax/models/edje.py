@@ -20,6 +20,9 @@ from edje_jax.config import EdjeConfig
 from edje_jax.models.adapter import make_adapter
 from edje_jax.models.bert import Embeddings, Layer, MaskedLmHead
 
+EVERY_ROW: tuple[int, None] = (0, None)
+"""Rows that a layer returns. Always stated, as remat wants its static arguments by position."""
+
 
 class Sequence(NamedTuple):
     """An embedded input of the joint encoder in memory order."""
@@ -140,7 +143,7 @@ class JointEncoder(nn.Module):
         rows, mask = self._embed(ids, tokens, False)
         states = [rows]
         for layer in self.layers:
-            states.append(layer(states[-1], mask, False))
+            states.append(layer(states[-1], mask, False, EVERY_ROW))
         return states
 
     def _embed(
@@ -178,5 +181,5 @@ class JointEncoder(nn.Module):
         """All layers; the last one computes only the rows that are asked for."""
         x, mask = sequence
         for layer in self.layers[:-1]:
-            x = layer(x, mask, train)
+            x = layer(x, mask, train, EVERY_ROW)
         return self.layers[-1](x, mask, train, kept)

@@ -14,6 +14,7 @@ from edje_jax.config import BackboneConfig, BackboneRun, ImageRecipe
 from edje_jax.data.loader import Encoder, TrainingBatches
 from edje_jax.data.sources.registry import open_source
 from edje_jax.data.text import BackboneTokenizer, train_wordpiece
+from edje_jax.inference.dual import DualEncoder
 from edje_jax.inference.precision import compute_dtype
 from edje_jax.models.siglip import Siglip
 from edje_jax.training.backbone_step import backbone_train_step
@@ -50,7 +51,7 @@ class BackboneTask:
         self.image = ImageRecipe(size=vision.image_size)
         source = open_source(config.data.train, config.data.image_root, vision.image_size)
         tokenizer = self._tokenizer(source, workdir / "tokenizer")
-        self._tokenizer_folder = tokenizer.folder
+        self.tokenizer = tokenizer
         text = dataclasses.replace(
             config.text, vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id
         )
@@ -97,13 +98,21 @@ class BackboneTask:
         return self._step(state, batch)
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
-        """R@k of the dual encoder on `data.val`."""
-        return {}
+        """Recalls of the dual encoder on `data.val`; {} if there is none."""
+        if not self.config.data.val:
+            return {}
+        size = self.config.vision.image_size
+        source = open_source(self.config.data.val, self.config.data.image_root, size)
+        dual = DualEncoder(
+            self.backbone, self.image, state.params["siglip"], self.tokenizer, self.model.dtype
+        )
+        found = dual.evaluate(source, self.config.data.max_bad)
+        return {f"val/{d}/{name}": value for d in found for name, value in found[d].items()}
 
     def export(self, state: TrainState, folder: Path) -> None:
         """A Hugging Face `SiglipModel` folder."""
         save_backbone(
-            folder, self.backbone, self.image, state.params["siglip"], self._tokenizer_folder
+            folder, self.backbone, self.image, state.params["siglip"], self.tokenizer.folder
         )
 
     def _tokenizer(self, source: Source, folder: Path) -> BackboneTokenizer:

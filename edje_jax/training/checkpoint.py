@@ -1,7 +1,9 @@
 """Training state on disk, through Orbax: asynchronous, the best and the last kept."""
 
 import logging
+from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any, cast
 
 import jax
@@ -45,11 +47,19 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, state: TrainState, metrics: dict[str, float] | None = None) -> None:
-        """Start to save; returns once the state has been copied off the device."""
+        """Start to save; returns once the state has been copied off the device.
+
+        Raises:
+            CheckpointError: this one or the one before could not be written.
+        """
         step = int(state.step)
         if step == self.latest_step():
             return
-        self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics, force=True)
+        saved = ocp.args.StandardSave(state)
+        try:
+            self._manager.save(step, args=saved, metrics=metrics, force=True)
+        except Exception as error:
+            raise self._unwritten(error) from error
 
     def restore(self, like: TrainState) -> TrainState:
         """The newest checkpoint, in the shapes, dtypes and shardings of `like`.
@@ -78,17 +88,31 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
         except Exception as error:
-            raise CheckpointError(
-                f"{self.folder}: the checkpoint could not be written ({_short(error)})."
-                " Free some space and run the command again; earlier checkpoints are whole."
-            ) from error
+            raise self._unwritten(error) from error
 
-    def close(self) -> None:
-        """Finish writing and let go."""
-        self.wait()
-        self._manager.close()
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        """Finish writing and let go. After a failure nothing is raised that would hide it."""
+        with suppress(Exception if error else ()):
+            self.wait()
+            self._manager.close()
+
+    def _unwritten(self, error: Exception) -> CheckpointError:
+        return CheckpointError(
+            f"{self.folder}: the checkpoint could not be written ({_short(error)})."
+            " Free some space, or mend what it names, and run the same command again; earlier"
+            " checkpoints are whole."
+        )
 
 
 def _short(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]
+    full = "No space left on device"
+    return full if full in text else text.splitlines()[0][:200]

@@ -34,6 +34,11 @@ class EdjeTask:
     """Matching, masked LM, text recovery and distillation, as the config weighs them."""
 
     def __init__(self, config: EdjeRun, workdir: Path):
+        if config.loss.negatives >= config.data.batch_size:
+            raise ValueError(
+                f"--loss.negatives {config.loss.negatives} cannot be found in batches of"
+                f" {config.data.batch_size}; raise --data.batch-size above it"
+            )
         self.config = config
         source = open_source(config.data.train, config.data.image_root)
         self.parts: Parts = assemble(config, source, workdir)

@@ -84,7 +84,7 @@ def edje_train_step(
     )
     dropout, masking = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
     taught = None
-    if teacher is not None and phase == "all":
+    if teacher is not None and phase == "all" and loss.distillation > 0:
         taught = match_pairs(teacher, frozen.teacher, features.vision_tokens, batch, negatives)
 
     def loss_fn(params):
@@ -92,7 +92,8 @@ def edje_train_step(
         tokens = apply(model, params, "compress", features.vision_tokens)
         if phase == "all":
             pairs = _match(model, params, tokens, batch.joint_ids, negatives, dropout)
-            terms["match"] = match_term(pairs, negatives, batch.valid)
+            if loss.match > 0:
+                terms["match"] = match_term(pairs, negatives, batch.valid)
             metrics["match_accuracy"] = accuracy(pairs, negatives, batch.valid)
             if taught is not None:
                 terms["distillation"] = distillation_term(pairs, taught, negatives, batch.valid)

@@ -3,16 +3,20 @@
 import json
 import logging
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 from edje_jax.config import RunConfig
 from edje_jax.training.steps import Metrics
+from edje_jax.weights.files import naming, replacing
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +32,7 @@ class MetricLog:
         self._last = (start, time.perf_counter())
         drop_after(self._path, start)
         self._file = self._path.open("a")
-        self._board = SummaryWriter(str(workdir), purge_step=start, write_to_disk=True)
+        self._board = Board(workdir, start)
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(),
@@ -51,8 +55,10 @@ class MetricLog:
         tb: TracebackType | None,
     ) -> None:
         self._progress.stop()
-        self._file.close()
-        self._board.close()
+        # What the run failed of, a full disk maybe, keeps these from closing too.
+        with suppress(OSError if error else ()), naming(self.workdir):
+            self._file.close()
+            self._board.close()
 
     def step(self, number: int, values: Metrics) -> None:
         """Take note of step `number` (from 0), which is "step" number + 1 in the log."""
@@ -78,10 +84,37 @@ class MetricLog:
 
     def write(self, done: int, figures: dict[str, float]) -> None:
         """One line after `done` steps."""
-        self._file.write(json.dumps({"step": done, **figures}) + "\n")
-        self._file.flush()
+        with naming(self._path):
+            self._file.write(json.dumps({"step": done, **figures}) + "\n")
+            self._file.flush()
+            self._board.write(done, figures)
+
+
+class Board:
+    """TensorBoard's scalars, written by whoever calls.
+
+    tensorboardX's own writer hands them to a thread, which dies in silence on a full disk.
+    """
+
+    def __init__(self, workdir: Path, start: int):
+        """Steps past `start`, of a run that is resumed, are taken back."""
+        self._events = EventsWriter(str(workdir / "events"))
+        self._flushed = time.monotonic()
+        log = SessionLog(status=SessionLog.START)
+        self._events.write_event(Event(wall_time=time.time(), step=start, session_log=log))
+
+    def write(self, done: int, figures: dict[str, float]) -> None:
+        """A point of each curve; on disk within half a minute."""
         for name, value in figures.items():
-            self._board.add_scalar(name, value, done)
+            point = Event(wall_time=time.time(), step=done, summary=scalar(name, value))
+            self._events.write_event(point)
+        if time.monotonic() - self._flushed > 30:
+            self._events.flush()
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._events.close()
 
 
 def drop_after(path: Path, start: int) -> None:
@@ -89,11 +122,12 @@ def drop_after(path: Path, start: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text("utf-8").splitlines():
         try:
             if json.loads(line)["step"] > start:
                 break
         except ValueError:
             break  # The last line of a killed run may be cut short.
         kept.append(line + "\n")
-    path.write_text("".join(kept))
+    with replacing(path) as temporary:
+        temporary.write_text("".join(kept), "utf-8")

@@ -6,23 +6,24 @@ A task says what to train; the loop feeds it, logs, saves, resumes, and stops wh
 import dataclasses
 import json
 import logging
-import os
 import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 
 from edje_jax.config import RunConfig, to_dict
-from edje_jax.data.loader import BadPictures, TrainingBatches, iterate
+from edje_jax.data.bad_pictures import BadPictures
+from edje_jax.data.loader import TrainingBatches, iterate
 from edje_jax.training.checkpoint import Checkpoints
 from edje_jax.training.logs import MetricLog
 from edje_jax.training.steps import Metrics, TrainState
 from edje_jax.types import Batch
+from edje_jax.weights.files import naming, replacing, write_json
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ MAY_CHANGE = {"workdir", "log_every", "eval_every", "checkpoint_every", "keep_ch
 """Fields of a run's config that may differ when it is resumed."""
 
 
+@runtime_checkable
 class Task(Protocol):
     """One kind of training, as the loop sees it."""
 
@@ -77,26 +79,23 @@ def run(task: Task, workdir: Path) -> bool:
         OtherRun, NotFinite, TooManyBadPictures, CheckpointError
     """
     claim(task.config, workdir)
-    checkpoints = Checkpoints(
-        workdir / "checkpoints",
-        keep=task.config.keep_checkpoints,
-        best="val/t2i/R@1" if task.config.data.val and task.config.eval_every else "",
-    )
-    state, start = task.init(), checkpoints.latest_step() or 0
-    if start:
-        state = checkpoints.restore(state)
-    with (
-        stop_requests() as stopped,
-        MetricLog(workdir, start, task.config, len(task.reader)) as metrics,
-    ):
-        state = _train(task, state, start, stopped, checkpoints, metrics)
-        checkpoints.save(state)
-        checkpoints.close()
-        finished = int(state.step) >= len(task.reader)
-        if finished:
-            _finish(task, state, workdir, metrics)
-        else:
-            log.info("stopped at step %d; run the same command to go on", int(state.step))
+    best = "val/t2i/R@1" if task.config.data.val and task.config.eval_every else ""
+    with Checkpoints(workdir / "checkpoints", task.config.keep_checkpoints, best) as checkpoints:
+        state, start = task.init(), checkpoints.latest_step() or 0
+        if start:
+            state = checkpoints.restore(state)
+        with (
+            stop_requests() as stopped,
+            MetricLog(workdir, start, task.config, len(task.reader)) as metrics,
+        ):
+            state = _train(task, state, start, stopped, checkpoints, metrics)
+            checkpoints.save(state)
+            checkpoints.wait()
+            finished = int(state.step) >= len(task.reader)
+            if finished:
+                _finish(task, state, workdir, metrics)
+            else:
+                log.info("stopped at step %d; run the same command to go on", int(state.step))
     return finished
 
 
@@ -120,9 +119,7 @@ def claim(config: RunConfig, workdir: Path) -> None:
                 " --workdir, or delete this one:\n" + "\n".join(changed)
             )
     workdir.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".json.tmp")
-    temporary.write_text(json.dumps(ours, indent=2) + "\n")
-    os.replace(temporary, path)
+    write_json(path, ours)
 
 
 def _train(
@@ -166,7 +163,8 @@ def _check_and_log(number: int, batch: Batch, values: Metrics, metrics: MetricLo
     if not np.isfinite(loss):
         path = metrics.workdir / f"not-finite-step-{number}.npz"
         arrays = {name: leaf for name, leaf in batch._asdict().items() if leaf is not None}
-        np.savez(path, **jax.device_get(arrays))
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, **jax.device_get(arrays))
         raise NotFinite(
             f"{path}: the loss was {loss} at step {number}, whose batch is kept there. The last"
             " checkpoint is from before it; try a lower --optim.lr or --optim.clip-norm 1."
@@ -190,7 +188,8 @@ def whole_folder(target: Path) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        yield temporary
+        with naming(target):
+            yield temporary
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

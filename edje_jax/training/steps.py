@@ -3,7 +3,7 @@
 import flax.struct
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, PyTree
 
 Metrics = dict[str, Array]
 
@@ -12,8 +12,9 @@ Metrics = dict[str, Array]
 class TrainState:
     """What a step changes and a checkpoint keeps."""
 
-    step: Int[Array, ""]
-    """Optimiser steps taken."""
+    # As the others, no array: JAX and Orbax also fill the tree with shapes and placeholders.
+    step: PyTree
+    """Optimiser steps taken, int32 []."""
     params: PyTree
     """Trainable parameters, float32."""
     opt_state: PyTree

@@ -1,6 +1,5 @@
 """Hugging Face folders of dual encoders: config, parameters, image recipe, tokenizer."""
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from jaxtyping import PyTree
 from edje_jax.config import BackboneConfig, ImageRecipe
 from edje_jax.models.siglip import Siglip
 from edje_jax.weights import siglip
-from edje_jax.weights.files import BadWeights, open_weights, write_json, write_safetensors
+from edje_jax.weights.files import open_weights, read_json, write_json, write_safetensors
 from edje_jax.weights.hub import resolve
 from edje_jax.weights.mapping import to_ours, to_theirs
 from edje_jax.weights.preprocessor import recipe_from_preprocessor, recipe_to_preprocessor
@@ -36,6 +35,8 @@ class Backbone:
     config: BackboneConfig
     image: ImageRecipe
     params: PyTree[np.ndarray]
+    from_folder: bool = True
+    """Whether `params` are those of the folder; a published checkpoint carries its own."""
 
 
 def load_backbone(name: str) -> Backbone:
@@ -57,13 +58,11 @@ def read_backbone_config(folder: Path) -> tuple[BackboneConfig, ImageRecipe]:
     """`config.json` and `preprocessor_config.json`, which must agree on the picture's size."""
     path = folder / "config.json"
     try:
-        raw = json.loads(path.read_text())
+        raw = read_json(path)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: missing; is this a Hugging Face model folder?") from error
-    except ValueError as error:
-        raise BadWeights(f"{path}: not valid JSON ({error})") from error
     tokenizer = folder / "tokenizer_config.json"
-    told = json.loads(tokenizer.read_text()) if tokenizer.exists() else {}
+    told = read_json(tokenizer) if tokenizer.exists() else {}
     config = siglip.read_config(raw, str(path), told)
     image = recipe_from_preprocessor(folder)
     if image.size != config.vision.image_size:

@@ -1,7 +1,6 @@
 """The table of BERT: Hugging Face's `BertForMaskedLM` <-> the joint encoder's trunk and LM head."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from edje_jax.config import BertConfig
-from edje_jax.weights.files import BadWeights, open_weights
+from edje_jax.weights.files import BadWeights, open_weights, read_json
 from edje_jax.weights.hub import resolve
 from edje_jax.weights.mapping import Rule, linear, norm, under
 
@@ -76,7 +75,7 @@ def load_language_model(name: str, seed: int = 0) -> LanguageModel:
     path = folder / "config.json"
     if not path.exists():
         raise FileNotFoundError(f"{path}: missing; is this a Hugging Face model folder?")
-    config = read_config(json.loads(path.read_text()), str(path))
+    config = read_config(read_json(path), str(path))
     tensors = normalise_names(open_weights(folder))
     word = tensors.get("bert.embeddings.word_embeddings.weight")
     if word is None:

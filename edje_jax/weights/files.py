@@ -1,9 +1,13 @@
 """Tensors on disk -> numpy arrays, one at a time, never through a pickle that could run code."""
 
+import errno
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -22,13 +26,11 @@ def open_weights(folder: str | os.PathLike[str]) -> Mapping[str, np.ndarray]:
     """
     folder = Path(folder)
     if (index := folder / "model.safetensors.index.json").exists():
-        shards = sorted(set(_read_json(index)["weight_map"].values()))
-        return Safetensors([folder / shard for shard in shards])
+        return Safetensors(_shards(index))
     if (single := folder / "model.safetensors").exists():
         return Safetensors([single])
     if (index := folder / "pytorch_model.bin.index.json").exists():
-        shards = sorted(set(_read_json(index)["weight_map"].values()))
-        return {k: v for shard in shards for k, v in read_torch(folder / shard).items()}
+        return {k: v for shard in _shards(index) for k, v in read_torch(shard).items()}
     if (single := folder / "pytorch_model.bin").exists():
         return read_torch(single)
     raise BadWeights(
@@ -84,11 +86,14 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise BadWeights(
-            f"{path}: damaged, or not a plain file of tensors; nothing in it was run"
-            f" ({str(error).splitlines()[0]})"
+            f"{path}: damaged, or not a plain file of tensors; nothing in it was run ({reason})"
         ) from error
-    loaded = loaded.get("model", loaded)
+    if isinstance(loaded, dict):
+        loaded = loaded.get("model", loaded)
+    if not isinstance(loaded, dict):
+        raise BadWeights(f"{path}: holds a {type(loaded).__name__}, not tensors by name")
     return {
         name: (value.float() if value.is_floating_point() else value).numpy()
         for name, value in loaded.items()
@@ -98,20 +103,73 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
 
 def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
     """Write through a temporary name, so that a file with this name is always whole."""
-    temporary = path.with_name(path.name + ".tmp")
-    save_file(tensors, str(temporary), metadata={"format": "pt"})
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        save_file(tensors, str(temporary), metadata={"format": "pt"})
+        # safetensors lets nobody but the owner read; a model is shared like any other file.
+        temporary.chmod(path.parent.stat().st_mode & 0o644)
 
 
 def write_json(path: Path, value: object) -> None:
     """Pretty JSON through a temporary name."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name to write to, which becomes `path` when the block ends well.
+
+    Raises:
+        OSError: see `naming`.
+    """
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(temporary, path)
+    with naming(path):
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
-def _read_json(path: Path):
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let errors of the system name `path`: Python's say where only if a file cannot be opened.
+
+    Raises:
+        OSError: whatever failed in the block, safetensors' failures included.
+    """
     try:
-        return json.loads(path.read_text())
+        yield
+    except SafetensorError as error:
+        code = re.search(r"os error (\d+)", str(error))
+        number = int(code[1]) if code else errno.EIO
+        raise OSError(number, os.strerror(number), str(path)) from error
+    except OSError as error:
+        if error.errno and not error.filename:
+            error.filename = str(path)
+        raise
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        FileNotFoundError: no such file.
+        BadWeights: not JSON, or no object.
+    """
+    try:
+        value = json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise BadWeights(f"{path}: not valid JSON ({error})") from error
+        raise BadWeights(f"{path}: not valid JSON ({error}); fetch or write it again") from error
+    if not isinstance(value, dict):
+        raise BadWeights(f"{path}: expected a JSON object, got {value!r}")
+    return value
+
+
+def _shards(index: Path) -> list[Path]:
+    """The files that an index names."""
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict):
+        raise BadWeights(f'{index}: has no "weight_map" of shards; fetch the model again')
+    return [index.parent / name for name in sorted(set(names.values()))]

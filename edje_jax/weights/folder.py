@@ -6,7 +6,6 @@ backbone's hub id in the config, and a `README.md`.
 """
 
 import dataclasses
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,8 @@ from edje_jax.config import AdapterConfig, EdjeConfig
 from edje_jax.weights import bert, edje, siglip
 from edje_jax.weights.backbone import Backbone, copy_tokenizer, load_backbone
 from edje_jax.weights.files import (
-    BadWeights,
     open_weights,
+    read_json,
     read_torch,
     write_json,
     write_safetensors,
@@ -81,10 +80,7 @@ def read_model_config(folder: Path) -> dict[str, Any]:
             f"{folder}: not a model folder (it has no config.json); give the folder called"
             " model/ that training leaves, its workdir, or a hub id"
         )
-    try:
-        raw = json.loads(path.read_text())
-    except ValueError as error:
-        raise BadWeights(f"{path}: not valid JSON ({error})") from error
+    raw = read_json(path)
     if raw.get("model_type") != "edje":
         hint = " A run of tiny_backbone? Then give it as --model.backbone."
         raise ValueError(
@@ -96,13 +92,17 @@ def read_model_config(folder: Path) -> dict[str, Any]:
             f"{path}: format {raw['format']} is newer than this version reads ({FORMAT});"
             " update edje_jax"
         )
+    if missing := {"adapter", "joint_encoder", "backbone", "max_text_length"} - set(raw):
+        raise ValueError(
+            f"{path}: no {', '.join(sorted(missing))}; export the model again, or fetch it anew"
+        )
     return raw
 
 
 def save_model(folder: Path, model: Model, card: str) -> None:
     """Write a model folder into an existing empty folder; the config goes last."""
     copy_tokenizer(model.tokenizer, folder)
-    copy_backbone(model.backbone.folder, folder / "backbone")
+    copy_backbone(model.backbone, folder / "backbone")
     (folder / "README.md").write_text(card)
     tensors = to_theirs(edje.rules(model.config), jax.device_get(model.params))
     write_safetensors(folder / "model.safetensors", tensors)
@@ -119,12 +119,18 @@ def save_model(folder: Path, model: Model, card: str) -> None:
     )
 
 
-def copy_backbone(source: Path, target: Path) -> None:
+def copy_backbone(backbone: Backbone, target: Path) -> None:
     """Copy a backbone's own files and nothing else that lies beside them."""
     target.mkdir(exist_ok=True)
+    source = backbone.folder
     names = ("config.json", "preprocessor_config.json", "processor_config.json")
-    weights = [*source.glob("*.safetensors*"), *source.glob("pytorch_model*.bin*")]
-    for path in [*(source / name for name in names), *weights]:
+    paths = [source / name for name in names]
+    if backbone.from_folder:
+        paths += [*source.glob("*.safetensors*"), *source.glob("pytorch_model*.bin*")]
+    else:
+        tensors = to_theirs(siglip.rules(backbone.config), backbone.params)
+        write_safetensors(target / "model.safetensors", tensors)
+    for path in paths:
         if path.exists():
             shutil.copyfile(path, target / path.name)
     copy_tokenizer(source, target)
@@ -146,7 +152,8 @@ def load_published(path: str, backbone: str, language_model: str) -> Model:
     if carried := edje.backbone_tensors(tensors):
         expected = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dual.params)
         table = siglip.rules(dual.config)
-        dual = dataclasses.replace(dual, params=to_ours(table, carried, expected, str(path)))
+        params = to_ours(table, carried, expected, str(path))
+        dual = dataclasses.replace(dual, params=params, from_folder=False)
     adapter = edje.adapter_config(tensors, str(path))
     config = EdjeConfig(dual.config, adapter, language.config, dual.image)
     params = edje.read_params(tensors, config, str(path))

@@ -68,6 +68,7 @@ def to_ours(
     Raises:
         WeightMismatch: tree or shapes differ from `expected`; every difference is listed.
     """
+    rules = list(rules)
     wanted = cast(dict[str, jax.ShapeDtypeStruct], flatten_dict(expected, sep="/"))
     flat: dict[str, np.ndarray] = {}
     problems: list[str] = []

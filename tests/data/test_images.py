@@ -4,7 +4,6 @@
 """
 
 import io
-import json
 import pickle
 import struct
 import zlib
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
-from transformers import AutoImageProcessor, CLIPImageProcessorPil, SiglipImageProcessorPil
+from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
 from transformers.image_utils import load_image as reference_load
 
 from edje_jax.config import ImageRecipe

@@ -208,7 +208,7 @@ def describe(scene: Scene, rng: np.random.Generator) -> str:
     def mention(i: int) -> str:
         thing = scene.things[i]
         if i in mentioned:
-            return f"the {thing.colour} {thing.shape}"
+            return f"the {thing.shape}"
         mentioned.add(i)
         return _noun_phrase(thing, rng)
 
@@ -217,9 +217,9 @@ def describe(scene: Scene, rng: np.random.Generator) -> str:
         # Begin with what has been named already, so that the caption reads on.
         if (b in mentioned and a not in mentioned) or (not mentioned and rng.random() < 0.5):
             a, relation, b = b, INVERSE[relation], a
-        subject, place = mention(a), f"{_relation_phrase(relation, rng)} {mention(b)}"
+        subject, place = mention(a), f"{relation} {mention(b)}"
         clauses.append(f"{subject} {place}" if not clauses else f"{subject} is {place}")
-    opening = rng.choice(["", "", "there is ", "a picture of ", "we see "])
+    opening = rng.choice(["", "", "there is ", "we see "])
     text = opening + clauses[0]
     for clause in clauses[1:]:
         text += str(rng.choice([" and ", ", and ", ", while "])) + clause
@@ -272,11 +272,13 @@ def _random_scene(rng: np.random.Generator) -> Scene:
     n = len(layout.slots)
     shapes = rng.permutation(SHAPES)[:n]
     colours = rng.permutation(list(COLOURS))[:n]
-    textures = rng.choice(TEXTURES, n, p=[0.5, 0.25, 0.25])
-    sizes = rng.choice(list(SIZES), n)
-    if n == 2:
-        # Two objects make a group only if they differ in all that can be swapped.
-        textures, sizes = rng.permutation(TEXTURES)[:n], rng.permutation(list(SIZES))[:n]
+    textures, sizes = ["plain"] * n, ["medium"] * n
+    # One more attribute varies, unless there are objects enough; captions stay within 27 words.
+    if n < 4:
+        if all(slot[2] for slot in layout.slots) or rng.random() < 0.5:
+            textures = rng.permutation(TEXTURES)[:n]
+        else:
+            sizes = rng.permutation(list(SIZES))[:n]
     things = tuple(
         Thing(str(shape), str(colour), "" if slot[2] else str(size), str(texture))
         for shape, colour, size, texture, slot in zip(
@@ -334,12 +336,6 @@ def _noun_phrase(thing: Thing, rng: np.random.Generator) -> str:
     texture = "" if thing.texture == "plain" else thing.texture
     middle = [texture, thing.colour] if rng.random() < 0.5 else [thing.colour, texture]
     return " ".join(word for word in ("a", size, *middle, thing.shape) if word)
-
-
-def _relation_phrase(relation: str, rng: np.random.Generator) -> str:
-    if relation in ("left of", "right of") and rng.random() < 0.5:
-        return f"to the {relation}"
-    return relation
 
 
 def _codes(thing: Thing) -> list[int]:

@@ -1,0 +1,37 @@
+"""`make demo`: a small EDJE on the built-in scenes and the backbone that ships with the package."""
+
+from pathlib import Path
+
+import edje_jax
+from edje_jax.config import (
+    AdapterConfig,
+    BertConfig,
+    DataConfig,
+    EdjeRun,
+    LossConfig,
+    ModelSpec,
+    OptimConfig,
+)
+
+config = EdjeRun(
+    steps=1500,
+    data=DataConfig(train="shapes:train", batch_size=32, block_size=4),
+    model=ModelSpec(
+        backbone=str(Path(edje_jax.__file__).parent / "assets" / "shapes_backbone"),
+        adapter=AdapterConfig("compress", num_tokens=16, intermediate_size=384),
+        fresh=BertConfig(
+            vocab_size=200,
+            hidden_size=96,
+            intermediate_size=384,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            max_position_embeddings=128,
+            hidden_act="gelu_pytorch_tanh",
+        ),
+        max_text_length=32,
+        dropout=0.0,
+    ),
+    loss=LossConfig(negatives=1, masked_lm_first=0.35),
+    optim=OptimConfig(lr=1.5e-3, schedule="cosine", clip_norm=1.0),
+    log_every=20,
+)

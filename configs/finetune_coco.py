@@ -1,0 +1,19 @@
+"""Fine-tuning on COCO: matching, and distillation if a --teacher is named; start with --init.
+
+Published: learning rate 2e-5, the rest as in pre-training.
+"""
+
+import dataclasses
+
+from configs.pretrain_compressed import config as pretrain
+from edje_jax.config import DataConfig, LossConfig, OptimConfig
+
+config = dataclasses.replace(
+    pretrain,
+    epochs=10,
+    # What --init loads brings its own backbone and joint encoder.
+    model=dataclasses.replace(pretrain.model, backbone="", joint_encoder=""),
+    data=DataConfig(train="blip:coco_karpathy_train.json", batch_size=256, workers=16),
+    loss=LossConfig(masked_lm=0.0, text_recovery=0.0, negatives=3),
+    optim=OptimConfig(lr=2e-5),
+)

@@ -1,0 +1,10 @@
+"""Fine-tuning on Flickr30k; as on COCO."""
+
+import dataclasses
+
+from configs.finetune_coco import config as coco
+from edje_jax.config import DataConfig
+
+config = dataclasses.replace(
+    coco, data=DataConfig(train="blip:flickr30k_train.json", batch_size=256, workers=16)
+)

@@ -1,0 +1,39 @@
+"""Reading a source's pictures in order, decoded in threads, in chunks of bounded memory."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from edje_jax.config import ImageRecipe
+from edje_jax.data.bad_pictures import BadPictures
+from edje_jax.data.images import BadImage, resize
+from edje_jax.types import Source
+
+CHUNK = 256
+"""Pictures decoded ahead; bounds the memory held by pixels."""
+
+
+def read_pictures(
+    source: Source, recipe: ImageRecipe, bad: BadPictures
+) -> Iterator[tuple[list[int], np.ndarray]]:
+    """Chunks of (indices, uint8 [n, S, S, 3]) over a source, decoded in threads.
+
+    Raises:
+        TooManyBadPictures: see `BadPictures`.
+    """
+
+    def read(index: int) -> np.ndarray | str:
+        try:
+            return resize(source.image(index), recipe)
+        except BadImage as error:
+            return str(error)
+
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(source), CHUNK):
+            indices = range(start, min(start + CHUNK, len(source)))
+            read_back = dict(zip(indices, pool.map(read, indices), strict=True))
+            good = {i: x for i, x in read_back.items() if isinstance(x, np.ndarray)}
+            bad.add({source.image_id(i): x for i, x in read_back.items() if isinstance(x, str)})
+            if good:
+                yield list(good), np.stack(list(good.values()))

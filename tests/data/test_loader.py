@@ -1,0 +1,266 @@
+"""Batches: a function of (source, config, seed, step), whoever prepares them."""
+
+import json
+import logging
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edje_jax.config import DataConfig, ImageRecipe
+from edje_jax.data.bad_pictures import BadPictures, TooManyBadPictures
+from edje_jax.data.images import resize
+from edje_jax.data.loader import Encoder, TrainingBatches, iterate
+from edje_jax.data.sources.blip_json import BlipJson
+from edje_jax.data.sources.shapes import Shapes
+from edje_jax.data.text import BackboneTokenizer, JointTokenizer
+from edje_jax.types import Batch, Source
+
+TINY = Path(__file__).parents[1] / "goldens" / "reference_tiny"
+RECIPE = ImageRecipe(size=8)
+ENCODER = Encoder(RECIPE, BackboneTokenizer(TINY / "siglip", 16), JointTokenizer(TINY / "bert", 24))
+WORDS = ["cat", "dog", "bike", "man", "red", "blue"]
+
+
+class Numbered:
+    """Picture i is one colour and has captions of one, two and three times the same word."""
+
+    def __init__(self, count: int):
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def image_id(self, index: int) -> str:
+        return f"picture-{index}"
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        assert 0 <= index < self.count
+        return tuple(" ".join([WORDS[index % 6]] * n) for n in (1, 2, 3))
+
+    def image(self, index: int) -> Image.Image:
+        assert 0 <= index < self.count
+        return Image.new("RGB", (10, 6), (index, 2 * index, 7))
+
+
+def reader(
+    source: Source, batch_size: int = 4, seed: int = 0, steps: int = 10, **data
+) -> TrainingBatches:
+    return TrainingBatches(source, ENCODER, DataConfig(batch_size=batch_size, **data), seed, steps)
+
+
+def shown(batch: Batch) -> list[int]:
+    """Which picture of `Numbered` each row shows."""
+    return batch.images[:, 0, 0, 0].tolist()
+
+
+def order(batches: TrainingBatches, steps: int) -> list[int]:
+    return [index for step in range(steps) for index in shown(batches[step][0])]
+
+
+def assert_same(a: Batch, b: Batch) -> None:
+    for name, left, right in zip(Batch._fields, a, b, strict=True):
+        assert (left is None) == (right is None), name
+        if left is not None:
+            assert left.dtype == right.dtype, name
+            np.testing.assert_array_equal(left, right, err_msg=name)
+
+
+# --- order ----------------------------------------------------------------------------------------
+
+
+def test_a_batch_is_a_function_of_seed_and_step():
+    a, b = reader(Numbered(30)), reader(Numbered(30))
+    for step in (7, 0, 7):
+        assert_same(a[step][0], b[step][0])
+    assert order(a, 7) != order(reader(Numbered(30), seed=1), 7)
+    assert order(a, 7) != list(range(28))
+
+
+@pytest.mark.parametrize("count", [12, 30])
+def test_an_epoch_shows_every_picture_once(count):
+    seen = order(reader(Numbered(count), batch_size=6), 3 * count // 6)
+    epochs = [seen[i : i + count] for i in range(0, 3 * count, count)]
+    assert all(sorted(epoch) == list(range(count)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_epochs_follow_on_within_a_batch():
+    seen = order(reader(Numbered(10), batch_size=4), 5)
+    assert Counter(seen[:10]) == Counter(seen[10:]) == Counter(range(10))
+
+
+def test_blocks_keep_neighbours_together():
+    seen = order(reader(Numbered(40), batch_size=8, block_size=4), 5)
+    blocks = [seen[i : i + 4] for i in range(0, 40, 4)]
+    assert all(block == list(range(block[0], block[0] + 4)) for block in blocks)
+    assert all(block[0] % 4 == 0 for block in blocks)
+    assert sorted(seen) == list(range(40))
+    assert seen != list(range(40))
+
+
+@pytest.mark.parametrize(("count", "block"), [(10, 4), (3, 4), (7, 1)])
+def test_a_set_that_is_no_multiple_of_the_block_is_shown_whole(count, block):
+    """The last block is filled up with the set's first pictures."""
+    length = -(-count // min(block, count)) * min(block, count)
+    seen = order(reader(Numbered(count), batch_size=1, block_size=block), length)
+    assert set(seen) == set(range(count))
+    assert max(Counter(seen).values()) <= 2
+
+
+def test_iterate_starts_anywhere():
+    batches = reader(Numbered(30), steps=9)
+    bad = BadPictures(30, 0.0)
+    everything = list(iterate(batches, 0, bad))
+    assert len(everything) == 9
+    for start in (4, 8):
+        rest = list(iterate(batches, start, bad))
+        assert len(rest) == 9 - start
+        for a, b in zip(rest, everything[start:], strict=True):
+            assert_same(a, b)
+    assert list(iterate(batches, 9, bad)) == []
+
+
+# --- rows -----------------------------------------------------------------------------------------
+
+
+def test_rows_hold_picture_and_caption_of_one_record():
+    source = Numbered(30)
+    batch, bad = reader(source, batch_size=15)[0]
+    assert not bad and batch.valid.all() and batch.valid.dtype == bool
+    assert batch.images.shape == (15, 8, 8, 3) and batch.images.dtype == np.uint8
+    for row, index in enumerate(shown(batch)):
+        np.testing.assert_array_equal(batch.images[row], resize(source.image(index), RECIPE))
+        texts = source.captions(index)
+        joint = ENCODER.joint_tokenizer(texts)[:, : batch.joint_ids.shape[1]]
+        (which,) = np.flatnonzero((batch.joint_ids[row] == joint).all(axis=1))
+        backbone = ENCODER.backbone_tokenizer(texts)
+        np.testing.assert_array_equal(batch.backbone_ids[row], backbone[which])
+
+
+def test_the_joint_ids_are_as_wide_as_their_longest_caption_needs():
+    class Wordy(Numbered):
+        def captions(self, index):
+            return ("cat " * (18 if index == 0 else 3),)
+
+    widths = {}
+    for step, batch in enumerate(reader(Wordy(8), batch_size=4)[s][0] for s in range(2)):
+        widths[0 in shown(batch)] = batch.joint_ids.shape[1]
+        lengths = (batch.joint_ids != ENCODER.joint_tokenizer.pad_id).sum(axis=1)
+        assert lengths.max() == (20 if 0 in shown(batch) else 5), step
+    assert widths == {True: 24, False: 16}
+
+
+def test_captions_change_from_epoch_to_epoch():
+    batches = reader(Numbered(6), batch_size=6)
+    by_picture: dict[int, set[bytes]] = {}
+    for step in range(10):
+        batch, _ = batches[step]
+        for row, index in enumerate(shown(batch)):
+            by_picture.setdefault(index, set()).add(batch.joint_ids[row, :8].tobytes())
+    drawn = [len(captions) for captions in by_picture.values()]
+    assert max(drawn) == 3 and min(drawn) >= 2
+
+
+def test_ids_are_equal_for_the_same_picture_and_the_same_caption(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    entries = [
+        {"image": "a.png", "image_id": "1", "caption": "Two dogs!"},
+        {"image": "b/../a.png", "image_id": "2", "caption": "two  dogs"},
+        {"image": "./a.png", "image_id": "3", "caption": "two cats"},
+    ]
+    (tmp_path / "b").mkdir()
+    (tmp_path / "set.json").write_text(json.dumps(entries))
+    batch, bad = reader(BlipJson(tmp_path / "set.json"), batch_size=6)[0]
+    assert not bad
+    assert len(set(batch.image_ids.tolist())) == 3  # Two epochs of three pictures
+    assert Counter(Counter(batch.image_ids.tolist()).values()) == {2: 3}
+    dogs, cats = sorted(Counter(batch.caption_ids.tolist()).values(), reverse=True)
+    assert (dogs, cats) == (4, 2)  # The same caption but for what canonicalising takes away
+    assert batch.image_ids.dtype == batch.caption_ids.dtype == np.int32
+
+
+def test_patch_labels_come_where_they_are_asked_for_and_known():
+    source = Shapes("val", image_size=16)
+    tokenizer = ENCODER.backbone_tokenizer
+    with_labels = Encoder(ImageRecipe(size=16), tokenizer, patch_grid=4)
+    data = DataConfig(batch_size=3)
+    batch, _ = TrainingBatches(source, with_labels, data, 0, 1)[0]
+    assert batch.patch_labels.shape == (3, 16, 4) and batch.patch_labels.any()
+    assert batch.joint_ids.shape == (3, 0)  # No joint tokenizer, no ids
+    without = Encoder(ImageRecipe(size=16), tokenizer)
+    assert TrainingBatches(source, without, data, 0, 1)[0][0].patch_labels is None
+    assert TrainingBatches(Numbered(3), with_labels, data, 0, 1)[0][0].patch_labels is None
+
+
+# --- processes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_worker_processes_give_the_same_batches_as_threads():
+    source = Shapes("train", image_size=16)
+    alone = reader(source, batch_size=4, block_size=4, steps=7)
+    helped = reader(source, batch_size=4, block_size=4, steps=7, workers=2)
+    expected = list(iterate(alone, 1, BadPictures(len(source), 0.0)))
+    got = list(iterate(helped, 1, BadPictures(len(source), 0.0)))
+    assert len(got) == len(expected) == 6
+    for a, b in zip(got, expected, strict=True):
+        assert_same(a, b)
+
+
+# --- pictures that cannot be read -----------------------------------------------------------------
+
+
+@pytest.fixture
+def half_bad(tmp_path) -> BlipJson:
+    """Six pictures: the last three are missing, cut short, and no picture at all."""
+    names = ["0.jpg", "1.png", "2.jpg", "missing.jpg", "cut.jpg", "text.png"]
+    noise = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
+    for name in ("0.jpg", "1.png", "2.jpg", "cut.jpg"):
+        Image.fromarray(noise).save(tmp_path / name)
+    whole = (tmp_path / "cut.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.png").write_text("<html>not found</html>")
+    entries = [{"image": name, "caption": f"{name} again"} for name in names]
+    (tmp_path / "set.json").write_text(json.dumps(entries))
+    return BlipJson(tmp_path / "set.json")
+
+
+def test_bad_pictures_are_named_once_and_their_rows_invalid(half_bad, caplog):
+    caplog.set_level(logging.WARNING)
+    batches = reader(half_bad, batch_size=6, steps=3)
+    bad = BadPictures(6, 0.5)
+    for batch in iterate(batches, 0, bad):
+        assert batch.valid.sum() == 3
+        assert not batch.images[~batch.valid].any() and batch.images[batch.valid].any()
+        assert len(set(batch.image_ids.tolist())) == 6
+    assert list(bad.reasons) and set(bad.reasons) == {"missing.jpg", "cut.jpg", "text.png"}
+    assert len(caplog.messages) == 3
+    told = "\n".join(caplog.messages)
+    assert "skipped missing.jpg" in told and "no such file" in told
+    assert "skipped cut.jpg" in told and "truncated" in told
+    assert "skipped text.png" in told and "not a picture" in told
+
+
+def test_too_many_bad_pictures_stop_the_run_with_their_list(half_bad):
+    with pytest.raises(TooManyBadPictures) as caught:
+        list(iterate(reader(half_bad, batch_size=6), 0, BadPictures(6, 0.4)))
+    message = str(caught.value)
+    assert message.startswith("3 of 6 pictures could not be read")
+    assert "--data.max-bad 0.4" in message and "--data.image-root" in message
+    for name in ("missing.jpg", "cut.jpg", "text.png"):
+        assert f"\n  {name}: " in message
+
+
+def test_a_bad_picture_moves_no_other(half_bad, tmp_path):
+    """The rows beside it, and every later batch, are those of the mended set."""
+    before = [reader(half_bad, batch_size=4)[step][0] for step in range(4)]
+    for name in ("missing.jpg", "cut.jpg", "text.png"):
+        Image.new("RGB", (5, 5), (9, 9, 9)).save(tmp_path / name)
+    after = [reader(half_bad, batch_size=4)[step][0] for step in range(4)]
+    for a, b in zip(before, after, strict=True):
+        assert b.valid.all()
+        np.testing.assert_array_equal(a.images[a.valid], b.images[a.valid])
+        assert_same(a._replace(images=b.images, valid=b.valid), b)

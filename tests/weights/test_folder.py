@@ -1,0 +1,262 @@
+"""The model folder: saved and loaded it is the same model, and a wrong folder is told apart."""
+
+import functools
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+from edje_jax.config import EdjeConfig
+from edje_jax.models.edje import Edje
+from edje_jax.models.siglip import Siglip
+from edje_jax.weights.bert import load_language_model
+from edje_jax.weights.files import BadWeights
+from edje_jax.weights.folder import Model, load_model, load_published, save_model
+from edje_jax.weights.mapping import WeightMismatch
+
+TINY = Path(__file__).parents[1] / "goldens" / "reference_tiny"
+KINDS = ("local", "compressed")
+
+
+@functools.cache
+def published(kind: str, path: Path | None = None) -> Model:
+    return load_published(
+        str(path or TINY / f"{kind}.pth"), str(TINY / "siglip"), str(TINY / "bert")
+    )
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The compressed checkpoint as a model folder; not to be changed."""
+    folder = tmp_path_factory.mktemp("saved")
+    save_model(folder, published("compressed"), "A card.\n")
+    return folder
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be spoiled."""
+    return shutil.copytree(saved, tmp_path / "model")
+
+
+def change(path: Path, **entries: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+
+
+def assert_same(a: dict, b: dict) -> None:
+    """Equal trees of equal arrays, bit for bit."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for ours, theirs in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert ours.dtype == theirs.dtype == np.float32
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def score(config: EdjeConfig, params, backbone, pixels, ids) -> jax.Array:
+    siglip, edje = Siglip(config.backbone), Edje(config)
+    image = siglip.apply({"params": backbone}, pixels, method="encode_image")
+    tokens = edje.apply({"params": params}, image.tokens, method="compress")
+    return edje.apply({"params": params}, ids, tokens, method="match")
+
+
+def logits(model: Model) -> np.ndarray:
+    """Match logits of four captions and pictures, from pixels on."""
+    with np.load(TINY / "inputs.npz") as file:
+        pixels = np.moveaxis(file["pixel_values"][:4], 1, -1)
+    with np.load(TINY / "expected_local.npz") as file:
+        ids = file["pair_input_ids"][:4, :8].astype(np.int32)
+    return np.asarray(score(model.config, model.params, model.backbone.params, pixels, ids))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_and_loaded_it_is_the_same_model(kind, tmp_path):
+    model = published(kind)
+    save_model(tmp_path, model, "A card.\n")
+    again = load_model(str(tmp_path))
+    assert again.config == model.config
+    assert_same(again.params, model.params)
+    assert_same(again.backbone.params, model.backbone.params)
+    np.testing.assert_array_equal(logits(again), logits(model))
+    assert (again.tokenizer, again.source) == (tmp_path, str(tmp_path))
+    assert (tmp_path / "README.md").read_text() == "A card.\n"
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_weights_keep_the_published_names_and_values(kind, tmp_path):
+    """So PyTorch reads ours; the frozen towers and what repeats another tensor stay out."""
+    save_model(tmp_path, published(kind), "")
+    from safetensors.torch import load_file
+
+    theirs = torch.load(TINY / f"{kind}.pth", weights_only=True)["model"]
+    repeated = {
+        "text_embeddings.weight",
+        "language_model.cls.predictions.decoder.weight",
+        "language_model.cls.predictions.decoder.bias",
+    }
+    expected = {
+        name: value
+        for name, value in theirs.items()
+        if not name.startswith(("clip.", "vision_encoder.")) and name not in repeated
+    }
+    ours = load_file(tmp_path / "model.safetensors")
+    assert ours.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(ours[name], value), name
+
+
+def test_the_backbone_is_copied_as_it_is_and_nothing_beside_it(tmp_path):
+    source = tmp_path / "siglip"
+    shutil.copytree(TINY / "siglip", source)
+    (source / "optimizer.pt").write_bytes(b"not ours to hand on")
+    checkpoint = torch.load(TINY / "local.pth", weights_only=True)["model"]
+    without = {name: value for name, value in checkpoint.items() if not name.startswith("clip.")}
+    torch.save({"model": without}, tmp_path / "local.pth")
+    model = load_published(str(tmp_path / "local.pth"), str(source), str(TINY / "bert"))
+    (tmp_path / "model").mkdir()
+    save_model(tmp_path / "model", model, "")
+    copied = tmp_path / "model" / "backbone"
+    assert {path.name for path in copied.iterdir()} == {
+        path.name for path in (TINY / "siglip").iterdir()
+    }
+    for path in copied.iterdir():
+        assert path.read_bytes() == (TINY / "siglip" / path.name).read_bytes(), path.name
+
+
+def test_a_backbone_that_the_checkpoint_carries_is_the_one_that_is_saved(tmp_path):
+    checkpoint = torch.load(TINY / "local.pth", weights_only=True)
+    name = "clip.vision_model.post_layernorm.weight"
+    checkpoint["model"][name] = checkpoint["model"][name] + 1
+    torch.save(checkpoint, tmp_path / "other.pth")
+    model = published("local", tmp_path / "other.pth")
+    plain = published("local")
+    scale = model.backbone.params["vision"]["post_layernorm"]["scale"]
+    np.testing.assert_array_equal(
+        scale, plain.backbone.params["vision"]["post_layernorm"]["scale"] + 1
+    )
+    (tmp_path / "model").mkdir()
+    save_model(tmp_path / "model", model, "")
+    assert_same(load_model(str(tmp_path / "model")).backbone.params, model.backbone.params)
+
+
+def test_names_of_older_transformers_are_read(tmp_path):
+    checkpoint = torch.load(TINY / "local.pth", weights_only=True)["model"]
+    old = {
+        name.replace("vision_encoder.", "vision_encoder.vision_model."): value
+        for name, value in checkpoint.items()
+    }
+    assert old.keys() != checkpoint.keys()
+    torch.save({"model": old, "config": {"num_compressed_tokens": 0}}, tmp_path / "old.pth")
+    assert_same(published("local", tmp_path / "old.pth").params, published("local").params)
+
+
+def test_a_workdir_is_read_through_its_model_folder(folder):
+    (folder.parent / "config.json").write_text('{"steps": 10}')
+    model = load_model(str(folder.parent))
+    assert model.tokenizer == folder
+    assert_same(model.params, published("compressed").params)
+
+
+# --- folders that are something else, or broken ---------------------------------------------------
+
+
+def test_a_folder_without_a_config(folder):
+    (folder / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"not a model folder \(it has no config\.json\);"):
+        load_model(str(folder))
+
+
+def test_a_backbone_given_as_a_model():
+    with pytest.raises(
+        ValueError, match=r"siglip/config\.json: model_type is 'siglip', not 'edje'.*--model\.back"
+    ):
+        load_model(str(TINY / "siglip"))
+
+
+def test_a_language_model_given_as_a_model():
+    with pytest.raises(ValueError, match=r"bert/config\.json: model_type is 'bert', not 'edje'"):
+        load_model(str(TINY / "bert"))
+
+
+def test_a_language_model_given_as_the_backbone(folder):
+    with pytest.raises(
+        ValueError, match=r"bert/config\.json: model_type 'bert' is not supported as a backbone"
+    ):
+        load_published(str(TINY / "local.pth"), str(TINY / "bert"), str(TINY / "bert"))
+
+
+def test_a_backbone_given_as_the_language_model():
+    with pytest.raises(
+        ValueError, match=r"'siglip' is not supported as a joint encoder; use a BERT"
+    ):
+        load_language_model(str(TINY / "siglip"))
+
+
+def test_a_checkpoint_of_something_else(tmp_path):
+    torch.save({"model": {"head.weight": torch.ones(2)}}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"other\.pth: holds no vision_projection; is this an ED"):
+        published("local", tmp_path / "other.pth")
+
+
+def test_a_format_from_the_future(folder):
+    change(folder / "config.json", format=99)
+    with pytest.raises(
+        ValueError, match=r"config\.json: format 99 is newer than .* reads \(1\); update edje_jax"
+    ):
+        load_model(str(folder))
+
+
+def test_a_config_that_is_not_json(folder):
+    (folder / "config.json").write_text('{"model_type": "edje",')
+    with pytest.raises(BadWeights, match=r"model/config\.json: not valid JSON \(.*line 1"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize("part", [".", "backbone"])
+def test_truncated_weights(part, folder):
+    path = folder / part / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(BadWeights, match=r"model\.safetensors: damaged or truncated .* again"):
+        load_model(str(folder))
+
+
+def test_missing_weights(folder):
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(BadWeights, match=r"no weights here; looked for model\.safetensors and"):
+        load_model(str(folder))
+
+
+def test_weights_of_another_shape(folder):
+    adapter = {"kind": "compress", "num_tokens": 7, "intermediate_size": 80}
+    change(folder / "config.json", adapter=adapter)
+    with pytest.raises(
+        WeightMismatch, match=r"vision_projection\.query gives \(1, 6, 48\).* is \(1, 7, 48\)"
+    ):
+        load_model(str(folder))
+
+
+def test_a_backbone_and_its_preprocessor_that_disagree(folder):
+    size = {"height": 48, "width": 48}
+    change(folder / "backbone" / "preprocessor_config.json", size=size)
+    with pytest.raises(ValueError, match=r"makes pictures of 48 px, the model takes 32 px; corr"):
+        load_model(str(folder))
+
+
+def test_a_backbone_that_is_a_hub_id_out_of_reach(folder):
+    shutil.rmtree(folder / "backbone")
+    change(folder / "config.json", backbone="nobody/no-such-backbone")
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"nobody/no-such-backbone: the backbone is neither a folder here nor a hub id that",
+    ):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize("name", ["nobody", "./nobody/x", "/no/such/folder", "~/no/such/folder"])
+def test_a_name_that_cannot_be_a_hub_id_is_not_looked_up(name):
+    with pytest.raises(FileNotFoundError, match=f"{name}: the model: no such folder$"):
+        load_model(name)
