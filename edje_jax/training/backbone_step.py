@@ -51,5 +51,5 @@ def backbone_train_step(
         return loss, {"loss": loss, **metrics}
 
     gradients, metrics = jax.grad(loss_fn, has_aux=True)(state.params)
-    metrics["grad_norm"] = optax.global_norm(gradients)
+    metrics["grad_norm"] = optax.tree.norm(gradients)
     return apply_gradients(state, gradients, optimiser), metrics

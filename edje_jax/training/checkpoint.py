@@ -100,7 +100,7 @@ class Checkpoints:
         tb: TracebackType | None,
     ) -> None:
         """Finish writing and let go. After a failure nothing is raised that would hide it."""
-        with suppress(Exception if error else ()):
+        with suppress(*([Exception] if error else [])):
             self.wait()
             self._manager.close()
 

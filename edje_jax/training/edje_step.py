@@ -116,7 +116,7 @@ def edje_train_step(
         return total, {"loss": total, **metrics}
 
     gradients, metrics = jax.grad(loss_fn, has_aux=True)(state.params)
-    metrics["grad_norm"] = optax.global_norm(gradients)
+    metrics["grad_norm"] = optax.tree.norm(gradients)
     metrics["lr"] = learning_rate(state.step)
     return apply_gradients(state, gradients, optimiser), metrics
 

@@ -11,7 +11,7 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore (made by protoc)
 from tensorboardX.summary import scalar
 
 from edje_jax.config import RunConfig
@@ -56,7 +56,7 @@ class MetricLog:
     ) -> None:
         self._progress.stop()
         # What the run failed of, a full disk maybe, keeps these from closing too.
-        with suppress(OSError if error else ()), naming(self.workdir):
+        with suppress(*([OSError] if error else [])), naming(self.workdir):
             self._file.close()
             self._board.close()
 

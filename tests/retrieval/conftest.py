@@ -1,0 +1,3 @@
+"""What the tests of retrieval share."""
+
+from tests.small_runs import trained as trained

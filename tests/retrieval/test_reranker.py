@@ -1,0 +1,111 @@
+"""`Reranker`: every method that users call, on a model trained for twenty steps."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edje_jax import Reranker
+from edje_jax.data.images import BadImage, normalise, resize
+from edje_jax.data.sources.shapes import Shapes
+
+TEXTS = ["a red circle left of a blue square", "two dogs", "a small striped green star"]
+
+
+@pytest.fixture(scope="module")
+def reranker(trained) -> Reranker:
+    return Reranker.from_pretrained(trained)
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Image.Image]:
+    source = Shapes("val")
+    return [source.image(i) for i in range(5)]
+
+
+def test_tokens_of_pictures_in_any_form(reranker, pictures, tmp_path):
+    tokens = reranker.encode_images(pictures)
+    config = reranker.config
+    assert tokens.shape == (5, config.num_tokens, config.joint_encoder.hidden_size)
+    assert tokens.dtype == np.float32
+    for i, picture in enumerate(pictures):
+        picture.save(tmp_path / f"{i}.png")
+    paths = [str(tmp_path / f"{i}.png") for i in range(5)]
+    pixels = np.stack(
+        [np.asarray(normalise(resize(p, config.image), config.image)) for p in pictures]
+    )
+    for same in (
+        reranker.encode_images(paths),
+        reranker.encode_images([np.asarray(p) for p in pictures]),
+        reranker.encode_images(pixel_values=pixels),
+    ):
+        np.testing.assert_allclose(same, tokens, rtol=0, atol=1e-5)
+    half = reranker.encode_images(pictures, dtype=np.float16)
+    assert half.dtype == np.float16
+    np.testing.assert_array_equal(half, tokens.astype(np.float16))
+
+
+def test_embeddings_have_unit_length(reranker, pictures):
+    for embeddings in (reranker.embed_images(pictures), reranker.embed_texts(TEXTS)):
+        assert embeddings.dtype == np.float32
+        np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1.0, atol=1e-5)
+
+
+def test_scores_agree_with_each_other(reranker, pictures):
+    tokens = reranker.encode_images(pictures)
+    matrix = reranker.score_matrix(TEXTS, tokens)
+    assert matrix.shape == (3, 5) and matrix.dtype == np.float32
+    assert matrix.std() > 0, "the model tells pairs apart"
+    pairs = reranker.score(TEXTS, tokens[:3])
+    np.testing.assert_allclose(pairs, matrix[np.arange(3), np.arange(3)], rtol=0, atol=1e-5)
+    logits = reranker.predict([(TEXTS[0], p) for p in pictures], raw_scores=True)
+    np.testing.assert_allclose(logits, matrix[0], rtol=0, atol=1e-5)
+    chances = reranker.predict([(TEXTS[0], p) for p in pictures])
+    np.testing.assert_allclose(chances, 1 / (1 + np.exp(-logits.astype(np.float64))), atol=1e-6)
+
+
+def test_rank_has_the_form_of_sentence_transformers(reranker, pictures):
+    chances = reranker.predict([(TEXTS[1], p) for p in pictures])
+    ranked = reranker.rank(TEXTS[1], pictures, top_k=3)
+    assert [set(hit) for hit in ranked] == [{"corpus_id", "score"}] * 3
+    assert [hit["corpus_id"] for hit in ranked] == np.argsort(-chances, kind="stable")[:3].tolist()
+    np.testing.assert_allclose(
+        [hit["score"] for hit in ranked], np.sort(chances)[::-1][:3], atol=1e-5
+    )
+
+
+def test_nothing_in_nothing_out(reranker, pictures):
+    tokens = reranker.encode_images([])
+    assert tokens.shape[0] == 0
+    assert reranker.score([], tokens).shape == (0,)
+    assert reranker.score_matrix([], reranker.encode_images(pictures)).shape == (0, 5)
+    assert reranker.predict([]).shape == (0,)
+    assert reranker.rank("cat", []) == []
+    assert reranker.embed_texts([]).shape[0] == 0
+
+
+def test_long_and_strange_texts(reranker, pictures):
+    tokens = reranker.encode_images(pictures[:1])
+    texts = ["circle " * 2000, "", "🙂🐕", "两只狗在海滩上", "!!!", "[SEP] [MASK]"]
+    scores = reranker.score_matrix(texts, tokens)
+    assert scores.shape == (6, 1) and np.isfinite(scores).all()
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda r, p: r.score("cat", r.encode_images(p)), "single string"),
+        (lambda r, p: r.score(["cat"], r.encode_images(p)), "1 texts for 5 pictures"),
+        (lambda r, p: r.score_matrix(["cat"], np.zeros((2, 3, 4), np.float32)), "another one"),
+        (lambda r, p: r.encode_images(pixel_values=np.zeros((1, 3, 64, 64))), "channels last"),
+        (lambda r, p: r.encode_images(), "either images or pixel_values"),
+        (lambda r, p: r.encode_images("dogs.jpg"), "single picture"),
+    ],
+)
+def test_misuse_is_told(reranker, pictures, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(reranker, pictures)
+
+
+def test_a_missing_picture_is_named(reranker):
+    with pytest.raises(BadImage, match=r"nowhere\.png: no such file"):
+        reranker.encode_images(["nowhere.png"])

@@ -1,0 +1,35 @@
+"""One tiny training run for all tests that need a trained model: `debug`, forty steps.
+
+Its length, seed and shapes are compiled into the train step, so tests that train for themselves
+use the same command and find the program in the compilation cache.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import train
+
+TINY = Path(__file__).parent / "goldens" / "reference_tiny"
+STEPS = 40
+COMMAND = (
+    "debug", "--steps", str(STEPS), "--model.backbone", str(TINY / "siglip"),
+    "--precision", "float32",
+)  # fmt: skip
+
+
+def read_log(workdir: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of a finished run; to be read only."""
+    # A session's fixture lives once in every conftest that imports it; the run shall be one.
+    workdir = tmp_path_factory.getbasetemp() / "trained"
+    if not workdir.exists():
+        assert train.main([*COMMAND, "--workdir", str(workdir)]) == 0
+    return workdir

@@ -1,0 +1,80 @@
+"""The smallest real task: one number that chases the mean brightness of each batch."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from PIL import Image
+
+from edje_jax.config import ImageRecipe, RunConfig
+from edje_jax.data.loader import Encoder, TrainingBatches
+from edje_jax.data.text import BackboneTokenizer
+from edje_jax.training.steps import Metrics, TrainState, apply_gradients, init_state
+from edje_jax.types import Batch
+
+TINY = Path(__file__).parents[1] / "goldens" / "reference_tiny"
+
+
+class Greys:
+    """Eight pictures, from black to nearly white."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def image_id(self, index: int) -> str:
+        return f"grey-{index}"
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return ("cat",)
+
+    def image(self, index: int) -> Image.Image:
+        return Image.new("RGB", (4, 4), (30 * index,) * 3)
+
+
+class Chase:
+    """Loss (number - brightness)^2, under plain gradient descent.
+
+    `nan_at` is the step whose loss is NaN, `ballast` a count of random parameters that only take
+    room, and `figures` what evaluations give, one after the other.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        nan_at: int | None = None,
+        ballast: int = 1,
+        figures: tuple[dict[str, float], ...] = (),
+    ):
+        self.config = config
+        encoder = Encoder(ImageRecipe(size=4), BackboneTokenizer(TINY / "siglip", 8))
+        self.reader = TrainingBatches(Greys(), encoder, config.data, config.seed, config.steps)
+        self.nan_at = nan_at
+        self.ballast = np.random.default_rng(0).normal(size=ballast).astype(np.float32)
+        self.figures = list(figures)
+
+    def init(self) -> TrainState:
+        params = {"number": jnp.zeros(()), "ballast": jnp.asarray(self.ballast)}
+        return init_state(params, optax.sgd(0.3))
+
+    def step(self, state: TrainState, batch: Batch, number: int) -> tuple[TrainState, Metrics]:
+        return _step(state, batch.images, number == self.nan_at)
+
+    def evaluate(self, state: TrainState) -> dict[str, float]:
+        return self.figures.pop(0) if self.figures else {}
+
+    def export(self, state: TrainState, folder: Path) -> None:
+        np.save(folder / "number.npy", state.params["number"])
+        np.save(folder / "ballast.npy", state.params["ballast"])
+
+
+@jax.jit
+def _step(state: TrainState, images: jax.Array, broken: jax.Array) -> tuple[TrainState, Metrics]:
+    def loss_fn(params):
+        error = params["number"] - jnp.mean(images) / 255
+        return jnp.where(broken, jnp.nan, error**2)
+
+    loss, gradients = jax.value_and_grad(loss_fn)(state.params)
+    return apply_gradients(state, gradients, optax.sgd(0.3)), {"loss": loss}

@@ -1,0 +1,405 @@
+"""The train step of an EDJE: what it learns from, what it leaves alone, what it repeats."""
+
+import dataclasses
+import functools
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax.traverse_util import flatten_dict
+
+from edje_jax.config import (
+    AdapterConfig,
+    BackboneConfig,
+    BertConfig,
+    EdjeConfig,
+    ImageRecipe,
+    LossConfig,
+    TextConfig,
+    VisionConfig,
+)
+from edje_jax.models.apply import apply
+from edje_jax.models.edje import Edje
+from edje_jax.models.siglip import Siglip
+from edje_jax.training.edje_step import (
+    Frozen,
+    Pairs,
+    Phase,
+    edje_train_step,
+    encode,
+    mask_pieces,
+    match_pairs,
+)
+from edje_jax.training.negatives import hard_negatives
+from edje_jax.training.steps import Metrics, TrainState, init_state
+from edje_jax.types import Batch
+
+PAD, UNK, CLS, SEP, MASK = SPECIAL = range(5)
+WORDS = 24
+CONFIG = EdjeConfig(
+    BackboneConfig(
+        vision=VisionConfig(16, 32, 1, 2, image_size=16, patch_size=8),
+        text=TextConfig(20, 16, 32, 1, 2, max_position_embeddings=8, projection_size=16),
+    ),
+    AdapterConfig("compress", num_tokens=3, intermediate_size=32),
+    BertConfig(WORDS + 1, 16, 32, 2, 2, max_position_embeddings=32),
+    ImageRecipe(size=16),
+)
+ALL = LossConfig(match=2.0, masked_lm=0.5, negatives=2)
+MATCH = LossConfig(masked_lm=0.0, text_recovery=0.0, distillation=0.0, negatives=2)
+DISTIL = LossConfig(match=0.0, masked_lm=0.0, text_recovery=0.0, negatives=2)
+HALF = 0.5
+OPTIMISER = optax.adam(5e-3, b1=HALF)
+"""After one step its first moment is half the gradient."""
+
+
+BIAS = "joint_encoder/classifier/bias"
+"""A constant on every match logit; the softmax over a pair and its negatives does not see it."""
+
+
+def make_batch(rows: int = 6, seed: int = 0) -> Batch:
+    rng = np.random.default_rng(seed)
+    ids = np.full((rows, 9), PAD, np.int32)
+    for row in ids:
+        length = rng.integers(2, 8)
+        row[: length + 2] = [CLS, *rng.integers(5, WORDS, length), SEP]
+    return Batch(
+        images=rng.integers(0, 256, (rows, 16, 16, 3), np.uint8),
+        backbone_ids=rng.integers(2, 20, (rows, 8)).astype(np.int32),
+        joint_ids=ids,
+        image_ids=np.arange(rows, dtype=np.int32),
+        caption_ids=np.arange(100, 100 + rows, dtype=np.int32),
+        valid=np.ones(rows, bool),
+    )
+
+
+@functools.cache
+def backbone_params() -> Any:
+    pixels, ids = jnp.zeros((1, 16, 16, 3)), jnp.zeros((1, 8), jnp.int32)
+    return jax.jit(Siglip(CONFIG.backbone).init)(jax.random.key(7), pixels, ids)["params"]
+
+
+@functools.cache
+def fresh_params(seed: int = 0) -> Any:
+    """Fresh, but with weights as large as trained ones, so that logits differ from pair to pair."""
+    tokens, ids = jnp.zeros((1, 4, 16)), jnp.ones((1, 3), jnp.int32)
+    params = jax.jit(Edje(CONFIG).init)(jax.random.key(seed), tokens, ids)["params"]
+    return jax.tree.map(lambda x: 10 * x if x.ndim == 2 else x, params)
+
+
+@functools.cache
+def compiled(
+    loss: LossConfig = ALL,
+    phase: Phase = "all",
+    dropout: float = 0.0,
+    remat: bool = False,
+    dtype: str = "float32",
+    teacher: bool = False,
+):
+    """(state, frozen, batch) -> (state, metrics), the same for the same settings."""
+    step = partial(
+        edje_train_step,
+        backbone=Siglip(CONFIG.backbone, jnp.dtype(dtype)),
+        model=Edje(CONFIG, jnp.dtype(dtype), dropout, remat),
+        teacher=Edje(CONFIG) if teacher else None,
+        loss=loss,
+        phase=phase,
+        recipe=CONFIG.image,
+        special_ids=tuple(SPECIAL),
+        mask_id=MASK,
+        seed=3,
+        optimiser=OPTIMISER,
+        learning_rate=optax.constant_schedule(0.25),
+    )
+    # Compiling takes all of the time, and most of that goes into making these few numbers fast.
+    return jax.jit(step, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def one_step(
+    batch: Batch, teacher: Any = None, step: int = 0, **settings
+) -> tuple[dict[str, np.ndarray], Metrics]:
+    """(gradients by path, metrics) at the fresh parameters."""
+    state = init_state(fresh_params(), OPTIMISER)
+    state = dataclasses.replace(state, step=jnp.int32(step))
+    run = compiled(teacher=teacher is not None, **settings)
+    after, metrics = run(state, Frozen(backbone_params(), teacher), batch)
+    assert isinstance(after, TrainState) and int(after.step) == step + 1
+    assert jax.tree.structure(after.params) == jax.tree.structure(state.params)
+    moment = flatten_dict(after.opt_state[0].mu, sep="/")
+    return {name: np.asarray(leaf) / HALF for name, leaf in moment.items()}, metrics
+
+
+def assert_close(a: dict, b: dict, rtol: float = 1e-4, atol: float = 2e-6) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_allclose(a[name], b[name], rtol, atol, err_msg=name)
+
+
+# --- learning -------------------------------------------------------------------------------------
+
+
+def test_a_fixed_batch_is_learned_and_the_backbone_stays():
+    state = init_state(fresh_params(), OPTIMISER)
+    frozen = Frozen(backbone_params(), None)
+    before = jax.tree.map(np.array, frozen.backbone)
+    step, batch, losses = compiled(), make_batch(), []
+    for _ in range(30):
+        state, metrics = step(state, frozen, batch)
+        losses.append({name: float(value) for name, value in metrics.items()})
+    assert losses[-1]["loss"] < 0.6 * losses[0]["loss"]
+    for name in ("loss/match", "loss/masked_lm", "loss/text_recovery"):
+        assert losses[-1][name] < 0.8 * losses[0][name], name
+    assert losses[-1]["match_accuracy"] == 1.0
+    jax.tree.map(np.testing.assert_array_equal, frozen.backbone, before)
+    assert set(state.params) == {"adapter", "joint_encoder"}
+
+
+def test_what_a_step_tells():
+    gradients, metrics = one_step(make_batch())
+    assert set(metrics) == {
+        "loss", "loss/match", "loss/masked_lm", "loss/text_recovery",
+        "match_accuracy", "grad_norm", "lr",
+    }  # fmt: skip
+    weighted = (
+        2 * metrics["loss/match"] + 0.5 * metrics["loss/masked_lm"] + metrics["loss/text_recovery"]
+    )
+    np.testing.assert_allclose(metrics["loss"], weighted, rtol=1e-6)
+    norm = np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in gradients.values()))
+    np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-4)
+    assert metrics["lr"] == 0.25
+    for value in metrics.values():
+        assert value.shape == () and value.dtype == jnp.float32
+
+
+def test_every_parameter_learns():
+    gradients, _ = one_step(make_batch())
+    idle = [name for name, gradient in gradients.items() if not gradient.any()]
+    assert idle == [BIAS]
+
+
+def test_a_weight_of_zero_switches_a_loss_off():
+    """Fine-tuning: matching alone."""
+    gradients, metrics = one_step(make_batch(), loss=MATCH)
+    assert {name for name in metrics if name.startswith("loss/")} == {"loss/match"}
+    np.testing.assert_array_equal(metrics["loss"], metrics["loss/match"])
+    for name, gradient in gradients.items():
+        heads = ("joint_encoder/masked_lm_head", "joint_encoder/text_recovery", BIAS)
+        assert gradient.any() != name.startswith(heads), name
+
+
+def test_masked_lm_alone_trains_no_match():
+    gradients, metrics = one_step(make_batch(), phase="masked_lm")
+    told = {name for name in metrics if name.startswith("loss/")}
+    assert told == {"loss/masked_lm", "loss/text_recovery"}
+    assert "match_accuracy" not in metrics
+    for name, gradient in gradients.items():
+        heads = ("joint_encoder/pooler", "joint_encoder/classifier")
+        assert gradient.any() != name.startswith(heads), name
+
+
+def test_masked_lm_sees_the_picture():
+    gradients, _ = one_step(make_batch(), phase="masked_lm")
+    assert all(g.any() for name, g in gradients.items() if name.startswith("adapter/"))
+
+
+# --- rows that do not count -----------------------------------------------------------------------
+
+
+def test_what_invalid_rows_hold_changes_nothing():
+    batch = make_batch()
+    valid = np.array([True, False, True, True, False, True])
+    other = make_batch(seed=1)
+    zeros = batch._replace(valid=valid)
+    garbage = zeros
+    for name in ("images", "backbone_ids", "joint_ids"):
+        rows = getattr(zeros, name)
+        mask = valid.reshape(-1, *[1] * (rows.ndim - 1))
+        zeros = zeros._replace(**{name: np.where(mask, rows, 0).astype(rows.dtype)})
+        garbage = garbage._replace(**{name: np.where(mask, rows, getattr(other, name))})
+    # An invalid row may even carry a valid one's ids.
+    garbage = garbage._replace(
+        image_ids=np.array([0, 0, 2, 3, 2, 5], np.int32),
+        caption_ids=np.array([100, 103, 102, 103, 103, 105], np.int32),
+    )
+    (a, told_a), (b, told_b) = one_step(zeros), one_step(garbage)
+    assert_close(a, b)
+    assert_close(told_a, told_b)
+    assert all(np.isfinite(g).all() for g in a.values())
+
+
+def test_invalid_rows_are_as_if_they_were_not_there():
+    batch = make_batch()
+    valid = np.array([True, True, False, True, True, False])
+    rows = {name: leaf[valid] for name, leaf in batch._asdict().items() if leaf is not None} | {
+        "valid": np.ones(4, bool)
+    }
+    with_rows, told = one_step(batch._replace(valid=valid), loss=MATCH)
+    without, told_without = one_step(Batch(**rows), loss=MATCH)
+    assert_close(with_rows, without)
+    assert_close(told, told_without)
+
+
+def test_a_batch_without_any_negative_or_any_valid_row_is_harmless():
+    same = make_batch()._replace(image_ids=np.zeros(6, np.int32))
+    gradients, metrics = one_step(same, loss=MATCH)
+    assert float(metrics["loss"]) == 0.0
+    assert not any(g.any() for g in gradients.values())
+    none = make_batch()._replace(valid=np.zeros(6, bool))
+    gradients, metrics = one_step(none)
+    assert float(metrics["loss"]) == 0.0 and float(metrics["match_accuracy"]) == 0.0
+    assert not any(g.any() for g in gradients.values())
+
+
+# --- distillation ---------------------------------------------------------------------------------
+
+
+def test_a_student_that_equals_its_teacher_has_nothing_to_learn():
+    """The loss is then the entropy of the teacher's answers, and its gradient zero."""
+    batch = make_batch()
+    gradients, metrics = one_step(batch, teacher=fresh_params(), loss=DISTIL)
+    pairs = matched(jax.tree.map(jnp.asarray, batch))
+    entropies = []
+    for logits in pairs:
+        p = 1 / (1 + np.exp(-np.asarray(logits, np.float64)))
+        entropies.append(np.mean(-p * np.log(p) - (1 - p) * np.log(1 - p)))
+    assert np.std(np.concatenate([np.ravel(logits) for logits in pairs])) > 0.01
+    np.testing.assert_allclose(metrics["loss/distillation"], np.mean(entropies), rtol=1e-5)
+    assert "loss/match" not in metrics
+    for name, gradient in gradients.items():
+        np.testing.assert_allclose(gradient, 0, atol=1e-6, err_msg=name)
+
+
+@jax.jit
+def matched(batch: Batch) -> Pairs:
+    """The teacher's logits, of the pairs that a step would choose."""
+    features = encode(Siglip(CONFIG.backbone), backbone_params(), batch, CONFIG.image)
+    negatives = hard_negatives(
+        features.text_embeddings, features.image_embeddings,
+        batch.image_ids, batch.caption_ids, batch.valid, DISTIL.negatives,
+    )  # fmt: skip
+    return match_pairs(Edje(CONFIG), fresh_params(), features.vision_tokens, batch, negatives)
+
+
+def test_a_student_learns_from_another_teacher():
+    gradients, metrics = one_step(make_batch(), teacher=fresh_params(1), loss=DISTIL)
+    assert float(metrics["grad_norm"]) > 1e-3
+    assert gradients["joint_encoder/classifier/kernel"].any()
+
+
+@pytest.mark.parametrize(("loss", "phase"), [(MATCH, "all"), (ALL, "masked_lm")])
+def test_a_teacher_goes_unasked_where_distillation_is_off(loss, phase):
+    state = init_state(fresh_params(), OPTIMISER)
+    frozen = Frozen(backbone_params(), fresh_params())
+    step = compiled(loss, phase, teacher=True)
+    _, told = jax.eval_shape(step, state, frozen, make_batch())
+    assert "loss/distillation" not in told
+    _, told = jax.eval_shape(compiled(ALL, teacher=True), state, frozen, make_batch())
+    assert "loss/distillation" in told
+
+
+# --- randomness and precision ---------------------------------------------------------------------
+
+
+def test_dropout_is_a_function_of_seed_and_step():
+    batch = make_batch()
+    first, again, later = (
+        float(one_step(batch, step=step, dropout=0.5)[1]["loss/match"]) for step in (0, 0, 1)
+    )
+    assert first == again != later
+    plain = [float(one_step(batch, step=step)[1]["loss/match"]) for step in (0, 1)]
+    assert plain[0] == plain[1] and plain[0] not in (first, later)
+
+
+def test_nothing_is_dropped_outside_training():
+    batch = make_batch()
+    tokens = jax.random.normal(jax.random.key(0), (6, 3, 16))
+    ids = jnp.asarray(batch.joint_ids)
+
+    @partial(jax.jit, static_argnums=0)
+    def match(dropout: float) -> jax.Array:
+        return apply(Edje(CONFIG, dropout=dropout), fresh_params(), "match", ids, tokens)
+
+    np.testing.assert_array_equal(match(0.5), match(0.0))
+
+
+def test_other_pieces_are_masked_at_another_step():
+    batch = make_batch()
+    losses = [float(one_step(batch, step=step)[1]["loss/masked_lm"]) for step in (0, 1, 0)]
+    assert losses[0] == losses[2] != losses[1]
+
+
+def test_recomputing_activations_changes_no_number():
+    plain, told = one_step(make_batch(), dropout=0.5)
+    again, told_again = one_step(make_batch(), dropout=0.5, remat=True)
+    assert_close(plain, again)
+    assert_close(told, told_again)
+
+
+def test_bfloat16_is_for_activations_only():
+    gradients, metrics = one_step(make_batch(), dtype="bfloat16")
+    exact, told = one_step(make_batch())
+    assert all(g.dtype == np.float32 for g in gradients.values())
+    assert all(value.dtype == jnp.float32 for value in metrics.values())
+    assert metrics["loss"] != told["loss"]
+    np.testing.assert_allclose(metrics["loss"], told["loss"], rtol=0.05)
+    a, b = (np.concatenate([g.ravel() for g in each.values()]) for each in (gradients, exact))
+    assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.95
+
+
+# --- masking --------------------------------------------------------------------------------------
+
+
+@functools.cache
+def masker(probability: float):
+    special = tuple(SPECIAL)
+    return jax.jit(lambda ids, valid, key: mask_pieces(ids, valid, probability, special, MASK, key))
+
+
+def long_captions(rows: int = 64, length: int = 40) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    ids = rng.integers(5, WORDS, (rows, length)).astype(np.int32)
+    ids[:, 0], ids[:, -1] = CLS, SEP
+    ids[::2, 20:] = PAD
+    ids[::2, 19] = SEP
+    ids[:, 3] = UNK
+    return ids
+
+
+@pytest.mark.parametrize("probability", [0.15, 0.5, 1.0])
+def test_masking(probability):
+    ids = long_captions()
+    valid = np.arange(64) % 8 != 0
+    hidden = masker(probability)(ids, valid, jax.random.key(1))
+    masked = np.asarray(hidden.ids) == MASK
+    eligible = (ids >= 5) & valid[:, None]
+    assert not masked[~eligible].any()
+    np.testing.assert_array_equal(np.asarray(hidden.ids)[~masked], ids[~masked])
+    share = masked[eligible].mean()
+    deviation = np.sqrt(probability * (1 - probability) / eligible.sum())
+    assert abs(share - probability) <= 4 * deviation
+    # Each masked place is asked for once, with the piece that stood there.
+    positions = np.asarray(hidden.positions)[hidden.used]
+    np.testing.assert_array_equal(positions, np.flatnonzero(masked))
+    np.testing.assert_array_equal(np.asarray(hidden.labels)[hidden.used], ids.ravel()[positions])
+    assert hidden.labels.shape == hidden.used.shape == hidden.positions.shape
+
+
+def test_masking_is_a_function_of_its_key():
+    ids, valid = long_captions(), np.ones(64, bool)
+    one, two, three = (masker(0.5)(ids, valid, jax.random.key(key)) for key in (1, 1, 2))
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+    assert (np.asarray(one.ids) != np.asarray(three.ids)).any()
+
+
+def test_no_masked_piece_is_left_out():
+    """The static number of places holds what full-length captions have masked."""
+    ids = long_captions()
+    ids[:, 1:-1] = 7
+    for key in range(50):
+        hidden = masker(0.5)(ids, np.ones(64, bool), jax.random.key(key))
+        assert int(hidden.used.sum()) == int((hidden.ids == MASK).sum())
+    assert hidden.positions.size < 0.6 * ids.size

@@ -1,0 +1,100 @@
+"""The schedules at the places that matter, and AdamW against its formula."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from edje_jax.config import OptimConfig
+from edje_jax.training.optim import optimiser, schedule
+
+PUBLISHED = OptimConfig(
+    lr=3e-4, schedule="exponential", warmup_steps=100, warmup_from=1e-6, epoch_decay=0.9, floor=1e-6
+)
+
+
+def rate(optim: OptimConfig, step: int, steps: int = 10_000, steps_per_epoch: int = 500) -> float:
+    return float(schedule(optim, steps, steps_per_epoch)(jnp.int32(step)))
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        (0, 1e-6),
+        (50, (1e-6 + 3e-4) / 2),
+        (100, 3e-4),
+        (499, 3e-4),
+        (500, 3e-4 * 0.9),
+        (999, 3e-4 * 0.9),
+        (1_000, 3e-4 * 0.9**2),
+        (9_999, 3e-4 * 0.9**19),
+        (500 * 60, 1e-6),  # 0.9 ** 60 of the rate is less than the floor
+    ],
+)
+def test_the_published_schedule(step, expected):
+    assert rate(PUBLISHED, step) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_cosine_falls_from_the_rate_to_the_floor():
+    optim = OptimConfig(lr=2e-3, schedule="cosine", warmup_steps=10, warmup_from=0.0, floor=1e-5)
+    assert rate(optim, 0, steps=110) == 0
+    assert rate(optim, 5, steps=110) == pytest.approx(1e-3)
+    assert rate(optim, 10, steps=110) == pytest.approx(2e-3)
+    assert rate(optim, 60, steps=110) == pytest.approx((2e-3 + 1e-5) / 2, rel=1e-4)
+    assert rate(optim, 110, steps=110) == pytest.approx(1e-5, rel=1e-3)
+    rates = schedule(optim, 110, 1)(jnp.arange(10, 111))
+    assert (np.diff(rates) < 0).all()
+
+
+@pytest.mark.parametrize("kind", ["exponential", "cosine"])
+@pytest.mark.parametrize("steps", [1, 2, 50])
+def test_a_run_shorter_than_the_warm_up_still_reaches_its_rate(kind, steps):
+    optim = OptimConfig(lr=1e-3, schedule=kind, warmup_steps=100)
+    rates = np.asarray(schedule(optim, steps, steps_per_epoch=1_000)(jnp.arange(steps)))
+    assert rates[-1] == rates.max()
+    np.testing.assert_allclose(rates[-1], 1e-3, rtol=1e-6)
+
+
+def test_decay_reaches_biases_and_norms_too():
+    """As published: every parameter shrinks, whatever its name and rank."""
+    params = {"dense": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, "scale": jnp.ones(())}
+    optim = OptimConfig(lr=0.1, warmup_steps=0, weight_decay=0.05)
+    transform = optimiser(optim, steps=10, steps_per_epoch=10)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = transform.update(zeros, transform.init(params), params)
+    for leaf in jax.tree.leaves(optax.apply_updates(params, updates)):
+        np.testing.assert_allclose(leaf, 1 - 0.1 * 0.05, rtol=1e-6)
+
+
+def test_adamw_is_the_formula():
+    optim = OptimConfig(lr=0.1, warmup_steps=1, warmup_from=0.1, b1=0.8, b2=0.9, weight_decay=0.05)
+    transform = optimiser(optim, steps=100, steps_per_epoch=100)
+    rng = np.random.default_rng(0)
+    w = rng.normal(size=5)
+    params, m, v = jnp.asarray(w, jnp.float32), np.zeros(5), np.zeros(5)
+    state = transform.init(params)
+    for t in range(1, 6):
+        g = rng.normal(size=5)
+        m, v = 0.8 * m + 0.2 * g, 0.9 * v + 0.1 * g**2
+        w = w - 0.1 * (m / (1 - 0.8**t) / (np.sqrt(v / (1 - 0.9**t)) + 1e-8) + 0.05 * w)
+        updates, state = transform.update(jnp.asarray(g, jnp.float32), state, params)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(params, w, rtol=1e-5)
+
+
+def test_gradients_are_clipped_only_when_asked_and_only_when_long():
+    """Adam is blind to one gradient's length, so look at what the second step remembers."""
+    params = jnp.zeros(2)
+
+    def second(clip_norm: float, first: float) -> np.ndarray:
+        optim = OptimConfig(lr=0.1, warmup_steps=0, weight_decay=0.0, clip_norm=clip_norm)
+        transform = optimiser(optim, steps=10, steps_per_epoch=10)
+        state = transform.init(params)
+        _, state = transform.update(jnp.array([first, 0.0]), state, params)
+        updates, _ = transform.update(jnp.array([0.5, 0.5]), state, params)
+        return np.asarray(updates)
+
+    np.testing.assert_array_equal(second(1.0, 0.5), second(0.0, 0.5))
+    np.testing.assert_allclose(second(1.0, 1e3), second(0.0, 1.0), rtol=1e-5)
+    assert not np.allclose(second(0.0, 1e3), second(0.0, 1.0))
