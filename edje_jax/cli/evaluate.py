@@ -11,6 +11,7 @@ from edje_jax.data.sources.registry import open_source
 from edje_jax.evaluation.report import table, write_metrics, write_report
 from edje_jax.inference.gallery import encode_gallery, evaluate
 from edje_jax.retrieval.reranker import Reranker
+from edje_jax.weights.files import naming
 
 
 def evaluate_model(
@@ -30,6 +31,8 @@ def evaluate_model(
         TooManyBadPictures: more than `max_bad` of the pictures could not be read.
     """
     started = time.perf_counter()
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)  # Told before the work if it cannot be
     source = open_source(data, image_root)
     reranker = Reranker.from_pretrained(model)
     seconds = {"load": time.perf_counter() - started}
@@ -45,23 +48,23 @@ def evaluate_model(
     Console().print(table(metrics))
     if out is None:
         return metrics
-    out.mkdir(parents=True, exist_ok=True)
-    metrics = write_metrics(
-        out,
-        retrieval,
-        encoded.gallery,
-        model=model,
-        data=data,
-        seconds={name: round(value, 3) for name, value in seconds.items()},
-    )
-    page = write_report(
-        out,
-        retrieval,
-        encoded.gallery,
-        lambda i: source.image(encoded.record[i]),
-        title=f"{data}, reranked by {model}",
-        facts={"model": model, "data": data},
-    )
+    with naming(out):
+        metrics = write_metrics(
+            out,
+            retrieval,
+            encoded.gallery,
+            model=model,
+            data=data,
+            seconds={name: round(value, 3) for name, value in seconds.items()},
+        )
+        page = write_report(
+            out,
+            retrieval,
+            encoded.gallery,
+            lambda i: source.image(encoded.record[i]),
+            title=f"{data}, reranked by {model}",
+            facts={"model": model, "data": data},
+        )
     Console().print(f"report: {page}")
     return metrics
 

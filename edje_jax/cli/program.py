@@ -62,7 +62,7 @@ def choose_config(folder: Path, arguments: Sequence[str], usage: str) -> tuple[s
     Raises:
         UsageError: there is none of that name; the message suggests the nearest.
     """
-    names = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
+    names = config_names(folder)
     listed = f"configs: {', '.join(names)}"
     if not arguments or arguments[0].startswith("-"):
         raise UsageError(f"which config?\n{usage}\n{listed}")
@@ -74,6 +74,11 @@ def choose_config(folder: Path, arguments: Sequence[str], usage: str) -> tuple[s
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise UsageError(f"no config called {name!r}.{hint}\n{listed}")
     return name, importlib.import_module(f"configs.{name}").config
+
+
+def config_names(folder: Path) -> list[str]:
+    """What `choose_config` knows by name."""
+    return sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
 
 
 def _from_file(path: Path) -> Any:

@@ -98,10 +98,9 @@ class Engine:
         """Match logits of the pairs (ids[text_index], tokens[image_index]).
 
         `ids` are [CLS] caption [SEP] padded to one length; each pair is computed at its own
-        caption's bucket. Tokens are gathered on the device, so hand them over once as a JAX
-        array when scoring repeatedly.
+        caption's bucket. Of NumPy tokens, a memory map too, only the rows asked for are read; a
+        JAX array is gathered from on its device: give one where rows are asked for repeatedly.
         """
-        ids_table, tokens_table = jnp.asarray(ids), jnp.asarray(tokens)
         lengths = lengths_up_to(self.config.max_text_length)
         used = (ids != self.config.joint_encoder.pad_token_id).sum(axis=1)
         wanted = np.array([bucket(n, lengths) for n in used])[text_index]
@@ -109,10 +108,13 @@ class Engine:
         sizes = PAIR_BATCHES[jax.default_backend()]
         for length in np.unique(wanted):
             for rows, real in batches(np.flatnonzero(wanted == length), sizes):
+                # Gathered before, as the tables' sizes would be compiled into the program.
                 logits = _score(
-                    self.model, int(length), self.params, ids_table, tokens_table,
-                    text_index[rows], image_index[rows],
-                )  # fmt: skip
+                    self.model,
+                    self.params,
+                    ids[text_index[rows], :length],
+                    tokens[image_index[rows]],
+                )
                 out[rows[:real]] = np.asarray(logits)[:real]
         return out
 
@@ -125,6 +127,6 @@ def _encode_images(backbone, model, recipe, backbone_params, params, images):
     return tokens.astype(jnp.float32), image.embedding
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _score(model, length, params, ids, tokens, text_index, image_index):
-    return apply(model, params, "match", ids[text_index, :length], tokens[image_index])
+@partial(jax.jit, static_argnums=0)
+def _score(model, params, ids, tokens):
+    return apply(model, params, "match", ids, tokens)

@@ -40,6 +40,8 @@ def encode_gallery(
         ValueError: the source has no captions to ask with.
         TooManyBadPictures: more than `max_bad` of the pictures could not be read.
     """
+    if not any(source.captions(i) for i in range(len(source))):
+        raise ValueError("this set has no captions, so there is nothing to evaluate with")
     record: list[int] = []
     parts = []
     for indices, images in read_pictures(
@@ -50,8 +52,6 @@ def encode_gallery(
         if progress:
             progress("pictures", len(record), len(source))
     captions = [list(source.captions(i)) for i in record]
-    if not any(captions):
-        raise ValueError("this set has no captions, so there is nothing to evaluate with")
     gallery = Gallery.of([source.image_id(i) for i in record], captions)
     return EncodedGallery(
         gallery,

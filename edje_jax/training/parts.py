@@ -53,15 +53,31 @@ def assemble(config: EdjeRun, source: Source, workdir: Path) -> Parts:
     spec = config.model
     whole = EdjeConfig(backbone.config, spec.adapter, joint, backbone.image, spec.max_text_length)
     if init and init.config.adapter == spec.adapter:
-        params = init.params
+        params = {"adapter": init.params["adapter"], **params}
     elif init:
         log.info("the adapter of %s is another: it starts fresh", config.init)
+    _check_shapes(params, whole, config.init or config.model.joint_encoder)
     if teacher and not _same_tokenizer(teacher.tokenizer, tokenizer):
         raise ValueError(
             f"--teacher {config.teacher}: its tokenizer is another than this run's, so the two"
             " cannot read the same captions; leave --model.joint-encoder out to use the teacher's"
         )
     return Parts(whole, backbone, tokenizer, params, teacher)
+
+
+def _check_shapes(params: PyTree[np.ndarray], config: EdjeConfig, source: str) -> None:
+    """What was loaded must fit what was assembled."""
+    expected = flatten_dict(edje.expected_params(config), sep="/")
+    wrong = [
+        f"  {path}: {leaf.shape} there, {expected[path].shape} here"
+        for path, leaf in flatten_dict(params, sep="/").items()
+        if leaf.shape != expected[path].shape
+    ]
+    if wrong:
+        raise ValueError(
+            f"{source}: was trained with another backbone or joint encoder than this run's; leave"
+            " --model.backbone and --model.joint-encoder out to keep its own:\n" + "\n".join(wrong)
+        )
 
 
 def some_captions(source: Source, limit: int = 5_000) -> Iterator[str]:
