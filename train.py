@@ -11,7 +11,7 @@ from pathlib import Path
 
 import tyro
 
-from edje_jax.cli.program import choose_config, run_program
+from edje_jax.cli.program import choose_config, config_names, run_program
 from edje_jax.config import BackboneRun, EdjeRun
 
 ROOT = Path(__file__).resolve().parent
@@ -19,9 +19,14 @@ ROOT = Path(__file__).resolve().parent
 
 def main(arguments: list[str]) -> int:
     """Parse, build the task, run it."""
+    configs, usage = ROOT / "configs", __doc__ or ""
     if arguments[:1] in (["-h"], ["--help"]):
-        sys.stdout.write(__doc__ or "")
-    name, default = choose_config(ROOT / "configs", arguments, (__doc__ or "").splitlines()[0])
+        names = "\n".join(f"    {name}" for name in config_names(configs))
+        sys.stdout.write(
+            f"{usage}\nConfigs; `train.py CONFIG --help` lists its options:\n{names}\n"
+        )
+        return 0
+    name, default = choose_config(configs, arguments, usage.splitlines()[0])
     config = tyro.cli(type(default), default=default, args=arguments[1:], prog=f"train.py {name}")
     workdir = Path(config.workdir or ROOT / "runs" / name).expanduser()
     # Late, so that a typo is told in a moment.

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -67,10 +68,11 @@ def assemble(config: EdjeRun, source: Source, workdir: Path) -> Parts:
 
 def _check_shapes(params: PyTree[np.ndarray], config: EdjeConfig, source: str) -> None:
     """What was loaded must fit what was assembled."""
-    expected = flatten_dict(edje.expected_params(config), sep="/")
+    expected: dict[str, Any] = dict(flatten_dict(edje.expected_params(config), sep="/"))
+    loaded: dict[str, Any] = dict(flatten_dict(params, sep="/"))
     wrong = [
         f"  {path}: {leaf.shape} there, {expected[path].shape} here"
-        for path, leaf in flatten_dict(params, sep="/").items()
+        for path, leaf in loaded.items()
         if leaf.shape != expected[path].shape
     ]
     if wrong:

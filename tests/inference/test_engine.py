@@ -1,91 +1,155 @@
-"""Lists of any length through the models in a few fixed shapes."""
+"""Any number of rows through programs of a few shapes: the same numbers whatever the company."""
+
+import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edje_jax.data.buckets import batches, bucket, lengths_up_to
-from edje_jax.data.sources.shapes import Shapes
+from edje_jax.data.buckets import lengths_up_to
 from edje_jax.inference import engine as engine_module
-from edje_jax.inference.gallery import encode_gallery, evaluate
-from edje_jax.retrieval.reranker import Reranker
+from edje_jax.inference.engine import PAIR_BATCHES, Engine
+
+WORDS = [
+    "circle",
+    "square",
+    "star",
+    "cross",
+    "triangle",
+    "red",
+    "green",
+    "blue",
+    "small",
+    "large",
+    "left",
+    "right",
+    "above",
+]
+
+
+def captions(count: int, seed: int = 0) -> list[str]:
+    """Of 1 to 40 words: every length bucket."""
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(WORDS, rng.integers(1, 41))) for _ in range(count)]
 
 
 @pytest.fixture(scope="module")
-def engine(trained):
-    return Reranker.from_pretrained(trained).engine
+def tokens(engine) -> np.ndarray:
+    shape = (30, engine.config.num_tokens, engine.config.joint_encoder.hidden_size)
+    return np.random.default_rng(1).normal(size=shape).astype(np.float32)
 
 
-class Few:
-    """The first pictures of a source."""
-
-    def __init__(self, count: int):
-        self.source, self.count = Shapes("val"), count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getattr__(self, name: str):
-        return getattr(self.source, name)
+@pytest.fixture(scope="module")
+def ids(engine) -> np.ndarray:
+    return engine.joint_tokenizer(captions(20))
 
 
-def test_buckets():
-    assert lengths_up_to(63) == (16, 24, 32, 48, 63)
-    assert lengths_up_to(20) == (16, 20)
-    assert bucket(17, (16, 24)) == 24
-    rows = np.arange(100, 135)
-    cut = list(batches(rows, (8, 1, 32)))
-    assert [len(b) for b, _ in cut] == [32, 8] and [real for _, real in cut] == [32, 3]
-    np.testing.assert_array_equal(np.concatenate([b[:real] for b, real in cut]), rows)
-    assert list(batches(rows[:0], (8,))) == []
+@pytest.fixture(scope="module")
+def reference(engine, ids, tokens) -> np.ndarray:
+    """[20, 30] by the model itself, all padded to the full length."""
+
+    @jax.jit
+    def match(text, image):
+        out = engine.model.apply({"params": engine.params}, text, image, method="match")
+        return out
+
+    text, image = np.indices((20, 30)).reshape(2, -1)
+    return np.asarray(match(ids[text], tokens[image])).reshape(20, 30)
 
 
-def test_a_score_does_not_depend_on_its_neighbours(engine):
-    rng = np.random.default_rng(0)
-    captions = [" ".join(["red circle"] * n) for n in (1, 3, 9, 20)]
-    ids = engine.joint_tokenizer(captions)
-    shape = (6, engine.config.num_tokens, engine.config.joint_encoder.hidden_size)
-    tokens = rng.normal(size=shape).astype(np.float32)
-    text_index, image_index = rng.integers(4, size=40), rng.integers(6, size=40)
-    together = engine.score_pairs(ids, tokens, text_index, image_index)
-    assert together.std() > 0
-    for i in range(0, 40, 7):
-        part = slice(i, i + 1)
-        alone = engine.score_pairs(ids, tokens, text_index[part], image_index[part])
-        np.testing.assert_allclose(alone, together[part], rtol=0, atol=1e-5)
+def test_pairs_score_the_same_in_any_order_and_company(engine, ids, tokens, reference):
+    assert reference.std() > 1e-4
+    rng = np.random.default_rng(2)
+    for count in (1, 2, 9, 33, 170):
+        text, image = rng.integers(0, 20, count), rng.integers(0, 30, count)
+        scores = engine.score_pairs(ids, tokens, text, image)
+        assert scores.dtype == np.float32 and scores.shape == (count,)
+        np.testing.assert_allclose(scores, reference[text, image], rtol=0, atol=1e-5)
 
 
-def test_ragged_requests_compile_a_bounded_number_of_programs(engine):
-    rng = np.random.default_rng(1)
-    shape = (4, engine.config.num_tokens, engine.config.joint_encoder.hidden_size)
-    tokens = rng.normal(size=shape).astype(np.float32)
-    ids = engine.joint_tokenizer(["red " * n for n in (1, 20, 28, 60)])
-    before = engine_module._score._cache_size()
-    for _ in range(20):
-        pairs = int(rng.integers(1, 300))
-        engine.score_pairs(ids, tokens, rng.integers(4, size=pairs), rng.integers(4, size=pairs))
-    sizes = engine_module.PAIR_BATCHES[jax.default_backend()]
+def test_one_by_one_is_the_same(engine, ids, tokens, reference):
+    for text, image in ((0, 0), (7, 29), (19, 3)):
+        (score,) = engine.score_pairs(ids, tokens, np.array([text]), np.array([image]))
+        np.testing.assert_allclose(score, reference[text, image], rtol=0, atol=1e-5)
+
+
+def test_tokens_may_live_on_the_device_or_on_disk(engine, ids, tokens, reference, tmp_path):
+    text, image = np.arange(20), np.arange(20)[::-1] + 5
+    np.save(tmp_path / "tokens.npy", tokens)
+    for held in (jnp.asarray(tokens), np.load(tmp_path / "tokens.npy", mmap_mode="r")):
+        scores = engine.score_pairs(ids, held, text, image)
+        np.testing.assert_allclose(scores, reference[text, image], rtol=0, atol=1e-5)
+
+
+def test_no_pairs_no_scores(engine, ids, tokens):
+    nothing = np.array([], int)
+    assert engine.score_pairs(ids, tokens, nothing, nothing).shape == (0,)
+    assert engine.score_pairs(ids[:0], tokens[:0], nothing, nothing).shape == (0,)
+
+
+def test_ragged_requests_compile_a_bounded_number_of_programs(engine, ids, tokens):
+    """After every bucket was warmed, nothing new, whatever texts, pictures and pairs there are."""
     lengths = lengths_up_to(engine.config.max_text_length)
-    assert engine_module._score._cache_size() - before <= len(sizes) * len(lengths)
+    sizes = PAIR_BATCHES[jax.default_backend()]
+    rng = np.random.default_rng(3)
+    for length in lengths:
+        row = np.full((1, engine.config.max_text_length), 5, np.int32)
+        row[:, length:] = engine.config.joint_encoder.pad_token_id
+        for size in sizes:
+            engine.score_pairs(row, tokens, np.zeros(size, int), np.zeros(size, int))
+    warm = engine_module._score._cache_size()
+    assert warm >= len(lengths) * len(sizes)
+    for request in range(50):
+        texts = engine.joint_tokenizer(captions(int(rng.integers(1, 40)), seed=request))
+        held = tokens[: rng.integers(1, 31)]
+        count = int(rng.integers(1, 300))
+        engine.score_pairs(
+            texts, held, rng.integers(0, len(texts), count), rng.integers(0, len(held), count)
+        )
+    assert engine_module._score._cache_size() == warm
 
 
-def test_a_picture_does_not_depend_on_its_batch(engine):
-    source = Shapes("val")
-    size = engine.config.image.size
-    images = np.stack([np.asarray(source.image(i).resize((size, size))) for i in range(11)])
+def pictures(count: int) -> np.ndarray:
+    return np.random.default_rng(4).integers(0, 256, (count, 32, 32, 3), np.uint8)
+
+
+def test_pictures_encode_the_same_in_any_batch(engine):
+    images = pictures(41)
     whole = engine.encode_images(images)
-    one = engine.encode_images(images[10:])
-    np.testing.assert_allclose(one.tokens[0], whole.tokens[10], rtol=0, atol=1e-5)
-    np.testing.assert_allclose(one.embeddings[0], whole.embeddings[10], rtol=0, atol=1e-6)
+    width = engine.config.joint_encoder.hidden_size
+    assert whole.tokens.shape == (41, engine.config.num_tokens, width)
+    assert whole.tokens.dtype == whole.embeddings.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(whole.embeddings, axis=1), 1, atol=1e-5)
+    assert np.abs(whole.tokens[0] - whole.tokens[1]).max() > 1e-3
+    for rows in (slice(0, 1), slice(3, 12), slice(40, 41), slice(0, 0)):
+        part = engine.encode_images(images[rows])
+        np.testing.assert_allclose(part.tokens, whole.tokens[rows], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(part.embeddings, whole.embeddings[rows], rtol=0, atol=1e-5)
 
 
-def test_a_gallery_is_evaluated_both_ways(engine):
-    encoded = encode_gallery(engine, Few(12), max_bad=0.0)
-    assert len(encoded.tokens) == len(encoded.embeddings) == 12
-    metrics = evaluate(engine, encoded, k=4).metrics()
-    for direction in ("t2i", "i2t"):
-        found = metrics[direction]
-        assert found["base"]["R@1"] <= found["base"]["R@5"] <= found["base"]["R@10"]
-        assert found["reranked"]["R@1"] <= found["ceiling"]
-        # What lies past the candidates keeps its place.
-        assert found["reranked"]["R@10"] == found["base"]["R@10"]
+def test_normalised_pixels_are_the_same_pictures(engine):
+    images = pictures(3)
+    pixels = (images.astype(np.float32) / 255 - 0.5) / 0.5
+    a, b = engine.encode_images(images), engine.encode_pixels(pixels)
+    np.testing.assert_allclose(a.tokens, b.tokens, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(a.embeddings, b.embeddings, rtol=0, atol=1e-5)
+
+
+def test_texts_embed_the_same_in_any_batch(engine):
+    texts = captions(20)
+    whole = engine.embed_texts(texts)
+    assert whole.shape == (20, engine.config.backbone.text.projection_size)
+    np.testing.assert_allclose(np.linalg.norm(whole, axis=1), 1, atol=1e-5)
+    for rows in (slice(0, 1), slice(2, 9), slice(0, 0)):
+        np.testing.assert_allclose(engine.embed_texts(texts[rows]), whole[rows], rtol=0, atol=1e-5)
+
+
+def test_engines_of_one_shape_share_their_programs(engine, ids, tokens):
+    """Engines are made anew at every evaluation of a run."""
+    again = Engine(**{f.name: getattr(engine, f.name) for f in dataclasses.fields(engine)})
+    text = np.arange(8)
+    first = engine.score_pairs(ids, tokens, text, text)
+    before = engine_module._score._cache_size()
+    np.testing.assert_array_equal(again.score_pairs(ids, tokens, text, text), first)
+    assert engine_module._score._cache_size() == before

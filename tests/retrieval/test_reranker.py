@@ -1,5 +1,6 @@
-"""`Reranker`: every method that users call, on a model trained for twenty steps."""
+"""`Reranker`: every method that users call, on a model trained for a few steps."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -39,9 +40,13 @@ def test_tokens_of_pictures_in_any_form(reranker, pictures, tmp_path):
         reranker.encode_images(pixel_values=pixels),
     ):
         np.testing.assert_allclose(same, tokens, rtol=0, atol=1e-5)
-    half = reranker.encode_images(pictures, dtype=np.float16)
-    assert half.dtype == np.float16
-    np.testing.assert_array_equal(half, tokens.astype(np.float16))
+    for dtype in (np.float16, jnp.bfloat16):
+        half = reranker.encode_images(pictures, dtype=dtype)
+        assert half.dtype == dtype
+        np.testing.assert_array_equal(half, tokens.astype(dtype))
+    embeddings = reranker.embed_images(pictures)
+    for same in (reranker.embed_images(paths), reranker.embed_images(pixel_values=pixels)):
+        np.testing.assert_allclose(same, embeddings, rtol=0, atol=1e-5)
 
 
 def test_embeddings_have_unit_length(reranker, pictures):
@@ -61,6 +66,47 @@ def test_scores_agree_with_each_other(reranker, pictures):
     np.testing.assert_allclose(logits, matrix[0], rtol=0, atol=1e-5)
     chances = reranker.predict([(TEXTS[0], p) for p in pictures])
     np.testing.assert_allclose(chances, 1 / (1 + np.exp(-logits.astype(np.float64))), atol=1e-6)
+
+
+def test_stored_tokens_may_be_halves_and_may_be_on_the_device(reranker, pictures):
+    tokens = reranker.encode_images(pictures)
+    expected = reranker.score_matrix(TEXTS, tokens)
+    on_device = reranker.score_matrix(TEXTS, jnp.asarray(tokens))
+    np.testing.assert_allclose(on_device, expected, rtol=0, atol=1e-5)
+    halves = reranker.score_matrix(TEXTS, tokens.astype(np.float16))
+    assert halves.dtype == np.float32
+    np.testing.assert_allclose(halves, expected, rtol=0, atol=5e-3)
+
+
+def test_a_picture_in_several_pairs_is_encoded_once(reranker, pictures, tmp_path, monkeypatch):
+    pictures[0].save(tmp_path / "a.png")
+    path, encoded = str(tmp_path / "a.png"), []
+    encode = type(reranker).encode_images
+    monkeypatch.setattr(
+        type(reranker), "encode_images", lambda self, p: encoded.append(len(p)) or encode(self, p)
+    )
+    pairs = [(TEXTS[0], path), (TEXTS[1], pictures[1]), (TEXTS[2], path), (TEXTS[0], pictures[1])]
+    logits = reranker.predict(pairs, raw_scores=True)
+    assert encoded == [2]
+    alone = [reranker.predict([pair], raw_scores=True)[0] for pair in pairs]
+    np.testing.assert_allclose(logits, alone, rtol=0, atol=1e-5)
+
+
+def test_a_model_is_found_by_folder_and_by_workdir(trained, reranker):
+    again = Reranker.from_pretrained(str(trained / "model"))
+    assert again.config == reranker.config
+    np.testing.assert_array_equal(again.embed_texts(TEXTS), reranker.embed_texts(TEXTS))
+
+
+def test_parameters_are_counted_by_where_they_run(reranker):
+    count = reranker.num_parameters
+    assert count["offline"] > 0 and count["online"] > 0
+
+
+def test_equal_scores_keep_their_order(reranker, pictures):
+    ranked = reranker.rank("cat", [pictures[1]] * 3 + [pictures[0]])
+    assert len(ranked) == 4
+    assert [hit["corpus_id"] for hit in ranked if hit["corpus_id"] < 3] == [0, 1, 2]
 
 
 def test_rank_has_the_form_of_sentence_transformers(reranker, pictures):
@@ -98,6 +144,10 @@ def test_long_and_strange_texts(reranker, pictures):
         (lambda r, p: r.score_matrix(["cat"], np.zeros((2, 3, 4), np.float32)), "another one"),
         (lambda r, p: r.encode_images(pixel_values=np.zeros((1, 3, 64, 64))), "channels last"),
         (lambda r, p: r.encode_images(), "either images or pixel_values"),
+        (lambda r, p: r.embed_images(p, pixel_values=np.zeros((1, 32, 32, 3))), "either images"),
+        (lambda r, p: r.embed_texts("cat"), "single string"),
+        (lambda r, p: r.score_matrix("cat", r.encode_images(p)), "single string"),
+        (lambda r, p: r.encode_images(pixel_values=np.zeros((32, 32, 3))), "channels last"),
         (lambda r, p: r.encode_images("dogs.jpg"), "single picture"),
     ],
 )

@@ -1,0 +1,93 @@
+"""A source -> gallery, tokens and embeddings, without the pictures that cannot be read."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edje_jax.data.bad_pictures import TooManyBadPictures
+from edje_jax.data.images import resize
+from edje_jax.data.sources.blip_json import BlipJson
+from edje_jax.data.sources.folder import Folder
+from edje_jax.data.sources.shapes import Shapes
+from edje_jax.inference.gallery import encode_gallery, evaluate
+
+
+@pytest.fixture
+def source(tmp_path) -> BlipJson:
+    """Ten scenes; numbers 3 and 7 cannot be read."""
+    scenes, entries = Shapes("val", image_size=32), []
+    for i in range(10):
+        scenes.image(i).save(tmp_path / f"{i}.png")
+        entries.append({"image": f"{i}.png", "caption": list(scenes.captions(i)[: 1 + i % 3])})
+    (tmp_path / "3.png").unlink()
+    (tmp_path / "7.png").write_bytes((tmp_path / "7.png").read_bytes()[:200])
+    (tmp_path / "set.json").write_text(json.dumps(entries))
+    return BlipJson(tmp_path / "set.json")
+
+
+GOOD = [0, 1, 2, 4, 5, 6, 8, 9]
+
+
+def test_bad_pictures_are_named_and_left_out(engine, source, caplog):
+    caplog.set_level(logging.WARNING)
+    encoded = encode_gallery(engine, source, max_bad=0.2)
+    assert encoded.record == GOOD
+    assert encoded.gallery.image_ids == [f"{i}.png" for i in GOOD]
+    expected = [text for i in GOOD for text in source.captions(i)]
+    assert encoded.gallery.captions == expected
+    images = np.stack([resize(source.image(i), engine.config.image) for i in GOOD])
+    direct = engine.encode_images(images)
+    np.testing.assert_allclose(encoded.tokens, direct.tokens, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(encoded.embeddings, direct.embeddings, rtol=0, atol=1e-5)
+    assert "skipped 3.png: " in caplog.text and "skipped 7.png: " in caplog.text
+    assert len(caplog.messages) == 2
+
+
+def test_too_many_bad_pictures_stop_it(engine, source):
+    with pytest.raises(TooManyBadPictures, match="2 of 10 pictures"):
+        encode_gallery(engine, source, max_bad=0.1)
+
+
+def test_progress_is_told(engine, source):
+    told = []
+    encoded = encode_gallery(engine, source, 0.5, lambda *step: told.append(step))
+    evaluate(engine, encoded, 3, progress=lambda *step: told.append(step))
+    assert told[0] == ("pictures", 8, 10)
+    what, done, total = told[-1]
+    assert what == "pairs" and done == total > 8
+
+
+def test_a_set_without_captions_is_refused_before_any_work(engine, tmp_path, monkeypatch):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    source = Folder(tmp_path)
+    monkeypatch.setattr(Folder, "image", lambda *_: pytest.fail("it read a picture"))
+    with pytest.raises(ValueError, match="no captions"):
+        encode_gallery(engine, source, max_bad=0.0)
+
+
+def test_evaluation_reranks_by_the_match_logit(engine, source):
+    """Every logit and every order, worked out again pair by pair."""
+    encoded = encode_gallery(engine, source, max_bad=0.5)
+    captions = encoded.gallery.captions
+    found = evaluate(engine, encoded, k=4, similarity_weight=0.5)
+    similarity = engine.embed_texts(captions) @ encoded.embeddings.T
+    ids = engine.joint_tokenizer(captions)
+    for q in (0, 5, len(captions) - 1):
+        base = np.argsort(-similarity[q], kind="stable")[:4]
+        np.testing.assert_array_equal(found.t2i.candidates[q], base)
+        logits = engine.score_pairs(ids, encoded.tokens, np.full(4, q), base)
+        np.testing.assert_allclose(found.t2i.scores[q], logits, rtol=0, atol=1e-5)
+        combined = logits + 0.5 * similarity[q][base]
+        np.testing.assert_allclose(found.t2i.combined[q], combined, rtol=0, atol=1e-5)
+    assert found.i2t.candidates.shape == (8, 4)
+    assert set(found.metrics()) == {"k", "t2i", "i2t"}
+
+
+def test_more_candidates_than_there_are_is_all_of_them(engine, source):
+    encoded = encode_gallery(engine, source, max_bad=0.5)
+    found = evaluate(engine, encoded, k=1000)
+    assert found.t2i.candidates.shape == (len(encoded.gallery.captions), 8)
+    assert found.metrics()["t2i"]["ceiling"] == 100.0
