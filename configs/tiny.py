@@ -28,7 +28,7 @@ config = EdjeRun(
         dropout=0.0,
     ),
     # K = 1 as in the published config; masked LM alone first, without which a joint encoder from
-    # scratch takes far longer to look at the picture (docs/ablation.md).
+    # scratch takes far longer to look at the picture.
     loss=LossConfig(negatives=1, masked_lm_first=0.3),
     optim=OptimConfig(lr=2e-3, schedule="cosine", clip_norm=1.0),
     log_every=20,
