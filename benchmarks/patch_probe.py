@@ -22,7 +22,8 @@ import edje_jax
 from edje_jax.data.images import normalise, resize
 from edje_jax.data.sources.shapes import ATTRIBUTES, Shapes
 from edje_jax.models.apply import apply
-from edje_jax.models.siglip import Siglip, patchify
+from edje_jax.models.backbone import make_backbone
+from edje_jax.models.towers import patchify
 from edje_jax.weights.backbone import load_backbone
 
 SHIPPED = Path(edje_jax.__file__).parent / "assets" / "shapes_backbone"
@@ -48,7 +49,7 @@ def main() -> None:
 def probe(folder: str, fit: int, score: int) -> dict[str, dict[str, float]]:
     """{attribute: {"tokens", "pixels", "majority"}}, accuracies in percent."""
     backbone = load_backbone(folder)
-    model, grid = Siglip(backbone.config), backbone.config.vision
+    model, grid = make_backbone(backbone.config), backbone.config.vision
     encode = jax.jit(lambda x: apply(model, backbone.params, "encode_image", x).tokens)
 
     def read(split: str, count: int):

@@ -3,8 +3,8 @@
 from edje_jax.config import BackboneRun, DataConfig, OptimConfig, TextConfig, VisionConfig
 
 config = BackboneRun(
-    steps=1800,
-    data=DataConfig(train="shapes:train", val="shapes:val", batch_size=96),
+    steps=1600,
+    data=DataConfig(train="shapes:train", val="shapes:val", batch_size=64),
     vision=VisionConfig(
         hidden_size=96, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4
     ),
@@ -16,7 +16,7 @@ config = BackboneRun(
         max_position_embeddings=32,
         projection_size=96,
     ),
-    optim=OptimConfig(lr=2e-3, schedule="cosine", weight_decay=0.05, clip_norm=1.0),
-    patch_naming=1.0,
+    optim=OptimConfig(lr=2e-3, schedule="cosine", hold=0.6, weight_decay=0.05, clip_norm=1.0),
+    patch_naming=4.0,
     log_every=50,
 )

@@ -23,6 +23,7 @@ config = EdjeRun(
             num_attention_heads=4,
             max_position_embeddings=192,
             hidden_act="gelu_pytorch_tanh",
+            initializer_range=0.1,
         ),
         max_text_length=48,
         dropout=0.0,

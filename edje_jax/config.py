@@ -31,7 +31,7 @@ class ImageRecipe:
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """A SigLIP vision tower; the defaults are a tiny one."""
+    """A ViT; the defaults are a tiny SigLIP's."""
 
     hidden_size: int = 128
     intermediate_size: int = 512
@@ -49,7 +49,7 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """A SigLIP text tower; `projection_size` is the width of the shared embedding."""
+    """A text tower; `projection_size` is the width of the shared embedding."""
 
     vocab_size: int = 32000
     hidden_size: int = 128
@@ -61,7 +61,10 @@ class TextConfig:
     pad_token_id: int = 1
     mask_padding: bool = False
     """Whether padding is hidden from attention. SigLIP was trained without a mask; a folder whose
-    tokenizer hands out attention masks is used with one (see `weights.siglip.read_config`)."""
+    tokenizer hands out attention masks is used with one (see `weights.siglip.read_config`).
+    CLIP's tower is causal and never sees any."""
+    eos_token_id: int = 2
+    """The end token, whose row CLIP pools; SigLIP pools the last position."""
     hidden_act: Activation = "gelu_pytorch_tanh"
     layer_norm_eps: float = 1e-6
 
@@ -70,9 +73,18 @@ class TextConfig:
 class BackboneConfig:
     """A frozen dual encoder: where the vision tokens and the first-stage embeddings come from."""
 
-    kind: Literal["siglip"] = "siglip"
+    kind: Literal["siglip", "clip"] = "siglip"
     vision: VisionConfig = field(default_factory=VisionConfig)
     text: TextConfig = field(default_factory=TextConfig)
+    token_layer: int = -1
+    """Which layer's output the vision tokens are, counted from the end: -1 is the last."""
+    class_token: bool = False
+    """Whether CLIP's class token is one of the vision tokens."""
+
+    @property
+    def num_vision_tokens(self) -> int:
+        """Vision tokens per picture: what the adapter reads."""
+        return self.vision.num_patches + self.class_token
 
 
 @dataclass(frozen=True)
@@ -89,6 +101,9 @@ class BertConfig:
     pad_token_id: int = 0
     hidden_act: Activation = "gelu"
     layer_norm_eps: float = 1e-12
+    initializer_range: float = 0.02
+    """Deviation of fresh weights. BERT's is meant for widths near 768: a small one trained from
+    scratch learns faster with about width ** -0.5."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +130,7 @@ class EdjeConfig:
     def num_tokens(self) -> int:
         """Compressed tokens per picture: what the store keeps a row for."""
         if self.adapter.kind == "local":
-            return self.backbone.vision.num_patches
+            return self.backbone.num_vision_tokens
         return self.adapter.num_tokens
 
 
@@ -141,6 +156,10 @@ class DataConfig:
     max_bad: float = 0.01
     """Share of the records that may turn out unreadable before a run stops with their list."""
 
+    def __post_init__(self):
+        _at_least(1, {"--data.batch-size": self.batch_size, "--data.block-size": self.block_size})
+        _at_least(0, {"--data.workers": self.workers, "--data.max-bad": self.max_bad})
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -151,6 +170,8 @@ class OptimConfig:
     warmup_steps: int = 100
     warmup_from: float = 1e-6
     epoch_decay: float = 0.9
+    hold: float = 0.0
+    """Share of the steps that stay at the full rate before a cosine sets in."""
     floor: float = 1e-6
     weight_decay: float = 0.05
     b1: float = 0.9
@@ -180,7 +201,12 @@ class ModelSpec:
     """Which parts an EDJE is assembled from."""
 
     backbone: str = ""
-    """Folder or hub id of the dual encoder, in Hugging Face's format."""
+    """Folder or hub id of the dual encoder, in Hugging Face's format: SigLIP, SigLIP2 or CLIP."""
+    token_layer: int = 0
+    """Layer of the backbone that vision tokens come from, -1 for the last, -2 for the one before;
+    0 for its family's: the last of SigLIP, the one before of CLIP."""
+    class_token: bool = False
+    """Keep CLIP's class token among the vision tokens."""
     joint_encoder: str = ""
     """Folder or hub id of the BERT; empty for a fresh one of the shape in `fresh`."""
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
@@ -212,6 +238,11 @@ class RunConfig:
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
 
+    def __post_init__(self):
+        _at_least(0, {"--steps": self.steps, "--eval-every": self.eval_every})
+        _at_least(1, {"--log-every": self.log_every, "--checkpoint-every": self.checkpoint_every})
+        _at_least(1, {"--keep-checkpoints": self.keep_checkpoints})
+
 
 @dataclass(frozen=True)
 class EdjeRun(RunConfig):
@@ -235,9 +266,14 @@ class BackboneRun(RunConfig):
     text: TextConfig = field(default_factory=TextConfig)
     """`vocab_size` is the limit of the tokenizer that is trained from the captions."""
     patch_naming: float = 0.0
-    """Weight of the auxiliary loss that names what each patch holds, for sources that know."""
-    word_naming: float = 0.0
-    """Weight of the auxiliary loss that names the caption's words from the mean vision token."""
+    """Weight of the auxiliary loss that names what each patch holds, for sources that know, and
+    where the patch stands."""
+
+
+def _at_least(least: int, values: dict[str, float]) -> None:
+    for name, value in values.items():
+        if not value >= least:
+            raise ValueError(f"{name} {value}: the least is {least}")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

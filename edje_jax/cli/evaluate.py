@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from edje_jax.data.sources.registry import open_source
+from edje_jax.data.sources.registry import open_captioned
 from edje_jax.evaluation.report import table, write_metrics, write_report
 from edje_jax.inference.gallery import encode_gallery, evaluate
 from edje_jax.retrieval.reranker import Reranker
@@ -33,7 +33,7 @@ def evaluate_model(
     started = time.perf_counter()
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)  # Told before the work if it cannot be
-    source = open_source(data, image_root)
+    source = open_captioned(data, image_root)
     reranker = Reranker.from_pretrained(model)
     seconds = {"load": time.perf_counter() - started}
     with _progress() as show:

@@ -101,10 +101,12 @@ def _set_up() -> None:
         stream=sys.stderr,
     )
     # Libraries speak up when they fail; the project's own progress is at info.
-    for name in ("jax", "orbax", "transformers", "httpx", "huggingface_hub"):
+    quiet = ("jax", "orbax", "transformers", "httpx", "huggingface_hub", "onnxscript", "onnx_ir")
+    for name in quiet:
         logging.getLogger(name).setLevel(logging.ERROR)
-    # Orbax logs, traceback and all, what it raises too.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    # Orbax logs, traceback and all, what it raises too; asyncio every write that failed with it.
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Compiling takes longer than anything else a short run does; the next one finds it done.
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "edje_jax" / "jax"

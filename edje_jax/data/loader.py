@@ -5,6 +5,7 @@ another t, whatever the number of workers, and an unreadable picture leaves an i
 instead of moving every later one.
 """
 
+import signal
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -119,12 +120,20 @@ def iterate(reader: TrainingBatches, start: int, bad: BadPictures) -> Iterator[B
         flags.FLAGS.mark_as_parsed()
         stream = dataset.to_iter_dataset(
             grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
-        ).mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+        ).mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2),
+            worker_init_fn=_leave_interrupts,
+        )
     else:
         stream = dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
     for batch, reasons in stream:
         bad.add(reasons)
         yield batch
+
+
+def _leave_interrupts(worker: int, workers: int) -> None:
+    """Ctrl-C reaches every process of a terminal; when to stop is the loop's to say."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @lru_cache(maxsize=4)

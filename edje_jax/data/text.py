@@ -43,7 +43,7 @@ class JointTokenizer:
     def __init__(self, folder: str | os.PathLike[str], max_length: int):
         self.folder = Path(folder)
         self.max_length = max_length
-        hub = load_tokenizer(folder)
+        hub = load_tokenizer(folder, "bert")
         self.pad_id, self.cls_id, self.sep_id, self.mask_id, self.unk_id = (
             _special_id(hub, name, folder) for name in ("pad", "cls", "sep", "mask", "unk")
         )
@@ -98,10 +98,14 @@ def pad_rows(rows: Sequence[Sequence[int]], length: int, pad_id: int) -> Int[np.
     return out
 
 
-def load_tokenizer(folder: str | os.PathLike[str]):
-    """The Hugging Face tokenizer of a folder, in its fast form."""
+def load_tokenizer(folder: str | os.PathLike[str], kind: str = ""):
+    """The Hugging Face tokenizer of a folder, in its fast form.
+
+    `kind` is a model type to assume where the tokenizer's files do not say whose they are; without
+    one the folder's config.json is asked, which in a model folder of ours is another's.
+    """
     # Late, as transformers takes seconds to import and many callers never tokenise.
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
     from transformers.utils import logging as hub_logging
 
     names = ("tokenizer.json", "vocab.txt", "spiece.model", "tokenizer.model", "vocab.json")
@@ -111,7 +115,8 @@ def load_tokenizer(folder: str | os.PathLike[str]):
     verbosity = hub_logging.get_verbosity()
     hub_logging.set_verbosity_error()
     try:
-        return AutoTokenizer.from_pretrained(str(folder))
+        stated = {"config": AutoConfig.for_model(kind)} if kind else {}
+        return AutoTokenizer.from_pretrained(str(folder), **stated)
     finally:
         hub_logging.set_verbosity(verbosity)
 

@@ -18,7 +18,7 @@ from edje_jax.evaluation.metrics import recalls
 from edje_jax.evaluation.retrieval import Gallery, first_stage
 from edje_jax.inference.pictures import read_pictures
 from edje_jax.models.apply import apply
-from edje_jax.models.siglip import Siglip
+from edje_jax.models.backbone import DualTower, make_backbone
 from edje_jax.types import Source
 
 IMAGE_BATCHES = (1, 8, 32)
@@ -37,9 +37,9 @@ class DualEncoder:
     """Compute dtype."""
 
     @property
-    def model(self) -> Siglip:
+    def model(self) -> DualTower:
         """The dual encoder as a pure function of its parameters."""
-        return Siglip(self.config, self.dtype)
+        return make_backbone(self.config, self.dtype)
 
     def embed_images(self, images: UInt8[np.ndarray, "n s s 3"]) -> Float32[np.ndarray, "n e"]:
         """Resized uint8 pictures -> unit-length embeddings."""

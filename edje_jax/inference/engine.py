@@ -15,8 +15,8 @@ from edje_jax.data.images import normalise
 from edje_jax.data.text import BackboneTokenizer, JointTokenizer
 from edje_jax.inference.dual import IMAGE_BATCHES, DualEncoder
 from edje_jax.models.apply import apply
+from edje_jax.models.backbone import DualTower, make_backbone
 from edje_jax.models.edje import Edje
-from edje_jax.models.siglip import Siglip
 
 PAIR_BATCHES = {"cpu": (1, 8, 32, 128), "gpu": (16, 128, 1024), "tpu": (16, 128, 1024)}
 """Pairs scored in one call, per platform."""
@@ -62,9 +62,9 @@ class Engine:
         )
 
     @property
-    def backbone(self) -> Siglip:
+    def backbone(self) -> DualTower:
         """The dual encoder as a pure function of its parameters."""
-        return Siglip(self.config.backbone, self.dtype)
+        return make_backbone(self.config.backbone, self.dtype)
 
     def encode_images(self, images: UInt8[np.ndarray, "n s s 3"]) -> Encoded:
         """Resized uint8 pictures -> compressed tokens and embeddings, both float32."""

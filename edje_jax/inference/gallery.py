@@ -37,11 +37,9 @@ def encode_gallery(
     """Read and encode every picture of a source once.
 
     Raises:
-        ValueError: the source has no captions to ask with.
+        ValueError: the source has no captions to ask with (`open_captioned` tells that sooner).
         TooManyBadPictures: more than `max_bad` of the pictures could not be read.
     """
-    if not any(source.captions(i) for i in range(len(source))):
-        raise ValueError("this set has no captions, so there is nothing to evaluate with")
     record: list[int] = []
     parts = []
     for indices, images in read_pictures(

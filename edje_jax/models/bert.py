@@ -24,7 +24,8 @@ class Embeddings(nn.Module):
     dropout: float = 0.0
 
     def setup(self):
-        c, init = self.config, nn.initializers.normal(0.02)
+        c = self.config
+        init = nn.initializers.normal(c.initializer_range)
 
         def table(rows: int) -> nn.Embed:
             return nn.Embed(rows, c.hidden_size, dtype=self.dtype, embedding_init=init)
@@ -76,7 +77,7 @@ class Layer(nn.Module):
         c = self.config
 
         def dense(size: int, name: str) -> nn.Dense:
-            init = nn.initializers.normal(0.02)
+            init = nn.initializers.normal(c.initializer_range)
             return nn.Dense(size, dtype=self.dtype, kernel_init=init, name=name)
 
         def norm(name: str) -> nn.LayerNorm:

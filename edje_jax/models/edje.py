@@ -110,7 +110,7 @@ class JointEncoder(nn.Module):
         layer = nn.remat(Layer, static_argnums=(3, 4)) if self.remat else Layer
         self.embeddings = Embeddings(bert, self.dtype, self.dropout)
         self.layers = [layer(bert, self.dtype, self.dropout) for _ in range(bert.num_hidden_layers)]
-        init = nn.initializers.normal(0.02)
+        init = nn.initializers.normal(bert.initializer_range)
         self.pooler = nn.Dense(bert.hidden_size, dtype=self.dtype, kernel_init=init)
         self.classifier = nn.Dense(1, dtype=self.dtype, kernel_init=init)
         self.masked_lm_head = MaskedLmHead(bert, self.dtype)

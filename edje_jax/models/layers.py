@@ -76,6 +76,7 @@ class SelfAttention(nn.Module):
 
     num_heads: int
     dtype: jax.typing.DTypeLike
+    causal: bool = False
 
     @nn.compact
     def __call__(
@@ -85,7 +86,7 @@ class SelfAttention(nn.Module):
             split_heads(nn.Dense(x.shape[-1], dtype=self.dtype, name=name)(x), self.num_heads)
             for name in ("q_proj", "k_proj", "v_proj")
         )
-        out = merge_heads(attend(query, key, value, mask))
+        out = merge_heads(attend(query, key, value, mask, causal=self.causal))
         return nn.Dense(x.shape[-1], dtype=self.dtype, name="out_proj")(out)
 
 
@@ -97,6 +98,7 @@ class PreNormLayer(nn.Module):
     hidden_act: str
     layer_norm_eps: float
     dtype: jax.typing.DTypeLike
+    causal: bool = False
 
     @nn.compact
     def __call__(
@@ -104,6 +106,7 @@ class PreNormLayer(nn.Module):
     ) -> Float[Array, "b n d"]:
         norm1 = nn.LayerNorm(self.layer_norm_eps, dtype=self.dtype, name="layer_norm1")
         norm2 = nn.LayerNorm(self.layer_norm_eps, dtype=self.dtype, name="layer_norm2")
-        x = x + SelfAttention(self.num_heads, self.dtype, name="self_attn")(norm1(x), mask)
+        attention = SelfAttention(self.num_heads, self.dtype, self.causal, name="self_attn")
+        x = x + attention(norm1(x), mask)
         mlp = Mlp(self.intermediate_size, self.hidden_act, self.dtype, name="mlp")
         return x + mlp(norm2(x))

@@ -4,34 +4,14 @@ Sources: SigLIP (arXiv 2303.15343), SigLIP2 (arXiv 2502.14786), and the layout o
 `SiglipModel`, which both share at fixed resolution.
 """
 
-from typing import NamedTuple
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from edje_jax.config import BackboneConfig, TextConfig, VisionConfig
-from edje_jax.models.layers import Mlp, MultiheadAttention, PreNormLayer
-
-
-class VisionOutput(NamedTuple):
-    """What one pass of the vision tower gives. Under jit, what is not used is not computed."""
-
-    tokens: Float[Array, "b n d"]
-    """Vision tokens: the last layer after the post layer norm."""
-    embedding: Float[Array, "b e"]
-    """Pooled embedding, not normalised."""
-    hidden_states: tuple[Float[Array, "b n d"], ...]
-    """Input of the first layer, then the output of each layer."""
-
-
-def patchify(pixels: Float[Array, "b s s c"], patch: int) -> Float[Array, "b n k"]:
-    """Cut pictures into flattened patches, row by row; k runs over (row, column, channel)."""
-    b, height, width, channels = pixels.shape
-    x = pixels.reshape(b, height // patch, patch, width // patch, patch, channels)
-    x = x.transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(b, (height // patch) * (width // patch), patch * patch * channels)
+from edje_jax.models.layers import Mlp, MultiheadAttention
+from edje_jax.models.towers import VisionOutput, layers, patchify, unit_length
 
 
 class AttentionPool(nn.Module):
@@ -54,9 +34,13 @@ class AttentionPool(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """Patches -> tokens and a pooled embedding. No class token."""
+    """Patches -> tokens and a pooled embedding. No class token.
+
+    The last layer's tokens go through the post layer norm, an earlier layer's do not.
+    """
 
     config: VisionConfig
+    token_layer: int
     dtype: jax.typing.DTypeLike
     remat: bool = False
 
@@ -68,11 +52,12 @@ class VisionTower(nn.Module):
         shape = (c.num_patches, c.hidden_size)
         position = self.param("position_embedding", nn.initializers.normal(0.02), shape)
         hidden = [x + position.astype(self.dtype)[None]]
-        for layer in _layers(c, self.dtype, self.remat):
+        for layer in layers(c, self.dtype, self.remat):
             hidden.append(layer(hidden[-1]))
         norm = nn.LayerNorm(c.layer_norm_eps, dtype=self.dtype, name="post_layernorm")
-        tokens = norm(hidden[-1])
-        embedding = AttentionPool(c, self.dtype, name="head")(tokens)
+        last = norm(hidden[-1])
+        embedding = AttentionPool(c, self.dtype, name="head")(last)
+        tokens = last if self.token_layer == -1 else hidden[self.token_layer]
         return VisionOutput(tokens, embedding, tuple(hidden))
 
 
@@ -95,7 +80,7 @@ class TextTower(nn.Module):
         position = self.param("position_embedding", nn.initializers.normal(0.02), shape)
         x = embed(ids) + position.astype(self.dtype)[None, : ids.shape[1]]
         mask = ids != c.pad_token_id if c.mask_padding else None
-        for layer in _layers(c, self.dtype, self.remat):
+        for layer in layers(c, self.dtype, self.remat):
             x = layer(x, mask)
         x = nn.LayerNorm(c.layer_norm_eps, dtype=self.dtype, name="final_layer_norm")(x[:, -1])
         return nn.Dense(c.projection_size, dtype=self.dtype, name="head")(x)
@@ -109,7 +94,9 @@ class Siglip(nn.Module):
     remat: bool = False
 
     def setup(self):
-        self.vision = VisionTower(self.config.vision, self.dtype, self.remat)
+        self.vision = VisionTower(
+            self.config.vision, self.config.token_layer, self.dtype, self.remat
+        )
         self.text = TextTower(self.config.text, self.dtype, self.remat)
         self.logit_scale = self.param("logit_scale", nn.initializers.constant(jnp.log(10.0)), (1,))
         self.logit_bias = self.param("logit_bias", nn.initializers.constant(-10.0), (1,))
@@ -117,11 +104,11 @@ class Siglip(nn.Module):
     def encode_image(self, pixel_values: Float[Array, "b s s 3"]) -> VisionOutput:
         """Normalised pixels -> vision tokens and unit-length float32 embeddings."""
         out = self.vision(pixel_values.astype(self.dtype))
-        return out._replace(embedding=normalise(out.embedding))
+        return out._replace(embedding=unit_length(out.embedding))
 
     def encode_text(self, ids: Int[Array, "b t"]) -> Float[Array, "b e"]:
         """Padded token ids -> unit-length float32 embeddings."""
-        return normalise(self.text(ids))
+        return unit_length(self.text(ids))
 
     def __call__(
         self, pixel_values: Float[Array, "b s s 3"], ids: Int[Array, "t l"]
@@ -130,22 +117,3 @@ class Siglip(nn.Module):
         image = self.encode_image(pixel_values).embedding
         cosine = self.encode_text(ids) @ image.T
         return cosine * jnp.exp(self.logit_scale)[None] + self.logit_bias[None]
-
-
-def normalise(x: Float[Array, "b e"]) -> Float[Array, "b e"]:
-    """Unit length along the last axis, in float32."""
-    x = x.astype(jnp.float32)
-    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
-
-
-def _layers(config: VisionConfig | TextConfig, dtype: jax.typing.DTypeLike, remat: bool):
-    layer = nn.remat(PreNormLayer) if remat else PreNormLayer
-    for i in range(config.num_hidden_layers):
-        yield layer(
-            config.num_attention_heads,
-            config.intermediate_size,
-            config.hidden_act,
-            config.layer_norm_eps,
-            dtype,
-            name=f"layers_{i}",
-        )

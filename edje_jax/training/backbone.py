@@ -12,34 +12,43 @@ import jax.numpy as jnp
 
 from edje_jax.config import BackboneConfig, BackboneRun, ImageRecipe
 from edje_jax.data.loader import Encoder, TrainingBatches
-from edje_jax.data.sources.registry import open_source
 from edje_jax.data.text import BackboneTokenizer, train_wordpiece
 from edje_jax.inference.dual import DualEncoder
 from edje_jax.inference.precision import compute_dtype
 from edje_jax.models.siglip import Siglip
+from edje_jax.models.towers import unit_length
 from edje_jax.training.backbone_step import backbone_train_step
 from edje_jax.training.optim import optimiser
-from edje_jax.training.parts import some_captions
+from edje_jax.training.parts import open_sets, some_captions
 from edje_jax.training.steps import Metrics, TrainState, init_state
 from edje_jax.types import Batch, PatchLabelled, Source
 from edje_jax.weights.backbone import save_backbone
 
 log = logging.getLogger(__name__)
 
+SHARPNESS = 20.0
+"""Largest logit of patch naming."""
+
 
 class PatchNaming(nn.Module):
-    """Linear heads that name what a patch holds, attribute by attribute; dropped after training.
+    """Heads that name what a patch holds and where it stands; dropped after training.
 
-    Where patches are embedded linearly, the contrastive loss alone learns colour and size and
-    no shape; asking every patch for its object's attributes cures that.
+    Where patches are embedded linearly, the contrastive loss alone learns colour and size, no
+    shape and no place: a bag of words needs neither. Logits are cosines times `SHARPNESS`, so
+    that a head cannot amplify a faint trace: what is named must fill a good part of the token,
+    where an adapter and a joint encoder find it as easily.
     """
 
     sizes: Sequence[int]
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> list[jax.Array]:
-        tokens = tokens.astype(jnp.float32)
-        return [nn.Dense(size, name=f"attribute_{i}")(tokens) for i, size in enumerate(self.sizes)]
+        tokens, logits = unit_length(tokens), []
+        for i, size in enumerate(self.sizes):
+            init = nn.initializers.normal(1.0)
+            names = self.param(f"attribute_{i}", init, (size, tokens.shape[-1]))
+            logits.append(SHARPNESS * tokens @ unit_length(names).T)
+        return logits
 
 
 class BackboneTask:
@@ -49,7 +58,7 @@ class BackboneTask:
         self.config = config
         vision = config.vision
         self.image = ImageRecipe(size=vision.image_size)
-        source = open_source(config.data.train, config.data.image_root, vision.image_size)
+        source, self.validation = open_sets(config.data, vision.image_size)
         tokenizer = self._tokenizer(source, workdir / "tokenizer")
         self.tokenizer = tokenizer
         text = dataclasses.replace(
@@ -58,14 +67,14 @@ class BackboneTask:
         self.backbone = BackboneConfig("siglip", vision, text)
         self.model = Siglip(self.backbone, compute_dtype(config.precision), config.remat)
         self.heads: dict[str, nn.Module] = {}
+        grid = vision.image_size // vision.patch_size
         if config.patch_naming > 0 and isinstance(source, PatchLabelled):
-            self.heads["patch_naming"] = PatchNaming(source.patch_label_sizes)
+            self.heads["patch_naming"] = PatchNaming((*source.patch_label_sizes, grid, grid))
         elif config.patch_naming > 0:
             log.info("%s cannot say what patches hold: no patch naming", config.data.train)
-        grid = vision.image_size // vision.patch_size if self.heads else 0
         per_epoch = max(len(source) // config.data.batch_size, 1)
-        steps = config.steps or round(config.epochs * per_epoch)
-        encoder = Encoder(self.image, tokenizer, patch_grid=grid)
+        steps = config.steps or max(round(config.epochs * per_epoch), 1)
+        encoder = Encoder(self.image, tokenizer, patch_grid=grid if self.heads else 0)
         self.reader = TrainingBatches(source, encoder, config.data, config.seed, steps)
         self.optimiser = optimiser(config.optim, steps, per_epoch)
 
@@ -99,14 +108,12 @@ class BackboneTask:
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Recalls of the dual encoder on `data.val`; {} if there is none."""
-        if not self.config.data.val:
+        if self.validation is None:
             return {}
-        size = self.config.vision.image_size
-        source = open_source(self.config.data.val, self.config.data.image_root, size)
         dual = DualEncoder(
             self.backbone, self.image, state.params["siglip"], self.tokenizer, self.model.dtype
         )
-        found = dual.evaluate(source, self.config.data.max_bad)
+        found = dual.evaluate(self.validation, self.config.data.max_bad)
         return {f"val/{d}/{name}": value for d in found for name, value in found[d].items()}
 
     def export(self, state: TrainState, folder: Path) -> None:

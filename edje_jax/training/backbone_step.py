@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Int
 
 from edje_jax.config import ImageRecipe
 from edje_jax.data.images import normalise
@@ -42,8 +43,9 @@ def backbone_train_step(
         metrics = {"loss/sigmoid": sigmoid_loss(logits, positive, batch.valid)}
         if batch.patch_labels is not None:
             named = apply(heads["patch_naming"], params["patch_naming"], "__call__", image.tokens)
+            labels = with_places(batch.patch_labels)
             losses = [
-                naming_loss(logits, batch.patch_labels[..., column], batch.valid)
+                naming_loss(logits, labels[..., column], batch.valid)
                 for column, logits in enumerate(named)
             ]
             metrics["loss/patch_naming"] = jnp.mean(jnp.stack(losses))
@@ -53,3 +55,15 @@ def backbone_train_step(
     gradients, metrics = jax.grad(loss_fn, has_aux=True)(state.params)
     metrics["grad_norm"] = optax.tree.norm(gradients)
     return apply_gradients(state, gradients, optimiser), metrics
+
+
+def with_places(labels: Int[Array, "b n a"]) -> Int[Array, "b n c"]:
+    """Patch labels with each patch's row and column in a square grid as two columns more.
+
+    The first of either is 0, as background is elsewhere: little stands at the edge.
+    """
+    rows, patches, _ = labels.shape
+    side = round(patches**0.5)
+    row, column = jnp.divmod(jnp.arange(patches, dtype=labels.dtype), side)
+    places = jnp.broadcast_to(jnp.stack([row, column], axis=-1)[None], (rows, patches, 2))
+    return jnp.concatenate([labels, places], axis=-1)

@@ -7,7 +7,9 @@ from types import TracebackType
 from typing import Any, cast
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jaxtyping import PyTree
 from orbax.checkpoint import checkpoint_managers
 
 from edje_jax.training.steps import TrainState
@@ -110,6 +112,30 @@ class Checkpoints:
             " Free some space, or mend what it names, and run the same command again; earlier"
             " checkpoints are whole."
         )
+
+
+def read_params(checkpoint: Path) -> PyTree[np.ndarray]:
+    """The trainable parameters of a numbered checkpoint folder, on whatever devices it was made.
+
+    Raises:
+        CheckpointError: it is not there, or damaged.
+    """
+    folder = checkpoint.absolute() / "default"
+    try:
+        with ocp.PyTreeCheckpointer() as reader:
+            tree = reader.metadata(folder).item_metadata.tree
+            wanted = {"params": tree["params"]}
+            as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
+            restore = ocp.args.PyTreeRestore(
+                item=wanted,
+                restore_args=jax.tree.map(lambda _: as_numpy, wanted),
+                partial_restore=True,
+            )
+            return reader.restore(folder, restore)["params"]
+    except Exception as error:
+        raise CheckpointError(
+            f"{checkpoint}: this checkpoint cannot be read ({_short(error)}); name another one"
+        ) from error
 
 
 def _short(error: Exception) -> str:

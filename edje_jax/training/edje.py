@@ -12,16 +12,15 @@ from jaxtyping import PyTree
 
 from edje_jax.config import EdjeConfig, EdjeRun
 from edje_jax.data.loader import Encoder, TrainingBatches
-from edje_jax.data.sources.registry import open_source
 from edje_jax.data.text import BackboneTokenizer, JointTokenizer
 from edje_jax.inference.engine import Engine
 from edje_jax.inference.gallery import encode_gallery, evaluate
 from edje_jax.inference.precision import compute_dtype
+from edje_jax.models.backbone import make_backbone
 from edje_jax.models.edje import Edje
-from edje_jax.models.siglip import Siglip
 from edje_jax.training.edje_step import Frozen, Phase, edje_train_step
 from edje_jax.training.optim import optimiser, schedule
-from edje_jax.training.parts import Parts, assemble
+from edje_jax.training.parts import Parts, assemble, open_sets
 from edje_jax.training.steps import Metrics, TrainState, init_state
 from edje_jax.types import Batch
 from edje_jax.weights.card import model_card
@@ -40,12 +39,12 @@ class EdjeTask:
                 f" {config.data.batch_size}; raise --data.batch-size above it"
             )
         self.config = config
-        source = open_source(config.data.train, config.data.image_root)
+        source, self.validation = open_sets(config.data)
         self.parts: Parts = assemble(config, source, workdir)
         self.model_config: EdjeConfig = self.parts.config
         dtype = compute_dtype(config.precision)
         self.dtype = dtype
-        self.backbone = Siglip(self.model_config.backbone, dtype)
+        self.backbone = make_backbone(self.model_config.backbone, dtype)
         self.model = Edje(self.model_config, dtype, config.model.dropout, config.remat)
         teacher = self.parts.teacher
         self.teacher = Edje(teacher.config, dtype) if teacher else None
@@ -68,8 +67,8 @@ class EdjeTask:
 
     def init(self) -> TrainState:
         """Fresh parameters from the seed, with what was loaded laid over them."""
-        vision = self.model_config.backbone.vision
-        tokens = jnp.zeros((1, vision.num_patches, vision.hidden_size))
+        backbone = self.model_config.backbone
+        tokens = jnp.zeros((1, backbone.num_vision_tokens, backbone.vision.hidden_size))
         ids = jnp.ones((1, 3), jnp.int32)
         model = Edje(self.model_config)
         key = jax.random.key(self.config.seed)
@@ -104,9 +103,8 @@ class EdjeTask:
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Base and reranked recalls on `data.val`; {} if there is none."""
-        if not self.config.data.val:
+        if self.validation is None:
             return {}
-        source = open_source(self.config.data.val, self.config.data.image_root)
         engine = Engine(
             self.model_config,
             state.params,
@@ -115,7 +113,7 @@ class EdjeTask:
             self.backbone_tokenizer,
             self.dtype,
         )
-        encoded = encode_gallery(engine, source, self.config.data.max_bad)
+        encoded = encode_gallery(engine, self.validation, self.config.data.max_bad)
         metrics = evaluate(engine, encoded, self.config.k).metrics()
         return {
             f"val/{direction}/{name}": value

@@ -16,8 +16,8 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from edje_jax.config import ImageRecipe, LossConfig
 from edje_jax.data.images import normalise
 from edje_jax.models.apply import apply
+from edje_jax.models.backbone import DualTower
 from edje_jax.models.edje import Edje
-from edje_jax.models.siglip import Siglip
 from edje_jax.training.losses import (
     distillation_loss,
     masked_lm_loss,
@@ -60,7 +60,7 @@ def edje_train_step(
     frozen: Frozen,
     batch: Batch,
     *,
-    backbone: Siglip,
+    backbone: DualTower,
     model: Edje,
     teacher: Edje | None,
     loss: LossConfig,
@@ -121,7 +121,7 @@ def edje_train_step(
     return apply_gradients(state, gradients, optimiser), metrics
 
 
-def encode(backbone: Siglip, params: PyTree, batch: Batch, recipe: ImageRecipe) -> Features:
+def encode(backbone: DualTower, params: PyTree, batch: Batch, recipe: ImageRecipe) -> Features:
     """The one pass of the frozen backbone."""
     image = apply(backbone, params, "encode_image", normalise(batch.images, recipe))
     text = apply(backbone, params, "encode_text", batch.backbone_ids)

@@ -27,8 +27,12 @@ from edje_jax.weights.files import naming, replacing, write_json
 
 log = logging.getLogger(__name__)
 
-MAY_CHANGE = {"workdir", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints"}
-"""Fields of a run's config that may differ when it is resumed."""
+MAY_CHANGE = {
+    "workdir", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints",
+    "data.workers", "data.max_bad",
+}  # fmt: skip
+"""Fields of a run's config that may differ when it is resumed: no batch and no step depends on
+them."""
 
 
 @runtime_checkable

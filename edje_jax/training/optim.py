@@ -7,16 +7,19 @@ from edje_jax.config import OptimConfig
 
 
 def schedule(optim: OptimConfig, steps: int, steps_per_epoch: int) -> optax.Schedule:
-    """Linear warm-up, then the published x`epoch_decay` per epoch, or a cosine to `floor`."""
+    """Linear warm-up, then the published x`epoch_decay` per epoch, or a cosine to `floor`, which
+    may set in later (`hold`)."""
     warmup = min(optim.warmup_steps, max(steps - 1, 0))
 
     def exponential(count):
         epoch = (count + warmup) // max(steps_per_epoch, 1)
         return jnp.maximum(optim.lr * optim.epoch_decay**epoch, optim.floor)
 
-    cosine = optax.cosine_decay_schedule(
-        optim.lr, max(steps - warmup, 1), alpha=optim.floor / optim.lr
+    held = round(optim.hold * steps)
+    falling = optax.cosine_decay_schedule(
+        optim.lr, max(steps - warmup - held, 1), alpha=optim.floor / optim.lr
     )
+    cosine = optax.join_schedules([optax.constant_schedule(optim.lr), falling], [held])
     after = exponential if optim.schedule == "exponential" else cosine
     ramp = optax.linear_schedule(optim.warmup_from, optim.lr, max(warmup, 1))
     return optax.join_schedules([ramp, after], [warmup])

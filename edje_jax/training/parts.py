@@ -12,7 +12,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
-from edje_jax.config import BertConfig, EdjeConfig, EdjeRun
+from edje_jax.config import BertConfig, DataConfig, EdjeConfig, EdjeRun
+from edje_jax.data.sources.registry import open_captioned
 from edje_jax.data.text import JointTokenizer, train_wordpiece
 from edje_jax.types import Source
 from edje_jax.weights import bert, edje
@@ -35,8 +36,8 @@ class Parts:
     teacher: Model | None
 
 
-def assemble(config: EdjeRun, source: Source, workdir: Path) -> Parts:
-    """Load what the config names and make what it leaves out.
+def assemble(config: EdjeRun, source: Source | None, workdir: Path) -> Parts:
+    """Load what the config names and make what it leaves out, from `source` if there is one.
 
     Raises:
         ValueError: nothing names a backbone, or the parts do not belong together.
@@ -44,6 +45,11 @@ def assemble(config: EdjeRun, source: Source, workdir: Path) -> Parts:
     init = load_model(config.init) if config.init else None
     teacher = load_model(config.teacher) if config.teacher else None
     backbone = _backbone(config, init, teacher)
+    if teacher and _vision_tokens(teacher.backbone) != _vision_tokens(backbone):
+        raise ValueError(
+            f"--teacher {config.teacher}: reads other vision tokens of the backbone than this run;"
+            " set --model.token-layer and --model.class-token as its run did"
+        )
     if teacher and not _same_tree(teacher.backbone.params, backbone.params):
         raise ValueError(
             f"--teacher {config.teacher}: its backbone is another than this run's. Both read the"
@@ -82,6 +88,18 @@ def _check_shapes(params: PyTree[np.ndarray], config: EdjeConfig, source: str) -
         )
 
 
+def open_sets(data: DataConfig, image_size: int = 64) -> tuple[Source, Source | None]:
+    """The training set, and the one for evaluation if there is one: opened before a run begins,
+    as a wrong name would otherwise show at its end.
+
+    Raises:
+        ValueError, FileNotFoundError: see `open_captioned`.
+    """
+    train = open_captioned(data.train, data.image_root, image_size)
+    val = open_captioned(data.val, data.image_root, image_size) if data.val else None
+    return train, val
+
+
 def some_captions(source: Source, limit: int = 5_000) -> Iterator[str]:
     """Captions of up to `limit` pictures spread over a source, to train a tokenizer from."""
     for index in range(0, len(source), max(len(source) // limit, 1)):
@@ -90,19 +108,24 @@ def some_captions(source: Source, limit: int = 5_000) -> Iterator[str]:
 
 def _backbone(config: EdjeRun, init: Model | None, teacher: Model | None) -> Backbone:
     if config.model.backbone:
-        return load_backbone(config.model.backbone)
+        spec = config.model
+        return load_backbone(spec.backbone).reading(spec.token_layer, spec.class_token)
     if init:
         return init.backbone
     if teacher:
         return teacher.backbone
     raise ValueError(
-        "no backbone: give --model.backbone a Hugging Face SigLIP folder or hub id; to make a small"
-        " one from your own pictures, run train.py tiny_backbone and give its workdir's model/"
+        "no backbone: give --model.backbone a Hugging Face SigLIP or CLIP folder or hub id; to make"
+        " a small one of your pictures, run train.py tiny_backbone and give its workdir's model/"
     )
 
 
 def _joint_encoder(
-    config: EdjeRun, init: Model | None, teacher: Model | None, source: Source, workdir: Path
+    config: EdjeRun,
+    init: Model | None,
+    teacher: Model | None,
+    source: Source | None,
+    workdir: Path,
 ) -> tuple[BertConfig, Path, PyTree]:
     """(shape, tokenizer folder, loaded parameters) of the joint encoder."""
     if config.model.joint_encoder:
@@ -118,7 +141,7 @@ def _joint_encoder(
         folder = teacher.tokenizer
     else:
         folder = workdir / "tokenizer"
-        if not (folder / "tokenizer_config.json").exists():
+        if source and not (folder / "tokenizer_config.json").exists():
             folder.mkdir(parents=True, exist_ok=True)
             train_wordpiece(some_captions(source), config.model.fresh.vocab_size - 1, folder)
     pieces = JointTokenizer(folder, config.model.max_text_length)
@@ -138,6 +161,10 @@ def _language_params(language: bert.LanguageModel) -> PyTree[np.ndarray]:
     whole = flatten_dict(edje.expected_params(EdjeConfig(joint_encoder=language.config)), sep="/")
     expected = unflatten_dict({path: whole[path] for path in wanted}, sep="/")
     return to_ours(rules, language.tensors, expected, str(language.folder))
+
+
+def _vision_tokens(backbone: Backbone) -> tuple[int, bool]:
+    return backbone.config.token_layer, backbone.config.class_token
 
 
 def _same_tree(a: PyTree, b: PyTree) -> bool:

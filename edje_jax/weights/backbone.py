@@ -1,8 +1,10 @@
 """Hugging Face folders of dual encoders: config, parameters, image recipe, tokenizer."""
 
+import dataclasses
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +12,11 @@ import numpy as np
 from jaxtyping import PyTree
 
 from edje_jax.config import BackboneConfig, ImageRecipe
-from edje_jax.models.siglip import Siglip
-from edje_jax.weights import siglip
+from edje_jax.models.backbone import make_backbone
+from edje_jax.weights import clip, siglip
 from edje_jax.weights.files import open_weights, read_json, write_json, write_safetensors
 from edje_jax.weights.hub import resolve
-from edje_jax.weights.mapping import to_ours, to_theirs
+from edje_jax.weights.mapping import Rule, to_ours, to_theirs
 from edje_jax.weights.preprocessor import recipe_from_preprocessor, recipe_to_preprocessor
 
 TOKENIZER_FILES = (
@@ -38,9 +40,27 @@ class Backbone:
     from_folder: bool = True
     """Whether `params` are those of the folder; a published checkpoint carries its own."""
 
+    def reading(self, token_layer: int = 0, class_token: bool = False) -> "Backbone":
+        """The same, its vision tokens taken from another layer (0: its family's own).
+
+        Raises:
+            ValueError: there is no such layer, or no class token.
+        """
+        layers, kind = self.config.vision.num_hidden_layers, self.config.kind
+        layer = token_layer or self.config.token_layer
+        if not -layers - 1 <= layer <= -1:
+            raise ValueError(
+                f"--model.token-layer {token_layer}: {self.folder} has {layers} layers; -1 is the"
+                f" last, {-layers - 1} what goes into the first"
+            )
+        if class_token and kind != "clip":
+            raise ValueError(f"--model.class-token: {self.folder} is a {kind}, which has none")
+        config = dataclasses.replace(self.config, token_layer=layer, class_token=class_token)
+        return dataclasses.replace(self, config=config)
+
 
 def load_backbone(name: str) -> Backbone:
-    """Read a Hugging Face SigLIP or SigLIP2 folder, or fetch it by hub id.
+    """Read a Hugging Face SigLIP, SigLIP2 or CLIP folder, or fetch it by hub id.
 
     Raises:
         FileNotFoundError: no such folder or id.
@@ -50,8 +70,13 @@ def load_backbone(name: str) -> Backbone:
     folder = resolve(name, "the backbone")
     config, image = read_backbone_config(folder)
     tensors = open_weights(folder)
-    params = to_ours(siglip.rules(config), tensors, expected_params(config), str(folder))
+    params = to_ours(backbone_rules(config), tensors, expected_params(config), str(folder))
     return Backbone(folder, config, image, params)
+
+
+def backbone_rules(config: BackboneConfig) -> list[Rule]:
+    """The table of a backbone's parameters."""
+    return _TABLES[config.kind].rules(config)
 
 
 def read_backbone_config(folder: Path) -> tuple[BackboneConfig, ImageRecipe]:
@@ -63,7 +88,7 @@ def read_backbone_config(folder: Path) -> tuple[BackboneConfig, ImageRecipe]:
         raise FileNotFoundError(f"{path}: missing; is this a Hugging Face model folder?") from error
     tokenizer = folder / "tokenizer_config.json"
     told = read_json(tokenizer) if tokenizer.exists() else {}
-    config = siglip.read_config(raw, str(path), told)
+    config = _table(raw, path).read_config(raw, str(path), told)
     image = recipe_from_preprocessor(folder)
     if image.size != config.vision.image_size:
         raise ValueError(
@@ -77,10 +102,10 @@ def save_backbone(
     folder: Path, config: BackboneConfig, image: ImageRecipe, params: PyTree, tokenizer: Path
 ) -> None:
     """Write a folder that transformers' `SiglipModel`, `AutoTokenizer` and image processor read."""
-    write_json(folder / "config.json", siglip.write_config(config))
+    write_json(folder / "config.json", _TABLES[config.kind].write_config(config))
     write_json(folder / "preprocessor_config.json", recipe_to_preprocessor(image))
     copy_tokenizer(tokenizer, folder)
-    tensors = to_theirs(siglip.rules(config), jax.device_get(params))
+    tensors = to_theirs(backbone_rules(config), jax.device_get(params))
     write_safetensors(folder / "model.safetensors", tensors)
 
 
@@ -95,4 +120,20 @@ def expected_params(config: BackboneConfig) -> PyTree[jax.ShapeDtypeStruct]:
     """Tree, shapes and dtypes of a backbone's parameters; nothing is allocated."""
     pixels = jnp.zeros((1, config.vision.image_size, config.vision.image_size, 3))
     ids = jnp.zeros((1, config.text.max_position_embeddings), jnp.int32)
-    return jax.eval_shape(Siglip(config).init, jax.random.key(0), pixels, ids)["params"]
+    return jax.eval_shape(make_backbone(config).init, jax.random.key(0), pixels, ids)["params"]
+
+
+_TABLES = {"siglip": siglip, "clip": clip}
+_KINDS = {"siglip": siglip, "siglip2": siglip, "clip": clip}
+"""`model_type` of a config.json -> its table."""
+
+
+def _table(raw: dict[str, Any], path: Path):
+    kind = raw.get("model_type")
+    if kind not in _KINDS:
+        raise ValueError(
+            f"{path}: model_type {kind!r} is not supported as a backbone; use a SigLIP, a"
+            " fixed-resolution SigLIP2, or a CLIP (DFN's and MetaCLIP's too) in Hugging Face's"
+            " format"
+        )
+    return _KINDS[kind]

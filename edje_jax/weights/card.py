@@ -1,46 +1,104 @@
-"""The README.md that a model folder carries."""
+"""The README.md that a model folder carries: the hub's model card."""
 
 import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
-from edje_jax.config import RunConfig, to_dict
+from edje_jax.config import EdjeRun, RunConfig, to_dict
 from edje_jax.weights.folder import Model
 
 
-def model_card(model: Model, run: RunConfig) -> str:
-    """A short model card: what it is, how to use it, how it was trained."""
+def model_card(
+    model: Model,
+    run: RunConfig | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    name: str = "PATH/TO/THIS/FOLDER",
+) -> str:
+    """What the model is, how to use it, how well it does and how it was trained, where known.
+
+    `metrics` is an evaluation's metrics.json; `name` is what users load it by.
+    """
+    parts = [_front_matter(model, run), _what_it_is(model), _usage(name)]
+    if metrics:
+        parts.append(_results(metrics))
+    if run:
+        parts.append(f"## Training\n\n```json\n{json.dumps(to_dict(run), indent=1)}\n```\n")
+    return "\n".join(parts)
+
+
+def _front_matter(model: Model, run: RunConfig | None) -> str:
+    lines = [
+        "---",
+        "pipeline_tag: text-ranking",
+        "library_name: edje_jax",
+        "tags: [vision-language, reranking, image-retrieval, edje]",
+    ]
+    if bases := _base_models(model, run):
+        lines += ["base_model:", *(f"- {base}" for base in bases)]
+    return "\n".join([*lines, "---", ""])
+
+
+def _base_models(model: Model, run: RunConfig | None) -> list[str]:
+    """Hub ids that this one was made from; folders on somebody's disk say nothing to others."""
+    spec = run.model if isinstance(run, EdjeRun) else None
+    named = [spec.backbone, spec.joint_encoder] if spec else []
+    return [name for name in named if name.count("/") == 1 and not Path(name).exists()]
+
+
+def _what_it_is(model: Model) -> str:
     c = model.config
-    vision = c.backbone.vision
-    store = c.num_tokens * c.joint_encoder.hidden_size * 2
-    return f"""---
-pipeline_tag: text-ranking
-library_name: edje_jax
-tags: [vision-language, reranking, image-retrieval, edje]
----
+    vision, joint = c.backbone.vision, c.joint_encoder
+    store = c.num_tokens * joint.hidden_size * 2
+    return f"""# An EDJE reranker
 
-# An EDJE reranker
+Scores a caption against a picture from {c.num_tokens} stored tokens of {joint.hidden_size} numbers
+({store:,} bytes a picture in 16 bits). Architecture: EDJE (arXiv 2510.06820), trained with
+edje_jax.
 
-Scores a caption against a picture from {c.num_tokens} stored tokens of
-{c.joint_encoder.hidden_size} numbers ({store:,} bytes a picture in 16 bits). Architecture: EDJE
-(arXiv 2510.06820); trained with edje_jax.
+| part | shape |
+|---|---|
+| backbone | {c.backbone.kind}, {vision.num_hidden_layers} layers x {vision.hidden_size}, \
+{vision.image_size} px, patches of {vision.patch_size} px |
+| adapter | {c.adapter.kind}, {c.num_tokens} tokens |
+| joint encoder | BERT, {joint.num_hidden_layers} layers x {joint.hidden_size} |
+"""
+
+
+def _usage(name: str) -> str:
+    return f"""## Use
+
+JAX:
 
 ```python
 from edje_jax import Reranker
 
-reranker = Reranker.from_pretrained("PATH/TO/THIS/FOLDER")
+reranker = Reranker.from_pretrained("{name}")
 reranker.rank("two dogs", ["dogs.jpg", "boat.jpg"], top_k=1)
 ```
 
-| part | shape |
-|---|---|
-| backbone | SigLIP, {vision.num_hidden_layers} layers x {vision.hidden_size}, \
-{vision.image_size} px, patches of {vision.patch_size} px |
-| adapter | {c.adapter.kind}, {c.num_tokens} tokens |
-| joint encoder | BERT, {c.joint_encoder.num_hidden_layers} layers x \
-{c.joint_encoder.hidden_size} |
+PyTorch, with no JAX (`modeling_edje.py` stands beside the weights):
 
-The run's whole config:
+```python
+from transformers import AutoModel
 
-```json
-{json.dumps(to_dict(run), indent=1)}
+model = AutoModel.from_pretrained("{name}", trust_remote_code=True)
+tokens = model.encode_image(model.preprocess(["dogs.jpg", "boat.jpg"]))
+model.score(**model.tokenize(["two dogs"] * 2), tokens=tokens)
 ```
+
+ONNX: `edje convert {name} onnx/ --to onnx` writes `offline.onnx` (pixel_values -> tokens) and
+`online.onnx` (input_ids, attention_mask, tokens -> logits).
 """
+
+
+def _results(metrics: Mapping[str, Any]) -> str:
+    """Base beside reranked, in percent."""
+    names = list(metrics["t2i"]["base"])
+    rows = [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for direction, label in (("t2i", "text to image"), ("i2t", "image to text")):
+        for kind in ("base", "reranked"):
+            figures = " | ".join(f"{metrics[direction][kind][n]:.1f}" for n in names)
+            rows.append(f"| {label}, {kind} | {figures} |")
+    table = "\n".join(rows)
+    return f"## Results\n\nOn `{metrics['data']}`, top {metrics['k']} reranked:\n\n{table}\n"

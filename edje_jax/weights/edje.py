@@ -16,7 +16,7 @@ from edje_jax.weights.mapping import Rule, linear, norm, to_ours, torch_attentio
 # Present in published checkpoints besides the trained parts: the frozen towers, and tensors that
 # repeat another (text_embeddings and the decoder are the word table and the LM bias).
 _FROZEN = re.compile(r"^(vision_encoder|clip)\.")
-_REPEATED = {
+REPEATED = {
     "text_embeddings.weight": "language_model.bert.embeddings.word_embeddings.weight",
     "language_model.cls.predictions.decoder.weight": (
         "language_model.bert.embeddings.word_embeddings.weight"
@@ -61,7 +61,7 @@ def read_params(
     Raises:
         WeightMismatch: tree or shapes differ; every difference is listed.
     """
-    known = {rule.theirs for rule in rules(config)} | set(_REPEATED)
+    known = {rule.theirs for rule in rules(config)} | set(REPEATED)
     extra = [name for name in tensors if name not in known and not _FROZEN.match(name)]
     # Names of ours that the checkpoint has and the config does not: to_ours lists them.
     table = [*rules(config), *(Rule(f"? {name}", name) for name in extra)]
@@ -83,18 +83,9 @@ def adapter_config(tensors: Mapping[str, np.ndarray], source: str) -> AdapterCon
     raise ValueError(f"{source}: holds no vision_projection; is this an EDJE checkpoint?")
 
 
-def backbone_tensors(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The dual encoder a published checkpoint carries, under `SiglipModel`'s names; may be {}."""
-    return {
-        name.removeprefix("clip."): value
-        for name, value in tensors.items()
-        if name.startswith("clip.")
-    }
-
-
 def expected_params(config: EdjeConfig) -> PyTree[jax.ShapeDtypeStruct]:
     """Tree, shapes and dtypes of the trained parameters; nothing is allocated."""
-    vision = config.backbone.vision
-    tokens = jnp.zeros((1, vision.num_patches, vision.hidden_size))
+    backbone = config.backbone
+    tokens = jnp.zeros((1, backbone.num_vision_tokens, backbone.vision.hidden_size))
     ids = jnp.ones((1, 3), jnp.int32)
     return jax.eval_shape(Edje(config).init, jax.random.key(0), tokens, ids)["params"]

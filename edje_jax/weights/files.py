@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,10 +71,19 @@ class Safetensors(Mapping[str, np.ndarray]):
 
 
 def read_torch(path: Path) -> dict[str, np.ndarray]:
-    """A torch file of tensors, opened with `weights_only=True`; {"model": ...} is unwrapped.
+    """The tensors of a torch file; {"model": ...} is unwrapped.
 
     Raises:
-        BadWeights: torch is not installed, or the file is damaged or holds more than tensors.
+        BadWeights: see `open_torch`.
+    """
+    return tensors_of(open_torch(path), str(path))
+
+
+def open_torch(path: Path) -> Any:
+    """What a torch file holds, opened with `weights_only=True`.
+
+    Raises:
+        BadWeights: torch is not installed, or the file is damaged or wants to run code.
     """
     try:
         import torch
@@ -84,16 +94,28 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
     if not path.exists():
         raise BadWeights(f"{path}: no such file")
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        # Files of before 2020 are no zip archives and cannot be mapped.
+        mapped = zipfile.is_zipfile(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise BadWeights(
             f"{path}: damaged, or not a plain file of tensors; nothing in it was run ({reason})"
         ) from error
+
+
+def tensors_of(loaded: Any, source: str) -> dict[str, np.ndarray]:
+    """The tensors of a loaded torch file, as float32 where they are floats.
+
+    Raises:
+        BadWeights: it does not hold tensors by name.
+    """
+    import torch
+
     if isinstance(loaded, dict):
         loaded = loaded.get("model", loaded)
     if not isinstance(loaded, dict):
-        raise BadWeights(f"{path}: holds a {type(loaded).__name__}, not tensors by name")
+        raise BadWeights(f"{source}: holds a {type(loaded).__name__}, not tensors by name")
     return {
         name: (value.float() if value.is_floating_point() else value).numpy()
         for name, value in loaded.items()

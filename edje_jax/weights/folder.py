@@ -16,17 +16,24 @@ import numpy as np
 from jaxtyping import PyTree
 
 from edje_jax.config import AdapterConfig, EdjeConfig
-from edje_jax.weights import bert, edje, siglip
-from edje_jax.weights.backbone import Backbone, copy_tokenizer, load_backbone
+from edje_jax.weights import bert, edje
+from edje_jax.weights.backbone import (
+    Backbone,
+    backbone_rules,
+    copy_tokenizer,
+    load_backbone,
+)
 from edje_jax.weights.files import (
     open_weights,
     read_json,
-    read_torch,
     write_json,
     write_safetensors,
 )
 from edje_jax.weights.hub import resolve
-from edje_jax.weights.mapping import to_ours, to_theirs
+from edje_jax.weights.mapping import to_theirs
+
+modeling_edje = Path(__file__).parent / "export" / "modeling_edje.py"
+"""The PyTorch module that every model folder carries."""
 
 FORMAT = 1
 """Raised when a folder of today could not be read by the code of yesterday."""
@@ -54,17 +61,28 @@ def load_model(name: str) -> Model:
         ValueError: the folder is of another architecture, or of a newer format.
         BadWeights, WeightMismatch: the weights are damaged or do not fit.
     """
-    folder = resolve(name, "the model")
-    if not (folder / "model.safetensors").exists() and (folder / "model").is_dir():
-        folder = folder / "model"
+    folder = model_folder(name)
     raw = read_model_config(folder)
     joint = bert.read_config(raw["joint_encoder"], str(folder / "config.json"))
     adapter = AdapterConfig(**raw["adapter"])
     inside = folder / str(raw["backbone"])
     backbone = load_backbone(str(inside) if inside.is_dir() else raw["backbone"])
+    backbone = backbone.reading(**raw.get("vision_tokens", {}))
     config = EdjeConfig(backbone.config, adapter, joint, backbone.image, raw["max_text_length"])
     params = edje.read_params(open_weights(folder), config, str(folder))
     return Model(config, params, backbone, folder, str(name))
+
+
+def model_folder(name: str) -> Path:
+    """The model folder that a folder, a training workdir or a hub id means.
+
+    Raises:
+        FileNotFoundError: no such folder or id.
+    """
+    folder = resolve(name, "the model")
+    if not (folder / "model.safetensors").exists() and (folder / "model").is_dir():
+        return folder / "model"
+    return folder
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:
@@ -106,15 +124,30 @@ def save_model(folder: Path, model: Model, card: str) -> None:
     (folder / "README.md").write_text(card)
     tensors = to_theirs(edje.rules(model.config), jax.device_get(model.params))
     write_safetensors(folder / "model.safetensors", tensors)
+    shutil.copyfile(modeling_edje, folder / modeling_edje.name)
+    config = model.config
     write_json(
         folder / "config.json",
         {
             "model_type": "edje",
             "format": FORMAT,
+            "architectures": ["EdjeModel"],
+            # What transformers' Auto classes take from the file beside this one.
+            "auto_map": {
+                "AutoConfig": f"{modeling_edje.stem}.EdjeConfig",
+                "AutoModel": f"{modeling_edje.stem}.EdjeModel",
+            },
             "backbone": "backbone",
-            "adapter": dataclasses.asdict(model.config.adapter),
-            "joint_encoder": bert.write_config(model.config.joint_encoder),
-            "max_text_length": model.config.max_text_length,
+            "vision_tokens": {
+                "token_layer": config.backbone.token_layer,
+                "class_token": config.backbone.class_token,
+            },
+            "vision_width": config.backbone.vision.hidden_size,
+            "vision_heads": config.backbone.vision.num_attention_heads,
+            "embedding_size": config.backbone.text.projection_size,
+            "adapter": dataclasses.asdict(config.adapter),
+            "joint_encoder": bert.write_config(config.joint_encoder),
+            "max_text_length": config.max_text_length,
         },
     )
 
@@ -128,42 +161,9 @@ def copy_backbone(backbone: Backbone, target: Path) -> None:
     if backbone.from_folder:
         paths += [*source.glob("*.safetensors*"), *source.glob("pytorch_model*.bin*")]
     else:
-        tensors = to_theirs(siglip.rules(backbone.config), backbone.params)
+        tensors = to_theirs(backbone_rules(backbone.config), backbone.params)
         write_safetensors(target / "model.safetensors", tensors)
     for path in paths:
         if path.exists():
             shutil.copyfile(path, target / path.name)
     copy_tokenizer(source, target)
-
-
-def load_published(path: str, backbone: str, language_model: str) -> Model:
-    """Read a published EDJE `.pth`, with the two Hugging Face folders it was trained from.
-
-    The frozen dual encoder is taken from the checkpoint where it carries one, as that is what
-    the rest was trained on. Tokenizers, head counts and the image recipe come from the folders.
-
-    Raises:
-        BadWeights: the file is damaged, or wants to run code.
-        WeightMismatch: it does not fit the folders' configs.
-    """
-    tensors = modern_names(read_torch(Path(path)))
-    language = bert.load_language_model(language_model)
-    dual = load_backbone(backbone)
-    if carried := edje.backbone_tensors(tensors):
-        expected = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dual.params)
-        table = siglip.rules(dual.config)
-        params = to_ours(table, carried, expected, str(path))
-        dual = dataclasses.replace(dual, params=params, from_folder=False)
-    adapter = edje.adapter_config(tensors, str(path))
-    config = EdjeConfig(dual.config, adapter, language.config, dual.image)
-    params = edje.read_params(tensors, config, str(path))
-    return Model(config, params, dual, language.folder, str(path))
-
-
-def modern_names(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Older transformers wrote `vision_encoder.vision_model.*` for today's `vision_encoder.*`."""
-    old, new = "vision_encoder.vision_model.", "vision_encoder."
-    return {
-        new + name.removeprefix(old) if name.startswith(old) else name: value
-        for name, value in tensors.items()
-    }

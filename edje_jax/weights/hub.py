@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-_FILES = ("*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*.md")
+_FILES = ("*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*.md", "*.py")
 
 
 def resolve(name: str | os.PathLike[str], what: str) -> Path:

@@ -87,7 +87,7 @@ def to_ours(
                 f"  shape: {rule.theirs} gives {value.shape}, {rule.ours} is {struct.shape}"
             )
             continue
-        flat[rule.ours] = np.ascontiguousarray(value, struct.dtype)
+        flat[rule.ours] = np.asarray(value, struct.dtype, order="C")
     unfed = sorted(set(wanted) - {rule.ours for rule in rules})
     problems += [f"  no source: {path}" for path in unfed]
     if problems:
@@ -107,7 +107,7 @@ def to_theirs(rules: Iterable[Rule], params: PyTree) -> dict[str, np.ndarray]:
     if strays := set(flat) ^ {rule.ours for rule in rules}:
         raise WeightMismatch(f"parameters and table differ in: {', '.join(sorted(strays))}")
     return {
-        rule.theirs: np.ascontiguousarray(_BACKWARD[rule.layout](np.asarray(flat[rule.ours])))
+        rule.theirs: np.asarray(_BACKWARD[rule.layout](np.asarray(flat[rule.ours])), order="C")
         for rule in rules
     }
 

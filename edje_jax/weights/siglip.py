@@ -4,6 +4,7 @@ from typing import Any
 
 from edje_jax.config import BackboneConfig, TextConfig, VisionConfig
 from edje_jax.weights.mapping import Rule, linear, norm, torch_attention, under
+from edje_jax.weights.towers import layer_rules, pick
 
 
 def rules(config: BackboneConfig) -> list[Rule]:
@@ -22,7 +23,7 @@ def vision_rules(config: VisionConfig) -> list[Rule]:
         Rule("patch_embedding/kernel", "embeddings.patch_embedding.weight", "patch"),
         Rule("patch_embedding/bias", "embeddings.patch_embedding.bias"),
         Rule("position_embedding", "embeddings.position_embedding.weight"),
-        *_layer_rules(config.num_hidden_layers),
+        *layer_rules(config.num_hidden_layers),
         *norm("post_layernorm", "post_layernorm"),
         Rule("head/probe", "head.probe"),
         *torch_attention("head/attention", "head.attention"),
@@ -37,26 +38,9 @@ def text_rules(config: TextConfig) -> list[Rule]:
     return [
         Rule("token_embedding/embedding", "embeddings.token_embedding.weight"),
         Rule("position_embedding", "embeddings.position_embedding.weight"),
-        *_layer_rules(config.num_hidden_layers),
+        *layer_rules(config.num_hidden_layers),
         *norm("final_layer_norm", "final_layer_norm"),
         *linear("head", "head"),
-    ]
-
-
-def _layer_rules(layers: int) -> list[Rule]:
-    one = [
-        *norm("layer_norm1", "layer_norm1"),
-        *(
-            rule
-            for name in ("q_proj", "k_proj", "v_proj", "out_proj")
-            for rule in linear(f"self_attn/{name}", f"self_attn.{name}")
-        ),
-        *norm("layer_norm2", "layer_norm2"),
-        *linear("mlp/fc1", "mlp.fc1"),
-        *linear("mlp/fc2", "mlp.fc2"),
-    ]
-    return [
-        rule for i in range(layers) for rule in under(f"layers_{i}/", f"encoder.layers.{i}.", one)
     ]
 
 
@@ -70,24 +54,25 @@ def read_config(
     then used with, the published EDJE code included: its padding is masked.
 
     Raises:
-        ValueError: not a fixed-resolution SigLIP or SigLIP2.
+        ValueError: a NaFlex model.
     """
-    kind = raw.get("model_type")
-    if kind not in ("siglip", "siglip2") or "num_patches" in raw.get("vision_config", {}):
+    if "num_patches" in raw.get("vision_config", {}):
         raise ValueError(
-            f"{source}: model_type {kind!r} is not supported as a backbone; use a"
-            " fixed-resolution SigLIP or SigLIP2 (NaFlex is not supported)"
+            f"{source}: a SigLIP2 NaFlex model, whose pictures keep their shape; use one of the"
+            " fixed-resolution SigLIP2 models"
         )
     vision = {**_VISION_DEFAULTS, **raw.get("vision_config", {})}
     text = {**_TEXT_DEFAULTS, **raw.get("text_config", {})}
     text["projection_size"] = text.get("projection_size") or text["hidden_size"]
     text["mask_padding"] = _hands_out_masks(tokenizer or {})
-    return BackboneConfig("siglip", _pick(VisionConfig, vision), _pick(TextConfig, text))
+    return BackboneConfig(
+        "siglip", pick(VisionConfig, vision, source), pick(TextConfig, text, source)
+    )
 
 
 def write_config(config: BackboneConfig) -> dict[str, Any]:
     """A `config.json` that transformers' `SiglipModel` reads."""
-    shared = {"attention_dropout": 0.0}
+    shared, ours = {"attention_dropout": 0.0}, ("mask_padding", "eos_token_id")
     return {
         "architectures": ["SiglipModel"],
         "model_type": "siglip",
@@ -97,7 +82,7 @@ def write_config(config: BackboneConfig) -> dict[str, Any]:
             **vars(config.vision), **shared, "model_type": "siglip_vision_model", "num_channels": 3
         },
         "text_config": {
-            **{k: v for k, v in vars(config.text).items() if k != "mask_padding"},
+            **{k: v for k, v in vars(config.text).items() if k not in ours},
             **shared, "model_type": "siglip_text_model",
             # Unused by the model; kept inside the vocabulary for readers that check.
             "bos_token_id": None, "eos_token_id": None,
@@ -109,10 +94,6 @@ def _hands_out_masks(tokenizer: dict[str, Any]) -> bool:
     if "model_input_names" in tokenizer:
         return "attention_mask" in tokenizer["model_input_names"]
     return tokenizer.get("tokenizer_class") in ("TokenizersBackend", "PreTrainedTokenizerFast")
-
-
-def _pick(kind: type, raw: dict[str, Any]):
-    return kind(**{name: raw[name] for name in kind.__dataclass_fields__ if name in raw})
 
 
 # transformers leaves defaults out of config.json; these are its SiglipConfig's (base size).

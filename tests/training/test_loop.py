@@ -301,6 +301,7 @@ def test_harmless_fields_may_change(tmp_path):
         eval_every=3,
         checkpoint_every=1,
         keep_checkpoints=9,
+        data=DataConfig(batch_size=4, workers=3, max_bad=0.5),
     )
     claim(changed, tmp_path)
     assert json.loads((tmp_path / "config.json").read_text()) == dataclasses.asdict(changed)

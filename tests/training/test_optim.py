@@ -98,3 +98,11 @@ def test_gradients_are_clipped_only_when_asked_and_only_when_long():
     np.testing.assert_array_equal(second(1.0, 0.5), second(0.0, 0.5))
     np.testing.assert_allclose(second(1.0, 1e3), second(0.0, 1.0), rtol=1e-5)
     assert not np.allclose(second(0.0, 1e3), second(0.0, 1.0))
+
+
+def test_a_cosine_may_be_held_back():
+    optim = OptimConfig(lr=2e-3, schedule="cosine", warmup_steps=10, hold=0.5, floor=1e-5)
+    rates = np.asarray(schedule(optim, 110, 1)(jnp.arange(111)))
+    np.testing.assert_allclose(rates[10:66], 2e-3, rtol=1e-6)
+    assert (np.diff(rates[65:]) < 0).all()
+    assert rates[110] == pytest.approx(1e-5, rel=1e-3)

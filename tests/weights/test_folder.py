@@ -15,8 +15,9 @@ from edje_jax.models.edje import Edje
 from edje_jax.models.siglip import Siglip
 from edje_jax.weights.bert import load_language_model
 from edje_jax.weights.files import BadWeights
-from edje_jax.weights.folder import Model, load_model, load_published, save_model
+from edje_jax.weights.folder import Model, load_model, save_model
 from edje_jax.weights.mapping import WeightMismatch
+from edje_jax.weights.published import load_published
 
 TINY = Path(__file__).parents[1] / "goldens" / "reference_tiny"
 KINDS = ("local", "compressed")

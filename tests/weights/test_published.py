@@ -25,7 +25,8 @@ from edje_jax.data.text import BackboneTokenizer, JointTokenizer
 from edje_jax.models.bert import Embeddings
 from edje_jax.models.edje import Edje
 from edje_jax.models.layers import ACTIVATIONS
-from edje_jax.models.siglip import Siglip, VisionOutput
+from edje_jax.models.siglip import Siglip
+from edje_jax.models.towers import VisionOutput
 from edje_jax.training.losses import (
     distillation_loss,
     masked_lm_loss,
@@ -33,7 +34,7 @@ from edje_jax.training.losses import (
     text_recovery_loss,
 )
 from edje_jax.training.negatives import HardNegatives, hard_negatives
-from edje_jax.weights.folder import load_published
+from edje_jax.weights.published import load_published
 
 TINY = Path(__file__).parents[1] / "goldens" / "reference_tiny"
 KINDS = ("local", "compressed")

@@ -46,6 +46,21 @@ def open_source(spec: str, image_root: str = "", image_size: int = 64) -> Source
             return Folder(path)
 
 
+def open_captioned(spec: str, image_root: str = "", image_size: int = 64) -> Source:
+    """`open_source` for those who ask with captions: training and evaluation.
+
+    Raises:
+        ValueError, FileNotFoundError: see `open_source`; also, the set has no captions.
+    """
+    source = open_source(spec, image_root, image_size)
+    if not any(source.captions(i) for i in range(len(source))):
+        raise ValueError(
+            f'"{spec}": no captions in this set to train or evaluate with; {EXAMPLES["blip"]} lists'
+            " pictures with theirs"
+        )
+    return source
+
+
 def _refuse_split(spec: str, kind: str, path: str) -> None:
     """None of the kinds so far has splits; yet a file's name may hold a "#"."""
     whole, mark, split = path.rpartition("#")

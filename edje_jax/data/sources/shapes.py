@@ -164,7 +164,7 @@ class Shapes:
         return _scenes(self.seed, self.split, start, size)[member]
 
     def _render(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        return render(self.scene(index), self.image_size, self._rng(index, stream=2))
+        return _rendered(self.seed, self.split, index, self.scene(index), self.image_size)
 
     def _group(self, index: int) -> tuple[int, int, int]:
         """(first index of the group, place in it, its size)."""
@@ -252,6 +252,14 @@ def render(scene: Scene, side: int, rng: np.random.Generator) -> tuple[np.ndarra
     picture = np.asarray(canvas.reduce(_SUPERSAMPLE), np.int16)
     noise = rng.integers(-6, 7, picture.shape, np.int16)
     return np.clip(picture + noise, 0, 255).astype(np.uint8), np.asarray(owner)
+
+
+@lru_cache(maxsize=256)
+def _rendered(
+    seed: int, split: str, index: int, scene: Scene, side: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cached, as a batch asks for the pictures first and for what their patches hold later."""
+    return render(scene, side, _generator(seed, split, 2, index))
 
 
 @lru_cache(maxsize=256)

@@ -1,0 +1,1 @@
+"""What runs without JAX: the PyTorch module and ONNX."""

@@ -1,0 +1,339 @@
+"""EDJE (arXiv 2510.06820) in PyTorch, in one file that travels with the weights. No JAX.
+
+    model = AutoModel.from_pretrained(FOLDER, trust_remote_code=True)     # transformers, or
+    model = EdjeModel.from_folder(FOLDER)                                 # without its Auto classes
+
+    tokens = model.encode_image(model.preprocess(["dogs.jpg", "boat.jpg"]))  # [N, m, d], keep them
+    logits = model.score(**model.tokenize(["two dogs", "two dogs"]), tokens=tokens)
+
+Parameters have the published checkpoints' names. The frozen backbone stands in `backbone/` and is
+read when it is first asked for: scoring stored tokens does not need it.
+"""
+
+import html
+import json
+import os
+import re
+import string
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import BertConfig, PretrainedConfig, PreTrainedModel
+
+ACTIVATIONS = {
+    "gelu": F.gelu,
+    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+}
+
+
+class EdjeConfig(PretrainedConfig):
+    """`config.json` of a model folder."""
+
+    model_type = "edje"
+
+    def __init__(
+        self,
+        adapter=None,
+        joint_encoder=None,
+        backbone="backbone",
+        vision_width=0,
+        vision_heads=0,
+        embedding_size=0,
+        vision_tokens=None,
+        max_text_length=63,
+        **rest,
+    ):
+        self.adapter = adapter or {}
+        self.joint_encoder = joint_encoder or {}
+        self.backbone = backbone
+        self.vision_width = vision_width
+        self.vision_heads = vision_heads
+        self.embedding_size = embedding_size
+        self.vision_tokens = vision_tokens or {}
+        self.max_text_length = max_text_length
+        super().__init__(**rest)
+
+
+class Mlp(nn.Module):
+    def __init__(self, width: int, inner: int):
+        super().__init__()
+        self.fc1 = nn.Linear(width, inner)
+        self.fc2 = nn.Linear(inner, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class TokenCompressor(nn.Module):
+    """m learned queries attend to the vision tokens; H + MLP(norm(H)), projected."""
+
+    def __init__(self, width: int, heads: int, tokens: int, inner: int, out: int):
+        super().__init__()
+        self.query = nn.Parameter(torch.empty(1, tokens, width))
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.layernorm = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = Mlp(width, inner)
+        self.projection = nn.Linear(width, out)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        query = self.query.expand(tokens.shape[0], -1, -1)
+        key, value = self.key(tokens), self.value(tokens)
+        attended = self.attention(query, key, value, need_weights=False)[0]
+        return self.projection(attended + self.mlp(self.layernorm(attended)))
+
+
+def make_adapter(config: EdjeConfig) -> nn.Module:
+    """Compressing, or token by token ("local")."""
+    inner, out = config.adapter["intermediate_size"], config.joint_encoder["hidden_size"]
+    if config.adapter["kind"] == "local":
+        first, second = nn.Linear(config.vision_width, inner), nn.Linear(inner, out)
+        return nn.Sequential(first, nn.GELU(), second)
+    queries = config.adapter["num_tokens"]
+    return TokenCompressor(config.vision_width, config.vision_heads, queries, inner, out)
+
+
+class Holder(nn.Module):
+    """Modules under the names that checkpoints have."""
+
+    def __init__(self, /, **modules: nn.Module):
+        super().__init__()
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def __getattr__(self, name: str) -> Any:
+        return super().__getattr__(name)
+
+
+class BertLayer(nn.Module):
+    """norm(x + attention(x)), then norm(x + mlp(x)); only the first `rows` rows leave."""
+
+    def __init__(self, width: int, heads: int, inner: int, activation: str, eps: float):
+        super().__init__()
+        self.heads, self.activation = heads, ACTIVATIONS[activation]
+        linear, norm = nn.Linear, partial(nn.LayerNorm, width, eps=eps)
+        names = ("query", "key", "value")
+        self.attention = Holder(
+            self=Holder(**{name: linear(width, width) for name in names}),
+            output=Holder(dense=linear(width, width), LayerNorm=norm()),
+        )
+        self.intermediate = Holder(dense=linear(width, inner))
+        self.output = Holder(dense=linear(inner, width), LayerNorm=norm())
+
+    def forward(self, x: Tensor, mask: Tensor, rows: slice = slice(None)) -> Tensor:
+        kept, projections = x[:, rows], self.attention.self
+        attended = F.scaled_dot_product_attention(
+            self._split(projections.query(kept)),
+            self._split(projections.key(x)),
+            self._split(projections.value(x)),
+            attn_mask=mask,
+        )
+        merged = self.attention.output.dense(attended.transpose(1, 2).flatten(2))
+        kept = self.attention.output.LayerNorm(kept + merged)
+        inner = self.activation(self.intermediate.dense(kept))
+        return self.output.LayerNorm(kept + self.output.dense(inner))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class Bert(nn.Module):
+    """Embeddings and layers over rows that may be words or given vectors."""
+
+    def __init__(self, config: dict):
+        super().__init__()
+        width, eps = config["hidden_size"], config["layer_norm_eps"]
+        self.last_position = config["max_position_embeddings"] - 1
+        self.embeddings = Holder(
+            word_embeddings=nn.Embedding(config["vocab_size"], width),
+            position_embeddings=nn.Embedding(config["max_position_embeddings"], width),
+            token_type_embeddings=nn.Embedding(config["type_vocab_size"], width),
+            LayerNorm=nn.LayerNorm(width, eps=eps),
+        )
+        shape = (width, config["num_attention_heads"], config["intermediate_size"])
+        layers = [
+            BertLayer(*shape, config["hidden_act"], eps) for _ in range(config["num_hidden_layers"])
+        ]
+        self.encoder = Holder(layer=nn.ModuleList(layers))
+
+    def forward(
+        self, content: Tensor, positions: Tensor, segments: Tensor, mask: Tensor, rows: slice
+    ) -> Tensor:
+        e = self.embeddings
+        places = e.position_embeddings(positions.clamp(max=self.last_position))
+        x = e.LayerNorm(content + places + e.token_type_embeddings(segments))
+        mask = mask[:, None, None, :]
+        for layer in self.encoder.layer[:-1]:
+            x = layer(x, mask)
+        return self.encoder.layer[-1](x, mask, rows)
+
+
+class EdjeModel(PreTrainedModel):
+    """Picture -> compressed tokens, once; [text, tokens] -> match logit, as often as asked."""
+
+    config_class = EdjeConfig
+    base_model_prefix = "edje"
+    main_input_name = "input_ids"
+
+    def __init__(self, config: EdjeConfig):
+        super().__init__(config)
+        joint = config.joint_encoder
+        width, eps = joint["hidden_size"], joint["layer_norm_eps"]
+        self.vision_projection = make_adapter(config)
+        transform = Holder(dense=nn.Linear(width, width), LayerNorm=nn.LayerNorm(width, eps=eps))
+        predictions = Holder(transform=transform)
+        predictions.bias = nn.Parameter(torch.zeros(joint["vocab_size"]))
+        self.language_model = Holder(bert=Bert(joint), cls=Holder(predictions=predictions))
+        pooler = Holder(dense=nn.Linear(width, width))
+        self.classification_head = nn.ModuleList([pooler, nn.Linear(width, 1)])
+        self.text_projection = nn.Linear(width, config.embedding_size)
+        self._held = {}  # Not modules of ours: the frozen backbone, tokenizers, the image recipe
+        self.post_init()
+
+    @classmethod
+    def from_folder(cls, folder: str | os.PathLike) -> "EdjeModel":
+        """Load a model folder without transformers' Auto classes."""
+        from safetensors.torch import load_file
+
+        with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
+            config = EdjeConfig(**json.load(file))
+        config._name_or_path = str(folder)
+        model = cls(config)
+        model.load_state_dict(load_file(os.path.join(folder, "model.safetensors")))
+        return model.eval()
+
+    # --- offline ----------------------------------------------------------------------------------
+
+    def preprocess(self, images: list) -> Tensor:
+        """Paths or PIL images -> pixel values [N, 3, S, S], by the backbone's own recipe."""
+        from PIL import Image, ImageOps
+
+        def load(image):
+            image = image if isinstance(image, Image.Image) else Image.open(image)
+            return ImageOps.exif_transpose(image).convert("RGB")
+
+        processor = self._hold("processor", "AutoImageProcessor", backend="pil")
+        pixels = processor([load(image) for image in images], return_tensors="pt").pixel_values
+        return pixels.to(self.device, self.dtype)
+
+    def vision_tokens(self, pixel_values: Tensor) -> Tensor:
+        """What the adapter reads: the configured layer of the frozen backbone, [N, n, w]."""
+        vision = self.backbone.vision_model
+        layer = self.config.vision_tokens.get("token_layer", -1)
+        is_clip = self.backbone.config.model_type == "clip"
+        out = vision(pixel_values, output_hidden_states=True)
+        if layer == -1 and not is_clip:
+            return out.last_hidden_state
+        skipped = int(is_clip and not self.config.vision_tokens.get("class_token", False))
+        return out.hidden_states[layer][:, skipped:]
+
+    def encode_image(self, pixel_values: Tensor) -> Tensor:
+        """Pixel values [N, 3, S, S] -> compressed tokens [N, m, d]: what a store keeps."""
+        return self.vision_projection(self.vision_tokens(pixel_values))
+
+    # --- online -----------------------------------------------------------------------------------
+
+    def tokenize(self, texts: list[str]) -> dict[str, Tensor]:
+        """Captions -> `input_ids` and `attention_mask`, [CLS] caption [SEP] and padding."""
+        # Told that it is a BERT's, transformers does not look for code in this folder's config.
+        tokenizer = self._hold("tokenizer", "AutoTokenizer", inside="", config=BertConfig())
+        ids = tokenizer(
+            [canonicalise(text) for text in texts],
+            padding=True, truncation=True, max_length=self.config.max_text_length,
+            return_tensors="pt", return_attention_mask=True,
+        )  # fmt: skip
+        return {name: ids[name].to(self.device) for name in ("input_ids", "attention_mask")}
+
+    def score(self, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor) -> Tensor:
+        """Match logits, pair by pair, float32 [N].
+
+        Rows stand as [v_1..v_m [SEP] [CLS] caption [SEP] padding]; position ids follow the
+        published order, [CLS] caption [SEP] v_1..v_m [SEP].
+        """
+        bert = self.language_model.bert
+        batch, m = tokens.shape[:2]
+        count = partial(torch.arange, device=input_ids.device)
+        lengths = attention_mask.long().sum(dim=1, keepdim=True)
+        closing = input_ids.gather(1, lengths - 1)
+        words = bert.embeddings.word_embeddings(torch.cat([closing, input_ids], dim=1))
+        content = torch.cat([tokens.to(words.dtype), words], dim=1)
+        text = count(input_ids.shape[1]).expand(batch, -1)
+        positions = torch.cat([lengths + count(m + 1), text], dim=1)
+        vision = torch.ones_like(positions[:, : m + 1])
+        segments = torch.cat([vision, torch.zeros_like(text)], dim=1)
+        mask = torch.cat([vision, attention_mask.long()], dim=1).bool()
+        cls = bert(content, positions, segments, mask, slice(m + 1, m + 2))[:, 0]
+        head: Any = self.classification_head
+        return head[1](torch.tanh(head[0].dense(cls)))[:, 0].float()
+
+    forward = score
+
+    # --- first stage ------------------------------------------------------------------------------
+
+    def embed_image(self, pixel_values: Tensor) -> Tensor:
+        """First-stage embeddings of pictures, unit length, [N, e]."""
+        return _unit(self.backbone.get_image_features(pixel_values=pixel_values))
+
+    def embed_text(self, texts: list[str]) -> Tensor:
+        """First-stage embeddings of captions, unit length, [N, e]."""
+        tokenizer, text = self._hold("text", "AutoTokenizer"), self.backbone.config.text_config
+        rows = tokenizer(
+            [canonicalise(t) for t in texts], truncation=True,
+            max_length=text.max_position_embeddings,
+        )["input_ids"]  # fmt: skip
+        ids = torch.full((len(rows), text.max_position_embeddings), text.pad_token_id)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = torch.tensor(row)
+        # SigLIP was trained without a mask; a tokenizer that hands one out is used with it.
+        masked = "attention_mask" in tokenizer.model_input_names
+        siglip = self.backbone.config.model_type == "siglip"
+        mask = (ids != text.pad_token_id).long() if masked and siglip else None
+        ids = ids.to(self.device)
+        mask = mask.to(self.device) if mask is not None else None
+        return _unit(self.backbone.get_text_features(input_ids=ids, attention_mask=mask))
+
+    @property
+    def backbone(self) -> Any:
+        """The frozen dual encoder, read on first use."""
+        model = self._hold("backbone", "AutoModel")
+        if (model.device, model.dtype) != (self.device, self.dtype):
+            model.to(self.device, self.dtype)
+        return model
+
+    def _hold(self, key: str, loader: str, inside: str = "backbone", **options) -> Any:
+        """Load a part of the folder once."""
+        if key not in self._held:
+            import transformers
+
+            name, place = self.config._name_or_path, {}
+            if inside and self.config.backbone != "backbone":
+                name = self.config.backbone
+            elif inside and os.path.isdir(name):
+                name = os.path.join(name, inside)
+            elif inside:
+                place = {"subfolder": inside}
+            load = getattr(transformers, loader).from_pretrained
+            part = load(name, **place, **options)
+            self._held[key] = part.eval() if isinstance(part, nn.Module) else part
+        return self._held[key]
+
+
+def canonicalise(caption: str) -> str:
+    """Mended, unescaped, no punctuation, lower case, single spaces."""
+    if not (caption.isascii() and caption.isprintable() and "&" not in caption):
+        import ftfy
+
+        caption = html.unescape(html.unescape(ftfy.fix_text(caption)))
+    bare = caption.replace("_", " ").translate(str.maketrans("", "", string.punctuation))
+    return re.sub(r"\s+", " ", bare.lower()).strip()
+
+
+def _unit(features) -> Tensor:
+    """transformers 5 returns an output object where earlier ones return the tensor."""
+    pooled = features if isinstance(features, Tensor) else features.pooler_output
+    return F.normalize(pooled.float(), dim=-1)

@@ -1,0 +1,103 @@
+"""Checkpoints of the published PyTorch code, read and written."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from edje_jax.config import EdjeConfig
+from edje_jax.weights import bert, edje
+from edje_jax.weights.backbone import Backbone, backbone_rules, expected_params, load_backbone
+from edje_jax.weights.files import BadWeights, open_torch, replacing, tensors_of
+from edje_jax.weights.folder import Model
+from edje_jax.weights.mapping import to_ours, to_theirs
+
+_TOWER, _WHOLE = "vision_encoder.", "clip."
+
+
+def load_published(path: str, backbone: str = "", language_model: str = "") -> Model:
+    """Read a published EDJE `.pth`, with the two Hugging Face folders it was trained from.
+
+    The frozen dual encoder is taken from the checkpoint where it carries one, as that is what
+    the rest was trained on. Tokenizers, head counts and the image recipe come from the folders,
+    which the checkpoint's own `config` names if the arguments do not.
+
+    Raises:
+        BadWeights: the file is damaged, wants to run code, or names no folders.
+        WeightMismatch: it does not fit the folders' configs.
+    """
+    whole = open_torch(Path(path))
+    tensors = modern_names(tensors_of(whole, path))
+    stated = whole.get("config", {}) if isinstance(whole, dict) else {}
+    language = bert.load_language_model(
+        language_model or _stated(stated, "language_model_path", "--language-model", path)
+    )
+    dual = load_backbone(backbone or _stated(stated, "siglip_path", "--backbone", path))
+    dual = _carried(dual, tensors, path)
+    adapter = edje.adapter_config(tensors, path)
+    config = EdjeConfig(dual.config, adapter, language.config, dual.image)
+    params = edje.read_params(tensors, config, path)
+    return Model(config, params, dual, language.folder, path)
+
+
+def save_published(path: Path, model: Model) -> None:
+    """Write a model as the published code saves it: frozen towers and repeated tensors included.
+
+    Raises:
+        BadWeights: PyTorch is not installed.
+        OSError: the file could not be written; nothing is left of it.
+    """
+    import torch
+
+    params, backbone_params = jax.device_get((model.params, model.backbone.params))
+    tensors = to_theirs(edje.rules(model.config), params)
+    tensors |= {name: tensors[same] for name, same in edje.REPEATED.items()}
+    towers = to_theirs(backbone_rules(model.backbone.config), backbone_params)
+    for name, value in towers.items():
+        tensors[_WHOLE + name] = value
+        if name.startswith("vision_model."):
+            tensors[_TOWER + name.removeprefix("vision_model.")] = value
+    state = {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}
+    with replacing(path) as temporary:
+        torch.save({"model": state}, temporary)
+
+
+def modern_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Older transformers wrote `vision_encoder.vision_model.*` for today's `vision_encoder.*`."""
+    old = _TOWER + "vision_model."
+    return {
+        _TOWER + name.removeprefix(old) if name.startswith(old) else name: value
+        for name, value in tensors.items()
+    }
+
+
+def _carried(dual: Backbone, tensors: Mapping[str, np.ndarray], source: str) -> Backbone:
+    """The backbone with the towers that a checkpoint carries in place of the folder's."""
+    found = {
+        name.replace(_TOWER, "vision_model.", 1): value
+        for name, value in tensors.items()
+        if name.startswith(_TOWER)
+    } | {
+        name.removeprefix(_WHOLE): value
+        for name, value in tensors.items()
+        if name.startswith(_WHOLE)
+    }
+    if not found:
+        return dual
+    table = backbone_rules(dual.config)
+    every = to_theirs(table, jax.device_get(dual.params)) | found
+    params = to_ours(table, every, expected_params(dual.config), source)
+    return dataclasses.replace(dual, params=params, from_folder=False)
+
+
+def _stated(config: Any, key: str, flag: str, path: str) -> str:
+    """A folder or hub id from the checkpoint's own config."""
+    value = config.get(key) if isinstance(config, dict) else None
+    if not isinstance(value, str) or not value:
+        raise BadWeights(
+            f"{path}: does not say which model its {key} was; give it as {flag} DIR|HUB_ID"
+        )
+    return value

@@ -1,0 +1,125 @@
+"""JAX, the PyTorch module and onnxruntime agree, on both adapters and both families."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel
+
+from edje_jax.cli.convert import convert
+from edje_jax.retrieval.reranker import Reranker
+from edje_jax.weights.export.modeling_edje import EdjeModel
+from edje_jax.weights.export.onnx import run
+
+TINY = Path(__file__).parents[2] / "goldens" / "reference_tiny"
+CAPTIONS = ["a dog", "two cats, on a mat", "x"]
+
+
+@pytest.fixture(scope="module", params=["local", "compressed"])
+def folder(request, tmp_path_factory) -> Path:
+    """The published checkpoint as a model folder."""
+    out = tmp_path_factory.mktemp("models") / request.param
+    source = TINY / f"{request.param}.pth"
+    convert(str(source), str(out), "edje", str(TINY / "siglip"), str(TINY / "bert"))
+    return out
+
+
+@pytest.fixture(scope="module")
+def pixels(folder) -> np.ndarray:
+    side = Reranker.from_pretrained(folder).config.image.size
+    return np.random.default_rng(0).normal(size=(3, side, side, 3)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def expected(folder, pixels) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and logits of JAX."""
+    reranker = Reranker.from_pretrained(folder)
+    tokens = reranker.encode_images(pixel_values=pixels)
+    return tokens, reranker.score(CAPTIONS, tokens)
+
+
+def channels_first(pixels: np.ndarray, dtype=torch.float32) -> torch.Tensor:
+    return torch.from_numpy(np.moveaxis(pixels, -1, 1).copy()).to(dtype)
+
+
+@torch.no_grad()
+def of_torch(model: EdjeModel, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    tokens = model.encode_image(channels_first(pixels))
+    return tokens.numpy(), model.score(**model.tokenize(CAPTIONS), tokens=tokens).numpy()
+
+
+def agree(got, expected, tolerance: float = 2e-4) -> None:
+    tokens, logits = got
+    scale = np.abs(expected[0]).max()
+    np.testing.assert_allclose(tokens / scale, expected[0] / scale, atol=tolerance)
+    np.testing.assert_allclose(logits, expected[1], atol=tolerance)
+
+
+def test_the_pytorch_module(folder, pixels, expected):
+    agree(of_torch(EdjeModel.from_folder(folder), pixels), expected)
+
+
+def test_through_transformers(folder, pixels, expected):
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    assert type(model).__name__ == "EdjeModel"
+    agree(of_torch(model.eval(), pixels), expected)
+
+
+def test_it_needs_no_jax(folder):
+    """The file that lies in the folder, in a process where JAX cannot be imported."""
+    code = f"""
+import sys
+for name in ("jax", "jaxlib", "flax", "edje_jax"):
+    sys.modules[name] = None
+sys.path.insert(0, {str(folder)!r})
+from modeling_edje import EdjeModel
+from PIL import Image
+model = EdjeModel.from_folder({str(folder)!r})
+tokens = model.encode_image(model.preprocess([Image.new("RGB", (9, 7))]))
+print(model.score(**model.tokenize(["a dog"]), tokens=tokens).tolist())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
+    assert done.returncode == 0, done.stderr
+    assert np.isfinite(float(done.stdout.strip("[]\n")))
+
+
+def test_embeddings_are_the_first_stage_s(folder):
+    reranker, model = Reranker.from_pretrained(folder), EdjeModel.from_folder(folder)
+    ours = reranker.embed_texts(CAPTIONS)
+    np.testing.assert_allclose(model.embed_text(CAPTIONS).detach(), ours, atol=2e-5)
+
+
+def test_padding_and_company_change_nothing(folder, pixels):
+    model = EdjeModel.from_folder(folder)
+    with torch.no_grad():
+        tokens = model.encode_image(channels_first(pixels))
+        together = model.score(**model.tokenize(CAPTIONS), tokens=tokens)
+        for i, caption in enumerate(CAPTIONS):
+            alone = model.score(**model.tokenize([caption]), tokens=tokens[i : i + 1])
+            torch.testing.assert_close(alone[0], together[i], atol=1e-5, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def onnx(folder, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("onnx") / "files"
+    convert(str(folder), str(out), "onnx")
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ending", "dtype", "tolerance"), [("", "f4", 2e-4), ("-fp16", "f2", 2e-2)]
+)
+@pytest.mark.parametrize("count", [1, 3])
+def test_onnxruntime(onnx, folder, pixels, expected, ending, dtype, tolerance, count):
+    """Also at another batch size and text length than the graphs were traced at."""
+    model = EdjeModel.from_folder(folder)
+    text = {name: ids.numpy() for name, ids in model.tokenize(CAPTIONS[:count]).items()}
+    pictures = np.moveaxis(pixels, -1, 1)[:count].astype(dtype)
+    tokens = run(onnx / f"offline{ending}.onnx", pixel_values=pictures)
+    logits = run(onnx / f"online{ending}.onnx", **text, tokens=tokens)
+    assert tokens.dtype == np.dtype(dtype) and logits.dtype == np.float32
+    agree((tokens, logits), [x[:count] for x in expected], tolerance)
