@@ -141,7 +141,10 @@ def test_a_crash_goes_on_from_the_last_checkpoint(straight, tmp_path):
     assert number(tmp_path) == number(straight)
 
 
-def test_the_first_signal_asks_and_the_second_one_acts():
+def test_the_first_signal_asks_and_the_second_one_acts(request):
+    # A shell that starts tests in the background lets them ignore SIGINT.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, inherited))
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt), stop_requests() as stopped:
         assert stopped.by == ""
