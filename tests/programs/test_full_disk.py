@@ -68,8 +68,9 @@ def test_training(small_disk):
     # Not alone: threads of Orbax's that fail with it print what befell them.
     told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(told) == 1
-    assert told[0].startswith(f"error: {disk / 'run' / 'checkpoints'}: the checkpoint could not be")
-    assert "No space left on device" in told[0] and "Free some space" in told[0]
+    # Whichever of its files met the full disk first.
+    assert told[0].startswith(f"error: {disk / 'run'}/") and "Free some" in told[0]
+    assert "no space left on device" in told[0].lower()
     assert not [p.name for p in (disk / "run" / "checkpoints").iterdir() if p.name.isdigit()]
     assert not (disk / "run" / "model").exists()
     assert [json.loads(line) for line in (disk / "run" / "metrics.jsonl").read_text().splitlines()]
