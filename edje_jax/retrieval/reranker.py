@@ -6,7 +6,6 @@ from functools import cached_property
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
@@ -16,6 +15,7 @@ from edje_jax.data.text import BackboneTokenizer, JointTokenizer
 from edje_jax.inference.engine import Encoded, Engine
 from edje_jax.inference.precision import compute_dtype
 from edje_jax.weights.folder import Model, load_model
+from edje_jax.weights.mapping import to_device
 
 Tokens = Float[Array, "n m d"] | Float[np.ndarray, "n m d"]
 
@@ -35,7 +35,7 @@ class Reranker:
     def __init__(self, model: Model, precision: Precision = "auto"):
         config = model.config
         text = config.backbone.text
-        params, backbone_params = jax.tree.map(jnp.asarray, (model.params, model.backbone.params))
+        params, backbone_params = to_device((model.params, model.backbone.params))
         self.engine = Engine(
             config,
             params,

@@ -25,6 +25,7 @@ from edje_jax.training.steps import Metrics, TrainState, init_state
 from edje_jax.types import Batch
 from edje_jax.weights.card import model_card
 from edje_jax.weights.folder import Model, save_model
+from edje_jax.weights.mapping import to_device
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +62,8 @@ class EdjeTask:
         self.reader = TrainingBatches(source, encoder, config.data, config.seed, steps)
         self.optimiser = optimiser(config.optim, steps, per_epoch)
         self.learning_rate = schedule(config.optim, steps, per_epoch)
-        self.frozen = jax.tree.map(
-            jnp.asarray, Frozen(self.parts.backbone.params, teacher.params if teacher else None)
+        self.frozen = Frozen(
+            to_device(self.parts.backbone.params), to_device(teacher.params) if teacher else None
         )
 
     def init(self) -> TrainState:
@@ -139,5 +140,5 @@ def _flat(direction: dict) -> dict[str, float]:
 def _overlay(params: PyTree, loaded: PyTree) -> PyTree:
     """`params` with the leaves that were loaded in their place."""
     flat = flatten_dict(params, sep="/")
-    flat |= {path: jnp.asarray(leaf) for path, leaf in flatten_dict(loaded, sep="/").items()}
+    flat |= flatten_dict(to_device(loaded), sep="/")
     return unflatten_dict(flat, sep="/")

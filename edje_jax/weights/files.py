@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -41,24 +42,26 @@ def open_weights(folder: str | os.PathLike[str]) -> Mapping[str, np.ndarray]:
 
 
 class Safetensors(Mapping[str, np.ndarray]):
-    """Tensors of one or more safetensors files, read when asked for."""
+    """Tensors of one or more safetensors files as read-only views of the mapped files.
+
+    Nothing is read before it is used, and what is read is the page cache's: no copy in this
+    process's own memory.
+    """
 
     def __init__(self, paths: list[Path]):
-        self._files, self._where = [], {}
+        self._where: dict[str, tuple[np.memmap, dict[str, Any]]] = {}
         for path in paths:
             if not path.exists():
                 raise BadWeights(f"{path}: this shard is missing; fetch the model again")
-            try:
-                file = safe_open(str(path), framework="numpy")
-            except (SafetensorError, OSError) as error:
-                raise BadWeights(
-                    f"{path}: damaged or truncated ({error}); fetch or export it again"
-                ) from error
-            self._files.append(file)
-            self._where.update(dict.fromkeys(file.keys(), file))
+            for name, entry in _entries(path).items():
+                self._where[name] = entry
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self._where[name].get_tensor(name)
+        mapped, entry = self._where[name]
+        start, end = entry["data_offsets"]
+        # One dtype that NumPy does not know is common: bfloat16.
+        dtype = jnp.dtype(_DTYPES[entry["dtype"]])
+        return mapped[start:end].view(np.ndarray).view(dtype).reshape(entry["shape"])
 
     def __contains__(self, name: object) -> bool:
         return name in self._where
@@ -68,6 +71,42 @@ class Safetensors(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self._where)
+
+
+def _entries(path: Path) -> dict[str, tuple[np.memmap, dict[str, Any]]]:
+    """Name -> the mapped data of a file and the header's entry, checked by safetensors itself."""
+    try:
+        safe_open(str(path), framework="numpy")
+    except (SafetensorError, OSError) as error:
+        raise BadWeights(
+            f"{path}: damaged or truncated ({error}); fetch or export it again"
+        ) from error
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    header.pop("__metadata__", None)
+    if strange := {entry["dtype"] for entry in header.values()} - set(_DTYPES):
+        raise BadWeights(
+            f"{path}: tensors of type {', '.join(sorted(strange))} are not read; export the model"
+            " in float32 or bfloat16"
+        )
+    if path.stat().st_size == 8 + size:
+        return {}
+    mapped = np.memmap(path, np.uint8, "r", offset=8 + size)
+    return {name: (mapped, entry) for name, entry in header.items()}
+
+
+_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+"""Names in a safetensors header -> ours; position ids are integers, weights are floats."""
 
 
 def read_torch(path: Path) -> dict[str, np.ndarray]:

@@ -60,10 +60,10 @@ def to_ours(
     expected: PyTree[jax.ShapeDtypeStruct],
     source: str,
 ) -> PyTree[np.ndarray]:
-    """Read a state dict into our tree, as float32 (or the dtype `expected` states).
+    """Read a state dict into our tree: views of `tensors` in their own precision, no copies.
 
-    Names in `tensors` that no rule mentions are the caller's business. `source` names the file
-    in messages.
+    `to_device` makes them float32. Names in `tensors` that no rule mentions are the caller's
+    business. `source` names the file in messages.
 
     Raises:
         WeightMismatch: tree or shapes differ from `expected`; every difference is listed.
@@ -87,7 +87,7 @@ def to_ours(
                 f"  shape: {rule.theirs} gives {value.shape}, {rule.ours} is {struct.shape}"
             )
             continue
-        flat[rule.ours] = np.asarray(value, struct.dtype, order="C")
+        flat[rule.ours] = value
     unfed = sorted(set(wanted) - {rule.ours for rule in rules})
     problems += [f"  no source: {path}" for path in unfed]
     if problems:
@@ -97,8 +97,27 @@ def to_ours(
     return unflatten_dict(flat, sep="/")
 
 
+def to_device(params: PyTree[np.ndarray]) -> PyTree[jax.Array]:
+    """Loaded parameters as float32 arrays on the device, with one copy of one leaf on the host."""
+    return jax.tree.map(_placed, params)
+
+
+def _placed(value: np.ndarray) -> jax.Array:
+    # The CPU's device memory is the host's: an aligned array that nobody else holds is taken over.
+    room = np.empty(value.size * 4 + _ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % _ALIGNMENT
+    aligned = room[start : start + value.size * 4].view(np.float32).reshape(value.shape)
+    np.copyto(aligned, value, casting="same_kind")
+    return jax.device_put(aligned)
+
+
+_ALIGNMENT = 64
+
+
 def to_theirs(rules: Iterable[Rule], params: PyTree) -> dict[str, np.ndarray]:
     """Write our tree as a state dict in their names and layouts.
+
+    Floats leave as float32.
 
     Raises:
         WeightMismatch: a parameter has no rule, or a rule no parameter.
@@ -107,7 +126,9 @@ def to_theirs(rules: Iterable[Rule], params: PyTree) -> dict[str, np.ndarray]:
     if strays := set(flat) ^ {rule.ours for rule in rules}:
         raise WeightMismatch(f"parameters and table differ in: {', '.join(sorted(strays))}")
     return {
-        rule.theirs: np.asarray(_BACKWARD[rule.layout](np.asarray(flat[rule.ours])), order="C")
+        rule.theirs: np.asarray(
+            _BACKWARD[rule.layout](np.asarray(flat[rule.ours])), np.float32, order="C"
+        )
         for rule in rules
     }
 

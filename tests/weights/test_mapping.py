@@ -17,7 +17,15 @@ from edje_jax.config import (
     VisionConfig,
 )
 from edje_jax.weights import backbone, edje, siglip
-from edje_jax.weights.mapping import Rule, WeightMismatch, linear, norm, to_ours, to_theirs
+from edje_jax.weights.mapping import (
+    Rule,
+    WeightMismatch,
+    linear,
+    norm,
+    to_device,
+    to_ours,
+    to_theirs,
+)
 
 # No two sizes are alike, so that a transposition that should not be shows in a shape.
 BACKBONE = BackboneConfig(
@@ -95,11 +103,14 @@ def test_layouts():
     assert params["dense"]["kernel"][3, 1] == dense[1, 3]
 
 
-def test_other_dtypes_are_read_as_what_is_expected():
+def test_other_dtypes_are_kept_until_the_device_has_them():
     rules, expected = siglip_case()
     halves = {k: v.astype(np.float16) for k, v in to_theirs(rules, random_like(expected)).items()}
-    for leaf in jax.tree.leaves(to_ours(rules, halves, expected, "x")):
-        assert leaf.dtype == np.float32
+    read = to_ours(rules, halves, expected, "x")
+    assert {leaf.dtype for leaf in jax.tree.leaves(read)} == {np.dtype(np.float16)}
+    for ours, loaded in zip(jax.tree.leaves(to_device(read)), jax.tree.leaves(read), strict=True):
+        assert ours.dtype == np.float32
+        np.testing.assert_array_equal(ours, loaded.astype(np.float32))
 
 
 # --- differences ----------------------------------------------------------------------------------
