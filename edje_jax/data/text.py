@@ -5,7 +5,8 @@ import os
 import re
 import string
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import ftfy
@@ -71,30 +72,49 @@ class JointTokenizer:
 class BackboneTokenizer:
     """The backbone's own text recipe: canonical caption, padded to the tower's full length.
 
-    SigLIP has no attention mask and pools its last position, so the padding matters.
+    SigLIP has no attention mask and pools its last position, so the padding matters. `pad_id`
+    defaults to the tokenizer's own.
     """
 
     def __init__(self, folder: str | os.PathLike[str], length: int, pad_id: int | None = None):
         self.folder = Path(folder)
         self.length = length
-        hub = load_tokenizer(folder)
-        self.pad_id = _special_id(hub, "pad", folder) if pad_id is None else pad_id
-        self.vocab_size = len(hub)
-        self._tokenizer = hub.backend_tokenizer
-        self._tokenizer.enable_truncation(length)
-        self._tokenizer.no_padding()
+        self._hub = load_tokenizer(folder)
+        self.pad_id = _special_id(self._hub, "pad", folder) if pad_id is None else pad_id
+        self.pad_left = self._hub.padding_side == "left"
+        self.vocab_size = len(self._hub)
 
     def __call__(self, captions: Sequence[str]) -> Int[np.ndarray, "n l"]:
         """int32 [N, length]."""
-        rows = [e.ids for e in self._tokenizer.encode_batch([canonicalise(c) for c in captions])]
-        return pad_rows(rows, self.length, self.pad_id)
+        rows = self._encode([canonicalise(caption) for caption in captions])
+        return pad_rows(rows, self.length, self.pad_id, self.pad_left)
+
+    @cached_property
+    def _encode(self) -> Callable[[list[str]], list[list[int]]]:
+        """Captions -> ids, by the library below transformers where there is one: it is faster."""
+        hub, length = self._hub, self.length
+        if not hub.is_fast:
+            return lambda texts: (
+                hub(texts, truncation=True, max_length=length)["input_ids"] if texts else []
+            )
+        backend = hub.backend_tokenizer
+        backend.enable_truncation(length)
+        backend.no_padding()
+        return lambda texts: [e.ids for e in backend.encode_batch(texts)]
+
+    def __getstate__(self) -> dict[str, object]:
+        """For worker processes; what encodes is made again there."""
+        return {name: value for name, value in vars(self).items() if name != "_encode"}
 
 
-def pad_rows(rows: Sequence[Sequence[int]], length: int, pad_id: int) -> Int[np.ndarray, "n t"]:
-    """int32 [N, length]; every row must fit."""
+def pad_rows(
+    rows: Sequence[Sequence[int]], length: int, pad_id: int, left: bool = False
+) -> Int[np.ndarray, "n t"]:
+    """int32 [N, length], padded on the right or the left; every row must fit."""
     out = np.full((len(rows), length), pad_id, np.int32)
     for i, row in enumerate(rows):
-        out[i, : len(row)] = row
+        start = length - len(row) if left else 0
+        out[i, start : start + len(row)] = row
     return out
 
 

@@ -70,7 +70,11 @@ def load_backbone(name: str) -> Backbone:
     folder = resolve(name, "the backbone")
     config, image = read_backbone_config(folder)
     tensors = open_weights(folder)
-    params = to_ours(backbone_rules(config), tensors, expected_params(config), str(folder))
+    rules = backbone_rules(config)
+    known = {rule.theirs for rule in rules}
+    # Older files kept a range of numbers beside the position embeddings.
+    extra = [n for n in tensors if n not in known and not n.endswith(".position_ids")]
+    params = to_ours(rules, tensors, expected_params(config), str(folder), extra)
     return Backbone(folder, config, image, params)
 
 
@@ -89,6 +93,10 @@ def read_backbone_config(folder: Path) -> tuple[BackboneConfig, ImageRecipe]:
     tokenizer = folder / "tokenizer_config.json"
     told = read_json(tokenizer) if tokenizer.exists() else {}
     config = _table(raw, path).read_config(raw, str(path), told)
+    if (pad := _pad_token_id(folder, told)) is not None:
+        config = dataclasses.replace(
+            config, text=dataclasses.replace(config.text, pad_token_id=pad)
+        )
     image = recipe_from_preprocessor(folder)
     if image.size != config.vision.image_size:
         raise ValueError(
@@ -123,17 +131,36 @@ def expected_params(config: BackboneConfig) -> PyTree[jax.ShapeDtypeStruct]:
     return jax.eval_shape(make_backbone(config).init, jax.random.key(0), pixels, ids)["params"]
 
 
+def _pad_token_id(folder: Path, told: dict[str, Any]) -> int | None:
+    """The id that a folder's tokenizer pads with, if its files say so.
+
+    It goes before config.json's, which often keeps a default of another family: the text tower
+    was trained on what its tokenizer made.
+    """
+    name = told.get("pad_token")
+    name = name.get("content") if isinstance(name, dict) else name
+    added = [{"id": k, **v} for k, v in told.get("added_tokens_decoder", {}).items()]
+    if not added and (folder / "tokenizer.json").exists():
+        added = read_json(folder / "tokenizer.json").get("added_tokens", [])
+    return next((int(token["id"]) for token in added if token["content"] == name), None)
+
+
 _TABLES = {"siglip": siglip, "clip": clip}
-_KINDS = {"siglip": siglip, "siglip2": siglip, "clip": clip}
 """`model_type` of a config.json -> its table."""
 
 
 def _table(raw: dict[str, Any], path: Path):
     kind = raw.get("model_type")
-    if kind not in _KINDS:
+    if kind == "siglip2":
+        raise ValueError(
+            f"{path}: a SigLIP2 NaFlex model, whose pictures keep their shape, is not supported as"
+            " a backbone; use one of the fixed-resolution SigLIP2 models (their model_type is"
+            " 'siglip')"
+        )
+    if kind not in _TABLES:
         raise ValueError(
             f"{path}: model_type {kind!r} is not supported as a backbone; use a SigLIP, a"
             " fixed-resolution SigLIP2, or a CLIP (DFN's and MetaCLIP's too) in Hugging Face's"
             " format"
         )
-    return _KINDS[kind]
+    return _TABLES[kind]

@@ -61,11 +61,10 @@ def read_params(
     Raises:
         WeightMismatch: tree or shapes differ; every difference is listed.
     """
-    known = {rule.theirs for rule in rules(config)} | set(REPEATED)
+    table = rules(config)
+    known = {rule.theirs for rule in table} | set(REPEATED)
     extra = [name for name in tensors if name not in known and not _FROZEN.match(name)]
-    # Names of ours that the checkpoint has and the config does not: to_ours lists them.
-    table = [*rules(config), *(Rule(f"? {name}", name) for name in extra)]
-    return to_ours(table, tensors, expected_params(config), source)
+    return to_ours(table, tensors, expected_params(config), source, extra)
 
 
 def adapter_config(tensors: Mapping[str, np.ndarray], source: str) -> AdapterConfig:

@@ -59,11 +59,12 @@ def to_ours(
     tensors: Mapping[str, np.ndarray],
     expected: PyTree[jax.ShapeDtypeStruct],
     source: str,
+    extra: Iterable[str] = (),
 ) -> PyTree[np.ndarray]:
     """Read a state dict into our tree: views of `tensors` in their own precision, no copies.
 
     `to_device` makes them float32. Names in `tensors` that no rule mentions are the caller's
-    business. `source` names the file in messages.
+    business: those that should not be there come as `extra`. `source` names the file in messages.
 
     Raises:
         WeightMismatch: tree or shapes differ from `expected`; every difference is listed.
@@ -71,7 +72,7 @@ def to_ours(
     rules = list(rules)
     wanted = cast(dict[str, jax.ShapeDtypeStruct], flatten_dict(expected, sep="/"))
     flat: dict[str, np.ndarray] = {}
-    problems: list[str] = []
+    problems = [f"  not in the model: {name}" for name in extra]
     for rule in rules:
         if rule.theirs not in tensors:
             problems.append(f"  missing: {rule.theirs} (for {rule.ours})")

@@ -52,15 +52,7 @@ def read_config(
     `tokenizer` is the folder's `tokenizer_config.json`. SigLIP uses no attention mask, and the
     tokenizers it ships with hand out none. A generic tokenizer that does is what the model was
     then used with, the published EDJE code included: its padding is masked.
-
-    Raises:
-        ValueError: a NaFlex model.
     """
-    if "num_patches" in raw.get("vision_config", {}):
-        raise ValueError(
-            f"{source}: a SigLIP2 NaFlex model, whose pictures keep their shape; use one of the"
-            " fixed-resolution SigLIP2 models"
-        )
     vision = {**_VISION_DEFAULTS, **raw.get("vision_config", {})}
     text = {**_TEXT_DEFAULTS, **raw.get("text_config", {})}
     text["projection_size"] = text.get("projection_size") or text["hidden_size"]
@@ -91,6 +83,10 @@ def write_config(config: BackboneConfig) -> dict[str, Any]:
 
 
 def _hands_out_masks(tokenizer: dict[str, Any]) -> bool:
+    # SigLIP's own classes (SigLIP2's once carried Gemma's name) never did where it was trained,
+    # though newer transformers make them.
+    if str(tokenizer.get("tokenizer_class", "")).startswith(("Siglip", "Gemma")):
+        return False
     if "model_input_names" in tokenizer:
         return "attention_mask" in tokenizer["model_input_names"]
     return tokenizer.get("tokenizer_class") in ("TokenizersBackend", "PreTrainedTokenizerFast")

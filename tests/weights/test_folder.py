@@ -9,12 +9,13 @@ import jax
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 
 from edje_jax.config import EdjeConfig
 from edje_jax.models.edje import Edje
 from edje_jax.models.siglip import Siglip
 from edje_jax.weights.bert import load_language_model
-from edje_jax.weights.files import BadWeights
+from edje_jax.weights.files import BadWeights, Safetensors
 from edje_jax.weights.folder import Model, load_model, save_model
 from edje_jax.weights.mapping import WeightMismatch
 from edje_jax.weights.published import load_published
@@ -188,6 +189,25 @@ def test_a_language_model_given_as_the_backbone(folder):
         ValueError, match=r"bert/config\.json: model_type 'bert' is not supported as a backbone"
     ):
         load_published(str(TINY / "local.pth"), str(TINY / "bert"), str(TINY / "bert"))
+
+
+def test_a_naflex_backbone_is_refused(folder):
+    change(folder / "backbone" / "config.json", model_type="siglip2")
+    with pytest.raises(ValueError, match=r"config\.json: a SigLIP2 NaFlex model.*; use one"):
+        load_model(str(folder))
+
+
+def test_tensors_that_a_backbone_has_no_place_for_are_listed(folder):
+    path = folder / "backbone" / "model.safetensors"
+    tensors = dict(Safetensors([path]))
+    vision, one = "vision_model.embeddings.", np.zeros(3, np.float32)
+    spoiled = {**tensors, vision + "position_ids": np.arange(4), "lora.down": one}
+    save_file(spoiled, str(path))
+    with pytest.raises(WeightMismatch) as error:
+        load_model(str(folder))
+    assert [line.strip() for line in str(error.value).splitlines()[1:]] == [
+        "not in the model: lora.down"
+    ]
 
 
 def test_a_backbone_given_as_the_language_model():

@@ -179,7 +179,7 @@ def test_a_local_checkpoint_does_not_fit_a_compressing_model():
     tensors = to_theirs(rules, random_like(expected))
     lines = refused(lambda: edje.read_params(tensors, COMPRESS, "x.pth"))
     assert "  missing: vision_projection.query (for adapter/query)" in lines
-    assert any(line.startswith("  not in the model: vision_projection.0.weight ") for line in lines)
+    assert "  not in the model: vision_projection.0.weight" in lines
 
 
 def test_a_parameter_without_a_rule_is_refused_both_ways():
