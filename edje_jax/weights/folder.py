@@ -32,8 +32,11 @@ from edje_jax.weights.files import (
 from edje_jax.weights.hub import resolve
 from edje_jax.weights.mapping import to_theirs
 
-modeling_edje = Path(__file__).parent / "export" / "modeling_edje.py"
+EXPORT = Path(__file__).parent / "export"
+modeling_edje = EXPORT / "modeling_edje.py"
 """The PyTorch module that every model folder carries."""
+cross_encoder = EXPORT / "edje_cross_encoder.py"
+"""What sentence-transformers opens it with."""
 
 FORMAT = 1
 """Raised when a folder of today could not be read by the code of yesterday."""
@@ -124,7 +127,11 @@ def save_model(folder: Path, model: Model, card: str) -> None:
     (folder / "README.md").write_text(card)
     tensors = to_theirs(edje.rules(model.config), jax.device_get(model.params))
     write_safetensors(folder / "model.safetensors", tensors)
-    shutil.copyfile(modeling_edje, folder / modeling_edje.name)
+    for code in (modeling_edje, cross_encoder):
+        shutil.copyfile(code, folder / code.name)
+    module = {"idx": 0, "name": "0", "path": "", "type": f"{cross_encoder.stem}.EdjeCrossEncoder"}
+    write_json(folder / "modules.json", [module])
+    write_json(folder / "config_sentence_transformers.json", {"model_type": "CrossEncoder"})
     config = model.config
     write_json(
         folder / "config.json",

@@ -240,14 +240,18 @@ class EdjeModel(PreTrainedModel):
 
     def tokenize(self, texts: list[str]) -> dict[str, Tensor]:
         """Captions -> `input_ids` and `attention_mask`, [CLS] caption [SEP] and padding."""
-        # Told that it is a BERT's, transformers does not look for code in this folder's config.
-        tokenizer = self._hold("tokenizer", "AutoTokenizer", inside="", config=BertConfig())
-        ids = tokenizer(
+        ids = self.tokenizer(
             [canonicalise(text) for text in texts],
             padding=True, truncation=True, max_length=self.config.max_text_length,
             return_tensors="pt", return_attention_mask=True,
         )  # fmt: skip
         return {name: ids[name].to(self.device) for name in ("input_ids", "attention_mask")}
+
+    @property
+    def tokenizer(self) -> Any:
+        """The joint encoder's, read on first use."""
+        # Told that it is a BERT's, transformers does not look for code in this folder's config.
+        return self._hold("tokenizer", "AutoTokenizer", inside="", config=BertConfig())
 
     def score(self, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor) -> Tensor:
         """Match logits, pair by pair, float32 [N].
@@ -282,19 +286,17 @@ class EdjeModel(PreTrainedModel):
     def embed_text(self, texts: list[str]) -> Tensor:
         """First-stage embeddings of captions, unit length, [N, e]."""
         tokenizer, text = self._hold("text", "AutoTokenizer"), self.backbone.config.text_config
-        rows = tokenizer(
-            [canonicalise(t) for t in texts], truncation=True,
-            max_length=text.max_position_embeddings,
-        )["input_ids"]  # fmt: skip
-        ids = torch.full((len(rows), text.max_position_embeddings), text.pad_token_id)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = torch.tensor(row)
-        # SigLIP was trained without a mask; a tokenizer that hands one out is used with it.
-        masked = "attention_mask" in tokenizer.model_input_names
+        # SigLIP was trained without a mask; a generic tokenizer that hands one out is used with it.
+        own = type(tokenizer).__name__.startswith(("Siglip", "Gemma"))
         siglip = self.backbone.config.model_type == "siglip"
-        mask = (ids != text.pad_token_id).long() if masked and siglip else None
-        ids = ids.to(self.device)
-        mask = mask.to(self.device) if mask is not None else None
+        masked = siglip and not own and "attention_mask" in tokenizer.model_input_names
+        made = tokenizer(
+            [canonicalise(t) for t in texts],
+            padding="max_length", truncation=True, max_length=text.max_position_embeddings,
+            return_tensors="pt", return_attention_mask=True,
+        )  # fmt: skip
+        ids = made["input_ids"].to(self.device)
+        mask = made["attention_mask"].to(self.device) if masked else None
         return _unit(self.backbone.get_text_features(input_ids=ids, attention_mask=mask))
 
     @property

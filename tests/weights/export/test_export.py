@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from sentence_transformers import CrossEncoder
 from transformers import AutoModel
 
 from edje_jax.cli.convert import convert
@@ -90,6 +92,51 @@ def test_embeddings_are_the_first_stage_s(folder):
     reranker, model = Reranker.from_pretrained(folder), EdjeModel.from_folder(folder)
     ours = reranker.embed_texts(CAPTIONS)
     np.testing.assert_allclose(model.embed_text(CAPTIONS).detach(), ours, atol=2e-5)
+
+
+# --- sentence-transformers -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cross_encoder(folder) -> CrossEncoder:
+    return CrossEncoder(str(folder), trust_remote_code=True, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> list[str]:
+    """Paths of three noisy pictures."""
+    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(1)
+    for i in range(3):
+        noise = rng.integers(0, 256, (20 + i, 30, 3), np.uint8)
+        Image.fromarray(noise).save(folder / f"{i}.png")
+    return [str(folder / f"{i}.png") for i in range(3)]
+
+
+def test_it_ranks_as_a_cross_encoder(folder, cross_encoder, pictures):
+    reranker = Reranker.from_pretrained(folder)
+    logits = reranker.score(["a dog"] * 3, reranker.encode_images(pictures))
+    pairs = [("a dog", path) for path in pictures]
+    raw = cross_encoder.predict(pairs, activation_fn=torch.nn.Identity(), show_progress_bar=False)
+    np.testing.assert_allclose(raw, logits, atol=5e-4)
+    ranked = cross_encoder.rank("a dog", pictures)
+    assert [hit["corpus_id"] for hit in ranked] == np.argsort(-logits).tolist()
+    best = 1 / (1 + np.exp(-logits.max()))
+    assert ranked[0]["score"] == pytest.approx(best, abs=1e-3)
+
+
+def test_a_cross_encoder_s_pictures_come_in_several_forms(cross_encoder, pictures):
+    """Paths, PIL images, {"image": ...} and tokens made before: the same picture, one score."""
+    tokens = cross_encoder[0].encode(pictures[:1])[0]
+    opened = Image.open(pictures[0])
+    forms = [pictures[0], opened, {"image": pictures[0]}, {"image": opened}, tokens]
+    scores = cross_encoder.predict([("a dog", form) for form in forms])
+    np.testing.assert_allclose(scores, scores[0], atol=1e-6)
+    assert len(np.unique(cross_encoder.predict([("a dog", path) for path in pictures]))) == 3
+
+
+def test_pairs_the_wrong_way_round_are_refused(cross_encoder, pictures):
+    with pytest.raises(TypeError, match=r"a pair is \(text, picture\); its first half is a Png"):
+        cross_encoder.predict([(Image.open(pictures[0]), "a dog")])
 
 
 def test_padding_and_company_change_nothing(folder, pixels):

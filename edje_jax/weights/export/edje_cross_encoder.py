@@ -1,0 +1,100 @@
+"""The model folder as a sentence-transformers `CrossEncoder` over (text, picture) pairs.
+
+    model = CrossEncoder(FOLDER, trust_remote_code=True)
+    model.rank("two dogs", ["dogs.jpg", "boat.jpg"])        # pictures: paths, PIL images,
+    tokens = model[0].encode(["dogs.jpg", "boat.jpg"])      # or compressed tokens made before
+    model.predict([("two dogs", tokens[0]), ("two dogs", tokens[1])])
+
+A picture that several pairs of a batch share is encoded once; tokens [m, d] skip the backbone.
+"""
+
+import os
+from typing import Any
+
+import torch
+from sentence_transformers.base.modules import InputModule
+from torch import Tensor
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+
+class EdjeCrossEncoder(InputModule):
+    """Pairs in, match logits out as "scores"."""
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.model = model
+
+    @classmethod
+    def load(cls, model_name_or_path: str, subfolder: str = "", **options) -> "EdjeCrossEncoder":
+        """From a folder or hub id; `modeling_edje.py` lies beside this file."""
+        kept = ("token", "cache_folder", "revision", "local_files_only")
+        place = {name: options[name] for name in kept if options.get(name) is not None}
+        place["cache_dir"] = place.pop("cache_folder", None)
+        kind = get_class_from_dynamic_module("modeling_edje.EdjeModel", model_name_or_path, **place)
+        return cls(kind.from_pretrained(model_name_or_path, **place).eval())
+
+    @property
+    def modalities(self) -> list:
+        """A query is text; a document is a picture."""
+        return ["text", "image", ("text", "image")]
+
+    @property
+    def tokenizer(self) -> Any:
+        """The joint encoder's."""
+        return self.model.tokenizer
+
+    @torch.inference_mode()
+    def encode(self, images: list) -> Tensor:
+        """Paths or PIL images -> compressed tokens [N, m, d]: documents to rank by later."""
+        return self.model.encode_image(self.model.preprocess(images))
+
+    def preprocess(self, inputs, prompt: str | None = None, **_) -> dict[str, Tensor]:
+        """(text, picture) pairs -> ids, mask and compressed tokens.
+
+        Raises:
+            TypeError: a pair is not (text, picture).
+        """
+        texts = [(prompt or "") + _text(query) for query, _ in inputs]
+        documents = [_picture(document) for _, document in inputs]
+        images = {_key(d): d for d in documents if not _is_tokens(d)}
+        made = dict(zip(images, self.encode(list(images.values())), strict=True)) if images else {}
+        tokens = [d if _is_tokens(d) else made[_key(d)] for d in documents]
+        stacked = torch.stack([t.to(self.model.device, self.model.dtype) for t in tokens])
+        return {**self.model.tokenize(texts), "tokens": stacked}
+
+    def forward(self, features: dict[str, Tensor], **_) -> dict[str, Tensor]:
+        """Match logits, before any activation."""
+        names = ("input_ids", "attention_mask", "tokens")
+        scores = self.model.score(**{name: features[name] for name in names})
+        return {**features, "scores": scores[:, None]}
+
+    def save(self, output_path: str, *args, **kwargs) -> None:
+        """
+        Raises:
+            NotImplementedError: always; a model folder is written by edje_jax.
+        """
+        raise NotImplementedError("copy the model folder, or write one with `edje convert`")
+
+
+def _text(query: Any) -> str:
+    if isinstance(query, dict) and set(query) == {"text"}:
+        query = query["text"]
+    if not isinstance(query, str):
+        raise TypeError(f"a pair is (text, picture); its first half is a {type(query).__name__}")
+    return query
+
+
+def _picture(document: Any) -> Any:
+    """Out of {"image": ...}; paths and PIL images otherwise."""
+    if isinstance(document, dict) and set(document) == {"image"}:
+        document = document["image"]
+    return document
+
+
+def _is_tokens(document: Any) -> bool:
+    return isinstance(document, Tensor) and document.ndim == 2
+
+
+def _key(document: Any) -> Any:
+    """Equal for documents that are the same picture."""
+    return os.fspath(document) if isinstance(document, str | os.PathLike) else id(document)
