@@ -1,5 +1,6 @@
 """JAX, the PyTorch module and onnxruntime agree, on both adapters and both families."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,11 @@ from PIL import Image
 from sentence_transformers import CrossEncoder
 from transformers import AutoModel
 
+from benchmarks.torch_recalls import with_torch
 from edje_jax.cli.convert import convert
+from edje_jax.cli.evaluate import evaluate_model
+from edje_jax.data.sources.registry import open_captioned
+from edje_jax.data.sources.shapes import Shapes
 from edje_jax.retrieval.reranker import Reranker
 from edje_jax.weights.export.modeling_edje import EdjeModel
 from edje_jax.weights.export.onnx import run
@@ -170,3 +175,19 @@ def test_onnxruntime(onnx, folder, pixels, expected, ending, dtype, tolerance, c
     logits = run(onnx / f"online{ending}.onnx", **text, tokens=tokens)
     assert tokens.dtype == np.dtype(dtype) and logits.dtype == np.float32
     agree((tokens, logits), [x[:count] for x in expected], tolerance)
+
+
+@pytest.mark.slow
+def test_pytorch_evaluates_as_jax_does(trained, tmp_path):
+    """A trained model, from pictures to recalls, through both programs."""
+    scenes = Shapes("val")
+    for i in range(40):
+        scenes.image(i).save(tmp_path / f"{i}.png")
+    records = [{"image": f"{i}.png", "caption": list(scenes.captions(i))} for i in range(40)]
+    (tmp_path / "val.json").write_text(json.dumps(records))
+    data = f"blip:{tmp_path / 'val.json'}"
+    ours = evaluate_model(str(trained), data)
+    theirs = with_torch(trained / "model", open_captioned(data), k=10).metrics()
+    for direction in ("t2i", "i2t"):
+        for stage in ("base", "reranked"):
+            assert theirs[direction][stage] == ours[direction][stage]

@@ -1,0 +1,3 @@
+"""A small trained model, made once."""
+
+from tests.small_runs import trained as trained
