@@ -31,8 +31,10 @@ def main(arguments: list[str]) -> int:
     workdir = Path(config.workdir or ROOT / "runs" / name).expanduser()
     # Late, so that a typo is told in a moment.
     from edje_jax.training.loop import run
+    from edje_jax.training.processes import joined
 
-    run(build_task(config, workdir), workdir)
+    with joined(config):
+        run(build_task(config, workdir), workdir)
     return 0
 
 

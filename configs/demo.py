@@ -14,8 +14,8 @@ from edje_jax.config import (
 )
 
 config = EdjeRun(
-    steps=1500,
-    data=DataConfig(train="shapes:train", batch_size=32, block_size=4),
+    steps=1600,
+    data=DataConfig(train="shapes:train", batch_size=64, block_size=4),
     model=ModelSpec(
         backbone=str(Path(edje_jax.__file__).parent / "assets" / "shapes_backbone"),
         adapter=AdapterConfig("compress", num_tokens=16, intermediate_size=384),
@@ -32,7 +32,8 @@ config = EdjeRun(
         max_text_length=32,
         dropout=0.0,
     ),
-    loss=LossConfig(negatives=1, masked_lm_first=0.35),
-    optim=OptimConfig(lr=1.5e-3, schedule="cosine", clip_norm=1.0),
+    # Masked LM teaches the words what to look for; matching then learns in a few hundred steps.
+    loss=LossConfig(negatives=1, masked_lm_first=0.4),
+    optim=OptimConfig(lr=1.5e-3, schedule="cosine", hold=0.7, clip_norm=1.0),
     log_every=20,
 )

@@ -17,6 +17,8 @@ config = BackboneRun(
         projection_size=96,
     ),
     optim=OptimConfig(lr=2e-3, schedule="cosine", hold=0.6, weight_decay=0.05, clip_norm=1.0),
-    patch_naming=4.0,
+    patch_naming=6.0,
+    # Shapes are the hardest to learn: they shall be the loudest part of a token, then colours.
+    patch_sharpness=(5.0, 8.0, 20.0),
     log_every=50,
 )

@@ -162,6 +162,21 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class MeshConfig:
+    """The devices of a run as a grid of data x fsdp."""
+
+    data: int = 0
+    """Devices that hold copies of the parameters and each a share of the batch; 0 takes all that
+    `fsdp` leaves."""
+    fsdp: int = 1
+    """Devices that share one copy of the parameters and of the optimiser's state."""
+
+    def __post_init__(self):
+        _at_least(0, {"--mesh.data": self.data})
+        _at_least(1, {"--mesh.fsdp": self.fsdp})
+
+
+@dataclass(frozen=True)
 class OptimConfig:
     """AdamW with the published schedule (warm-up, then x0.9 per epoch), or a cosine."""
 
@@ -228,6 +243,14 @@ class RunConfig:
     epochs: float = 1.0
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    distributed: Literal["off", "auto"] = "off"
+    """"auto" joins the processes that TPU pods, Slurm or Open MPI started, or those that the three
+    settings below describe, into one run."""
+    coordinator: str = ""
+    """host:port of process 0, where no cluster tells."""
+    num_processes: int = 0
+    process_id: int = -1
     precision: Precision = "auto"
     """Compute dtype; "auto" is bfloat16 on GPU and TPU, float32 on CPU. Params stay float32."""
     remat: bool = False
@@ -256,6 +279,13 @@ class EdjeRun(RunConfig):
     """Model to distil from: folder, workdir or hub id."""
     k: int = 10
     """Candidates reranked when the run evaluates."""
+    accumulate: int = 1
+    """Parts that a batch is worked through in, one after the other: the same negatives and
+    gradients in less memory."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        _at_least(1, {"--accumulate": self.accumulate})
 
 
 @dataclass(frozen=True)
@@ -268,6 +298,10 @@ class BackboneRun(RunConfig):
     patch_naming: float = 0.0
     """Weight of the auxiliary loss that names what each patch holds, for sources that know, and
     where the patch stands."""
+    patch_sharpness: tuple[float, ...] = (20.0,)
+    """Largest logit of each attribute's naming, in the source's order, then of row and column; the
+    last one goes for the rest. A name at less sharpness takes a larger share of the token, and the
+    joint encoder learns large shares first."""
 
 
 def _at_least(least: int, values: dict[str, float]) -> None:

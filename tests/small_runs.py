@@ -16,7 +16,7 @@ TINY = Path(__file__).parent / "goldens" / "reference_tiny"
 STEPS = 40
 COMMAND = (
     "debug", "--steps", str(STEPS), "--model.backbone", str(TINY / "siglip"),
-    "--precision", "float32",
+    "--precision", "float32", "--mesh.data", "1",
 )  # fmt: skip
 
 

@@ -99,6 +99,7 @@ def _set_up() -> None:
         format="%(asctime)s %(levelname).1s %(message)s",
         datefmt="%H:%M:%S",
         stream=sys.stderr,
+        force=True,  # absl, which grain brings, has put a handler of its own there by now
     )
     # Libraries speak up when they fail; the project's own progress is at info.
     quiet = ("jax", "orbax", "transformers", "httpx", "huggingface_hub", "onnxscript", "onnx_ir")

@@ -48,6 +48,9 @@ class TrainingBatches:
     data: DataConfig
     seed: int
     steps: int
+    process: tuple[int, int] = (0, 1)
+    """(i, n): of each batch the i-th of n equal parts, which is what one process reads. Together
+    they are the batch that one alone would read."""
 
     def __len__(self) -> int:
         return self.steps
@@ -55,8 +58,7 @@ class TrainingBatches:
     def __getitem__(self, index: int) -> tuple[Batch, dict[str, str]]:
         first = index * self.data.batch_size
         positions = range(first, first + self.data.batch_size)
-        rows = [self._record(position) for position in positions]
-        return self._batch(rows)
+        return self._batch([self._record(position) for position in positions])
 
     def _record(self, position: int) -> tuple[int, str]:
         """(record, caption) at a position of the endless shuffled stream."""
@@ -69,9 +71,11 @@ class TrainingBatches:
         pick = np.random.default_rng([self.seed, epoch, index]).integers(len(captions))
         return index, captions[int(pick)]
 
-    def _batch(self, rows: list[tuple[int, str]]) -> tuple[Batch, dict[str, str]]:
-        encoder, size = self.encoder, self.encoder.image.size
-        images = np.zeros((len(rows), size, size, 3), np.uint8)
+    def _batch(self, everyone: list[tuple[int, str]]) -> tuple[Batch, dict[str, str]]:
+        (part, parts), encoder = self.process, self.encoder
+        own = slice(part * len(everyone) // parts, (part + 1) * len(everyone) // parts)
+        rows = everyone[own]
+        images = np.zeros((len(rows), encoder.image.size, encoder.image.size, 3), np.uint8)
         valid = np.ones(len(rows), bool)
         bad: dict[str, str] = {}
         for row, (index, _) in enumerate(rows):
@@ -84,7 +88,7 @@ class TrainingBatches:
         return Batch(
             images=images,
             backbone_ids=encoder.backbone_tokenizer(captions),
-            joint_ids=self._joint_ids(captions),
+            joint_ids=self._joint_ids([caption for _, caption in everyone])[own],
             image_ids=_identities(self.source.image_id(index) for index, _ in rows),
             caption_ids=_identities(canonicalise(caption) for caption in captions),
             valid=valid,
@@ -92,7 +96,10 @@ class TrainingBatches:
         ), bad
 
     def _joint_ids(self, captions: list[str]) -> np.ndarray:
-        """int32 [B, T], T the bucket of the longest caption: short captions make short batches."""
+        """int32 [B, T], T the bucket of the longest caption: short captions make short batches.
+
+        Of the whole batch, as all processes must come to the same T.
+        """
         tokenizer = self.encoder.joint_tokenizer
         if tokenizer is None:
             return np.zeros((len(captions), 0), np.int32)

@@ -5,8 +5,7 @@ import os
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import ftfy
@@ -79,32 +78,27 @@ class BackboneTokenizer:
     def __init__(self, folder: str | os.PathLike[str], length: int, pad_id: int | None = None):
         self.folder = Path(folder)
         self.length = length
-        self._hub = load_tokenizer(folder)
-        self.pad_id = _special_id(self._hub, "pad", folder) if pad_id is None else pad_id
-        self.pad_left = self._hub.padding_side == "left"
-        self.vocab_size = len(self._hub)
+        hub = load_tokenizer(folder)
+        self.pad_id = _special_id(hub, "pad", folder) if pad_id is None else pad_id
+        self.pad_left = hub.padding_side == "left"
+        self.vocab_size = len(hub)
+        # The library below transformers is faster; SentencePiece files have no such form.
+        self._slow = None if hub.is_fast else hub
+        self._fast = hub.backend_tokenizer if hub.is_fast else None
+        if self._fast:
+            self._fast.enable_truncation(length)
+            self._fast.no_padding()
 
     def __call__(self, captions: Sequence[str]) -> Int[np.ndarray, "n l"]:
         """int32 [N, length]."""
-        rows = self._encode([canonicalise(caption) for caption in captions])
+        texts = [canonicalise(caption) for caption in captions]
+        if self._fast:
+            rows = [encoding.ids for encoding in self._fast.encode_batch(texts)]
+        elif self._slow and texts:
+            rows = self._slow(texts, truncation=True, max_length=self.length)["input_ids"]
+        else:
+            rows = []
         return pad_rows(rows, self.length, self.pad_id, self.pad_left)
-
-    @cached_property
-    def _encode(self) -> Callable[[list[str]], list[list[int]]]:
-        """Captions -> ids, by the library below transformers where there is one: it is faster."""
-        hub, length = self._hub, self.length
-        if not hub.is_fast:
-            return lambda texts: (
-                hub(texts, truncation=True, max_length=length)["input_ids"] if texts else []
-            )
-        backend = hub.backend_tokenizer
-        backend.enable_truncation(length)
-        backend.no_padding()
-        return lambda texts: [e.ids for e in backend.encode_batch(texts)]
-
-    def __getstate__(self) -> dict[str, object]:
-        """For worker processes; what encodes is made again there."""
-        return {name: value for name, value in vars(self).items() if name != "_encode"}
 
 
 def pad_rows(

@@ -111,5 +111,5 @@ class MaskedLmHead(nn.Module):
         self.norm = nn.LayerNorm(c.layer_norm_eps, dtype=self.dtype)
         self.bias = self.param("bias", nn.initializers.zeros, (c.vocab_size,))
 
-    def __call__(self, x: Float[Array, "p d"]) -> Float[Array, "p d"]:
+    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
         return self.norm(ACTIVATIONS[self.config.hidden_act](self.dense(x)))

@@ -69,10 +69,11 @@ class Edje(nn.Module):
         self,
         ids: Int[Array, "b t"],
         tokens: Float[Array, "b m d"],
-        positions: Int[Array, " p"],
+        positions: Int[Array, "g p"],
         train: bool = False,
-    ) -> Float[Array, "p v"]:
-        """Word logits at `positions`, which count through the flattened [b * t] ids."""
+    ) -> Float[Array, "g p v"]:
+        """Word logits at `positions`, which count through the flattened ids of each of g equal
+        groups of rows."""
         return self.joint_encoder.masked_lm(ids, tokens, positions, train)
 
     def recover_text(self, ids: Int[Array, "b t"], train: bool = False) -> Float[Array, "b e"]:
@@ -90,7 +91,7 @@ class Edje(nn.Module):
         tokens = self.compress(vision_tokens)
         outputs = (
             self.match(ids, tokens),
-            self.masked_lm(ids, tokens, jnp.zeros((1,), jnp.int32)),
+            self.masked_lm(ids, tokens, jnp.zeros((1, 1), jnp.int32)),
             self.recover_text(ids),
         )
         return jnp.stack([jnp.sum(out) for out in outputs])
@@ -128,9 +129,10 @@ class JointEncoder(nn.Module):
     def masked_lm(self, ids, tokens, positions, train):
         sequence = self._embed(ids, tokens, train)
         text = self._encode(sequence, train, (tokens.shape[1] + 1, None))
-        picked = text.reshape(-1, text.shape[-1])[positions]
+        grouped = text.reshape(len(positions), -1, text.shape[-1])
+        picked = jnp.take_along_axis(grouped, positions[..., None], axis=1)
         hidden = self.masked_lm_head(picked)
-        return self.embeddings.decode(hidden) + self.masked_lm_head.bias[None, :]
+        return self.embeddings.decode(hidden) + self.masked_lm_head.bias[None, None, :]
 
     def recover_text(self, ids, train):
         mask = ids != self.config.joint_encoder.pad_token_id

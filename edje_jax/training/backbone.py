@@ -9,37 +9,41 @@ from pathlib import Path
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
 
 from edje_jax.config import BackboneConfig, BackboneRun, ImageRecipe
 from edje_jax.data.loader import Encoder, TrainingBatches
-from edje_jax.data.text import BackboneTokenizer, train_wordpiece
+from edje_jax.data.text import BackboneTokenizer
 from edje_jax.inference.dual import DualEncoder
 from edje_jax.inference.precision import compute_dtype
 from edje_jax.models.siglip import Siglip
 from edje_jax.models.towers import unit_length
 from edje_jax.training.backbone_step import backbone_train_step
 from edje_jax.training.optim import optimiser
-from edje_jax.training.parts import open_sets, some_captions
+from edje_jax.training.parts import open_sets, train_tokenizer
+from edje_jax.training.processes import part_of_this_process
+from edje_jax.training.sharding import Devices
 from edje_jax.training.steps import Metrics, TrainState, init_state
 from edje_jax.types import Batch, PatchLabelled, Source
 from edje_jax.weights.backbone import save_backbone
 
 log = logging.getLogger(__name__)
 
-SHARPNESS = 20.0
-"""Largest logit of patch naming."""
-
 
 class PatchNaming(nn.Module):
     """Heads that name what a patch holds and where it stands; dropped after training.
 
     Where patches are embedded linearly, the contrastive loss alone learns colour and size, no
-    shape and no place: a bag of words needs neither. Logits are cosines times `SHARPNESS`, so
+    shape and no place: a bag of words needs neither. Logits are cosines times `sharpness`, so
     that a head cannot amplify a faint trace: what is named must fill a good part of the token,
-    where an adapter and a joint encoder find it as easily.
+    the larger the less sharp, where an adapter and a joint encoder find it as easily.
     """
 
     sizes: Sequence[int]
+    """Names of each attribute."""
+    sharpness: Sequence[float]
+    """Of each attribute; the last one goes for the rest."""
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> list[jax.Array]:
@@ -47,7 +51,8 @@ class PatchNaming(nn.Module):
         for i, size in enumerate(self.sizes):
             init = nn.initializers.normal(1.0)
             names = self.param(f"attribute_{i}", init, (size, tokens.shape[-1]))
-            logits.append(SHARPNESS * tokens @ unit_length(names).T)
+            sharpness = self.sharpness[min(i, len(self.sharpness) - 1)]
+            logits.append(sharpness * tokens @ unit_length(names).T)
         return logits
 
 
@@ -56,6 +61,7 @@ class BackboneTask:
 
     def __init__(self, config: BackboneRun, workdir: Path):
         self.config = config
+        self.devices = Devices.of(config.mesh, config.data.batch_size)
         vision = config.vision
         self.image = ImageRecipe(size=vision.image_size)
         source, self.validation = open_sets(config.data, vision.image_size)
@@ -69,22 +75,29 @@ class BackboneTask:
         self.heads: dict[str, nn.Module] = {}
         grid = vision.image_size // vision.patch_size
         if config.patch_naming > 0 and isinstance(source, PatchLabelled):
-            self.heads["patch_naming"] = PatchNaming((*source.patch_label_sizes, grid, grid))
+            self.heads["patch_naming"] = PatchNaming(
+                (*source.patch_label_sizes, grid, grid), config.patch_sharpness
+            )
         elif config.patch_naming > 0:
             log.info("%s cannot say what patches hold: no patch naming", config.data.train)
         per_epoch = max(len(source) // config.data.batch_size, 1)
         steps = config.steps or max(round(config.epochs * per_epoch), 1)
         encoder = Encoder(self.image, tokenizer, patch_grid=grid if self.heads else 0)
-        self.reader = TrainingBatches(source, encoder, config.data, config.seed, steps)
+        self.reader = TrainingBatches(
+            source, encoder, config.data, config.seed, steps, part_of_this_process()
+        )
         self.optimiser = optimiser(config.optim, steps, per_epoch)
 
     def init(self) -> TrainState:
         """Fresh parameters from the seed."""
+        return self.devices.make(self._fresh)
+
+    def _fresh(self) -> TrainState:
         vision, text = self.backbone.vision, self.backbone.text
         keys = jax.random.split(jax.random.key(self.config.seed), 2)
         pixels = jnp.zeros((1, vision.image_size, vision.image_size, 3))
         ids = jnp.zeros((1, text.max_position_embeddings), jnp.int32)
-        params = {"siglip": jax.jit(self.model.init)(keys[0], pixels, ids)["params"]}
+        params = {"siglip": self.model.init(keys[0], pixels, ids)["params"]}
         tokens = jnp.zeros((1, vision.num_patches, vision.hidden_size))
         for name, head in self.heads.items():
             params[name] = head.init(keys[1], tokens)["params"]
@@ -100,31 +113,31 @@ class BackboneTask:
             recipe=self.image,
             optimiser=self.optimiser,
         )
-        return jax.jit(step, donate_argnums=0)
+        state = self.devices.shardings(jax.eval_shape(self._fresh))
+        return jax.jit(step, donate_argnums=0, out_shardings=(state, self.devices.whole))
 
     def step(self, state: TrainState, batch: Batch, number: int) -> tuple[TrainState, Metrics]:
         """One jitted step; `number` makes no difference here."""
-        return self._step(state, batch)
+        return self._step(state, self.devices.batch(batch))
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Recalls of the dual encoder on `data.val`; {} if there is none."""
         if self.validation is None:
             return {}
-        dual = DualEncoder(
-            self.backbone, self.image, state.params["siglip"], self.tokenizer, self.model.dtype
-        )
+        params = self.devices.alone(state.params["siglip"])
+        dual = DualEncoder(self.backbone, self.image, params, self.tokenizer, self.model.dtype)
         found = dual.evaluate(self.validation, self.config.data.max_bad)
         return {f"val/{d}/{name}": value for d in found for name, value in found[d].items()}
 
-    def export(self, state: TrainState, folder: Path) -> None:
+    def fetch(self, state: TrainState) -> PyTree[np.ndarray]:
+        """The dual encoder's parameters in host memory."""
+        return self.devices.fetch(state.params["siglip"])
+
+    def export(self, params: PyTree[np.ndarray], folder: Path) -> None:
         """A Hugging Face `SiglipModel` folder."""
-        save_backbone(
-            folder, self.backbone, self.image, state.params["siglip"], self.tokenizer.folder
-        )
+        save_backbone(folder, self.backbone, self.image, params, self.tokenizer.folder)
 
     def _tokenizer(self, source: Source, folder: Path) -> BackboneTokenizer:
         """The run's tokenizer, trained once from the captions and kept in the workdir."""
-        if not (folder / "tokenizer.json").exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            train_wordpiece(some_captions(source), self.config.text.vocab_size, folder)
+        train_tokenizer(source, self.config.text.vocab_size, folder)
         return BackboneTokenizer(folder, self.config.text.max_position_embeddings)

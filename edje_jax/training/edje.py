@@ -1,5 +1,6 @@
 """The task of training an EDJE on a frozen backbone: pre-training, fine-tuning, distillation."""
 
+import dataclasses
 import logging
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,9 +19,12 @@ from edje_jax.inference.gallery import encode_gallery, evaluate
 from edje_jax.inference.precision import compute_dtype
 from edje_jax.models.backbone import make_backbone
 from edje_jax.models.edje import Edje
-from edje_jax.training.edje_step import Frozen, Phase, edje_train_step
+from edje_jax.training.edje_step import Frozen, edje_train_step
+from edje_jax.training.objective import Objective, Phase
 from edje_jax.training.optim import optimiser, schedule
 from edje_jax.training.parts import Parts, assemble, open_sets
+from edje_jax.training.processes import part_of_this_process
+from edje_jax.training.sharding import Devices
 from edje_jax.training.steps import Metrics, TrainState, init_state
 from edje_jax.types import Batch
 from edje_jax.weights.card import model_card
@@ -40,6 +44,7 @@ class EdjeTask:
                 f" {config.data.batch_size}; raise --data.batch-size above it"
             )
         self.config = config
+        self.devices = Devices.of(config.mesh, config.data.batch_size, config.accumulate)
         source, self.validation = open_sets(config.data)
         self.parts: Parts = assemble(config, source, workdir)
         self.model_config: EdjeConfig = self.parts.config
@@ -59,39 +64,46 @@ class EdjeTask:
         per_epoch = max(len(source) // config.data.batch_size, 1)
         steps = config.steps or max(round(config.epochs * per_epoch), 1)
         encoder = Encoder(self.model_config.image, self.backbone_tokenizer, self.joint_tokenizer)
-        self.reader = TrainingBatches(source, encoder, config.data, config.seed, steps)
+        self.reader = TrainingBatches(
+            source, encoder, config.data, config.seed, steps, part_of_this_process()
+        )
         self.optimiser = optimiser(config.optim, steps, per_epoch)
         self.learning_rate = schedule(config.optim, steps, per_epoch)
+        place = self.devices.place
         self.frozen = Frozen(
-            to_device(self.parts.backbone.params), to_device(teacher.params) if teacher else None
+            place(self.parts.backbone.params), place(teacher.params) if teacher else None
         )
 
     def init(self) -> TrainState:
         """Fresh parameters from the seed, with what was loaded laid over them."""
+        state = self.devices.make(self._fresh)
+        params = _overlay(state.params, self.devices.place(self.parts.params))
+        return dataclasses.replace(state, params=params)
+
+    def _fresh(self) -> TrainState:
         backbone = self.model_config.backbone
         tokens = jnp.zeros((1, backbone.num_vision_tokens, backbone.vision.hidden_size))
         ids = jnp.ones((1, 3), jnp.int32)
-        model = Edje(self.model_config)
         key = jax.random.key(self.config.seed)
-        params = jax.jit(model.init)(key, tokens, ids)["params"]
-        return init_state(_overlay(params, self.parts.params), self.optimiser)
+        return init_state(Edje(self.model_config).init(key, tokens, ids)["params"], self.optimiser)
 
     def _compiled(self, phase: Phase):
+        loss, mask_id = self.config.loss, self.joint_tokenizer.mask_id
         step = partial(
             edje_train_step,
+            objective=Objective(self.model, loss, phase, mask_id, self.devices),
             backbone=self.backbone,
-            model=self.model,
             teacher=self.teacher,
-            loss=self.config.loss,
-            phase=phase,
+            chunks=self.config.accumulate,
             recipe=self.model_config.image,
             special_ids=self.joint_tokenizer.special_ids,
-            mask_id=self.joint_tokenizer.mask_id,
             seed=self.config.seed,
             optimiser=self.optimiser,
             learning_rate=self.learning_rate,
         )
-        return jax.jit(step, donate_argnums=0)
+        # Stated, so that the second step gets a state that lies as the first one's did.
+        state = self.devices.shardings(jax.eval_shape(self._fresh))
+        return jax.jit(step, donate_argnums=0, out_shardings=(state, self.devices.whole))
 
     @cached_property
     def _steps(self):
@@ -100,16 +112,18 @@ class EdjeTask:
     def step(self, state: TrainState, batch: Batch, number: int) -> tuple[TrainState, Metrics]:
         """Step `number`: of masked LM alone at first if the config says so, else of everything."""
         alone = number < self.config.loss.masked_lm_first * len(self.reader)
-        return self._steps["masked_lm" if alone else "all"](state, self.frozen, batch)
+        step = self._steps["masked_lm" if alone else "all"]
+        return step(state, self.frozen, self.devices.batch(batch))
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Base and reranked recalls on `data.val`; {} if there is none."""
         if self.validation is None:
             return {}
+        one = self.devices.count == 1
         engine = Engine(
             self.model_config,
-            state.params,
-            self.frozen.backbone,
+            self.devices.alone(state.params),
+            self.frozen.backbone if one else to_device(self.parts.backbone.params),
             self.joint_tokenizer,
             self.backbone_tokenizer,
             self.dtype,
@@ -122,9 +136,12 @@ class EdjeTask:
             for name, value in _flat(metrics[direction]).items()
         }
 
-    def export(self, state: TrainState, folder: Path) -> None:
+    def fetch(self, state: TrainState) -> PyTree[np.ndarray]:
+        """The trained parameters in host memory."""
+        return self.devices.fetch(state.params)
+
+    def export(self, params: PyTree[np.ndarray], folder: Path) -> None:
         """A model folder."""
-        params = jax.tree.map(np.asarray, jax.device_get(state.params))
         model = Model(
             self.model_config, params, self.parts.backbone, self.parts.tokenizer, str(folder)
         )
@@ -140,5 +157,5 @@ def _flat(direction: dict) -> dict[str, float]:
 def _overlay(params: PyTree, loaded: PyTree) -> PyTree:
     """`params` with the leaves that were loaded in their place."""
     flat = flatten_dict(params, sep="/")
-    flat |= flatten_dict(to_device(loaded), sep="/")
+    flat |= flatten_dict(loaded, sep="/")
     return unflatten_dict(flat, sep="/")

@@ -1,35 +1,30 @@
 """The train step of an EDJE: pure, top-level, jitted by its task.
 
 The frozen backbone runs once per picture; the same features feed the student, the teacher and
-the miner of hard negatives.
+the miner of hard negatives. Negatives come from the whole batch, on however many devices it lies
+and in however many chunks it is worked through: embeddings and compressed tokens are sent for
+that, vision tokens never.
 """
 
-import math
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Float, PyTree
 
-from edje_jax.config import ImageRecipe, LossConfig
+from edje_jax.config import ImageRecipe
 from edje_jax.data.images import normalise
 from edje_jax.models.apply import apply
 from edje_jax.models.backbone import DualTower
 from edje_jax.models.edje import Edje
-from edje_jax.training.losses import (
-    distillation_loss,
-    masked_lm_loss,
-    matching_loss,
-    text_recovery_loss,
-)
-from edje_jax.training.negatives import HardNegatives, hard_negatives
+from edje_jax.training.negatives import hard_negatives
+from edje_jax.training.objective import Counts, Objective, Pairs, Rows, choose_masked, match_pairs
+from edje_jax.training.sharding import Devices
 from edje_jax.training.steps import Metrics, TrainState, apply_gradients
 from edje_jax.types import Batch
-
-Phase = Literal["masked_lm", "all"]
-"""Which losses a step trains: masked LM and text recovery alone, or all of them."""
 
 
 class Frozen(NamedTuple):
@@ -47,77 +42,54 @@ class Features(NamedTuple):
     text_embeddings: Float[Array, "b e"]
 
 
-class Pairs(NamedTuple):
-    """Match logits of a batch: each row's own pair, and its K hard negatives of both kinds."""
-
-    positive: Float[Array, " b"]
-    images: Float[Array, "b k"]
-    captions: Float[Array, "b k"]
-
-
 def edje_train_step(
     state: TrainState,
     frozen: Frozen,
     batch: Batch,
     *,
+    objective: Objective,
     backbone: DualTower,
-    model: Edje,
     teacher: Edje | None,
-    loss: LossConfig,
-    phase: Phase,
+    chunks: int,
     recipe: ImageRecipe,
     special_ids: Sequence[int],
-    mask_id: int,
     seed: int,
     optimiser: optax.GradientTransformation,
     learning_rate: optax.Schedule,
 ) -> tuple[TrainState, Metrics]:
-    """One step on one batch; every random draw is a function of (seed, step)."""
-    features = encode(backbone, frozen.backbone, batch, recipe)
+    """One step on one batch; every random draw is a function of (seed, step).
+
+    With `chunks` > 1 the batch is worked through in so many parts, for the same gradients in less
+    memory. Negatives and masked pieces do not depend on it; what dropout drops does.
+    """
+    loss, devices = objective.loss, objective.devices
+    features = in_chunks(
+        lambda part: encode(backbone, frozen.backbone, part, recipe), batch, chunks, devices
+    )
     negatives = hard_negatives(
-        features.text_embeddings,
-        features.image_embeddings,
+        *devices.gather((features.text_embeddings, features.image_embeddings)),
         batch.image_ids,
         batch.caption_ids,
         batch.valid,
         loss.negatives,
     )
     dropout, masking = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
-    taught = None
-    if teacher is not None and phase == "all" and loss.distillation > 0:
-        taught = match_pairs(teacher, frozen.teacher, features.vision_tokens, batch, negatives)
-
-    def loss_fn(params):
-        terms, metrics = {}, {}
-        tokens = apply(model, params, "compress", features.vision_tokens)
-        if phase == "all":
-            pairs = _match(model, params, tokens, batch.joint_ids, negatives, dropout)
-            if loss.match > 0:
-                terms["match"] = match_term(pairs, negatives, batch.valid)
-            metrics["match_accuracy"] = accuracy(pairs, negatives, batch.valid)
-            if taught is not None:
-                terms["distillation"] = distillation_term(pairs, taught, negatives, batch.valid)
-        if loss.masked_lm > 0:
-            hidden = mask_pieces(
-                batch.joint_ids, batch.valid, loss.mask_probability, special_ids, mask_id, masking
-            )
-            logits = apply(
-                model, params, "masked_lm", hidden.ids, tokens, hidden.positions, True,
-                dropout_rng=dropout,
-            )  # fmt: skip
-            terms["masked_lm"] = masked_lm_loss(logits, hidden.labels, hidden.used)
-        if loss.text_recovery > 0:
-            guess = apply(model, params, "recover_text", batch.joint_ids, True, dropout_rng=dropout)
-            terms["text_recovery"] = text_recovery_loss(
-                guess, features.text_embeddings, batch.valid
-            )
-        total = sum((getattr(loss, name) * term for name, term in terms.items()), jnp.zeros(()))
-        metrics |= {f"loss/{name}": term for name, term in terms.items()}
-        return total, {"loss": total, **metrics}
-
-    gradients, metrics = jax.grad(loss_fn, has_aux=True)(state.params)
+    masked = choose_masked(
+        batch.joint_ids, batch.valid, loss.mask_probability, special_ids, masking
+    )
+    rows = Rows(
+        jnp.arange(len(batch.valid)), batch.joint_ids, masked, batch.valid,
+        features.text_embeddings, negatives,
+    )  # fmt: skip
+    if teacher is not None and objective.phase == "all" and loss.distillation > 0:
+        rows = rows._replace(taught=teach(teacher, frozen.teacher, features, rows, chunks, devices))
+    share = partial(objective.share, ids=batch.joint_ids, counts=Counts.of(rows))
+    compress = partial(_compress, objective.model)
+    gradients, metrics = gradients_of(
+        share, compress, state.params, features.vision_tokens, rows, dropout, chunks, devices
+    )
     metrics["grad_norm"] = optax.tree.norm(gradients)
-    metrics["lr"] = learning_rate(state.step)
+    metrics["lr"] = jnp.asarray(learning_rate(state.step))
     return apply_gradients(state, gradients, optimiser), metrics
 
 
@@ -128,92 +100,73 @@ def encode(backbone: DualTower, params: PyTree, batch: Batch, recipe: ImageRecip
     return Features(image.tokens, image.embedding, text)
 
 
-def match_pairs(
-    model: Edje, params: PyTree, vision_tokens: Array, batch: Batch, negatives: HardNegatives
+def teach(
+    teacher: Edje, params: PyTree, features: Features, rows: Rows, chunks: int, devices: Devices
 ) -> Pairs:
-    """Match logits of a model that is not being trained, on the batch's pairs."""
-    tokens = apply(model, params, "compress", vision_tokens)
-    return _match(model, params, tokens, batch.joint_ids, negatives, None)
+    """A teacher's match logits of the batch's pairs."""
+    compress = partial(_compress, teacher, params)
+    tokens = in_chunks(compress, features.vision_tokens, chunks, devices)
+    match = partial(match_pairs, teacher, params, tokens, ids=rows.ids, devices=devices)
+    return in_chunks(match, rows, chunks, devices)
 
 
-def _match(model, params, tokens, ids, negatives: HardNegatives, dropout_rng) -> Pairs:
-    """All 1 + 2K pairs of every row in one pass."""
-    rows, k = negatives.images.shape
-    own = jnp.repeat(jnp.arange(rows), k)
-    text_rows = jnp.concatenate([jnp.arange(rows), own, negatives.captions.reshape(-1)])
-    image_rows = jnp.concatenate([jnp.arange(rows), negatives.images.reshape(-1), own])
-    train = dropout_rng is not None
-    logits = apply(
-        model, params, "match", ids[text_rows], tokens[image_rows], train, dropout_rng=dropout_rng
-    )
-    positive, images, captions = jnp.split(logits, [rows, rows + rows * k])
-    return Pairs(positive, images.reshape(rows, k), captions.reshape(rows, k))
+def gradients_of(
+    share: Callable[..., tuple[Array, Metrics]],
+    compress: Callable[[PyTree, Array], Array],
+    params: PyTree,
+    vision_tokens: Float[Array, "b n w"],
+    rows: Rows,
+    dropout: Array,
+    chunks: int,
+    devices: Devices,
+) -> tuple[PyTree, Metrics]:
+    """(gradients, what to tell) of the whole batch.
 
-
-def match_term(
-    pairs: Pairs, negatives: HardNegatives, valid: Bool[Array, " b"]
-) -> Float[Array, ""]:
-    """The mean of matching against negative pictures and against negative captions."""
-    images = matching_loss(pairs.positive, pairs.images, negatives.images_usable, valid)
-    captions = matching_loss(pairs.positive, pairs.captions, negatives.captions_usable, valid)
-    return (images + captions) / 2
-
-
-def distillation_term(
-    student: Pairs, teacher: Pairs, negatives: HardNegatives, valid: Bool[Array, " b"]
-) -> Float[Array, ""]:
-    """The mean over positives, negative pictures and negative captions."""
-    masks = (
-        valid,
-        negatives.images_usable & valid[:, None],
-        negatives.captions_usable & valid[:, None],
-    )
-    losses = [distillation_loss(*each) for each in zip(student, teacher, masks, strict=True)]
-    return sum(losses, jnp.zeros(())) / 3
-
-
-def accuracy(pairs: Pairs, negatives: HardNegatives, valid: Bool[Array, " b"]) -> Float[Array, ""]:
-    """Share of the rows whose own pair beats all its hard negatives."""
-    rivals = jnp.concatenate(
-        [
-            jnp.where(negatives.images_usable, pairs.images, -jnp.inf),
-            jnp.where(negatives.captions_usable, pairs.captions, -jnp.inf),
-        ],
-        axis=1,
-    )
-    won = (pairs.positive > jnp.max(rivals, axis=1)) & valid
-    return jnp.sum(won) / jnp.maximum(jnp.sum(valid), 1)
-
-
-class MaskedPieces(NamedTuple):
-    """A masked-LM problem with a static number of places to fill."""
-
-    ids: Int[Array, "b t"]
-    positions: Int[Array, " p"]
-    """Into the flattened ids."""
-    labels: Int[Array, " p"]
-    used: Bool[Array, " p"]
-
-
-def mask_pieces(
-    ids: Int[Array, "b t"],
-    valid: Bool[Array, " b"],
-    probability: float,
-    special_ids: Sequence[int],
-    mask_id: int,
-    rng: Array,
-) -> MaskedPieces:
-    """Replace each piece by [MASK] with a probability; never kept, never another word.
-
-    The head then runs on `p` places instead of b * t: six standard deviations above the expected
-    number for captions of full length, so that none is left out in practice.
+    In chunks, as in the gradient cache of arXiv 2101.06983: every row's compressed tokens are made
+    first, without gradients. Then each chunk's losses give gradients of the parameters and of all
+    those tokens, as its negatives lie in other chunks too. These last go back through the adapter,
+    a chunk at a time.
     """
-    special = jnp.isin(ids, jnp.asarray(special_ids, ids.dtype))
-    masked = ~special & valid[:, None] & jax.random.bernoulli(rng, probability, ids.shape)
-    most = ids.shape[0] * max(ids.shape[1] - 2, 1)
-    deviation = math.sqrt(most * probability * (1 - probability))
-    places = min(math.ceil(most * probability + 6 * deviation), ids.size)
-    positions = jnp.nonzero(masked.reshape(-1), size=places, fill_value=0)[0]
-    used = jnp.arange(places) < jnp.sum(masked)
-    labels = ids.reshape(-1)[positions]
-    return MaskedPieces(jnp.where(masked, mask_id, ids), positions, labels, used)
+    if chunks == 1:
+
+        def whole(params: PyTree) -> tuple[Array, Metrics]:
+            tokens = devices.split(compress(params, vision_tokens))
+            return share(params, tokens, rows, dropout=dropout)
+
+        return jax.grad(whole, has_aux=True)(params)
+
+    tokens = in_chunks(partial(compress, params), vision_tokens, chunks, devices)
+    tokens = tokens.astype(jnp.float32)  # As are the sums of their gradients
+
+    def of_losses(part: Rows, number: Array) -> PyTree:
+        key = jax.random.fold_in(dropout, number)
+        return jax.grad(share, argnums=(0, 1), has_aux=True)(params, tokens, part, dropout=key)
+
+    def of_adapter(pictures: Array, slope: Array) -> PyTree:
+        made, back = jax.vjp(lambda params: compress(params, pictures), params)
+        return back(slope.astype(made.dtype))[0]
+
+    numbers = jnp.arange(chunks)
+    (gradients, slopes), metrics = _summed(of_losses, devices.cut(rows, chunks), numbers)
+    more = _summed(of_adapter, *devices.cut((vision_tokens, slopes), chunks))
+    return jax.tree.map(jnp.add, gradients, more), metrics
+
+
+def _summed(function: Callable, *chunks: PyTree) -> PyTree:
+    """The sum of what a function gives for each chunk, one at a time."""
+    one = jax.eval_shape(function, *jax.tree.map(lambda leaf: leaf[0], chunks))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), one)
+    return jax.lax.scan(
+        lambda sums, chunk: (jax.tree.map(jnp.add, sums, function(*chunk)), None), zeros, chunks
+    )[0]
+
+
+def in_chunks(function: Callable, rows: PyTree, chunks: int, devices: Devices) -> PyTree:
+    """`function` of rows, so many at a time; the result's rows stand as if it were called once."""
+    if chunks == 1:
+        return devices.split(function(rows))
+    return devices.join(jax.lax.map(function, devices.cut(rows, chunks)))
+
+
+def _compress(model: Edje, params: PyTree, vision_tokens: Array) -> Array:
+    return apply(model, params, "compress", vision_tokens)

@@ -71,9 +71,9 @@ class MetricLog:
         self._last = (done, now)
         rate = (done - since) * self.config.data.batch_size / max(now - then, 1e-9)
         figures = {name: float(value) for name, value in values.items()}
-        self.write(
-            done, {**figures, "pairs_per_second": round(rate, 2), "devices": jax.device_count()}
-        )
+        mesh = self.config.mesh
+        devices = mesh.data * mesh.fsdp or jax.device_count()
+        self.write(done, {**figures, "pairs_per_second": round(rate, 2), "devices": devices})
         self._progress.update(self._bar, rate=f"loss {figures['loss']:.3f} · {rate:.0f} pairs/s")
         if self._progress.disable:
             left = (self.steps - done) * self.config.data.batch_size / rate
@@ -88,6 +88,25 @@ class MetricLog:
             self._file.write(json.dumps({"step": done, **figures}) + "\n")
             self._file.flush()
             self._board.write(done, figures)
+
+
+class NoLog(MetricLog):
+    """What the processes of a run keep that are not its first: nothing."""
+
+    def __init__(self, workdir: Path):
+        self.workdir = workdir
+
+    def __enter__(self) -> "NoLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def step(self, number: int, values: Metrics) -> None:
+        """Nothing."""
+
+    def write(self, done: int, figures: dict[str, float]) -> None:
+        """Nothing."""
 
 
 class Board:

@@ -15,12 +15,14 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from edje_jax.config import RunConfig, to_dict
 from edje_jax.data.bad_pictures import BadPictures
 from edje_jax.data.loader import TrainingBatches, iterate
 from edje_jax.training.checkpoint import Checkpoints
-from edje_jax.training.logs import MetricLog
+from edje_jax.training.logs import MetricLog, NoLog
+from edje_jax.training.processes import any_of, is_first, wait_for_all
 from edje_jax.training.steps import Metrics, TrainState
 from edje_jax.types import Batch
 from edje_jax.weights.files import naming, replacing, write_json
@@ -29,10 +31,15 @@ log = logging.getLogger(__name__)
 
 MAY_CHANGE = {
     "workdir", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints",
-    "data.workers", "data.max_bad",
+    "data.workers", "data.max_bad", "mesh", "mesh.data", "mesh.fsdp", "accumulate",
+    "distributed", "coordinator", "num_processes", "process_id",
 }  # fmt: skip
-"""Fields of a run's config that may differ when it is resumed: no batch and no step depends on
-them."""
+"""Fields of a run's config that may differ when it is resumed: no batch and, but for the order of
+sums, no step depends on them."""
+
+
+AGREE_EVERY = 10
+"""Steps after which the processes of a run ask each other whether one was told to stop."""
 
 
 @runtime_checkable
@@ -61,8 +68,12 @@ class Task(Protocol):
         """Figures on `data.val`; empty if there is none."""
         ...
 
-    def export(self, state: TrainState, folder: Path) -> None:
-        """Write what users load into an existing empty folder."""
+    def fetch(self, state: TrainState) -> PyTree[np.ndarray]:
+        """The parameters in host memory; every process takes part."""
+        ...
+
+    def export(self, params: PyTree[np.ndarray], folder: Path) -> None:
+        """Write what users load into an existing empty folder; one process does."""
         ...
 
 
@@ -88,10 +99,12 @@ def run(task: Task, workdir: Path) -> bool:
         state, start = task.init(), checkpoints.latest_step() or 0
         if start:
             state = checkpoints.restore(state)
-        with (
-            stop_requests() as stopped,
-            MetricLog(workdir, start, task.config, len(task.reader)) as metrics,
-        ):
+        told = (
+            MetricLog(workdir, start, task.config, len(task.reader))
+            if is_first()
+            else NoLog(workdir)
+        )
+        with stop_requests() as stopped, told as metrics:
             state = _train(task, state, start, stopped, checkpoints, metrics)
             checkpoints.save(state)
             checkpoints.wait()
@@ -122,8 +135,10 @@ def claim(config: RunConfig, workdir: Path) -> None:
                 f"{path}: this workdir belongs to a run with another config. Choose another"
                 " --workdir, or delete this one:\n" + "\n".join(changed)
             )
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_json(path, ours)
+    wait_for_all("claim")
+    if is_first():
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(path, ours)
 
 
 def _train(
@@ -135,7 +150,8 @@ def _train(
     metrics: MetricLog,
 ) -> TrainState:
     config, steps = task.config, len(task.reader)
-    bad = BadPictures(len(task.reader.source), config.data.max_bad)
+    # Each process counts its own, which is so much of the set.
+    bad = BadPictures(len(task.reader.source) // jax.process_count(), config.data.max_bad)
     previous: tuple[int, Batch, Metrics] | None = None
     for number, batch in enumerate(iterate(task.reader, start, bad), start=start):
         state, values = task.step(state, batch, number)
@@ -154,8 +170,9 @@ def _train(
             _check_and_log(*previous, metrics)
             previous = None
             checkpoints.save(state)
-        if stopped.by:
-            log.info("%s: saving step %d", stopped.by, done)
+        # To agree takes a message to all and back, which the device would wait for.
+        if (jax.process_count() == 1 or done % AGREE_EVERY == 0) and any_of(bool(stopped.by)):
+            log.info("%s: saving step %d", stopped.by or "another process was stopped", done)
             break
     if previous:
         _check_and_log(*previous, metrics)
@@ -165,7 +182,8 @@ def _train(
 def _check_and_log(number: int, batch: Batch, values: Metrics, metrics: MetricLog) -> None:
     loss = float(values["loss"])
     if not np.isfinite(loss):
-        path = metrics.workdir / f"not-finite-step-{number}.npz"
+        own = f"-process-{jax.process_index()}" if jax.process_count() > 1 else ""
+        path = metrics.workdir / f"not-finite-step-{number}{own}.npz"
         arrays = {name: leaf for name, leaf in batch._asdict().items() if leaf is not None}
         with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **jax.device_get(arrays))
@@ -180,9 +198,13 @@ def _finish(task: Task, state: TrainState, workdir: Path, metrics: MetricLog) ->
     figures = task.evaluate(state)
     if figures:
         metrics.write(int(state.step), figures)
-    with whole_folder(workdir / "model") as folder:
-        task.export(state, folder)
-    log.info("wrote %s", workdir / "model")
+    # Every process helps to fetch what is exported; one writes.
+    params = task.fetch(state)
+    if is_first():
+        with whole_folder(workdir / "model") as folder:
+            task.export(params, folder)
+        log.info("wrote %s", workdir / "model")
+    wait_for_all("export")
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The losses, per example where they can be: pure functions of logits and masks.
 
 Every mean is a masked sum over a masked count, so that an invalid row weighs nothing. All
-arithmetic is float32.
+arithmetic is float32. Where rows are a part of a batch, `count` is the whole batch's.
 """
 
 import jax
@@ -9,10 +9,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 
-def masked_mean(values: Float[Array, "..."], mask: Bool[Array, "..."]) -> Float[Array, ""]:
-    """Mean over the True entries of a mask of the same shape; 0 if there are none."""
-    weights = mask.astype(jnp.float32)
-    return jnp.sum(jnp.where(mask, values, 0.0)) / jnp.maximum(jnp.sum(weights), 1.0)
+def masked_mean(
+    values: Float[Array, "..."], mask: Bool[Array, "..."], count: Int[Array, ""] | None = None
+) -> Float[Array, ""]:
+    """Mean over the True entries of a mask of the same shape; 0 if there are none.
+
+    With `count`, that of a whole of which these values are a part, the part's share in its mean.
+    """
+    total = jnp.sum(mask) if count is None else count
+    return jnp.sum(jnp.where(mask, values, 0.0)) / jnp.maximum(total.astype(jnp.float32), 1.0)
 
 
 def matching_loss(
@@ -20,6 +25,7 @@ def matching_loss(
     negatives: Float[Array, "b k"],
     usable: Bool[Array, "b k"],
     valid: Bool[Array, " b"],
+    count: Int[Array, ""] | None = None,
 ) -> Float[Array, ""]:
     """Softmax cross-entropy of each positive's match logit against its hard negatives.
 
@@ -29,34 +35,43 @@ def matching_loss(
     negatives = jnp.where(usable, negatives, -jnp.inf)
     logits = jnp.concatenate([positive[:, None], negatives], axis=1)
     per_example = jax.nn.logsumexp(logits, axis=1) - positive
-    return masked_mean(per_example, valid)
+    return masked_mean(per_example, valid, count)
 
 
 def distillation_loss(
-    student: Float[Array, "..."], teacher: Float[Array, "..."], mask: Bool[Array, "..."]
+    student: Float[Array, "..."],
+    teacher: Float[Array, "..."],
+    mask: Bool[Array, "..."],
+    count: Int[Array, ""] | None = None,
 ) -> Float[Array, ""]:
     """Binary cross-entropy between sigmoid(teacher logit) and the student's logit."""
     target = jax.nn.sigmoid(teacher)
     per_pair = jax.nn.softplus(student) - target * student
-    return masked_mean(per_pair, mask)
+    return masked_mean(per_pair, mask, count)
 
 
 def masked_lm_loss(
-    logits: Float[Array, "p v"], labels: Int[Array, " p"], mask: Bool[Array, " p"]
+    logits: Float[Array, "... p v"],
+    labels: Int[Array, "... p"],
+    mask: Bool[Array, "... p"],
+    count: Int[Array, ""] | None = None,
 ) -> Float[Array, ""]:
     """Cross-entropy of the original pieces at the masked positions."""
     log_probabilities = jax.nn.log_softmax(logits, axis=-1)
-    picked = jnp.take_along_axis(log_probabilities, labels[:, None], axis=1)[:, 0]
-    return masked_mean(-picked, mask)
+    picked = jnp.take_along_axis(log_probabilities, labels[..., None], axis=-1)[..., 0]
+    return masked_mean(-picked, mask, count)
 
 
 def text_recovery_loss(
-    predicted: Float[Array, "b e"], target: Float[Array, "b e"], valid: Bool[Array, " b"]
+    predicted: Float[Array, "b e"],
+    target: Float[Array, "b e"],
+    valid: Bool[Array, " b"],
+    count: Int[Array, ""] | None = None,
 ) -> Float[Array, ""]:
     """1 - cosine between the text-only [CLS], projected, and the backbone's text embedding."""
     norms = jnp.linalg.norm(predicted, axis=-1) * jnp.linalg.norm(target, axis=-1)
     cosine = jnp.sum(predicted * target, axis=-1) / jnp.maximum(norms, 1e-8)
-    return masked_mean(1.0 - cosine, valid)
+    return masked_mean(1.0 - cosine, valid, count)
 
 
 def sigmoid_loss(

@@ -15,6 +15,7 @@ from jaxtyping import PyTree
 from edje_jax.config import BertConfig, DataConfig, EdjeConfig, EdjeRun
 from edje_jax.data.sources.registry import open_captioned
 from edje_jax.data.text import JointTokenizer, train_wordpiece
+from edje_jax.training.processes import is_first, wait_for_all
 from edje_jax.types import Source
 from edje_jax.weights import bert, edje
 from edje_jax.weights.backbone import Backbone, load_backbone
@@ -100,6 +101,14 @@ def open_sets(data: DataConfig, image_size: int = 64) -> tuple[Source, Source | 
     return train, val
 
 
+def train_tokenizer(source: Source, vocab_size: int, folder: Path) -> None:
+    """Train a run's tokenizer from its captions, once and by one process."""
+    if is_first() and not (folder / "tokenizer_config.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        train_wordpiece(some_captions(source), vocab_size, folder)
+    wait_for_all("tokenizer")
+
+
 def some_captions(source: Source, limit: int = 5_000) -> Iterator[str]:
     """Captions of up to `limit` pictures spread over a source, to train a tokenizer from."""
     for index in range(0, len(source), max(len(source) // limit, 1)):
@@ -141,9 +150,8 @@ def _joint_encoder(
         folder = teacher.tokenizer
     else:
         folder = workdir / "tokenizer"
-        if source and not (folder / "tokenizer_config.json").exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            train_wordpiece(some_captions(source), config.model.fresh.vocab_size - 1, folder)
+        if source:
+            train_tokenizer(source, config.model.fresh.vocab_size - 1, folder)
     pieces = JointTokenizer(folder, config.model.max_text_length)
     # One row more than words: the image placeholder's, as the published layout has it.
     shape = dataclasses.replace(

@@ -137,13 +137,23 @@ def _pad_token_id(folder: Path, told: dict[str, Any]) -> int | None:
     It goes before config.json's, which often keeps a default of another family: the text tower
     was trained on what its tokenizer made.
     """
-    name = told.get("pad_token")
+    kind = str(told.get("tokenizer_class", ""))
+    default = next((pad for start, pad in _PAD_TOKENS.items() if kind.startswith(start)), None)
+    name = told.get("pad_token") or default
     name = name.get("content") if isinstance(name, dict) else name
     added = [{"id": k, **v} for k, v in told.get("added_tokens_decoder", {}).items()]
     if not added and (folder / "tokenizer.json").exists():
         added = read_json(folder / "tokenizer.json").get("added_tokens", [])
     return next((int(token["id"]) for token in added if token["content"] == name), None)
 
+
+_PAD_TOKENS = {
+    "Siglip2": "<pad>",
+    "Gemma": "<pad>",
+    "Siglip": "</s>",
+    "CLIP": "<|endoftext|>",
+}
+"""What tokenizer classes pad with where their files do not say."""
 
 _TABLES = {"siglip": siglip, "clip": clip}
 """`model_type` of a config.json -> its table."""

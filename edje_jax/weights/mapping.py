@@ -100,16 +100,16 @@ def to_ours(
 
 def to_device(params: PyTree[np.ndarray]) -> PyTree[jax.Array]:
     """Loaded parameters as float32 arrays on the device, with one copy of one leaf on the host."""
-    return jax.tree.map(_placed, params)
+    return jax.tree.map(lambda leaf: jax.device_put(owned(leaf)), params)
 
 
-def _placed(value: np.ndarray) -> jax.Array:
-    # The CPU's device memory is the host's: an aligned array that nobody else holds is taken over.
+def owned(value: np.ndarray) -> np.ndarray:
+    """A float32 copy so aligned that a CPU device takes it over as it is."""
     room = np.empty(value.size * 4 + _ALIGNMENT, np.uint8)
     start = -room.ctypes.data % _ALIGNMENT
     aligned = room[start : start + value.size * 4].view(np.float32).reshape(value.shape)
     np.copyto(aligned, value, casting="same_kind")
-    return jax.device_put(aligned)
+    return aligned
 
 
 _ALIGNMENT = 64

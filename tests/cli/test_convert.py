@@ -113,7 +113,7 @@ def test_a_checkpoint_of_another_shape_is_listed(tmp_path):
     tensors["text_projection.bias"] = torch.zeros(3)
     tensors["surprise"] = torch.zeros(1)
     torch.save({"model": tensors}, tmp_path / "odd.pth")
-    with pytest.raises(WeightMismatch, match=r"text_projection\.bias gives \(3,\)[\s\S]*surprise"):
+    with pytest.raises(WeightMismatch, match=r"surprise\n.*text_projection\.bias gives \(3,\)"):
         convert(str(tmp_path / "odd.pth"), str(tmp_path / "x"), "edje", FOLDERS[1], FOLDERS[3])
 
 

@@ -220,7 +220,7 @@ def test_bert_equals_transformers_on_text_and_vision(name, tmp_path):
     def run(params, ids, tokens, positions) -> tuple[list[jax.Array], jax.Array]:
         apply = functools.partial(Edje(config).apply, {"params": {"joint_encoder": params}})
         states = apply(ids, tokens, method="hidden_states")
-        return states, apply(ids, tokens, positions, method="masked_lm")
+        return states, apply(ids, tokens, positions[None], method="masked_lm")[0]
 
     states, ours = run(params, ids, tokens, np.flatnonzero(ids))
     # Ours has one word more, the placeholder's.

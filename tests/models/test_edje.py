@@ -90,7 +90,7 @@ def run(params, ids, tokens, model=MODEL) -> Outputs:
     apply = functools.partial(model.apply, {"params": params})
     return Outputs(
         apply(ids, tokens, method="match"),
-        apply(ids, tokens, jnp.arange(ids.size), method="masked_lm"),
+        apply(ids, tokens, jnp.arange(ids.size)[None], method="masked_lm")[0],
         apply(ids, method="recover_text"),
     )
 
@@ -192,7 +192,7 @@ def test_masked_lm_is_bert_s_head_over_the_text_rows():
 
 def test_masked_lm_at_some_positions_equals_the_full_logits():
     some = np.array([3, 17, 17, 40, 63])
-    picked = run_one(weights(), text_ids(), compressed(), some, method="masked_lm")
+    picked = run_one(weights(), text_ids(), compressed(), some[None], method="masked_lm")[0]
     close(picked, outputs().masked_lm[some])
 
 

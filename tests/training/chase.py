@@ -65,9 +65,12 @@ class Chase:
     def evaluate(self, state: TrainState) -> dict[str, float]:
         return self.figures.pop(0) if self.figures else {}
 
-    def export(self, state: TrainState, folder: Path) -> None:
-        np.save(folder / "number.npy", state.params["number"])
-        np.save(folder / "ballast.npy", state.params["ballast"])
+    def fetch(self, state: TrainState) -> dict[str, np.ndarray]:
+        return jax.device_get(state.params)
+
+    def export(self, params: dict[str, np.ndarray], folder: Path) -> None:
+        np.save(folder / "number.npy", params["number"])
+        np.save(folder / "ballast.npy", params["ballast"])
 
 
 @jax.jit

@@ -131,7 +131,7 @@ def test_patch_naming_learns_from_scenes(config, tmp_path):
     np.testing.assert_allclose(first["loss"], first["loss/sigmoid"] + first["loss/patch_naming"])
     folder = tmp_path / "model"
     folder.mkdir()
-    task.export(state, folder)
+    task.export(task.fetch(state), folder)
     exported = load_backbone(str(folder))
     assert jax.tree.structure(exported.params) == jax.tree.structure(state.params["siglip"])
 

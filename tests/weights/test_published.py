@@ -160,7 +160,7 @@ class Case:
         return hard_negatives(self.text_embeddings, self.vision.embedding, ids, ids, valid, k=2)
 
     def masked_lm(self, ids: np.ndarray, positions: np.ndarray) -> jax.Array:
-        return self._edje("masked_lm", args=(ids, self.compressed, positions))[0]
+        return self._edje("masked_lm", args=(ids, self.compressed, positions[None]))[0][0]
 
     def _edje(self, *methods: str, args: tuple, gelu: str = "gelu"):
         static = {"config": self.config, "methods": methods, "gelu": gelu}

@@ -1,0 +1,233 @@
+"""The loss of some rows of a batch: matching, masked LM, text recovery and distillation.
+
+Each term is divided by the count of the whole batch, so that the shares of any partition of its
+rows add up to the loss of all of them.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from edje_jax.config import LossConfig
+from edje_jax.models.apply import apply
+from edje_jax.models.edje import Edje
+from edje_jax.training.losses import (
+    distillation_loss,
+    masked_lm_loss,
+    matching_loss,
+    text_recovery_loss,
+)
+from edje_jax.training.negatives import HardNegatives
+from edje_jax.training.sharding import Devices
+from edje_jax.training.steps import Metrics
+
+Phase = Literal["masked_lm", "all"]
+"""Which losses a step trains: masked LM and text recovery alone, or all of them."""
+
+
+class Pairs(NamedTuple):
+    """Match logits of rows: each one's own pair, and its K hard negatives of both kinds."""
+
+    positive: Float[Array, " r"]
+    images: Float[Array, "r k"]
+    captions: Float[Array, "r k"]
+
+
+class Rows(NamedTuple):
+    """All that the losses ask of some rows of a batch, apart from parameters and pictures."""
+
+    index: Int[Array, " r"]
+    """Their places in the batch."""
+    ids: Int[Array, "r t"]
+    masked: Bool[Array, "r t"]
+    """Pieces that masked LM hides."""
+    valid: Bool[Array, " r"]
+    text_embeddings: Float[Array, "r e"]
+    negatives: HardNegatives
+    taught: Pairs | None = None
+    """A teacher's logits of the same pairs."""
+
+
+class Counts(NamedTuple):
+    """What the means of a whole batch are divided by."""
+
+    rows: Int[Array, ""]
+    pieces: Int[Array, ""]
+    images: Int[Array, ""]
+    captions: Int[Array, ""]
+
+    @classmethod
+    def of(cls, rows: Rows) -> "Counts":
+        """Count a whole batch."""
+        valid = rows.valid[:, None]
+        return cls(
+            jnp.sum(rows.valid),
+            jnp.sum(rows.masked),
+            jnp.sum(rows.negatives.images_usable & valid),
+            jnp.sum(rows.negatives.captions_usable & valid),
+        )
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is trained, for how much each, by which model on which devices."""
+
+    model: Edje
+    loss: LossConfig
+    phase: Phase
+    mask_id: int
+    devices: Devices
+
+    def share(
+        self,
+        params: PyTree,
+        tokens: Float[Array, "b m d"],
+        rows: Rows,
+        ids: Int[Array, "b t"],
+        counts: Counts,
+        dropout: Array,
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """(loss, what to tell) of some rows; `tokens`, `ids` and `counts` are the whole batch's."""
+        loss, terms, metrics = self.loss, {}, {}
+        if self.phase == "all":
+            pairs = match_pairs(self.model, params, tokens, rows, ids, self.devices, dropout)
+            if loss.match > 0:
+                terms["match"] = match_term(pairs, rows, counts)
+            metrics["match_accuracy"] = accuracy(pairs, rows, counts)
+            if rows.taught is not None:
+                terms["distillation"] = distillation_term(pairs, rows.taught, rows, counts)
+        if loss.masked_lm > 0:
+            whole = len(rows.index) == len(tokens)
+            own = tokens if whole else self.devices.split(tokens[rows.index])
+            terms["masked_lm"] = self._masked_lm(params, own, rows, counts, dropout)
+        if loss.text_recovery > 0:
+            guess = apply(self.model, params, "recover_text", rows.ids, True, dropout_rng=dropout)
+            terms["text_recovery"] = text_recovery_loss(
+                guess, rows.text_embeddings, rows.valid, counts.rows
+            )
+        total = sum((getattr(loss, name) * term for name, term in terms.items()), jnp.zeros(()))
+        metrics |= {f"loss/{name}": term for name, term in terms.items()}
+        return total, {"loss": total, **metrics}
+
+    def _masked_lm(self, params, tokens, rows: Rows, counts: Counts, dropout) -> Array:
+        places = masked_places(
+            rows.ids, rows.masked, self.loss.mask_probability, self.devices.count
+        )
+        hidden = jnp.where(rows.masked, self.mask_id, rows.ids)
+        logits = apply(
+            self.model, params, "masked_lm", hidden, tokens, places.positions, True,
+            dropout_rng=dropout,
+        )  # fmt: skip
+        return masked_lm_loss(logits, places.labels, places.used, counts.pieces)
+
+
+def match_pairs(
+    model: Edje,
+    params: PyTree,
+    tokens: Float[Array, "b m d"],
+    rows: Rows,
+    ids: Int[Array, "b t"],
+    devices: Devices,
+    dropout: Array | None = None,
+) -> Pairs:
+    """All 1 + 2K pairs of some rows in one pass; in training if there is a `dropout` key."""
+    count, k = rows.negatives.images.shape
+    own = jnp.repeat(rows.index, k)
+    text_rows = jnp.concatenate([rows.index, own, rows.negatives.captions.reshape(-1)])
+    image_rows = jnp.concatenate([rows.index, rows.negatives.images.reshape(-1), own])
+    ids, tokens = devices.gather((ids, tokens))
+    ids, tokens = devices.split((ids[text_rows], tokens[image_rows]))
+    train = dropout is not None
+    logits = apply(model, params, "match", ids, tokens, train, dropout_rng=dropout)
+    positive, images, captions = jnp.split(devices.gather(logits), [count, count + count * k])
+    return Pairs(positive, images.reshape(count, k), captions.reshape(count, k))
+
+
+def match_term(pairs: Pairs, rows: Rows, counts: Counts) -> Float[Array, ""]:
+    """The mean of matching against negative pictures and against negative captions."""
+    positive, negatives = pairs.positive, rows.negatives
+    losses = [
+        matching_loss(positive, rivals, usable, rows.valid, counts.rows)
+        for rivals, usable in (
+            (pairs.images, negatives.images_usable),
+            (pairs.captions, negatives.captions_usable),
+        )
+    ]
+    return sum(losses, jnp.zeros(())) / 2
+
+
+def distillation_term(
+    student: Pairs, teacher: Pairs, rows: Rows, counts: Counts
+) -> Float[Array, ""]:
+    """The mean over positives, negative pictures and negative captions."""
+    valid, negatives = rows.valid, rows.negatives
+    masks = (
+        valid,
+        negatives.images_usable & valid[:, None],
+        negatives.captions_usable & valid[:, None],
+    )
+    totals = (counts.rows, counts.images, counts.captions)
+    losses = [
+        distillation_loss(*each) for each in zip(student, teacher, masks, totals, strict=True)
+    ]
+    return sum(losses, jnp.zeros(())) / 3
+
+
+def accuracy(pairs: Pairs, rows: Rows, counts: Counts) -> Float[Array, ""]:
+    """Share of the rows whose own pair beats all its hard negatives."""
+    rivals = jnp.concatenate(
+        [
+            jnp.where(rows.negatives.images_usable, pairs.images, -jnp.inf),
+            jnp.where(rows.negatives.captions_usable, pairs.captions, -jnp.inf),
+        ],
+        axis=1,
+    )
+    won = (pairs.positive > jnp.max(rivals, axis=1)) & rows.valid
+    return jnp.sum(won) / jnp.maximum(counts.rows, 1)
+
+
+def choose_masked(
+    ids: Int[Array, "b t"],
+    valid: Bool[Array, " b"],
+    probability: float,
+    special_ids: Sequence[int],
+    rng: Array,
+) -> Bool[Array, "b t"]:
+    """Which pieces are hidden: each with a probability, special ids and invalid rows never."""
+    special = jnp.isin(ids, jnp.asarray(special_ids, ids.dtype))
+    return ~special & valid[:, None] & jax.random.bernoulli(rng, probability, ids.shape)
+
+
+class MaskedPlaces(NamedTuple):
+    """A static number of places for the masked-LM head to fill."""
+
+    positions: Int[Array, "g p"]
+    """Into the flattened ids of each of g equal groups of rows."""
+    labels: Int[Array, "g p"]
+    used: Bool[Array, "g p"]
+
+
+def masked_places(
+    ids: Int[Array, "b t"], masked: Bool[Array, "b t"], probability: float, groups: int = 1
+) -> MaskedPlaces:
+    """Where the hidden pieces stand and what they were.
+
+    The head then runs on g * p places instead of b * t: p is six standard deviations above the
+    number expected of a group of full captions, so that none is left out in practice. Groups are
+    the devices', each of which then fills places of its own rows.
+    """
+    size = ids.size // groups
+    most = ids.shape[0] // groups * max(ids.shape[1] - 2, 1)
+    deviation = math.sqrt(most * probability * (1 - probability))
+    places = min(math.ceil(most * probability + 6 * deviation), size)
+
+    def group(ids: Int[Array, " n"], masked: Bool[Array, " n"]) -> tuple[Array, Array, Array]:
+        positions = jnp.nonzero(masked, size=places, fill_value=0)[0]
+        return positions, ids[positions], jnp.arange(places) < jnp.sum(masked)
+
+    return MaskedPlaces(*jax.vmap(group)(ids.reshape(groups, size), masked.reshape(groups, size)))

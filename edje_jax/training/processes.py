@@ -1,0 +1,102 @@
+"""Several processes in one run: joining them, and agreeing."""
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from edje_jax.config import RunConfig
+
+log = logging.getLogger(__name__)
+
+LOST_AFTER = 30
+"""Seconds without a sign of life after which a process counts as dead and the others end."""
+
+
+class NoCluster(RuntimeError):
+    """The processes of a run could not find each other; the message says what to set."""
+
+
+def join(config: RunConfig) -> None:
+    """Make this process one of many if the config asks for it; to be called before any JAX work.
+
+    Raises:
+        NoCluster: nothing says who the others are, or they cannot be reached.
+    """
+    named = (config.coordinator, config.num_processes, config.process_id)
+    if config.distributed == "off":
+        if named != ("", 0, -1):
+            raise NoCluster(
+                "--coordinator, --num-processes and --process-id need --distributed auto"
+            )
+        return
+    # Collectives between CPU processes; accelerators have their own.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # It would take SIGTERM for itself; when to stop is the loop's to say.
+    jax.config.update("jax_enable_preemption_service", False)
+    given = {
+        "coordinator_address": config.coordinator or None,
+        "num_processes": config.num_processes or None,
+        "process_id": config.process_id if config.process_id >= 0 else None,
+    }
+    try:
+        jax.distributed.initialize(**given, heartbeat_timeout_seconds=LOST_AFTER)
+    except (ValueError, RuntimeError) as error:
+        raise NoCluster(
+            f"--distributed auto: the processes of this run did not find each other ({error})."
+            " Start it under Slurm, Open MPI or on a TPU pod, or give every process"
+            " --coordinator HOST:PORT, --num-processes N and its own --process-id"
+        ) from error
+    if not is_first():
+        logging.getLogger().setLevel(logging.WARNING)
+    log.info("%d processes, %d devices", jax.process_count(), jax.device_count())
+
+
+def part_of_this_process() -> tuple[int, int]:
+    """(i, n): this is the i-th of n processes."""
+    return jax.process_index(), jax.process_count()
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and talks."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(what: str) -> None:
+    """Block until every process has come this far."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+def any_of(flag: bool) -> bool:
+    """Whether any process says so; every process has to ask at the same time."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+
+
+@contextmanager
+def joined(config: RunConfig) -> Iterator[None]:
+    """A block that is one process's part of a run.
+
+    If it fails, the process ends on the spot: the usual way out would wait for the others, which
+    may be gone, and they learn of it the sooner.
+
+    Raises:
+        NoCluster: see `join`.
+    """
+    join(config)
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        if jax.process_count() == 1:
+            raise
+        told = str(error) or type(error).__name__
+        sys.stderr.write(f"error: process {jax.process_index()}: {told}\n")
+        sys.stderr.flush()
+        os._exit(1)

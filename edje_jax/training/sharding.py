@@ -1,0 +1,183 @@
+"""One mesh for a laptop and a pod: which device holds what.
+
+The mesh has two axes. Rows of a batch are split over both; parameters and optimiser state are
+split over `fsdp` alone and repeated over `data`, so that fsdp = 1 is plain data parallelism. XLA
+inserts what has to be sent. One device is a mesh of one: the same code path.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+from edje_jax.config import MeshConfig
+from edje_jax.types import Batch
+from edje_jax.weights.mapping import owned, to_device
+
+DATA, FSDP = "data", "fsdp"
+ROWS = PartitionSpec((DATA, FSDP))
+"""Of a batch: its rows over every device."""
+
+RULES: tuple[tuple[str, str], ...] = (
+    # Small, and wanted whole by every device at once.
+    (r"(bias|scale|step|count)$", "whole"),
+    (r".*", "split"),
+)
+"""(regular expression on a parameter's path, what to do), the first match counts. "split" cuts
+the largest axis that the number of devices divides; what has none stays whole."""
+
+Tree = TypeVar("Tree")
+
+
+class MeshError(ValueError):
+    """The mesh that is asked for does not fit the devices, or the batch does not fit the mesh."""
+
+
+@dataclass(frozen=True)
+class Devices:
+    """A mesh and what it makes of arrays."""
+
+    mesh: Mesh
+
+    @classmethod
+    def of(cls, config: MeshConfig, batch_size: int, chunks: int = 1) -> "Devices":
+        """The mesh of a config over the devices of every process, for batches in so many chunks.
+
+        Raises:
+            MeshError: the axes do not fit the devices, or the batch cannot be cut evenly.
+        """
+        # A process reads rows that stand together: so must its devices.
+        devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+        data = config.data or len(devices) // config.fsdp
+        used = data * config.fsdp
+        # Leaving devices idle has to be asked for; a process cannot be left out.
+        some = bool(config.data) and jax.process_count() == 1
+        if used > len(devices) or (used != len(devices) and not some):
+            raise MeshError(
+                f"--mesh.data {config.data} --mesh.fsdp {config.fsdp}: {len(devices)} devices are"
+                " here, and data * fsdp must be their number (0 for data takes what is left)"
+            )
+        if batch_size % (used * chunks):
+            times = f" {chunks} times (--accumulate)" if chunks > 1 else ""
+            raise MeshError(
+                f"--data.batch-size {batch_size} cannot be cut evenly over {used} devices{times};"
+                f" make it a multiple of {used * chunks}, or use fewer devices with --mesh.data"
+            )
+        grid = np.array(devices[:used]).reshape(data, config.fsdp)
+        return cls(Mesh(grid, (DATA, FSDP)))
+
+    @property
+    def count(self) -> int:
+        """Devices in use, of every process."""
+        return self.mesh.size
+
+    @property
+    def whole(self) -> NamedSharding:
+        """Of arrays that every device holds."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    @property
+    def rows(self) -> NamedSharding:
+        """Of arrays whose first axis is the batch."""
+        return NamedSharding(self.mesh, ROWS)
+
+    def sharding(self, path: Any, leaf: Any) -> NamedSharding:
+        """Where a leaf of the training state, or a parameter, lives."""
+        name, parts = jax.tree_util.keystr(path, simple=True, separator="/"), self.mesh.shape[FSDP]
+        action = next(action for pattern, action in RULES if re.search(pattern, name))
+        shape = np.shape(leaf)
+        cuttable = [axis for axis, size in enumerate(shape) if size % parts == 0 and size >= parts]
+        if action == "whole" or parts == 1 or not cuttable:
+            return self.whole
+        axis = max(cuttable, key=lambda axis: shape[axis])
+        return NamedSharding(self.mesh, PartitionSpec(*[None] * axis, FSDP))
+
+    def shardings(self, tree: PyTree) -> PyTree:
+        """`sharding` of every leaf."""
+        return jax.tree_util.tree_map_with_path(self.sharding, tree)
+
+    def make(self, function: Callable[[], Tree]) -> Tree:
+        """What a function returns, computed where it will live: never whole on one device."""
+        return jax.jit(function, out_shardings=self.shardings(jax.eval_shape(function)))()
+
+    def fetch(self, tree: PyTree[jax.Array]) -> PyTree[np.ndarray]:
+        """The whole tree in every process's memory, leaf by leaf; every process takes part."""
+        if jax.process_count() == 1:
+            return jax.device_get(tree)
+        return jax.tree.map(partial(multihost_utils.process_allgather, tiled=True), tree)
+
+    def alone(self, tree: PyTree[jax.Array]) -> PyTree[jax.Array]:
+        """The same on one device of this process, for what it computes by itself."""
+        return tree if self.count == 1 else to_device(self.fetch(tree))
+
+    def place(self, tree: PyTree[np.ndarray]) -> PyTree[jax.Array]:
+        """Loaded parameters as float32 on the devices, each of which gets its part alone."""
+
+        def one(path: Any, leaf: np.ndarray) -> jax.Array:
+            parts: dict[str, np.ndarray] = {}  # Several devices may hold the same one
+
+            def part(index: Any) -> np.ndarray:
+                if str(index) not in parts:
+                    parts[str(index)] = owned(leaf[index])
+                return parts[str(index)]
+
+            return jax.make_array_from_callback(leaf.shape, self.sharding(path, leaf), part)
+
+        return jax.tree_util.tree_map_with_path(one, tree)
+
+    def split(self, tree: Tree) -> Tree:
+        """Inside a jitted step: rows over the devices."""
+        return jax.lax.with_sharding_constraint(tree, self.rows)
+
+    def gather(self, tree: Tree) -> Tree:
+        """Inside a jitted step: everything to every device."""
+        return jax.lax.with_sharding_constraint(tree, self.whole)
+
+    def cut(self, tree: Tree, chunks: int) -> Tree:
+        """Inside a jitted step: rows [b, ...] -> [chunks, b / chunks, ...].
+
+        Every chunk takes its share of each device's rows, so that nothing is sent.
+        """
+
+        def one(leaf: jax.Array) -> jax.Array:
+            size = len(leaf) // chunks
+            grid = leaf.reshape(self.count, chunks, size // self.count, *leaf.shape[1:])
+            return grid.swapaxes(0, 1).reshape(chunks, size, *leaf.shape[1:])
+
+        return jax.lax.with_sharding_constraint(jax.tree.map(one, tree), self._chunks)
+
+    def join(self, tree: Tree) -> Tree:
+        """The way back from `cut`."""
+
+        def one(leaf: jax.Array) -> jax.Array:
+            chunks, size = leaf.shape[:2]
+            grid = leaf.reshape(chunks, self.count, size // self.count, *leaf.shape[2:])
+            return grid.swapaxes(0, 1).reshape(chunks * size, *leaf.shape[2:])
+
+        return self.split(jax.tree.map(one, tree))
+
+    @property
+    def _chunks(self) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec(None, *ROWS))
+
+    def batch(self, batch: Batch) -> Batch:
+        """This process's rows -> the global batch, its rows over the devices."""
+        return jax.tree.map(
+            lambda rows: jax.make_array_from_process_local_data(self.rows, rows), batch
+        )
+
+
+def bytes_per_device(tree: PyTree[jax.Array]) -> int:
+    """What one device holds of a tree."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )

@@ -1,0 +1,146 @@
+"""Real processes on one run: two of four devices each, against one of eight and one of one."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import DEVICES, ROOT
+from tests.small_runs import TINY, read_log
+
+pytestmark = pytest.mark.slow
+
+STEPS = 20
+RUN = (
+    sys.executable, "train.py", "debug", "--steps", str(STEPS), "--precision", "float32",
+    "--model.backbone", str(TINY / "siglip"), "--checkpoint-every", "10",
+)  # fmt: skip
+TOLD = ("loss", "loss/match", "loss/masked_lm", "loss/text_recovery", "grad_norm")
+
+
+def start(workdir: Path, devices: int, *more: str) -> subprocess.Popen[str]:
+    """One process on so many virtual devices."""
+    env = {**os.environ, "XLA_FLAGS": f"{DEVICES}={devices}"}
+    return subprocess.Popen(
+        [*RUN, "--workdir", str(workdir), *more],
+        cwd=ROOT, env=env, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def start_two(workdir: Path, *more: str) -> list[subprocess.Popen[str]]:
+    """Two processes of four devices that know of each other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    common = ("--distributed", "auto", "--coordinator", address, "--num-processes", "2")
+    return [start(workdir, 4, *common, "--process-id", str(i), *more) for i in range(2)]
+
+
+def finish(*processes: subprocess.Popen[str]) -> None:
+    for process in processes:
+        _, err = process.communicate(timeout=400)
+        assert process.returncode == 0, err
+
+
+def losses(workdir: Path) -> np.ndarray:
+    """[steps, figures]."""
+    return np.array([[line[name] for name in TOLD] for line in read_log(workdir)])
+
+
+def await_step(workdir: Path, step: int, processes: list[subprocess.Popen[str]]) -> None:
+    """Until the log tells of a step."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        path = workdir / "metrics.jsonl"
+        if path.exists() and len(path.read_text().splitlines()) >= step:
+            return
+        assert all(process.poll() is None for process in processes), processes[0].communicate()
+        time.sleep(0.1)
+    raise AssertionError(f"step {step} never came")
+
+
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory) -> Path:
+    """A finished run of one process on eight devices."""
+    workdir = tmp_path_factory.mktemp("eight")
+    finish(start(workdir, 8))
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> Path:
+    """A finished run of two processes on eight devices together."""
+    workdir = tmp_path_factory.mktemp("two")
+    finish(*start_two(workdir))
+    return workdir
+
+
+def test_two_processes_take_the_steps_of_one(eight, two):
+    ours, theirs = losses(two), losses(eight)
+    assert len(ours) == STEPS
+    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+
+
+def test_the_first_process_exports_for_all(eight, two):
+    names = {path.relative_to(eight) for path in (eight / "model").rglob("*")}
+    assert names == {path.relative_to(two) for path in (two / "model").rglob("*")}
+    assert not list(two.glob(".model*"))
+
+
+@pytest.mark.parametrize("where", ["one device", "two processes, fsdp = 4"])
+def test_a_run_goes_on_elsewhere(where, eight, tmp_path):
+    """Ten steps on a mesh, ten more on another."""
+    first = start(tmp_path, 8)
+    await_step(tmp_path, 10, [first])
+    first.send_signal(signal.SIGTERM)
+    finish(first)
+    done = len(losses(tmp_path))
+    assert 10 <= done < STEPS
+    if where == "one device":
+        finish(start(tmp_path, 1))
+    else:
+        finish(*start_two(tmp_path, "--mesh.fsdp", "4"))
+    ours, theirs = losses(tmp_path), losses(eight)
+    assert len(ours) == STEPS
+    np.testing.assert_allclose(ours[done : done + 10], theirs[done : done + 10], rtol=1e-4)
+
+
+def test_a_process_that_dies_ends_the_other_and_a_rerun_goes_on(eight, tmp_path):
+    both = start_two(tmp_path)
+    await_step(tmp_path, 12, both)
+    both[1].kill()
+    died = time.monotonic()
+    _, err = both[0].communicate(timeout=60)
+    assert both[0].returncode != 0 and time.monotonic() - died < 60
+    # Of JAX's coordination, which ends the process where it stands, or of what failed before.
+    assert "another task died" in err or "error: process 0" in err
+    both[1].communicate()
+    assert not (tmp_path / "model").exists()
+    finish(*start_two(tmp_path))
+    np.testing.assert_allclose(losses(tmp_path), losses(eight), rtol=1e-4)
+
+
+def test_sigterm_to_one_of_two_saves_both(tmp_path):
+    both = start_two(tmp_path)
+    await_step(tmp_path, 5, both)
+    both[1].send_signal(signal.SIGTERM)
+    finish(*both)
+    saved = [int(path.name) for path in (tmp_path / "checkpoints").iterdir()]
+    assert max(saved) == len(losses(tmp_path)) < STEPS
+
+
+def test_processes_that_find_nobody_say_what_to_set(tmp_path):
+    alone = start(tmp_path, 1, "--distributed", "auto")
+    _, err = alone.communicate(timeout=120)
+    assert alone.returncode == 1
+    assert "--coordinator HOST:PORT, --num-processes N and its own --process-id" in err
+    astray = start(tmp_path, 1, "--coordinator", "localhost:1234")
+    _, err = astray.communicate(timeout=120)
+    assert astray.returncode == 1 and "need --distributed auto" in err
