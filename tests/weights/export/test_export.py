@@ -5,21 +5,34 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from sentence_transformers import CrossEncoder
-from transformers import AutoModel
+from transformers import AutoModel, AutoTokenizer
 
 from benchmarks.torch_recalls import with_torch
 from edje_jax.cli.convert import convert
 from edje_jax.cli.evaluate import evaluate_model
+from edje_jax.config import (
+    AdapterConfig,
+    BackboneConfig,
+    EdjeConfig,
+    ImageRecipe,
+    TextConfig,
+    VisionConfig,
+)
 from edje_jax.data.sources.registry import open_captioned
 from edje_jax.data.sources.shapes import Shapes
 from edje_jax.retrieval.reranker import Reranker
+from edje_jax.weights import bert, edje
+from edje_jax.weights.backbone import expected_params, load_backbone, save_backbone
 from edje_jax.weights.export.modeling_edje import EdjeModel
 from edje_jax.weights.export.onnx import run
+from edje_jax.weights.folder import Model, save_model
+from tests.data.test_backbone_tokenizers import clip as clip_tokenizer
 
 TINY = Path(__file__).parents[2] / "goldens" / "reference_tiny"
 CAPTIONS = ["a dog", "two cats, on a mat", "x"]
@@ -97,6 +110,55 @@ def test_embeddings_are_the_first_stage_s(folder):
     reranker, model = Reranker.from_pretrained(folder), EdjeModel.from_folder(folder)
     ours = reranker.embed_texts(CAPTIONS)
     np.testing.assert_allclose(model.embed_text(CAPTIONS).detach(), ours, atol=2e-5)
+
+
+@pytest.mark.parametrize("class_token", [False, True])
+def test_a_clip_backbone_through_the_pytorch_module(class_token, tmp_path):
+    """Tokens of the penultimate layer, the centre crop, and CLIP's own text tower."""
+    pieces, source = tmp_path / "pieces", tmp_path / "clip"
+    pieces.mkdir()
+    source.mkdir()
+    clip_tokenizer(pieces)
+    words = len(AutoTokenizer.from_pretrained(str(pieces)))
+    towers = BackboneConfig(
+        "clip",
+        VisionConfig(32, 64, 3, 2, image_size=32, patch_size=8, hidden_act="quick_gelu"),
+        TextConfig(
+            words, 24, 48, 2, 2, max_position_embeddings=20, projection_size=16,
+            eos_token_id=words - 1, hidden_act="quick_gelu",
+        ),
+    )  # fmt: skip
+    image = ImageRecipe(size=32, resize="crop", resample="bicubic")
+    save_backbone(source, towers, image, random_like(expected_params(towers)), pieces)
+    backbone = load_backbone(str(source)).reading(class_token=class_token)
+    config = EdjeConfig(
+        backbone.config,
+        AdapterConfig("compress", num_tokens=4, intermediate_size=32),
+        bert.load_language_model(str(TINY / "bert")).config,
+        backbone.image,
+        max_text_length=24,
+    )
+    params = random_like(edje.expected_params(config))
+    folder = tmp_path / "model"
+    folder.mkdir()
+    save_model(folder, Model(config, params, backbone, TINY / "bert", "test"), "A card.\n")
+    picture = np.random.default_rng(2).integers(0, 256, (40, 60, 3), np.uint8)
+    Image.fromarray(picture).save(tmp_path / "wide.png")
+    reranker, model = Reranker.from_pretrained(folder), EdjeModel.from_folder(folder)
+    paths = [str(tmp_path / "wide.png")] * 3
+    tokens = reranker.encode_images(paths)
+    with torch.no_grad():
+        theirs = model.encode_image(model.preprocess(paths))
+        logits = model.score(**model.tokenize(CAPTIONS), tokens=theirs)
+        embeddings = model.embed_text(CAPTIONS)
+    agree((theirs.numpy(), logits.numpy()), (tokens, reranker.score(CAPTIONS, tokens)))
+    np.testing.assert_allclose(embeddings, reranker.embed_texts(CAPTIONS), atol=2e-5)
+
+
+def random_like(expected) -> dict:
+    """Parameters of these shapes, large enough that every part shows."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: 0.1 * rng.standard_normal(x.shape).astype(np.float32), expected)
 
 
 # --- sentence-transformers -----------------------------------------------------------------------
