@@ -94,12 +94,15 @@ def _from_file(path: Path) -> Any:
 
 
 def _set_up() -> None:
+    # absl, which grain brings, may have put a handler of its own there, and then ours would not be.
+    root = logging.getLogger()
+    for handler in [h for h in root.handlers if type(h).__module__.startswith("absl")]:
+        root.removeHandler(handler)
     logging.basicConfig(
         level=logging.INFO,
         format="%(asctime)s %(levelname).1s %(message)s",
         datefmt="%H:%M:%S",
         stream=sys.stderr,
-        force=True,  # absl, which grain brings, has put a handler of its own there by now
     )
     # Libraries speak up when they fail; the project's own progress is at info.
     quiet = ("jax", "orbax", "transformers", "httpx", "huggingface_hub", "onnxscript", "onnx_ir")
