@@ -94,9 +94,10 @@ def _from_file(path: Path) -> Any:
 
 
 def _set_up() -> None:
-    # absl, which grain brings, may have put a handler of its own there, and then ours would not be.
+    # Some library may have put a plain handler there while it was imported, as grain does; then
+    # ours would not be.
     root = logging.getLogger()
-    for handler in [h for h in root.handlers if type(h).__module__.startswith("absl")]:
+    for handler in [h for h in root.handlers if type(h) is logging.StreamHandler]:
         root.removeHandler(handler)
     logging.basicConfig(
         level=logging.INFO,

@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from edje_jax.cli.program import UsageError, choose_config, config_names, run_program
 from edje_jax.config import EdjeRun
+from tests.conftest import ROOT
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -112,3 +114,14 @@ def test_a_config_may_be_a_file_of_one_s_own(tmp_path):
     path.write_text("confg = 1\n")
     with pytest.raises(UsageError, match=r"mine\.py: defines no value called `config`"):
         choose_config(CONFIGS, [str(path)], "usage")
+
+
+def test_log_lines_show_after_libraries_have_set_up_their_own():
+    """grain puts a handler on the root logger when it is imported, before a program starts."""
+    code = (
+        "import logging, grain\n"
+        "from edje_jax.cli.program import run_program\n"
+        "run_program(lambda arguments: logging.getLogger('edje_jax').info('hello'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and done.stderr.endswith(" I hello\n")
