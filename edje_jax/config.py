@@ -155,6 +155,9 @@ class DataConfig:
     """Processes that decode and tokenise; 0 uses threads of this process."""
     max_bad: float = 0.01
     """Share of the records that may turn out unreadable before a run stops with their list."""
+    cache_features: str = ""
+    """Folder that keeps what the frozen backbone says of the training set, for all epochs and for
+    other runs: no picture is decoded or encoded again. Made if it is not there."""
 
     def __post_init__(self):
         _at_least(1, {"--data.batch-size": self.batch_size, "--data.block-size": self.block_size})

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Array, Bool, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 from PIL import Image
 
 AnyArray = Array | np.ndarray
@@ -49,6 +49,14 @@ class PatchLabelled(Protocol):
         ...
 
 
+class Features(NamedTuple):
+    """What the frozen backbone says of a batch."""
+
+    vision_tokens: Float[Any, "b n w"]
+    image_embeddings: Float[Any, "b e"]
+    text_embeddings: Float[Any, "b e"]
+
+
 class Batch(NamedTuple):
     """One training step's input: NumPy arrays on the host, JAX arrays inside a step.
 
@@ -56,8 +64,8 @@ class Batch(NamedTuple):
     last batch: they count in no loss.
     """
 
-    images: UInt8[Any, "b s s 3"]
-    """Resized pictures, not normalised."""
+    images: UInt8[Any, "b s s 3"] | None
+    """Resized pictures, not normalised; None where their features were kept."""
     backbone_ids: Int[Any, "b l"]
     """The caption in the backbone's tokens, padded to its full length."""
     joint_ids: Int[Any, "b t"]
@@ -69,3 +77,5 @@ class Batch(NamedTuple):
     valid: Bool[Any, " b"]
     patch_labels: Int[Any, "b n a"] | None = None
     """What each patch holds, where the source knows (`shapes:`); 0 is background."""
+    features: Features | None = None
+    """What the backbone said of them in another run (`data.feature_cache`)."""

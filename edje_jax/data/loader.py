@@ -10,15 +10,17 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import cast
+from typing import Protocol, TypeVar, cast
 
 import grain
 import numpy as np
 from absl import flags
+from jaxtyping import Bool, UInt8
 
 from edje_jax.config import DataConfig, ImageRecipe
 from edje_jax.data.bad_pictures import BadPictures
 from edje_jax.data.buckets import bucket, lengths_up_to
+from edje_jax.data.feature_cache import Caption, FeatureCache
 from edje_jax.data.images import BadImage, resize
 from edje_jax.data.text import BackboneTokenizer, JointTokenizer, canonicalise
 from edje_jax.types import Batch, PatchLabelled, Source
@@ -51,6 +53,8 @@ class TrainingBatches:
     process: tuple[int, int] = (0, 1)
     """(i, n): of each batch the i-th of n equal parts, which is what one process reads. Together
     they are the batch that one alone would read."""
+    features: FeatureCache | None = None
+    """What the backbone says of the source, read instead of its pictures."""
 
     def __len__(self) -> int:
         return self.steps
@@ -60,40 +64,39 @@ class TrainingBatches:
         positions = range(first, first + self.data.batch_size)
         return self._batch([self._record(position) for position in positions])
 
-    def _record(self, position: int) -> tuple[int, str]:
-        """(record, caption) at a position of the endless shuffled stream."""
+    def _record(self, position: int) -> Caption:
+        """What stands at a position of the endless shuffled stream."""
         total, block = len(self.source), min(self.data.block_size, len(self.source))
         blocks = -(-total // block)
         epoch = position // (blocks * block)
         shuffled = _order(blocks, self.seed)[position // block]
-        index = (shuffled * block + position % block) % total
-        captions = self.source.captions(index)
-        pick = np.random.default_rng([self.seed, epoch, index]).integers(len(captions))
-        return index, captions[int(pick)]
+        record = (shuffled * block + position % block) % total
+        pick = np.random.default_rng([self.seed, epoch, record])
+        return Caption(record, int(pick.integers(len(self.source.captions(record)))))
 
-    def _batch(self, everyone: list[tuple[int, str]]) -> tuple[Batch, dict[str, str]]:
-        (part, parts), encoder = self.process, self.encoder
-        own = slice(part * len(everyone) // parts, (part + 1) * len(everyone) // parts)
+    def _batch(self, everyone: list[Caption]) -> tuple[Batch, dict[str, str]]:
+        source, encoder = self.source, self.encoder
+        own = part_of(len(everyone), self.process)
         rows = everyone[own]
-        images = np.zeros((len(rows), encoder.image.size, encoder.image.size, 3), np.uint8)
-        valid = np.ones(len(rows), bool)
-        bad: dict[str, str] = {}
-        for row, (index, _) in enumerate(rows):
-            try:
-                images[row] = resize(self.source.image(index), encoder.image)
-            except BadImage as error:
-                valid[row] = False
-                bad[self.source.image_id(index)] = str(error)
-        captions = [caption for _, caption in rows]
+        records = [row.record for row in rows]
+        images = features = None
+        if self.features:
+            features, valid = self.features.rows(rows)
+            unreadable = "unreadable when its features were made"
+            bad = {i: unreadable for i, good in zip(records, valid, strict=True) if not good}
+        else:
+            images, valid, bad = read(source, records, encoder.image)
+        captions = [source.captions(record)[number] for record, number in everyone]
         return Batch(
             images=images,
-            backbone_ids=encoder.backbone_tokenizer(captions),
-            joint_ids=self._joint_ids([caption for _, caption in everyone])[own],
-            image_ids=_identities(self.source.image_id(index) for index, _ in rows),
-            caption_ids=_identities(canonicalise(caption) for caption in captions),
+            backbone_ids=encoder.backbone_tokenizer(captions[own]),
+            joint_ids=self._joint_ids(captions)[own],
+            image_ids=_identities(source.image_id(record) for record in records),
+            caption_ids=_identities(canonicalise(caption) for caption in captions[own]),
             valid=valid,
-            patch_labels=self._patch_labels([index for index, _ in rows]),
-        ), bad
+            patch_labels=self._patch_labels(records),
+            features=features,
+        ), {source.image_id(record): reason for record, reason in bad.items()}
 
     def _joint_ids(self, captions: list[str]) -> np.ndarray:
         """int32 [B, T], T the bucket of the longest caption: short captions make short batches.
@@ -114,14 +117,76 @@ class TrainingBatches:
         return np.stack([source.patch_labels(index, grid) for index in indices])
 
 
-def iterate(reader: TrainingBatches, start: int, bad: BadPictures) -> Iterator[Batch]:
+@dataclass(frozen=True)
+class PicturesInOrder:
+    """A source's pictures from `start` on, once each: `reader[t]` is (uint8 [b, S, S, 3], bool [b]:
+    which could be read, {bad picture: reason}), the last batch filled up with none."""
+
+    source: Source
+    image: ImageRecipe
+    batch_size: int
+    start: int
+    process: tuple[int, int]
+    """(i, n): as for `TrainingBatches`."""
+
+    def __len__(self) -> int:
+        return -(-(len(self.source) - self.start) // self.batch_size)
+
+    def __getitem__(self, index: int) -> tuple[tuple[np.ndarray, np.ndarray], dict[str, str]]:
+        own = part_of(self.batch_size, self.process)
+        first = self.start + index * self.batch_size
+        records = range(first + own.start, first + own.stop)
+        images, valid, bad = read(self.source, records, self.image)
+        return (images, valid), {self.source.image_id(i): reason for i, reason in bad.items()}
+
+
+def read(
+    source: Source, records: Sequence[int], recipe: ImageRecipe
+) -> tuple[UInt8[np.ndarray, "b s s 3"], Bool[np.ndarray, " b"], dict[int, str]]:
+    """(resized pictures, which could be read, {bad record: reason}); past the end there is none."""
+    images = np.zeros((len(records), recipe.size, recipe.size, 3), np.uint8)
+    valid = np.zeros(len(records), bool)
+    bad: dict[int, str] = {}
+    for row, record in enumerate(records):
+        if record >= len(source):
+            continue
+        try:
+            images[row] = resize(source.image(record), recipe)
+            valid[row] = True
+        except BadImage as error:
+            bad[record] = str(error)
+    return images, valid, bad
+
+
+def part_of(rows: int, process: tuple[int, int]) -> slice:
+    """The rows of a batch that are one process's."""
+    part, parts = process
+    return slice(part * rows // parts, (part + 1) * rows // parts)
+
+
+T = TypeVar("T")
+Read = TypeVar("Read", covariant=True)
+
+
+class Reader(Protocol[Read]):
+    """Random access to batches: `reader[t]` is (batch, {bad picture: reason})."""
+
+    def __len__(self) -> int:
+        """Batches."""
+        ...
+
+    def __getitem__(self, index: int) -> tuple[Read, dict[str, str]]:
+        """One of them."""
+        ...
+
+
+def iterate(reader: Reader[T], start: int, bad: BadPictures, workers: int = 0) -> Iterator[T]:
     """Batches `start`, `start + 1`, ..., prepared ahead; bad pictures are handed to `bad`.
 
     Raises:
         TooManyBadPictures: see `BadPictures`.
     """
     dataset = grain.MapDataset.source(cast(Sequence, reader))[start:]
-    workers = reader.data.workers
     if workers:
         # Grain reads its settings from flags, which nothing parses unless absl runs the program.
         flags.FLAGS.mark_as_parsed()

@@ -60,6 +60,11 @@ class BackboneTask:
     """Sigmoid loss over the batch, plus patch naming where the source can tell."""
 
     def __init__(self, config: BackboneRun, workdir: Path):
+        if config.data.cache_features:
+            raise ValueError(
+                f"--data.cache-features {config.data.cache_features}: this run changes the"
+                " backbone, so what it says cannot be kept; leave the flag out"
+            )
         self.config = config
         self.devices = Devices.of(config.mesh, config.data.batch_size)
         vision = config.vision

@@ -32,8 +32,10 @@ def backbone_train_step(
     `heads` are the Linen modules of the auxiliary losses; `weights` their weights by name.
     """
 
+    assert batch.images is not None
+    pixels = normalise(batch.images, recipe)
+
     def loss_fn(params):
-        pixels = normalise(batch.images, recipe)
         siglip = params["siglip"]
         image = apply(model, siglip, "encode_image", pixels)
         text = apply(model, siglip, "encode_text", batch.backbone_ids)

@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
 from edje_jax.config import EdjeConfig, EdjeRun
+from edje_jax.data.feature_cache import FeatureCache
 from edje_jax.data.loader import Encoder, TrainingBatches
 from edje_jax.data.text import BackboneTokenizer, JointTokenizer
 from edje_jax.inference.engine import Engine
@@ -19,6 +20,7 @@ from edje_jax.inference.gallery import encode_gallery, evaluate
 from edje_jax.inference.precision import compute_dtype
 from edje_jax.models.backbone import make_backbone
 from edje_jax.models.edje import Edje
+from edje_jax.training.caching import FeaturePass
 from edje_jax.training.edje_step import Frozen, edje_train_step
 from edje_jax.training.objective import Objective, Phase
 from edje_jax.training.optim import optimiser, schedule
@@ -26,7 +28,7 @@ from edje_jax.training.parts import Parts, assemble, open_sets
 from edje_jax.training.processes import part_of_this_process
 from edje_jax.training.sharding import Devices
 from edje_jax.training.steps import Metrics, TrainState, init_state
-from edje_jax.types import Batch
+from edje_jax.types import Batch, Source
 from edje_jax.weights.card import model_card
 from edje_jax.weights.folder import Model, save_model
 from edje_jax.weights.mapping import to_device
@@ -63,16 +65,29 @@ class EdjeTask:
         )
         per_epoch = max(len(source) // config.data.batch_size, 1)
         steps = config.steps or max(round(config.epochs * per_epoch), 1)
-        encoder = Encoder(self.model_config.image, self.backbone_tokenizer, self.joint_tokenizer)
-        self.reader = TrainingBatches(
-            source, encoder, config.data, config.seed, steps, part_of_this_process()
-        )
         self.optimiser = optimiser(config.optim, steps, per_epoch)
         self.learning_rate = schedule(config.optim, steps, per_epoch)
         place = self.devices.place
         self.frozen = Frozen(
             place(self.parts.backbone.params), place(teacher.params) if teacher else None
         )
+        encoder = Encoder(self.model_config.image, self.backbone_tokenizer, self.joint_tokenizer)
+        self.reader = TrainingBatches(
+            source, encoder, config.data, config.seed, steps, part_of_this_process(),
+            self._features(source) if config.data.cache_features else None,
+        )  # fmt: skip
+
+    def _features(self, source: Source) -> FeatureCache:
+        return FeaturePass(
+            source,
+            self.config.data,
+            self.parts.backbone,
+            self.backbone_tokenizer,
+            self.backbone,
+            self.frozen.backbone,
+            self.devices,
+            self.dtype,
+        ).cached()
 
     def init(self) -> TrainState:
         """Fresh parameters from the seed, with what was loaded laid over them."""

@@ -24,7 +24,7 @@ from edje_jax.training.negatives import hard_negatives
 from edje_jax.training.objective import Counts, Objective, Pairs, Rows, choose_masked, match_pairs
 from edje_jax.training.sharding import Devices
 from edje_jax.training.steps import Metrics, TrainState, apply_gradients
-from edje_jax.types import Batch
+from edje_jax.types import Batch, Features
 
 
 class Frozen(NamedTuple):
@@ -32,14 +32,6 @@ class Frozen(NamedTuple):
 
     backbone: PyTree
     teacher: PyTree | None
-
-
-class Features(NamedTuple):
-    """What the frozen backbone says of a batch."""
-
-    vision_tokens: Float[Array, "b n w"]
-    image_embeddings: Float[Array, "b e"]
-    text_embeddings: Float[Array, "b e"]
 
 
 def edje_train_step(
@@ -63,7 +55,7 @@ def edje_train_step(
     memory. Negatives and masked pieces do not depend on it; what dropout drops does.
     """
     loss, devices = objective.loss, objective.devices
-    features = in_chunks(
+    features = batch.features or in_chunks(
         lambda part: encode(backbone, frozen.backbone, part, recipe), batch, chunks, devices
     )
     negatives = hard_negatives(
@@ -95,6 +87,7 @@ def edje_train_step(
 
 def encode(backbone: DualTower, params: PyTree, batch: Batch, recipe: ImageRecipe) -> Features:
     """The one pass of the frozen backbone."""
+    assert batch.images is not None
     image = apply(backbone, params, "encode_image", normalise(batch.images, recipe))
     text = apply(backbone, params, "encode_text", batch.backbone_ids)
     return Features(image.tokens, image.embedding, text)

@@ -125,7 +125,9 @@ class Board:
     def write(self, done: int, figures: dict[str, float]) -> None:
         """A point of each curve; on disk within half a minute."""
         for name, value in figures.items():
-            point = Event(wall_time=time.time(), step=done, summary=scalar(name, value))
+            # TensorBoard knows no "@" in names.
+            summary = scalar(name.replace("@", "_"), value)
+            point = Event(wall_time=time.time(), step=done, summary=summary)
             self._events.write_event(point)
         if time.monotonic() - self._flushed > 30:
             self._events.flush()

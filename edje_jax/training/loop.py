@@ -31,7 +31,8 @@ log = logging.getLogger(__name__)
 
 MAY_CHANGE = {
     "workdir", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints",
-    "data.workers", "data.max_bad", "mesh", "mesh.data", "mesh.fsdp", "accumulate",
+    "data.workers", "data.max_bad", "data.cache_features",
+    "mesh", "mesh.data", "mesh.fsdp", "accumulate",
     "distributed", "coordinator", "num_processes", "process_id",
 }  # fmt: skip
 """Fields of a run's config that may differ when it is resumed: no batch and, but for the order of
@@ -153,7 +154,8 @@ def _train(
     # Each process counts its own, which is so much of the set.
     bad = BadPictures(len(task.reader.source) // jax.process_count(), config.data.max_bad)
     previous: tuple[int, Batch, Metrics] | None = None
-    for number, batch in enumerate(iterate(task.reader, start, bad), start=start):
+    batches = iterate(task.reader, start, bad, config.data.workers)
+    for number, batch in enumerate(batches, start=start):
         state, values = task.step(state, batch, number)
         # The step before is looked at while this one runs, so that the device never waits.
         if previous:
@@ -184,7 +186,10 @@ def _check_and_log(number: int, batch: Batch, values: Metrics, metrics: MetricLo
     if not np.isfinite(loss):
         own = f"-process-{jax.process_index()}" if jax.process_count() > 1 else ""
         path = metrics.workdir / f"not-finite-step-{number}{own}.npz"
-        arrays = {name: leaf for name, leaf in batch._asdict().items() if leaf is not None}
+        arrays = {
+            jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+            for path, leaf in jax.tree.leaves_with_path(batch)
+        }
         with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **jax.device_get(arrays))
         raise NotFinite(

@@ -19,7 +19,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from edje_jax.config import MeshConfig
-from edje_jax.types import Batch
 from edje_jax.weights.mapping import owned, to_device
 
 DATA, FSDP = "data", "fsdp"
@@ -168,11 +167,17 @@ class Devices:
     def _chunks(self) -> NamedSharding:
         return NamedSharding(self.mesh, PartitionSpec(None, *ROWS))
 
-    def batch(self, batch: Batch) -> Batch:
+    def batch(self, batch: Tree) -> Tree:
         """This process's rows -> the global batch, its rows over the devices."""
         return jax.tree.map(
             lambda rows: jax.make_array_from_process_local_data(self.rows, rows), batch
         )
+
+
+def rows_of_this_process(array: jax.Array) -> np.ndarray:
+    """The way back from `Devices.batch`."""
+    parts = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+    return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
 
 
 def bytes_per_device(tree: PyTree[jax.Array]) -> int:

@@ -1,0 +1,187 @@
+"""What a frozen backbone says of a set, kept on disk and read row by row.
+
+    manifest.json         what it was made from; written last, so that a folder with one is whole
+    vision_tokens.npy     [pictures, n, w] in the run's compute dtype
+    image_embeddings.npy  [pictures, e] float32
+    text_embeddings.npy   [captions, e] float32, a picture's captions after each other
+    first_caption.npy     [pictures + 1] int64: where each picture's captions begin
+    making.json           how far an unfinished one has come
+
+The embedding of a picture that could not be read is NaN. Vision tokens are most of it: 1.2 MB a
+picture for SigLIP2-L/16-384 in bfloat16.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool
+
+from edje_jax.types import Features, Source
+from edje_jax.weights.files import naming, read_json, write_json
+
+FORMAT = 1
+TABLES = ("vision_tokens", "image_embeddings", "text_embeddings")
+
+
+class OtherFeatures(ValueError):
+    """The folder keeps features of another backbone, preprocessing or set."""
+
+
+class Caption(NamedTuple):
+    """One caption of one record of a source."""
+
+    record: int
+    number: int
+    """Which of the record's captions."""
+
+
+@dataclass(frozen=True)
+class FeatureCache:
+    """A finished cache. Cheap to make and to send to another process: files open at first use."""
+
+    folder: Path
+
+    def rows(self, wanted: Sequence[Caption]) -> tuple[Features, Bool[np.ndarray, " b"]]:
+        """(features, whether the picture could be read) of some captions and their pictures.
+
+        Copies; zeros where there is no picture.
+        """
+        (tokens, images, captions), first = _open(self.folder)
+        pictures = [caption.record for caption in wanted]
+        texts = [int(first[caption.record]) + caption.number for caption in wanted]
+        features = Features(tokens[pictures], images[pictures], captions[texts])
+        valid = ~np.isnan(features.image_embeddings[:, 0])
+        features.vision_tokens[~valid] = 0
+        features.image_embeddings[~valid] = 0
+        return features, valid
+
+
+@lru_cache(maxsize=4)
+def _open(folder: Path) -> tuple[list[np.ndarray], np.ndarray]:
+    dtypes = read_json(folder / "manifest.json")["dtypes"]
+    tables = [
+        np.load(folder / f"{name}.npy", mmap_mode="r").view(jnp.dtype(dtypes[name]))
+        for name in TABLES
+    ]
+    return tables, np.load(folder / "first_caption.npy")
+
+
+def stamp_of_set(source: Source) -> tuple[dict[str, Any], np.ndarray]:
+    """(what tells a set from another, int64 [pictures + 1]: where each one's captions begin).
+
+    Pictures are told by their ids, not their pixels.
+    """
+    digest, first = hashlib.sha256(), np.zeros(len(source) + 1, np.int64)
+    for index in range(len(source)):
+        captions = list(source.captions(index))
+        first[index + 1] = first[index] + len(captions)
+        digest.update(json.dumps([source.image_id(index), captions]).encode())
+    stamp = {
+        "pictures": len(source),
+        "captions": int(first[-1]),
+        "digest": digest.hexdigest()[:32],
+    }
+    return stamp, first
+
+
+def check(folder: Path, stamp: dict[str, Any], found: dict[str, Any]) -> None:
+    """Compare what a folder was made from with what is wanted.
+
+    Raises:
+        OtherFeatures: they differ; the message says in what.
+    """
+    found, stamp = (json.loads(json.dumps(x)) for x in (found, stamp))
+    changed = [
+        f"  {name}: {found.get(name)!r} there, {stamp[name]!r} now"
+        for name in stamp
+        if found.get(name) != stamp[name]
+    ]
+    if changed:
+        raise OtherFeatures(
+            f"{folder}: features of another backbone, preprocessing or set. Give"
+            " --data.cache-features another folder, or delete this one:\n" + "\n".join(changed)
+        )
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A cache that is being written; several processes may write their rows into one."""
+
+    folder: Path
+    stamp: dict[str, Any]
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, str]
+
+    @property
+    def size(self) -> int:
+        """Bytes of a finished one."""
+        return sum(self._row_bytes(name) * self.shapes[name][0] for name in TABLES)
+
+    def total(self, kind: str) -> int:
+        """Number of "pictures" or "captions"."""
+        return self.stamp["set"][kind]
+
+    def begin(self, first_caption: np.ndarray) -> None:
+        """Make the files at their full size, empty; of one made before, leave what is there.
+
+        Raises:
+            OtherFeatures: an unfinished one of something else lies there.
+            OSError: the disk cannot hold it.
+        """
+        making = self.folder / "making.json"
+        if making.exists():
+            check(self.folder, self.stamp, read_json(making)["stamp"])
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.folder).free
+        if self.size > free:
+            raise OSError(
+                f"{self.folder}: the features of this set take {self.size / 1e9:.1f} GB and"
+                f" {free / 1e9:.1f} GB are free; choose another folder with --data.cache-features,"
+                " or do without"
+            )
+        with naming(self.folder):
+            for name in TABLES:
+                dtype = np.dtype(f"V{jnp.dtype(self.dtypes[name]).itemsize}")
+                # Sparse: the disk is taken as rows come.
+                np.lib.format.open_memmap(
+                    self.folder / f"{name}.npy", "w+", dtype, self.shapes[name]
+                )
+            np.save(self.folder / "first_caption.npy", first_caption)
+        self.note({"pictures": 0, "captions": 0})
+
+    def write(self, name: str, start: int, rows: np.ndarray) -> None:
+        """Rows of a table from `start` on."""
+        path = self.folder / f"{name}.npy"
+        with naming(path), path.open("r+b", buffering=0) as file:
+            whole = path.stat().st_size
+            header = whole - self._row_bytes(name) * self.shapes[name][0]
+            file.seek(header + start * self._row_bytes(name))
+            view = memoryview(rows.tobytes())
+            while view:  # A raw file may take less than it is given, when the disk is nearly full
+                view = view[file.write(view) :]
+
+    def note(self, done: dict[str, int]) -> None:
+        """Say how many pictures and captions are written: those are not made again."""
+        write_json(self.folder / "making.json", {"stamp": self.stamp, "done": done})
+
+    def noted(self) -> dict[str, int]:
+        """{"pictures", "captions"} that are written."""
+        return read_json(self.folder / "making.json")["done"]
+
+    def finish(self) -> None:
+        """From here on it is a cache."""
+        write_json(self.folder / "manifest.json", {"stamp": self.stamp, "dtypes": self.dtypes})
+        (self.folder / "making.json").unlink()
+
+    def _row_bytes(self, name: str) -> int:
+        itemsize = jnp.dtype(self.dtypes[name]).itemsize
+        return int(np.prod(self.shapes[name][1:])) * itemsize
