@@ -8,12 +8,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edje_jax.retrieval.index import ImageIndex
     from edje_jax.retrieval.reranker import Reranker
 
 __version__ = "0.1.0"
-__all__ = ["Reranker", "__version__"]
+__all__ = ["ImageIndex", "Reranker", "__version__"]
 
-_EXPORTS = {"Reranker": "edje_jax.retrieval.reranker"}
+_EXPORTS = {
+    "ImageIndex": "edje_jax.retrieval.index",
+    "Reranker": "edje_jax.retrieval.reranker",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -36,6 +36,15 @@ class Source(Protocol):
 
 
 @runtime_checkable
+class OnDisk(Protocol):
+    """A source whose pictures are files of their own."""
+
+    def path(self, index: int) -> str:
+        """Where a picture lies."""
+        ...
+
+
+@runtime_checkable
 class PatchLabelled(Protocol):
     """A source that can say what each patch of a picture holds."""
 

@@ -1,4 +1,7 @@
-"""The `edje` command: convert and share models. Each command lists its options with --help."""
+"""The `edje` command: index and search pictures, convert and share models.
+
+Each command lists its options with --help.
+"""
 
 import inspect
 from dataclasses import dataclass
@@ -64,13 +67,178 @@ class Push:
         push(self.model, self.hub_id, self.metrics, self.private, self.dry_run)
 
 
+@dataclass(frozen=True)
+class IndexBuild:
+    """Encode pictures into an index that can be searched; resumes where it stopped.
+
+    Run again after pictures were added, it adds those. What cannot be read goes into rejected.csv.
+
+    Examples:
+        edje index build runs/coco/model photos/ --out photos.index
+        edje index build runs/coco/model blip:captions.json --out coco.index --token-dtype int8
+        edje index build runs/coco/model photos/ --out photos.index --shard 0/4      # of 4 machines
+    """
+
+    model: tyro.conf.Positional[str]
+    """Model folder, training workdir or hub id."""
+    images: tyro.conf.Positional[str]
+    """Folder of pictures, or a SPEC such as blip:captions.json, whose captions are indexed too."""
+    out: str
+    """Folder of the index."""
+    token_dtype: Literal["bfloat16", "float16", "int8", "int4"] = "bfloat16"
+    """What tokens are kept as: 2 bytes a number, 1 or a half."""
+    shard: str = ""
+    """i/n: build the i-th of n shares (from 0); the last to finish completes the index."""
+    workers: int = 0
+    """Processes that decode pictures; 0 uses threads of this one."""
+    image_root: str = ""
+    """Folder that a SPEC's relative picture paths start from."""
+
+    def run(self) -> None:
+        from edje_jax.cli.index import build
+
+        build(
+            self.model, self.images, self.out,
+            self.token_dtype, self.shard, self.workers, self.image_root,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class IndexInfo:
+    """Say what an index holds, in how many bytes, and which model made it.
+
+    Examples:
+        edje index info photos.index
+    """
+
+    index: tyro.conf.Positional[str]
+    """Folder of the index."""
+
+    def run(self) -> None:
+        from edje_jax.cli.index import info
+
+        info(self.index)
+
+
+@dataclass(frozen=True)
+class IndexVerify:
+    """Check every file of an index against its checksum; exit code 1 if one differs.
+
+    Examples:
+        edje index verify photos.index
+    """
+
+    index: tyro.conf.Positional[str]
+    """Folder of the index."""
+
+    def run(self) -> None:
+        from edje_jax.cli.index import verify
+
+        verify(self.index)
+
+
+@dataclass(frozen=True)
+class IndexRemove:
+    """Take pictures out of an index; `edje index compact` gives their room back.
+
+    Examples:
+        edje index remove photos.index 2019/cat.jpg 2019/dog.jpg
+    """
+
+    index: tyro.conf.Positional[str]
+    """Folder of the index."""
+    ids: tyro.conf.Positional[tuple[str, ...]]
+    """Ids of the pictures."""
+
+    def run(self) -> None:
+        from edje_jax.cli.index import remove
+
+        remove(self.index, self.ids)
+
+
+@dataclass(frozen=True)
+class IndexCompact:
+    """Write the shards that hold removed pictures anew, without them.
+
+    Examples:
+        edje index compact photos.index
+    """
+
+    index: tyro.conf.Positional[str]
+    """Folder of the index."""
+
+    def run(self) -> None:
+        from edje_jax.cli.index import compact
+
+        compact(self.index)
+
+
+@dataclass(frozen=True)
+class Search:
+    """Search an index with words, or its captions with a picture.
+
+    Examples:
+        edje search photos.index "two dogs on a beach"
+        edje search photos.index "two dogs on a beach" --k 200 --top 5 --json
+        edje search coco.index --image dog.jpg
+    """
+
+    index: tyro.conf.Positional[str]
+    """Folder of the index."""
+    query: tyro.conf.Positional[str] = ""
+    """What to look for."""
+    image: str = ""
+    """A picture to look for captions of, instead of a query."""
+    k: int = 100
+    """Candidates of the first stage that are reranked."""
+    top: int = 10
+    """Results to show."""
+    json: bool = False
+    """Write results as JSON and nothing else."""
+    model: str = ""
+    """Where the index's model is now, if it was moved."""
+    tokens_on: Literal["disk", "host", "device"] = "disk"
+    """Where tokens rest while the index is open."""
+    first_stage: Literal["exact", "faiss-flat", "faiss-hnsw", "faiss-ivf"] = "exact"
+    """Engine that finds the candidates."""
+
+    def run(self) -> None:
+        from edje_jax.cli.search import search
+
+        search(self)
+
+
 def _named(name: str, command: type) -> Any:
     """A subcommand whose help keeps its examples line by line."""
     told = inspect.cleandoc(command.__doc__ or "")
     return Annotated[command, tyro.conf.subcommand(name, description=told)]
 
 
-COMMANDS = _named("convert", Convert) | _named("push", Push)
+INDEX = (
+    _named("build", IndexBuild)
+    | _named("info", IndexInfo)
+    | _named("verify", IndexVerify)
+    | _named("remove", IndexRemove)
+    | _named("compact", IndexCompact)
+)
+
+
+@dataclass(frozen=True)
+class Index:
+    """Build and look after an index of pictures."""
+
+    command: tyro.conf.OmitSubcommandPrefixes[INDEX]  # type: ignore[valid-type]
+
+    def run(self) -> None:
+        self.command.run()
+
+
+COMMANDS = (
+    _named("index", Index)
+    | _named("search", Search)
+    | _named("convert", Convert)
+    | _named("push", Push)
+)
 
 
 def main(arguments: list[str]) -> int:

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from edje_jax.cli.progress import Bars
 from edje_jax.data.sources.registry import open_captioned
 from edje_jax.evaluation.report import table, write_metrics, write_report
 from edje_jax.inference.gallery import encode_gallery, evaluate
@@ -36,12 +36,12 @@ def evaluate_model(
     source = open_captioned(data, image_root)
     reranker = Reranker.from_pretrained(model)
     seconds = {"load": time.perf_counter() - started}
-    with _progress() as show:
+    with Bars() as bars:
         mark = time.perf_counter()
-        encoded = encode_gallery(reranker.engine, source, max_bad, show)
+        encoded = encode_gallery(reranker.engine, source, max_bad, bars.show)
         seconds["encode"] = time.perf_counter() - mark
         mark = time.perf_counter()
-        retrieval = evaluate(reranker.engine, encoded, k, similarity_weight, show)
+        retrieval = evaluate(reranker.engine, encoded, k, similarity_weight, bars.show)
         seconds["rerank"] = time.perf_counter() - mark
     seconds["total"] = time.perf_counter() - started
     metrics = retrieval.metrics()
@@ -67,29 +67,3 @@ def evaluate_model(
         )
     Console().print(f"report: {page}")
     return metrics
-
-
-class _progress:
-    """A progress bar per kind of work; none when standard error is not a terminal."""
-
-    def __enter__(self):
-        console = Console(stderr=True)
-        self._bars = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._tasks: dict[str, Any] = {}
-        self._bars.start()
-        return self._show
-
-    def __exit__(self, *_: object) -> None:
-        self._bars.stop()
-
-    def _show(self, what: str, done: int, total: int) -> None:
-        if what not in self._tasks:
-            self._tasks[what] = self._bars.add_task(what, total=total)
-        self._bars.update(self._tasks[what], completed=done, total=total)

@@ -1,8 +1,10 @@
 """The models behind plain array functions: any number of rows in, NumPy out."""
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +19,20 @@ from edje_jax.inference.dual import IMAGE_BATCHES, DualEncoder
 from edje_jax.models.apply import apply
 from edje_jax.models.backbone import DualTower, make_backbone
 from edje_jax.models.edje import Edje
+from edje_jax.models.token_formats import PackedTokens, unpack
 
 PAIR_BATCHES = {"cpu": (1, 8, 32, 128), "gpu": (16, 128, 1024), "tpu": (16, 128, 1024)}
 """Pairs scored in one call, per platform."""
+AHEAD = 2
+"""Batches of pairs handed to the device before the first one's scores are waited for."""
+
+
+class TokenTable(Protocol):
+    """Compressed tokens of many pictures; arrays are one, and so is what a store hands out."""
+
+    def __getitem__(self, rows: Any, /) -> Any:
+        """Those of some pictures: an array [k, m, d] or `PackedTokens`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -91,31 +104,36 @@ class Engine:
     def score_pairs(
         self,
         ids: Int[np.ndarray, "t l"],
-        tokens: Float[Array, "n m d"] | Float[np.ndarray, "n m d"],
+        tokens: TokenTable,
         text_index: Int[np.ndarray, " p"],
         image_index: Int[np.ndarray, " p"],
     ) -> Float32[np.ndarray, " p"]:
         """Match logits of the pairs (ids[text_index], tokens[image_index]).
 
         `ids` are [CLS] caption [SEP] padded to one length; each pair is computed at its own
-        caption's bucket. Of NumPy tokens, a memory map too, only the rows asked for are read; a
-        JAX array is gathered from on its device: give one where rows are asked for repeatedly.
+        caption's bucket. Of tokens in host memory or on disk only the rows asked for are read,
+        while the device works on the batch before; a JAX array is gathered from on its device.
         """
         lengths = lengths_up_to(self.config.max_text_length)
         used = (ids != self.config.joint_encoder.pad_token_id).sum(axis=1)
         wanted = np.array([bucket(n, lengths) for n in used])[text_index]
         out = np.empty(len(text_index), np.float32)
         sizes = PAIR_BATCHES[jax.default_backend()]
+        ahead: deque[tuple[np.ndarray, Array]] = deque()
+
+        def take() -> None:
+            rows, logits = ahead.popleft()
+            out[rows] = np.asarray(logits)[: len(rows)]
+
         for length in np.unique(wanted):
             for rows, real in batches(np.flatnonzero(wanted == length), sizes):
                 # Gathered before, as the tables' sizes would be compiled into the program.
-                logits = _score(
-                    self.model,
-                    self.params,
-                    ids[text_index[rows], :length],
-                    tokens[image_index[rows]],
-                )
-                out[rows[:real]] = np.asarray(logits)[:real]
+                pairs = ids[text_index[rows], :length], tokens[image_index[rows]]
+                ahead.append((rows[:real], _score(self.model, self.params, *pairs)))
+                if len(ahead) > AHEAD:
+                    take()
+        while ahead:
+            take()
         return out
 
 
@@ -129,4 +147,6 @@ def _encode_images(backbone, model, recipe, backbone_params, params, images):
 
 @partial(jax.jit, static_argnums=0)
 def _score(model, params, ids, tokens):
+    if isinstance(tokens, PackedTokens):
+        tokens = unpack(tokens)
     return apply(model, params, "match", ids, tokens)

@@ -1,5 +1,7 @@
 """`Reranker`: the model as users hold it. Pictures, texts, and the scores between them."""
 
+import hashlib
+import json
 import os
 from collections.abc import Sequence
 from functools import cached_property
@@ -9,11 +11,15 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
-from edje_jax.config import EdjeConfig, Precision
+from edje_jax.config import EdjeConfig, Precision, to_dict
 from edje_jax.data.images import ImageLike, load_image, resize
 from edje_jax.data.text import BackboneTokenizer, JointTokenizer
 from edje_jax.inference.engine import Encoded, Engine
 from edje_jax.inference.precision import compute_dtype
+from edje_jax.retrieval.index import ImageIndex
+from edje_jax.retrieval.search import Found, search_images, search_texts
+from edje_jax.retrieval.store import check_model
+from edje_jax.weights.fingerprint import fingerprint
 from edje_jax.weights.folder import Model, load_model
 from edje_jax.weights.mapping import to_device
 
@@ -149,6 +155,60 @@ class Reranker:
         order = np.argsort(-scores, kind="stable")[:top_k]
         return [{"corpus_id": int(i), "score": float(scores[i])} for i in order]
 
+    def search(
+        self, index: ImageIndex, queries: Sequence[str], *, k: int = 100, top_k: int = 10
+    ) -> list[list[dict[str, Any]]]:
+        """The pictures of an index that texts describe.
+
+        For each query its k nearest by embedding are reranked; the best `top_k` come back as
+        {"id", "score", "similarity", "base_rank"}: probability, cosine, and place (from 1) among
+        the k before they were reranked. Equal scores keep the first stage's order.
+
+        Raises:
+            BadStore: the index was built with another model.
+        """
+        check_model(index.store, self.fingerprint, self.source)
+        found, _ = search_images(self.engine, index, _texts(queries), k)
+        return [
+            [
+                {"id": index.store.row(int(picture)).id, **scores}
+                for picture, scores in listed(one, top_k)
+            ]
+            for one in found
+        ]
+
+    def search_captions(
+        self, index: ImageIndex, images: Sequence[ImageLike], *, k: int = 100, top_k: int = 10
+    ) -> list[list[dict[str, Any]]]:
+        """The captions of an index that describe pictures, as `search` has it, with "caption".
+
+        "id" is the picture that the caption belongs to.
+
+        Raises:
+            BadStore: the index was built with another model.
+            BadImage: a picture cannot be read.
+            ValueError: the index has no captions.
+        """
+        check_model(index.store, self.fingerprint, self.source)
+        encoded = self._encode(images, None)
+        found, _ = search_texts(self.engine, index, encoded.tokens, encoded.embeddings, k)
+        out = []
+        for one in found:
+            results = []
+            for row, scores in listed(one, top_k):
+                picture, caption = index.store.captions[row]
+                results.append({"id": index.store.row(picture).id, "caption": caption, **scores})
+            out.append(results)
+        return out
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What an index is stamped with: every parameter and shape of the model."""
+        engine = self.engine
+        params = jax.device_get((engine.params, engine.backbone_params))
+        shapes = json.dumps(to_dict(self.config), sort_keys=True)
+        return hashlib.sha256(f"{fingerprint(params)} {shapes}".encode()).hexdigest()[:32]
+
     def _encode(self, images, pixel_values) -> Encoded:
         if (images is None) == (pixel_values is None):
             raise ValueError("give either images or pixel_values")
@@ -192,6 +252,22 @@ class Reranker:
 
         offline = count(self.engine.backbone_params) + count(self.engine.params["adapter"])
         return {"offline": offline, "online": count(self.engine.params["joint_encoder"])}
+
+
+def listed(found: Found, top_k: int) -> list[tuple[int, dict[str, Any]]]:
+    """(row, {"score", "similarity", "base_rank"}) of a query's best."""
+    scores = sigmoid(found.logits[:top_k])
+    return [
+        (
+            int(found.rows[i]),
+            {
+                "score": float(scores[i]),
+                "similarity": float(found.similarities[i]),
+                "base_rank": int(found.base_ranks[i]),
+            },
+        )
+        for i in range(len(scores))
+    ]
 
 
 def sigmoid(logits: Float32[np.ndarray, "..."]) -> Float32[np.ndarray, "..."]:

@@ -34,9 +34,9 @@ class BlipJson:
     """
 
     def __init__(self, path: str | os.PathLike[str], image_root: str | os.PathLike[str] = ""):
-        self.path = os.path.expanduser(path)
-        self.image_root = os.path.expanduser(image_root) or os.path.dirname(self.path)
-        pictures = _merged(self.path, _read_list(self.path))
+        self.file = os.path.expanduser(path)
+        self.image_root = os.path.expanduser(image_root) or os.path.dirname(self.file)
+        pictures = _merged(self.file, _read_list(self.file))
         self._images = PackedStrings(image for image, _, _ in pictures)
         self._ids = PackedStrings(image_id for _, image_id, _ in pictures)
         self._captions = PackedStrings(text for _, _, captions in pictures for text in captions)
@@ -54,13 +54,17 @@ class BlipJson:
         start, end = self._starts[self._checked(index) : index + 2]
         return tuple(self._captions[i] for i in range(start, end))
 
+    def path(self, index: int) -> str:
+        """Where the picture lies."""
+        return os.path.join(self.image_root, self._images[self._checked(index)])
+
     def image(self, index: int) -> Image.Image:
         """The picture, upright and RGB; `BadImage` if it cannot be read."""
-        return load_image(os.path.join(self.image_root, self._images[self._checked(index)]))
+        return load_image(self.path(index))
 
     def _checked(self, index: int) -> int:
         if not 0 <= index < len(self):
-            raise IndexError(f"{self.path} has {len(self)} pictures, asked for {index}")
+            raise IndexError(f"{self.file} has {len(self)} pictures, asked for {index}")
         return index
 
 

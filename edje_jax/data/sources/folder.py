@@ -26,15 +26,15 @@ class Folder:
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        self.path = os.path.expanduser(path)
-        if not os.path.exists(self.path):
-            raise FileNotFoundError(f"{self.path}: no such folder")
-        if not os.path.isdir(self.path):
-            raise NotADirectoryError(f"{self.path}: a file; folder: takes a folder of pictures")
-        self._paths = PackedStrings(sorted(_pictures(self.path)))
+        self.folder = os.path.expanduser(path)
+        if not os.path.exists(self.folder):
+            raise FileNotFoundError(f"{self.folder}: no such folder")
+        if not os.path.isdir(self.folder):
+            raise NotADirectoryError(f"{self.folder}: a file; folder: takes a folder of pictures")
+        self._paths = PackedStrings(sorted(_pictures(self.folder)))
         if not len(self):
             raise ValueError(
-                f"{self.path}: no picture in it or below; looked for {', '.join(EXTENSIONS)}"
+                f"{self.folder}: no picture in it or below; looked for {', '.join(EXTENSIONS)}"
             )
 
     def __len__(self) -> int:
@@ -49,13 +49,17 @@ class Folder:
         self._checked(index)
         return ()
 
+    def path(self, index: int) -> str:
+        """Where the picture lies."""
+        return os.path.join(self.folder, self._paths[self._checked(index)])
+
     def image(self, index: int) -> Image.Image:
         """The picture, upright and RGB; `BadImage` if it cannot be read."""
-        return load_image(os.path.join(self.path, self._paths[self._checked(index)]))
+        return load_image(self.path(index))
 
     def _checked(self, index: int) -> int:
         if not 0 <= index < len(self):
-            raise IndexError(f"{self.path} has {len(self)} pictures, asked for {index}")
+            raise IndexError(f"{self.folder} has {len(self)} pictures, asked for {index}")
         return index
 
 

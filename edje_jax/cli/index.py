@@ -1,0 +1,150 @@
+"""`edje index`: build an index of pictures and look after it."""
+
+import logging
+import os
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from edje_jax.cli.program import UsageError
+from edje_jax.cli.progress import Bars
+from edje_jax.data.sources.registry import open_source
+from edje_jax.models.token_formats import TokenDtype
+from edje_jax.retrieval import build as building
+from edje_jax.retrieval import store as stores
+from edje_jax.retrieval.reranker import Reranker
+from edje_jax.retrieval.store import BadStore, Manifest, Store
+
+log = logging.getLogger(__name__)
+
+
+def build(
+    model: str,
+    images: str,
+    out: str,
+    token_dtype: TokenDtype = "bfloat16",
+    shard: str = "",
+    workers: int = 0,
+    image_root: str = "",
+) -> None:
+    """Build an index, or go on with one.
+
+    Raises:
+        UsageError: `shard` is not i/n.
+        BadStore: the index is another model's, or holds another build.
+        FileNotFoundError, ValueError: the model or the pictures cannot be opened.
+    """
+    share = share_of(shard)
+    spec = images
+    if ":" not in images or os.path.isdir(os.path.expanduser(images)):
+        spec = f"folder:{os.path.abspath(os.path.expanduser(images))}"
+    folder = Path(out).expanduser()
+    reranker = Reranker.from_pretrained(model)
+    source = open_source(spec, image_root, reranker.config.image.size)
+    began = time.monotonic()
+    last = began
+
+    with Bars() as bars:
+
+        def show(done: int, total: int) -> None:
+            nonlocal last
+            bars.show("pictures", done, total)
+            # Where there is no terminal, a line now and then.
+            if not Console(stderr=True).is_terminal and time.monotonic() - last > 20:
+                last = time.monotonic()
+                rate = done / (last - began)
+                log.info("%d/%d pictures, %.1f a second", done, total, rate)
+
+        whole = building.build(
+            reranker, source, spec, folder,
+            token_dtype=token_dtype, share=share, workers=workers, progress=show,
+        )  # fmt: skip
+    if not whole:
+        log.info("this share is done; the index is complete when the others are")
+        return
+    store = Store(folder)
+    log.info("%s: %d pictures", folder, len(store))
+    if rejected := store.manifest.rejected:
+        log.warning("%d could not be read: %s", len(rejected), folder / "rejected.csv")
+
+
+def share_of(shard: str) -> tuple[int, int]:
+    """ "i/n" -> (i, n); nothing means this process of a cluster's, or the only one."""
+    if not shard:
+        # What Slurm, Open MPI and most launchers tell their processes.
+        for rank, size in (("SLURM_PROCID", "SLURM_NTASKS"), ("RANK", "WORLD_SIZE")):
+            if rank in os.environ and size in os.environ:
+                return int(os.environ[rank]), int(os.environ[size])
+        return 0, 1
+    part, slash, parts = shard.partition("/")
+    if not (slash and part.isdigit() and parts.isdigit() and int(part) < int(parts)):
+        raise UsageError(f"--shard {shard}: write i/n with i from 0 to n - 1, such as 0/4")
+    return int(part), int(parts)
+
+
+def info(index: str) -> None:
+    """Print what an index holds.
+
+    Raises:
+        BadStore: no finished index, or a damaged one.
+    """
+    store = Store(Path(index).expanduser())
+    manifest = store.manifest
+    sizes: dict[str, int] = {}
+    for record in manifest.shards:
+        for name, file in record["files"].items():
+            kind = name.partition("-")[0]
+            sizes[kind] = sizes.get(kind, 0) + file["bytes"]
+    table = Table(show_header=False)
+    tokens = f"{manifest.num_tokens} x {manifest.width} {manifest.token_dtype}"
+    for name, value in (
+        ("pictures", f"{len(store):,}"),
+        ("captions", f"{len(store.captions):,}"),
+        ("removed", f"{len(manifest.removed):,}"),
+        ("rejected", f"{len(manifest.rejected):,}"),
+        ("shards", f"{len(manifest.shards):,}"),
+        ("tokens", f"{tokens}, {manifest.bytes_per_picture:,} bytes a picture"),
+        ("read from", manifest.spec),
+        ("model", f"{manifest.model['source']} ({manifest.model['fingerprint']})"),
+        *((f"{kind} on disk", f"{size / 1e6:,.1f} MB") for kind, size in sizes.items()),
+    ):
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def verify(index: str) -> None:
+    """Check every file's checksum.
+
+    Raises:
+        BadStore: a file is not as it was written, or there is no finished index.
+    """
+    folder = Path(index).expanduser()
+    if wrong := list(stores.verify(folder)):
+        listed = "\n".join(f"  {folder / name}: {what}" for name, what in wrong)
+        raise BadStore(f"{folder}: {len(wrong)} damaged; build the index again:\n{listed}")
+    count = sum(len(record["files"]) for record in Manifest.read(folder).shards)
+    Console().print(f"{count} files are as they were written")
+
+
+def remove(index: str, ids: tuple[str, ...]) -> None:
+    """Take pictures out of an index.
+
+    Raises:
+        UsageError: none is named.
+        BadStore: one is not in the index.
+    """
+    if not ids:
+        raise UsageError("which pictures? Give their ids")
+    count = building.remove(Path(index).expanduser(), list(ids))
+    Console().print(f"{count} removed; `edje index compact {index}` gives their room back")
+
+
+def compact(index: str) -> None:
+    """Give the room of removed pictures back.
+
+    Raises:
+        BadStore: no finished index.
+    """
+    Console().print(f"{building.compact(Path(index).expanduser())} pictures are gone for good")

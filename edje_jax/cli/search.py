@@ -1,0 +1,77 @@
+"""`edje search`: ask an index with words or with a picture."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from edje_jax.cli.program import UsageError
+from edje_jax.retrieval.index import ImageIndex
+from edje_jax.retrieval.reranker import Reranker
+
+
+def search(asked: Any) -> None:
+    """Print the results as a table, or as JSON alone.
+
+    Raises:
+        UsageError: neither a query nor a picture, or both.
+        BadStore, FileNotFoundError: the index or its model cannot be opened.
+    """
+    if bool(asked.query) == bool(asked.image):
+        raise UsageError('give a query, as in edje search INDEX "two dogs", or --image FILE')
+    if asked.k < 1 or asked.top < 1:
+        raise UsageError(f"--k {asked.k} --top {asked.top}: both count from 1")
+    index = ImageIndex.open(asked.index, tokens_on=asked.tokens_on, first_stage=asked.first_stage)
+    reranker = model_of(index, asked.model)
+    if asked.image:
+        found = reranker.search_captions(index, [asked.image], k=asked.k, top_k=asked.top)[0]
+    else:
+        found = reranker.search(index, [asked.query], k=asked.k, top_k=asked.top)[0]
+    if asked.json:
+        json.dump(found, sys.stdout, ensure_ascii=False)
+        sys.stdout.write("\n")
+        return
+    Console().print(_table(index, found))
+
+
+def model_of(index: ImageIndex, name: str = "") -> Reranker:
+    """The model that an index was built with, from where it was then or is now.
+
+    Raises:
+        FileNotFoundError: it is not there any more; the message says what to give.
+    """
+    source = name or index.store.manifest.model["source"]
+    try:
+        return Reranker.from_pretrained(source)
+    except FileNotFoundError as error:
+        if name:
+            raise
+        raise FileNotFoundError(
+            f"{index.store.folder}: was built with the model {source}, which is not there"
+            " (any more); say where it is with --model"
+        ) from error
+
+
+def _table(index: ImageIndex, found: list[dict[str, Any]]) -> Table:
+    table = Table("", "score", "cosine", "before", "picture")
+    for place, result in enumerate(found, start=1):
+        moved = result["base_rank"] - place
+        arrow = f" ↑{moved}" if moved > 0 else f" ↓{-moved}" if moved < 0 else ""
+        row = index.store.row(index.store.numbers[result["id"]])
+        name = Text(result["id"])
+        if row.path:
+            name.stylize(f"link {Path(row.path).absolute().as_uri()}")
+        if "caption" in result:
+            name = Text(result["caption"] + "  ").append(name)
+        table.add_row(
+            str(place),
+            f"{result['score']:.3f}",
+            f"{result['similarity']:.3f}",
+            f"{result['base_rank']}{arrow}",
+            name,
+        )
+    return table

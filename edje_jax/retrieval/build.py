@@ -1,0 +1,382 @@
+"""Pictures -> token store: streaming, resumable, on one machine or many.
+
+The pictures that an index lacks are cut into shards of a fixed number; a shard is encoded in
+memory, written whole, and counts once its record `shard-00000.json` lies beside it. When all are
+there, `manifest.json` takes them in. A build that was killed repeats at most one shard, and what it
+leaves does not depend on how often it was.
+"""
+
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+from PIL import Image
+
+from edje_jax.config import ImageRecipe
+from edje_jax.data.bad_pictures import BadPictures
+from edje_jax.data.images import BadImage, resize
+from edje_jax.data.loader import iterate
+from edje_jax.inference.engine import Encoded
+from edje_jax.models.token_formats import PackedTokens, TokenDtype, pack
+from edje_jax.retrieval.reranker import Reranker
+from edje_jax.retrieval.store import (
+    BadStore,
+    Manifest,
+    Row,
+    Store,
+    check_model,
+    read_rows,
+    write_shard,
+)
+from edje_jax.types import OnDisk, Source
+from edje_jax.weights.files import read_json, replacing, write_json
+
+log = logging.getLogger(__name__)
+
+BATCH = 32
+"""Pictures encoded in one call."""
+SHARD_ROWS = 1024
+SHARD_BYTES = 64 << 20
+"""Most pictures, and most bytes of tokens, of a shard: it is built in memory."""
+THUMBNAIL = 256
+"""Longest side of a thumbnail in pixels."""
+
+Progress = Callable[[int, int], None]
+"""Called with (pictures done, pictures to do), of this process's share."""
+
+
+@dataclass(frozen=True)
+class Todo:
+    """The pictures that an index lacks, each once."""
+
+    records: Int[np.ndarray, " n"]
+    """The source's first record of each."""
+    also: dict[int, list[int]]
+    """More records of a picture, by its first."""
+    digest: str
+
+    @classmethod
+    def of(cls, source: Source, known: set[str]) -> "Todo":
+        """What of a source is not known yet. Records with one id show one picture."""
+        first: dict[str, int] = {}
+        also: dict[int, list[int]] = defaultdict(list)
+        digest = hashlib.sha256()
+        for record in range(len(source)):
+            name = source.image_id(record)
+            if name in known:
+                continue
+            if (before := first.setdefault(name, record)) != record:
+                also[before].append(record)
+            digest.update(json.dumps([name, list(source.captions(record))]).encode())
+        records = np.fromiter(first.values(), np.int64, len(first))
+        return cls(records, dict(also), digest.hexdigest()[:32])
+
+    def captions(self, source: Source, record: int) -> list[str]:
+        """All captions of a picture, each once."""
+        records = [record, *self.also.get(record, [])]
+        return list(dict.fromkeys(text for r in records for text in source.captions(r)))
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A few pictures, ready to be encoded."""
+
+    records: list[int]
+    images: np.ndarray
+    thumbnails: list[bytes]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Random access to batches of some records of a source, for worker processes."""
+
+    source: Source
+    records: list[int]
+    recipe: ImageRecipe
+
+    def __len__(self) -> int:
+        return -(-len(self.records) // BATCH)
+
+    def __getitem__(self, index: int) -> tuple[tuple[Decoded, dict[int, str]], dict[str, str]]:
+        """((what could be read, {bad record: reason}), nothing to warn of)."""
+        good: list[int] = []
+        images, thumbnails, bad = [], [], {}
+        for record in self.records[index * BATCH : (index + 1) * BATCH]:
+            try:
+                picture = self.source.image(record)
+            except BadImage as error:
+                bad[record] = str(error)
+                continue
+            good.append(record)
+            images.append(resize(picture, self.recipe))
+            thumbnails.append(thumbnail(picture))
+        side = self.recipe.size
+        stacked = np.stack(images) if images else np.empty((0, side, side, 3), np.uint8)
+        return (Decoded(good, stacked, thumbnails), bad), {}
+
+
+def thumbnail(picture: Image.Image) -> bytes:
+    """A picture within THUMBNAIL x THUMBNAIL as a JPEG file."""
+    small = picture.copy()
+    small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    out = io.BytesIO()
+    small.save(out, "JPEG", quality=85)
+    return out.getvalue()
+
+
+def build(
+    reranker: Reranker,
+    source: Source,
+    spec: str,
+    out: Path,
+    *,
+    token_dtype: TokenDtype = "bfloat16",
+    share: tuple[int, int] = (0, 1),
+    workers: int = 0,
+    progress: Progress | None = None,
+) -> bool:
+    """Bring an index up to a source; True if it is complete, False if other shares are missing.
+
+    Of n processes with share (i, n), each builds every n-th shard, and the last one to finish
+    completes the index. Pictures that the index has already are left as they are.
+
+    Raises:
+        BadStore: the index is another model's or token dtype's, or a build of other pictures was
+            begun in it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    manifest = _manifest(reranker, spec, out, token_dtype)
+    todo = Todo.of(source, _known(out, manifest))
+    shards = _begin(out, manifest, todo)
+    part, parts = share
+    mine = [number for number in shards if (number - min(shards)) % parts == part]
+    done, total = 0, sum(len(shards[number]) for number in mine)
+
+    def note(more: int) -> None:
+        nonlocal done
+        done += more
+        if progress:
+            progress(done, total)
+
+    for number in mine:
+        path = out / f"shard-{number:05d}.json"
+        if path.exists():
+            note(len(shards[number]))
+            continue
+        built = _encode(reranker, source, todo, shards[number], workers, note)
+        rows, tokens = built.rows, pack(built.tokens, token_dtype)
+        record = write_shard(
+            out, number, tokens, built.embeddings, built.captions, rows, built.thumbnails
+        )
+        write_json(path, {"shard": record, "rejected": built.rejected})
+    return _commit(out, manifest, list(shards))
+
+
+def remove(out: Path, ids: list[str]) -> int:
+    """Take pictures out of an index; their shards keep them until `compact`.
+
+    Raises:
+        BadStore: an id is not in the index; nothing is removed then.
+    """
+    manifest = Manifest.read(out)
+    known = _known(out, manifest)
+    if unknown := [name for name in ids if name not in known or name in manifest.removed]:
+        listed = ", ".join(unknown[:5]) + (" ..." if len(unknown) > 5 else "")
+        raise BadStore(f"{out}: not in the index: {listed}; nothing was removed")
+    removed = tuple(sorted({*manifest.removed, *ids}))
+    dataclasses.replace(manifest, removed=removed).write(out)
+    return len(ids)
+
+
+def compact(out: Path) -> int:
+    """Write shards that hold removed pictures anew, without them; how many pictures went."""
+    manifest = Manifest.read(out)
+    removed = set(manifest.removed)
+    following = max((record["number"] for record in manifest.shards), default=-1) + 1
+    kept, gone, outdated = [], 0, []
+    for record in manifest.shards:
+        number = record["number"]
+        rows = list(read_rows(out / f"rows-{number:05d}.jsonl"))
+        stay = np.array([row.id not in removed for row in rows], bool)
+        if stay.all():
+            kept.append(record)
+            continue
+        gone += int((~stay).sum())
+        outdated += list(record["files"])
+        if stay.any():
+            kept.append(_without(out, number, following, rows, stay))
+            following += 1
+    dataclasses.replace(manifest, shards=tuple(kept), removed=()).write(out)
+    for name in outdated:
+        (out / name).unlink(missing_ok=True)
+    return gone
+
+
+def _without(
+    out: Path, number: int, following: int, rows: list[Row], stay: np.ndarray
+) -> dict[str, Any]:
+    """A shard's rows that stay, as another shard."""
+
+    def array(name: str) -> np.ndarray:
+        return np.load(out / f"{name}-{number:05d}.npy", mmap_mode=None, allow_pickle=False)
+
+    scales = out / f"scales-{number:05d}.npy"
+    packed = PackedTokens(array("tokens"), array("scales") if scales.exists() else None)
+    owner = np.repeat(np.arange(len(rows)), [len(row.captions) for row in rows])
+    data = (out / f"thumbnails-{number:05d}.bin").read_bytes()
+    left = [row for row, stays in zip(rows, stay, strict=True) if stays]
+    thumbnails = [data[start : start + size] for start, size in (row.thumbnail for row in left)]
+    return write_shard(
+        out, following, packed[np.flatnonzero(stay)], array("embeddings")[stay],
+        array("captions")[stay[owner]], left, thumbnails,
+    )  # fmt: skip
+
+
+def _manifest(reranker: Reranker, spec: str, out: Path, token_dtype: TokenDtype) -> Manifest:
+    """The index's so far, or that of an empty one."""
+    config = reranker.config
+    fresh = Manifest(
+        {"fingerprint": reranker.fingerprint, "source": _absolute(reranker.source)},
+        token_dtype,
+        config.num_tokens,
+        config.joint_encoder.hidden_size,
+        config.backbone.text.projection_size,
+        spec,
+    )
+    if not (out / "manifest.json").exists():
+        return fresh
+    store = Store(out)
+    check_model(store, reranker.fingerprint, reranker.source)
+    found = store.manifest
+    if found.token_dtype != token_dtype:
+        raise BadStore(
+            f"{out}: keeps tokens as {found.token_dtype}, asked for {token_dtype}; give"
+            f" --token-dtype {found.token_dtype}, or build another index"
+        )
+    return found
+
+
+def _absolute(source: str) -> str:
+    """A folder's whole path, as an index is opened from anywhere; a hub id stays one."""
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.exists() else source
+
+
+def _known(out: Path, manifest: Manifest) -> set[str]:
+    """Ids of every picture that an index holds, removed ones too."""
+    known: set[str] = set()
+    for record in manifest.shards:
+        known |= {row.id for row in read_rows(out / f"rows-{record['number']:05d}.jsonl")}
+    return known
+
+
+def _begin(out: Path, manifest: Manifest, todo: Todo) -> dict[int, np.ndarray]:
+    """{shard: its records}, checked to be those of the build that was begun here, if one was."""
+    first = max((record["number"] for record in manifest.shards), default=-1) + 1
+    size = min(SHARD_ROWS, max(SHARD_BYTES // manifest.bytes_per_picture, 1))
+    plan = {
+        "fingerprint": manifest.model["fingerprint"],
+        "token_dtype": manifest.token_dtype,
+        "pictures": len(todo.records),
+        "digest": todo.digest,
+        "first_shard": first,
+        "shard_rows": size,
+    }
+    begun = out / "build.json"
+    if begun.exists():
+        found = read_json(begun)
+        if changed := [name for name in plan if found.get(name) != plan[name]]:
+            raise BadStore(
+                f"{begun}: an unfinished build of another kind ({', '.join(changed)} differ). Run"
+                " its command to the end, or delete that file and every shard-*.json beside it"
+            )
+    else:
+        for stale in out.glob("shard-*.json"):
+            stale.unlink()
+        write_json(begun, plan)
+    starts = range(0, len(todo.records), size)
+    return {first + i: todo.records[start : start + size] for i, start in enumerate(starts)}
+
+
+@dataclass(frozen=True)
+class Built:
+    """A shard's content."""
+
+    rows: list[Row]
+    tokens: np.ndarray
+    embeddings: np.ndarray
+    captions: np.ndarray
+    thumbnails: list[bytes]
+    rejected: dict[str, str]
+
+
+def _encode(
+    reranker: Reranker,
+    source: Source,
+    todo: Todo,
+    records: np.ndarray,
+    workers: int,
+    note: Callable[[int], None],
+) -> Built:
+    encoded: list[Encoded] = []
+    thumbnails: list[bytes] = []
+    rows: list[Row] = []
+    rejected: dict[str, str] = {}
+    pictures = Pictures(source, records.tolist(), reranker.config.image)
+    for decoded, bad in iterate(pictures, 0, BadPictures(0, 0.0), workers):
+        encoded.append(reranker.engine.encode_images(decoded.images))
+        thumbnails += decoded.thumbnails
+        for record in decoded.records:
+            path = source.path(record) if isinstance(source, OnDisk) else ""
+            captions = todo.captions(source, record)
+            rows.append(Row(source.image_id(record), path, captions, (0, 0)))
+        rejected |= {source.image_id(record): reason for record, reason in bad.items()}
+        note(len(decoded.records) + len(bad))
+    return Built(
+        rows,
+        np.concatenate([part.tokens for part in encoded]),
+        np.concatenate([part.embeddings for part in encoded]),
+        reranker.engine.embed_texts([caption for row in rows for caption in row.captions]),
+        thumbnails,
+        rejected,
+    )
+
+
+def _commit(out: Path, manifest: Manifest, numbers: list[int]) -> bool:
+    """Make all shards of a build count at once, if all are there."""
+    paths = [out / f"shard-{number:05d}.json" for number in numbers]
+    if not all(path.exists() for path in paths):
+        # Another process's are missing, or it was the last and has taken them all in.
+        return not (out / "build.json").exists()
+    built = [read_json(path) for path in paths]
+    rejected = manifest.rejected
+    for part in built:
+        rejected = rejected | part["rejected"]
+    records = [part["shard"] for part in built if part["shard"]["rows"]]
+    manifest = dataclasses.replace(manifest, shards=(*manifest.shards, *records), rejected=rejected)
+    # One that could not be read before may have been mended since.
+    known = _known(out, manifest)
+    still = {name: reason for name, reason in rejected.items() if name not in known}
+    manifest = dataclasses.replace(manifest, rejected=still)
+    with replacing(out / "rejected.csv") as temporary, temporary.open("w", newline="") as file:
+        csv.writer(file).writerows([("id", "reason"), *still.items()])
+    manifest.write(out)
+    empty = [part["shard"]["files"] for part in built if not part["shard"]["rows"]]
+    done = [
+        "build.json",
+        *(path.name for path in paths),
+        *(name for names in empty for name in names),
+    ]
+    for name in done:
+        (out / name).unlink(missing_ok=True)
+    return True

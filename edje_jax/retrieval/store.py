@@ -1,0 +1,338 @@
+"""The token store: compressed tokens, embeddings, ids and captions of many pictures on disk.
+
+    manifest.json             the model, the formats, every file with its size and SHA-256; replaced
+                              in one go, so that an index is always a whole one
+    tokens-00000.npy          [rows, m, d] in the token dtype (bfloat16 as its bits, uint16)
+    scales-00000.npy          [rows, m] float16, for int8 and int4
+    embeddings-00000.npy      [rows, e] float32, unit length: the first stage
+    captions-00000.npy        [captions, e] float32: those of the captions, picture by picture
+    rows-00000.jsonl          {"id", "path", "captions", "thumbnail": [start, bytes]} a line
+    thumbnails-00000.bin      JPEG files after each other
+    rejected.csv              pictures that could not be read, and why
+
+A shard is written whole or not at all. Removed pictures stay in their shard until it is compacted.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+from jaxtyping import Float32, Int
+
+from edje_jax.models.token_formats import PackedTokens, TokenDtype, row_bytes
+from edje_jax.weights.files import BadWeights, read_json, replacing, write_json
+
+FORMAT = 1
+HEADER = 128
+"""Bytes of a .npy file without elements."""
+
+
+class BadStore(ValueError):
+    """An index is unfinished, damaged, or of another model; the message says what to do."""
+
+
+class Row(NamedTuple):
+    """What an index says of a picture in words."""
+
+    id: str
+    path: str
+    """Where the picture lay when it was indexed; empty where it was no file."""
+    captions: list[str]
+    thumbnail: tuple[int, int]
+    """(start, length) in the shard's thumbnails."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `manifest.json` says."""
+
+    model: dict[str, Any]
+    """`fingerprint` and `source`."""
+    token_dtype: TokenDtype
+    num_tokens: int
+    width: int
+    embedding_size: int
+    spec: str
+    """What the pictures were read from."""
+    shards: tuple[dict[str, Any], ...] = ()
+    """{"number", "rows", "captions", "files": {name: {"bytes", "sha256"}}} of each."""
+    removed: tuple[str, ...] = ()
+    """Ids that are no longer part of the index."""
+    rejected: dict[str, str] = dataclasses.field(default_factory=dict)
+    """{id: why the picture could not be read}"""
+
+    @property
+    def bytes_per_picture(self) -> int:
+        """Of tokens and scales."""
+        return row_bytes(self.token_dtype, self.num_tokens, self.width)
+
+    def write(self, folder: Path) -> None:
+        """Make it the index's."""
+        write_json(folder / "manifest.json", {"format": FORMAT, **dataclasses.asdict(self)})
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest":
+        """An index's manifest.
+
+        Raises:
+            BadStore: there is none, or a newer version wrote it.
+        """
+        path = folder / "manifest.json"
+        if not path.exists():
+            begun = (folder / "build.json").exists()
+            raise BadStore(
+                f"{folder}: this index is unfinished; run the same `edje index build` again"
+                if begun
+                else f"{folder}: no index here (no manifest.json); make one with"
+                f" `edje index build MODEL IMAGES --out {folder}`"
+            )
+        try:
+            raw = read_json(path)
+        except BadWeights as error:
+            raise BadStore(str(error)) from error
+        if raw.pop("format", None) != FORMAT:
+            raise BadStore(f"{path}: written by another version of edje_jax; update it")
+        known = {field.name for field in dataclasses.fields(cls)}
+        if raw.keys() != known:
+            strange = ", ".join(sorted(raw.keys() ^ known))
+            raise BadStore(f"{path}: damaged ({strange}); build the index again")
+        for name in ("shards", "removed"):
+            raw[name] = tuple(raw[name])
+        return cls(**raw)
+
+
+class Shard:
+    """One shard's files, memory-mapped."""
+
+    def __init__(self, folder: Path, record: dict[str, Any], token_dtype: TokenDtype):
+        self.folder, self.record = folder, record
+        number = record["number"]
+        values = _mapped(folder / f"tokens-{number:05d}.npy")
+        if token_dtype == "bfloat16":
+            values = values.view(ml_dtypes.bfloat16)
+        scales = folder / f"scales-{number:05d}.npy"
+        integers = token_dtype in ("int8", "int4")
+        self.tokens = PackedTokens(values, _mapped(scales) if integers else None)
+        self.embeddings = _mapped(folder / f"embeddings-{number:05d}.npy")
+        self.caption_embeddings = _mapped(folder / f"captions-{number:05d}.npy")
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """In the order of the arrays."""
+        return list(read_rows(self.folder / f"rows-{self.record['number']:05d}.jsonl"))
+
+    def thumbnail(self, row: int) -> bytes:
+        """A JPEG file."""
+        start, length = self.rows[row].thumbnail
+        path = self.folder / f"thumbnails-{self.record['number']:05d}.bin"
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read(length)
+
+
+class Store:
+    """A finished index's arrays and words; pictures count from 0, removed ones left out.
+
+    Raises:
+        BadStore: no finished index, or a file is missing or of another size than it had.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.manifest = Manifest.read(folder)
+        for record in self.manifest.shards:
+            for name, expected in record["files"].items():
+                _check_size(folder / name, expected["bytes"])
+        self.shards = [
+            Shard(folder, record, self.manifest.token_dtype) for record in self.manifest.shards
+        ]
+        removed = set(self.manifest.removed)
+        places = [
+            (number, row)
+            for number, shard in enumerate(self.shards)
+            for row, words in enumerate(shard.rows)
+            if words.id not in removed
+        ]
+        self.places: Int[np.ndarray, "n 2"] = np.array(places, np.int64).reshape(-1, 2)
+        """(shard, row in it) of each picture."""
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def row(self, picture: int) -> Row:
+        """A picture's id, path and captions."""
+        shard, row = self.places[picture]
+        return self.shards[shard].rows[row]
+
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        """Id -> picture."""
+        return {self.row(picture).id: picture for picture in range(len(self))}
+
+    def thumbnail(self, picture: int) -> bytes:
+        """A JPEG file."""
+        shard, row = self.places[picture]
+        return self.shards[shard].thumbnail(row)
+
+    def tokens(self, pictures: Int[np.ndarray, " k"]) -> PackedTokens:
+        """Tokens of some pictures, read from disk: the rows asked for and no others."""
+        first = self.shards[0].tokens
+        places = self.places[pictures]
+        values = np.empty((len(places), *first.values.shape[1:]), first.values.dtype)
+        scales = None
+        if first.scales is not None:
+            scales = np.empty((len(places), *first.scales.shape[1:]), first.scales.dtype)
+        for number in np.unique(places[:, 0]):
+            chosen = np.flatnonzero(places[:, 0] == number)
+            found = self.shards[number].tokens[places[chosen, 1]]
+            values[chosen] = found.values
+            if scales is not None:
+                scales[chosen] = found.scales
+        return PackedTokens(values, scales)
+
+    @cached_property
+    def embeddings(self) -> Float32[np.ndarray, "n e"]:
+        """Of every picture, in memory."""
+        return self._stacked([shard.embeddings for shard in self.shards], self.places)
+
+    @cached_property
+    def captions(self) -> list[tuple[int, str]]:
+        """(picture, caption) of every caption."""
+        return [
+            (picture, caption)
+            for picture in range(len(self))
+            for caption in self.row(picture).captions
+        ]
+
+    @cached_property
+    def caption_embeddings(self) -> Float32[np.ndarray, "t e"]:
+        """Of every caption, in the order of `captions`, in memory."""
+        firsts = [
+            np.cumsum([0, *(len(words.captions) for words in shard.rows)]) for shard in self.shards
+        ]
+        places = [
+            (shard, row)
+            for shard, picture in self.places
+            for row in range(firsts[shard][picture], firsts[shard][picture + 1])
+        ]
+        arrays = [shard.caption_embeddings for shard in self.shards]
+        return self._stacked(arrays, np.array(places, np.int64).reshape(-1, 2))
+
+    def _stacked(self, arrays: list[np.ndarray], places: np.ndarray) -> np.ndarray:
+        out = np.empty((len(places), self.manifest.embedding_size), np.float32)
+        for number, array in enumerate(arrays):
+            chosen = places[:, 0] == number
+            out[chosen] = array[places[chosen, 1]]
+        return out
+
+
+def check_model(store: Store, fingerprint: str, source: str) -> None:
+    """Compare the model that an index was built with and the one at hand, called `source`.
+
+    Raises:
+        BadStore: they differ.
+    """
+    if store.manifest.model["fingerprint"] != fingerprint:
+        raise BadStore(
+            f"{store.folder}: built with another model ({store.manifest.model['source']}) than"
+            f" {source}; open it with its own, or build another index"
+        )
+
+
+def verify(folder: Path) -> Iterator[tuple[str, str]]:
+    """(file, what is wrong with it) for every file of a finished index that is not as written.
+
+    Raises:
+        BadStore: there is no finished index.
+    """
+    for record in Manifest.read(folder).shards:
+        for name, expected in record["files"].items():
+            path = folder / name
+            if not path.exists():
+                yield name, "missing"
+            elif path.stat().st_size != expected["bytes"]:
+                yield name, f"{path.stat().st_size} bytes, written with {expected['bytes']}"
+            elif checksum(path) != expected["sha256"]:
+                yield name, "not what was written: its checksum differs"
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_shard(
+    folder: Path,
+    number: int,
+    tokens: PackedTokens,
+    embeddings: Float32[np.ndarray, "n e"],
+    caption_embeddings: Float32[np.ndarray, "t e"],
+    rows: Sequence[Row],
+    thumbnails: Sequence[bytes],
+) -> dict[str, Any]:
+    """Write a shard's files and return its record, which makes it count once it is kept."""
+    values = np.asarray(tokens.values)
+    arrays = {
+        "tokens": values.view(np.uint16) if values.dtype == ml_dtypes.bfloat16 else values,
+        "embeddings": embeddings,
+        "captions": caption_embeddings,
+    }
+    if tokens.scales is not None:
+        arrays["scales"] = np.asarray(tokens.scales)
+    written = []
+    for name, array in arrays.items():
+        written.append(folder / f"{name}-{number:05d}.npy")
+        with replacing(written[-1]) as temporary, temporary.open("wb") as file:
+            np.save(file, array, allow_pickle=False)
+    written.append(folder / f"thumbnails-{number:05d}.bin")
+    with replacing(written[-1]) as temporary:
+        temporary.write_bytes(b"".join(thumbnails))
+    written.append(folder / f"rows-{number:05d}.jsonl")
+    starts = np.cumsum([0, *map(len, thumbnails)])
+    with replacing(written[-1]) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for row, start, thumbnail in zip(rows, starts, thumbnails, strict=False):
+            words = row._asdict() | {"thumbnail": [int(start), len(thumbnail)]}
+            file.write(json.dumps(words, ensure_ascii=False) + "\n")
+    return {
+        "number": number,
+        "rows": len(rows),
+        "captions": len(caption_embeddings),
+        "files": {
+            path.name: {"bytes": path.stat().st_size, "sha256": checksum(path)} for path in written
+        },
+    }
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """The lines of a rows file."""
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            words = json.loads(line)
+            yield Row(**words | {"thumbnail": tuple(words["thumbnail"])})
+
+
+def _mapped(path: Path) -> np.ndarray:
+    try:
+        # No system maps nothing, and there may be no captions: such a file is its header alone.
+        mode = "r" if path.stat().st_size > HEADER else None
+        return np.load(path, mmap_mode=mode, allow_pickle=False)
+    except (ValueError, OSError) as error:
+        raise BadStore(f"{path}: damaged ({error}); build the index again") from error
+
+
+def _check_size(path: Path, size: int) -> None:
+    if not path.exists():
+        raise BadStore(f"{path}: missing; build the index again")
+    if path.stat().st_size != size:
+        raise BadStore(
+            f"{path}: {path.stat().st_size} bytes, written with {size}: truncated or overwritten;"
+            " build the index again"
+        )

@@ -1,0 +1,150 @@
+"""`edje index` and `edje search` as users type them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from edje_jax.cli.edje import main
+from edje_jax.cli.index import share_of
+from edje_jax.cli.program import UsageError
+from edje_jax.data.images import BadImage
+from edje_jax.data.sources.shapes import Shapes
+from edje_jax.retrieval.store import BadStore, Store
+from tests.small_runs import trained as trained
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    (folder / "more").mkdir()
+    source = Shapes("val")
+    for i in range(9):
+        source.image(i).save(folder / ("more" if i % 2 else ".") / f"{i}.png")
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def index(trained, pictures, tmp_path_factory) -> Path:
+    """Of a folder without captions; to be read only."""
+    out = tmp_path_factory.mktemp("index") / "made" / "index"
+    main(["index", "build", str(trained), str(pictures), "--out", str(out)])
+    return out
+
+
+def test_a_folder_becomes_an_index_that_answers(index, pictures, capsys):
+    main(["search", str(index), "a red circle", "--top", "3", "--json"])
+    told = capsys.readouterr().out
+    results = json.loads(told)
+    assert told.count("\n") == 1 and len(results) == 3
+    for result in results:
+        assert result.keys() == {"id", "score", "similarity", "base_rank"}
+        assert (pictures / result["id"]).exists()
+    main(["search", str(index), "a red circle", "--top", "3"])
+    table = capsys.readouterr().out
+    assert all(result["id"] in table for result in results)
+
+
+def test_info_and_verify_and_remove(index, capsys, tmp_path):
+    main(["index", "info", str(index)])
+    told = capsys.readouterr().out
+    assert "bytes a picture" in told and "rejected" in told
+    main(["index", "verify", str(index)])
+    assert "files are as they were written" in capsys.readouterr().out
+    assert (index / "rejected.csv").read_text().splitlines()[1].startswith("broken.jpg,")
+    with pytest.raises(UsageError, match="which pictures"):
+        main(["index", "remove", str(index)])
+
+
+def test_flipped_byte_fails_verification(trained, pictures, tmp_path):
+    out = tmp_path / "index"
+    main(["index", "build", str(trained), str(pictures), "--out", str(out)])
+    path = out / "tokens-00000.npy"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(BadStore, match=r"1 damaged[\s\S]*tokens-00000.npy: not what was written"):
+        main(["index", "verify", str(out)])
+
+
+def test_captions_answer_a_picture(trained, pictures, tmp_path, capsys):
+    records = [
+        {"image": f"{'more/' if i % 2 else ''}{i}.png", "caption": [f"picture number {i}"]}
+        for i in range(9)
+    ]
+    (pictures / "set.json").write_text(json.dumps(records))
+    out, spec = tmp_path / "index", f"blip:{pictures / 'set.json'}"
+    main(["index", "build", str(trained), spec, "--out", str(out), "--token-dtype", "int8"])
+    capsys.readouterr()
+    main(["search", str(out), "--image", str(pictures / "0.png"), "--top", "2", "--json"])
+    results = json.loads(capsys.readouterr().out)
+    assert [set(result) for result in results] == [
+        {"id", "caption", "score", "similarity", "base_rank"}
+    ] * 2
+    main(["search", str(out), "--image", str(pictures / "0.png"), "--top", "2"])
+    assert results[0]["caption"] in capsys.readouterr().out
+
+
+def test_wrong_usage_says_what_is_right(index, trained, pictures, tmp_path):
+    for arguments, message in (
+        (["search", str(index)], "give a query"),
+        (["search", str(index), "dogs", "--image", "dog.jpg"], "give a query"),
+        (["search", str(index), "dogs", "--k", "0"], "both count from 1"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            main(arguments)
+    for shard in ("2/2", "a/b", "1", "-1/2"):
+        with pytest.raises(UsageError, match="write i/n with i from 0"):
+            share_of(shard)
+    with pytest.raises(BadImage, match=r"nothing\.jpg: no such file"):
+        main(["search", str(index), "--image", "nothing.jpg"])
+    with pytest.raises(FileNotFoundError, match="nothing"):
+        main(["search", str(index), "dogs", "--model", str(tmp_path / "nothing")])
+
+
+def test_a_share_is_told_or_taken_from_the_cluster(monkeypatch):
+    assert share_of("1/4") == (1, 4) and share_of("") == (0, 1)
+    monkeypatch.setenv("SLURM_PROCID", "2")
+    monkeypatch.setenv("SLURM_NTASKS", "8")
+    assert share_of("") == (2, 8) and share_of("0/4") == (0, 4)
+
+
+@pytest.mark.slow
+def test_kill_9_loses_nothing(trained, tmp_path):
+    """A process that is killed again and again ends with the index of one that was not."""
+    command = [
+        sys.executable, "-c",
+        "import sys; from edje_jax.retrieval import build; build.SHARD_ROWS = 20;"
+        "from edje_jax.cli.edje import main; main(sys.argv[1:])",
+        "index", "build", str(trained), "shapes:val", "--out",
+    ]  # fmt: skip
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+
+    def start(out: Path) -> subprocess.Popen:
+        return subprocess.Popen([*command, str(out)], cwd=ROOT, env={**os.environ})
+
+    assert start(straight).wait(timeout=300) == 0
+    kills = 0
+    for shards in (1, 3, 10, 20):
+        process = start(killed)
+        while len(list(killed.glob("tokens-*.npy*"))) < shards and process.poll() is None:
+            time.sleep(0.001)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.wait(timeout=60)
+    assert kills >= 3, "the build was too quick to be killed"
+    assert start(killed).wait(timeout=300) == 0
+    names = sorted(path.name for path in straight.iterdir())
+    assert sorted(path.name for path in killed.iterdir() if path.suffix != ".tmp") == names
+    for name in names:
+        assert (killed / name).read_bytes() == (straight / name).read_bytes(), name
+    assert len(Store(killed)) == len(Shapes("val"))
