@@ -1,4 +1,4 @@
-"""The `edje` command: index and search pictures, convert and share models.
+"""The `edje` command: index, search and serve pictures, convert and share models.
 
 Each command lists its options with --help.
 """
@@ -208,6 +208,44 @@ class Search:
         search(self)
 
 
+@dataclass(frozen=True)
+class Serve:
+    """Serve an index: a search page at /, and the HTTP of a reranker.
+
+    Examples:
+        edje serve photos.index
+        edje serve photos.index --host 0.0.0.0 --port 80 --api-key "$KEY" --tokens-on host
+    """
+
+    index: tyro.conf.Positional[str]
+    """Folder of the index."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for every one of this machine's."""
+    port: int = 8000
+    """Port to listen on."""
+    api_key: str = ""
+    """What clients have to send; also read from the variable EDJE_API_KEY."""
+    model: str = ""
+    """Where the index's model is now, if it was moved."""
+    tokens_on: Literal["disk", "host", "device"] = "disk"
+    """Where tokens rest."""
+    first_stage: Literal["exact", "faiss-flat", "faiss-hnsw", "faiss-ivf"] = "exact"
+    """Engine that finds the candidates."""
+    max_waiting: int = 64
+    """Requests that may queue; one more gets a 429."""
+    max_batch: int = 16
+    """Requests computed together."""
+    timeout: float = 30.0
+    """Seconds until a request is given up."""
+    warm: bool = True
+    """Compile every shape before the first request is taken."""
+
+    def run(self) -> None:
+        from edje_jax.cli.serve import serve
+
+        serve(self)
+
+
 def _named(name: str, command: type) -> Any:
     """A subcommand whose help keeps its examples line by line."""
     told = inspect.cleandoc(command.__doc__ or "")
@@ -236,6 +274,7 @@ class Index:
 COMMANDS = (
     _named("index", Index)
     | _named("search", Search)
+    | _named("serve", Serve)
     | _named("convert", Convert)
     | _named("push", Push)
 )

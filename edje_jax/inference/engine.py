@@ -15,7 +15,7 @@ from edje_jax.config import EdjeConfig, ImageRecipe
 from edje_jax.data.buckets import batches, bucket, lengths_up_to
 from edje_jax.data.images import normalise
 from edje_jax.data.text import BackboneTokenizer, JointTokenizer
-from edje_jax.inference.dual import IMAGE_BATCHES, DualEncoder
+from edje_jax.inference.dual import IMAGE_BATCHES, TEXT_BATCHES, DualEncoder
 from edje_jax.models.apply import apply
 from edje_jax.models.backbone import DualTower, make_backbone
 from edje_jax.models.edje import Edje
@@ -135,6 +135,22 @@ class Engine:
         while ahead:
             take()
         return out
+
+    def warm(self, tokens: TokenTable) -> None:
+        """Compile every shape that scoring and embedding texts will ask for.
+
+        `tokens` are those that will be scored: their format is part of the program.
+        """
+        pad = self.config.joint_encoder.pad_token_id
+        for length in lengths_up_to(self.config.max_text_length):
+            # An id that is not padding, so often that this is the text's bucket.
+            ids = np.full((1, self.config.max_text_length), pad, np.int32)
+            ids[0, :length] = pad + 1
+            for size in PAIR_BATCHES[jax.default_backend()]:
+                rows = np.zeros(size, np.int32)
+                self.score_pairs(ids, tokens, rows, rows)
+        for size in TEXT_BATCHES:
+            self.embed_texts(["warm"] * size)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

@@ -58,13 +58,15 @@ class Exact:
 
     def nearest(self, queries: Float32[np.ndarray, "q e"], k: int) -> Nearest:
         k = min(k, self._size)
+        # Computed for a few k, as each is a program of its own.
+        asked = min(max(16, 1 << (k - 1).bit_length()), self._size)
         similarities = np.empty((len(queries), k), np.float32)
         rows = np.empty((len(queries), k), np.int32)
         approximate = jax.default_backend() == "tpu"
         for chosen, real in batches(np.arange(len(queries)), QUERY_BATCHES):
-            found = _nearest(k, approximate, self._table, self._size, queries[chosen])
+            found = _nearest(asked, approximate, self._table, self._size, queries[chosen])
             similarities[chosen[:real]], rows[chosen[:real]] = (
-                x[:real] for x in map(np.asarray, found)
+                np.asarray(x)[:real, :k] for x in found
             )
         return Nearest(similarities, rows)
 

@@ -1,0 +1,93 @@
+"""Micro-batching: requests that arrive together are computed together."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+class Busy(RuntimeError):
+    """More requests wait than the queue may hold."""
+
+
+class Batcher(Generic[Job, Result]):
+    """One thread computes; what has queued up meanwhile is its next batch.
+
+    `run` gets a list of jobs and returns a result, or an exception, for each.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Sequence[Job]], Sequence[Result | Exception]],
+        max_waiting: int,
+        max_batch: int,
+    ):
+        self._run = run
+        self._max_batch = max_batch
+        self._waiting: asyncio.Queue[tuple[Job, asyncio.Future[Result]]] = asyncio.Queue(
+            max_waiting
+        )
+        self._thread = ThreadPoolExecutor(1, "compute")
+        self._worker: asyncio.Task[None] | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Jobs in the queue."""
+        return self._waiting.qsize()
+
+    def start(self) -> None:
+        """Begin to work; to be called from the event loop."""
+        self._worker = asyncio.create_task(self._work())
+
+    async def stop(self) -> None:
+        """Finish what is queued, then end."""
+        await self._waiting.join()
+        if self._worker:
+            self._worker.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._worker
+        self._thread.shutdown()
+
+    async def submit(self, job: Job) -> Result:
+        """What `run` makes of the job.
+
+        Raises:
+            Busy: the queue is full.
+        """
+        done: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        try:
+            self._waiting.put_nowait((job, done))
+        except asyncio.QueueFull:
+            raise Busy from None
+        return await done
+
+    async def _work(self) -> None:
+        while True:
+            taken = [await self._waiting.get()]
+            while len(taken) < self._max_batch and not self._waiting.empty():
+                taken.append(self._waiting.get_nowait())
+            # A client that has gone wants nothing computed.
+            wanted = [(job, done) for job, done in taken if not done.cancelled()]
+            if wanted:
+                await self._compute(wanted)
+            for _ in taken:
+                self._waiting.task_done()
+
+    async def _compute(self, wanted: list[tuple[Job, "asyncio.Future[Result]"]]) -> None:
+        loop = asyncio.get_running_loop()
+        jobs = [job for job, _ in wanted]
+        try:
+            results = await loop.run_in_executor(self._thread, self._run, jobs)
+        except Exception as error:
+            results = [error] * len(wanted)
+        for (_, done), result in zip(wanted, results, strict=True):
+            if done.cancelled():
+                continue
+            if isinstance(result, Exception):
+                done.set_exception(result)
+            else:
+                done.set_result(result)

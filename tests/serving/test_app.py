@@ -1,0 +1,303 @@
+"""The HTTP of `edje serve`: right answers, and clear ones to wrong questions."""
+
+import base64
+import io
+import json
+import random
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from edje_jax.serving.app import Limits, make_app
+from edje_jax.serving.service import Service
+
+QUERY = "a red circle left of a blue square"
+
+
+@pytest.fixture(scope="module")
+def client(service):
+    with TestClient(make_app(service)) as client:
+        yield client
+
+
+def data_of(path: str | Path) -> str:
+    return base64.b64encode(Path(path).read_bytes()).decode()
+
+
+def paths(service: Service) -> list[str]:
+    return [service.index.store.row(i).path for i in range(len(service.index))]
+
+
+def test_search_is_the_rerankers(client, service):
+    answer = client.post("/search", json={"query": QUERY, "k": 9, "top_k": 4}).json()
+    expected = service.reranker.search(service.index, [QUERY], k=9, top_k=4)[0]
+    assert [result["id"] for result in answer["results"]] == [one["id"] for one in expected]
+    for result, one in zip(answer["results"], expected, strict=True):
+        assert result["score"] == pytest.approx(one["score"], abs=1e-5)
+        assert result["base_rank"] == one["base_rank"] and len(result["captions"]) == 2
+    assert answer["k"] == 9 and set(answer["seconds"]) == {
+        "first_stage", "gather", "rerank", "total"
+    }  # fmt: skip
+    # The base order's ranks are the reranked places of the same pictures.
+    everything = client.post("/search", json={"query": QUERY, "k": 9, "top_k": 9}).json()
+    places = {result["id"]: i + 1 for i, result in enumerate(everything["results"])}
+    assert {one["id"]: one["rank"] for one in everything["base"]} == places
+    similarities = [one["similarity"] for one in everything["base"]]
+    assert similarities == sorted(similarities, reverse=True)
+
+
+def test_captions_of_a_picture(client, service):
+    name = service.index.store.row(3).id
+    answer = client.post("/captions", json={"id": name, "k": 10, "top_k": 3}).json()
+    picture = service.index.store.row(3).path
+    expected = service.reranker.search_captions(service.index, [picture], k=10, top_k=3)[0]
+    # Through the index its tokens are bfloat16: nearly the same scores.
+    got = {one["caption"]: one["score"] for one in answer["results"]}
+    for one in expected:
+        if one["caption"] in got:
+            assert got[one["caption"]] == pytest.approx(one["score"], abs=2e-2)
+    assert len(got) == 3
+    assert client.post("/captions", json={"id": "nothing"}).status_code == 404
+
+
+@pytest.mark.parametrize("route", ["/v1/rerank", "/v2/rerank"])
+def test_rerank_takes_pictures_in_every_form(client, service, route):
+    row, path = service.index.store.row(2), paths(service)[7]
+    uri = f"data:image/png;base64,{data_of(path)}"
+    documents = [
+        {"id": row.id},
+        {"image": data_of(path)},
+        {"image": uri},
+        {"content": [{"type": "image_url", "image_url": {"url": uri}}]},
+    ]
+    asked = {"model": "edje", "query": QUERY, "documents": documents, "unknown": 1}
+    answer = client.post(route, json=asked).json()
+    logits = service.reranker.score_matrix(
+        [QUERY], service.reranker.encode_images([row.path, path])
+    )[0]
+    expected = 1 / (1 + np.exp(-logits))
+    scores = {one["index"]: one["relevance_score"] for one in answer["results"]}
+    assert scores[0] == pytest.approx(expected[0], abs=1e-2)
+    for same in (1, 2, 3):
+        assert scores[same] == pytest.approx(expected[1], abs=1e-5)
+    ordered = [one["relevance_score"] for one in answer["results"]]
+    assert ordered == sorted(ordered, reverse=True)
+    assert answer["usage"]["pairs"] == 4 and answer["id"] and answer["model"]
+    assert "document" not in answer["results"][0]
+
+    more = {"top_n": 2, "return_documents": True, "raw_scores": True}
+    answer = client.post(route, json=asked | more).json()
+    assert len(answer["results"]) == 2
+    for one in answer["results"]:
+        assert one["document"] == documents[one["index"]]
+        assert one["relevance_score"] == pytest.approx(logits[min(one["index"], 1)], abs=5e-2)
+
+
+@pytest.mark.parametrize(
+    "document, told",
+    [
+        ("a text", "this model ranks pictures"),
+        ({"text": "a text"}, "this model ranks pictures"),
+        ({"id": "../secret.png"}, "no picture with the id"),
+        ({"id": 3}, "no picture with the id 3"),
+        ({"image": "https://example.org/a.png"}, "addresses are not fetched"),
+        ({"image": "file:///etc/passwd"}, "addresses are not fetched"),
+        (
+            {"content": [{"type": "image_url", "image_url": {"url": "http://a/b.png"}}]},
+            "not fetched",
+        ),
+        ({"content": [{"type": "text", "text": "x"}]}, "takes one part of type"),
+        ({"content": []}, "takes one part of type"),
+        ({"image": "data:image/png,abc"}, "has to read data:image"),
+        ({"image": "!!"}, "not base64"),
+        ({"image": base64.b64encode(b"no picture").decode()}, "not a picture"),
+        ({"image": 7}, "expected"),
+        ({}, "expected"),
+        (None, "expected"),
+        ([1], "expected"),
+    ],
+)
+def test_what_is_no_picture_is_named(client, document, told):
+    asked = {"query": QUERY, "documents": [{"id": "0.png"}, document]}
+    answer = client.post("/v1/rerank", json=asked)
+    assert answer.status_code == 422
+    assert answer.json()["detail"].startswith("documents[1]: ") and told in answer.json()["detail"]
+
+
+def test_an_image_bomb_is_refused(client):
+    bomb = io.BytesIO()
+    Image.new("1", (30_000, 30_000)).save(bomb, "PNG")
+    assert len(bomb.getvalue()) < 1 << 20
+    document = {"image": base64.b64encode(bomb.getvalue()).decode()}
+    answer = client.post("/v1/rerank", json={"query": QUERY, "documents": [document]})
+    assert answer.status_code == 422 and "pixels" in answer.json()["detail"]
+
+
+def test_images_and_nothing_else_leave_the_index(client, service, indexed):
+    odd = "odd & <name> #?%.png"
+    answer = client.get("/images/odd%20%26%20%3Cname%3E%20%23%3F%25.png")
+    assert answer.status_code == 200 and odd in service.index.store.numbers
+    assert answer.content == (indexed.parent / odd).read_bytes()
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    small = client.get("/images/3.png", params={"thumbnail": 40})
+    assert small.headers["content-type"] == "image/jpeg"
+    assert max(Image.open(io.BytesIO(small.content)).size) == 40
+    for name in (
+        "secret.png",
+        "../secret.png",
+        "..%2fsecret.png",
+        "%2fetc%2fpasswd",
+        "set.json",
+        "",
+    ):
+        assert client.get(f"/images/{name}").status_code == 404, name
+    assert client.get("/images/3.png?thumbnail=99999").status_code == 422
+
+
+def test_a_picture_that_is_gone_still_has_its_thumbnail(client, service, indexed, tmp_path):
+    path = indexed.parent / "11.png"
+    data = path.read_bytes()
+    path.unlink()
+    try:
+        answer = client.get("/images/11.png")
+        assert answer.status_code == 200 and answer.headers["content-type"] == "image/jpeg"
+    finally:
+        path.write_bytes(data)
+
+
+def test_limits(service):
+    limits = Limits(body_bytes=2000, documents=3, k=50)
+    with TestClient(make_app(service, limits=limits)) as client:
+        many = {"query": QUERY, "documents": [{"id": "0.png"}] * 4}
+        assert (
+            client.post("/v1/rerank", json=many).json()["detail"] == "documents: 4 is more than 3"
+        )
+        assert client.post("/search", json={"query": QUERY, "k": 51}).status_code == 422
+        long = json.dumps({"query": "x" * 3000})
+        assert client.post("/search", content=long).status_code == 413
+        pieces = (piece.encode() for piece in [long[:1500], long[1500:]])
+        assert client.post("/search", content=pieces).status_code == 413
+
+
+def test_an_api_key_guards_all_but_the_page(service):
+    with TestClient(make_app(service, api_key="sesame")) as client:
+        for path in ("/images/0.png", "/metrics", "/info", "/openapi.json"):
+            assert client.get(path).status_code == 401
+        assert client.post("/search", json={"query": QUERY}).status_code == 401
+        assert client.get("/").status_code == client.get("/healthz").status_code == 200
+        for headers in ({"X-API-Key": "sesame"}, {"Authorization": "Bearer sesame"}):
+            assert client.get("/info", headers=headers).status_code == 200
+        for headers in ({"X-API-Key": "Sesame"}, {"Authorization": "Basic sesame"}):
+            assert client.get("/info", headers=headers).status_code == 401
+
+
+class Slow(Service):
+    """Takes its time, and keeps what it was asked together."""
+
+    def __init__(self, service: Service):
+        super().__init__(service.reranker, service.index)
+        self.gate = threading.Event()
+        self.batches: list[int] = []
+
+    def run(self, jobs):
+        self.batches.append(len(jobs))
+        self.gate.wait(20)
+        return super().run(jobs)
+
+
+def test_a_full_queue_says_when_to_come_again(service):
+    slow = Slow(service)
+    limits = Limits(waiting=4, batch=3)
+    with TestClient(make_app(slow, limits=limits)) as client, ThreadPoolExecutor(12) as pool:
+
+        def ask(i: int):
+            return client.post("/search", json={"query": QUERY, "k": 3})
+
+        first = pool.submit(ask, 0)
+        while not slow.batches:
+            time.sleep(0.01)
+        rest = [pool.submit(ask, i) for i in range(1, 10)]
+        while sum(one.done() for one in rest) < 5:
+            time.sleep(0.01)
+        refused = [one.result() for one in rest if one.done()]
+        slow.gate.set()
+        answers = [first.result(), *(one.result() for one in rest)]
+    assert [one.status_code for one in refused] == [429] * 5
+    assert {one.headers["retry-after"] for one in refused} == {"1"}
+    codes = [one.status_code for one in answers]
+    assert codes.count(200) == 5 and codes.count(429) == 5
+    # What waited was computed together, up to the largest batch, and answered alike.
+    assert slow.batches == [1, 3, 1]
+    good = [one.json()["results"] for one in answers if one.status_code == 200]
+    for one in good:
+        assert [r["id"] for r in one] == [r["id"] for r in good[0]]
+
+
+def test_a_request_that_takes_too_long_is_given_up(service):
+    slow = Slow(service)
+    with TestClient(make_app(slow, limits=Limits(seconds=0.2))) as client:
+        answer = client.post("/search", json={"query": QUERY})
+        assert answer.status_code == 503 and "0.2 seconds" in answer.json()["detail"]
+        slow.gate.set()
+        assert client.post("/search", json={"query": QUERY, "k": 3}).status_code == 200
+
+
+def test_a_failure_is_the_batchs_own(service, monkeypatch):
+    app = make_app(service)
+    with TestClient(app, raise_server_exceptions=False) as client:
+        monkeypatch.setattr(Service, "_search", lambda *_: 1 / 0)
+        assert client.post("/search", json={"query": QUERY}).status_code == 500
+        monkeypatch.undo()
+        assert client.post("/search", json={"query": QUERY, "k": 3}).status_code == 200
+
+
+def test_metrics_count(service):
+    with TestClient(make_app(service)) as client:
+        client.post("/search", json={"query": QUERY, "k": 5})
+        client.get("/images/nothing")
+        client.get("/no/such/page")
+        told = client.get("/metrics").text
+    assert 'edje_requests_total{route="/search",status="200"} 1.0' in told
+    assert 'edje_requests_total{route="/images/{name:path}",status="404"} 1.0' in told
+    assert 'edje_requests_total{route="other",status="404"} 1.0' in told
+    assert "edje_pairs_total 5.0" in told and "edje_waiting 0.0" in told
+    assert 'edje_search_seconds_count{part="rerank"} 1.0' in told
+
+
+def test_a_thousand_malformed_bodies_break_nothing(client):
+    rng = random.Random(0)
+    good = json.dumps({"query": QUERY, "documents": [{"id": "0.png"}], "k": 3, "top_n": 1})
+    scraps = [None, True, -1, 1e400, "", "\x00", "\ud800", [], {}, [[]], {"id": []}, 10**40]
+
+    def mutated() -> bytes:
+        kind = rng.randrange(4)
+        if kind == 0:
+            return rng.randbytes(rng.randrange(200))
+        if kind == 1:
+            data = bytearray(good.encode())
+            for _ in range(rng.randrange(1, 6)):
+                data[rng.randrange(len(data))] = rng.randrange(256)
+            return bytes(data)
+        if kind == 2:
+            return good.encode()[: rng.randrange(len(good))]
+        fields = json.loads(good) | {
+            rng.choice(["query", "documents", "k", "top_k", "top_n", "id"]): rng.choice(scraps)
+            for _ in range(3)
+        }
+        return json.dumps(fields).encode()
+
+    codes = set()
+    for i in range(1000):
+        route = ("/search", "/v1/rerank", "/v2/rerank", "/captions")[i % 4]
+        kind = "application/json" if i % 5 else "text/plain"
+        answer = client.post(route, content=mutated(), headers={"content-type": kind})
+        codes.add(answer.status_code)
+        assert answer.status_code < 500, answer.text
+    assert {200, 422} <= codes
+    assert client.get("/healthz").json()["status"] == "ok"

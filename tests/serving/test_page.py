@@ -1,0 +1,174 @@
+"""The search page in a real browser."""
+
+import shutil
+import threading
+from collections.abc import Iterator
+
+import pytest
+import uvicorn
+
+from edje_jax.serving.app import make_app
+from tests.serving.browser import KEYS, Browser, free_port, until
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (shutil.which("chromium") and shutil.which("chromedriver")),
+        reason="needs Debian's chromium and chromium-driver",
+    ),
+]
+TILES = "document.querySelectorAll('#results .tile').length"
+IDS = "return [...document.querySelectorAll('#results .tile')].map(one => one.dataset.id)"
+
+
+class Server:
+    """An application on a port of its own."""
+
+    def __init__(self, app):
+        self.port = free_port()
+        self.address = f"http://127.0.0.1:{self.port}"
+        self._server = uvicorn.Server(uvicorn.Config(app, port=self.port, log_level="error"))
+        self._thread = threading.Thread(target=self._server.run)
+        self._thread.start()
+        until(lambda: self._server.started, "the server started")
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join(30)
+
+
+@pytest.fixture(scope="module")
+def server(service) -> Iterator[Server]:
+    running = Server(make_app(service))
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    running = Browser("--window-size=1300,900")
+    yield running
+    running.close()
+
+
+def test_a_search_shows_both_orders_and_how_far_each_moved(browser, server, service):
+    browser.open(server.address)
+    browser.until("document.querySelectorAll('.chips button').length > 0")
+    assert browser.run("return document.activeElement.id") == "q"
+    browser.keys("a red circle" + KEYS["Enter"])
+    browser.until(TILES)
+    count = min(24, len(service.index))
+    expected = service.reranker.search(service.index, ["a red circle"], k=100, top_k=count)[0]
+    assert browser.run(IDS) == [one["id"] for one in expected]
+    moves = browser.run(
+        "return [...document.querySelectorAll('#results .move')].map(one => one.textContent)"
+    )
+    for place, (move, one) in enumerate(zip(moves, expected, strict=True), start=1):
+        by = one["base_rank"] - place
+        assert move == (f"↑{by}" if by > 0 else f"↓{-by}" if by < 0 else "=")
+    base = "[...document.querySelectorAll('.base .tile')].map(one => one.dataset.id)"
+    order = sorted(expected, key=lambda one: one["base_rank"])
+    assert browser.run(f"return {base}") == [one["id"] for one in order]
+    browser.until("[...document.images].every(one => one.complete && one.naturalWidth > 0)")
+    told = browser.run("return document.getElementById('bar').textContent")
+    for part in ("first stage", "gather", "rerank", "total"):
+        assert part in told
+    assert "q=a%20red%20circle" in browser.run("return location.search")
+    # Nothing comes from anywhere else.
+    names = browser.run("return performance.getEntriesByType('resource').map(one => one.name)")
+    assert names and all(name.startswith(server.address) for name in names)
+
+
+def test_the_keyboard_does_all(browser, server):
+    browser.open(f"{server.address}/?q=green&k=10")
+    browser.until(TILES)
+    browser.run("document.activeElement.blur()")
+    browser.keys("/")
+    assert browser.run("return document.activeElement.id") == "q"
+    focused = (
+        "return [...document.querySelectorAll('#results .tile')].indexOf(document.activeElement)"
+    )
+    browser.keys(KEYS["Down"])
+    assert browser.run(focused) == 0
+    browser.keys(KEYS["Right"] * 2)
+    assert browser.run(focused) == 2
+    browser.keys(KEYS["Enter"])
+    browser.until("document.querySelectorAll('#dialog ol button').length > 2")
+    assert browser.run("return document.querySelector('#dialog').open")
+    browser.keys(KEYS["Escape"])
+    browser.until("!document.querySelector('#dialog').open")
+    browser.keys(KEYS["Up"])
+    assert browser.run("return document.activeElement.id") == "q"
+
+
+def test_a_picture_finds_captions_and_a_caption_searches(browser, server):
+    browser.open(f"{server.address}/?q=green")
+    browser.until(TILES)
+    browser.click("#results li:nth-child(2) .tile")
+    browser.until("document.querySelectorAll('#dialog ol button').length == 10")
+    caption = browser.run("return document.querySelector('#dialog ol button span').firstChild.data")
+    browser.click("#dialog ol button")
+    browser.until("!document.querySelector('#dialog').open")
+    assert browser.run("return document.getElementById('q').value") == caption
+    browser.until(f"document.title.startsWith({caption[:10]!r})")
+    browser.run("history.back()")
+    browser.until("document.getElementById('q').value == 'green'")
+
+
+def test_words_from_the_data_are_never_markup(browser, server):
+    browser.open(f"{server.address}/?q=%3Cimg+src%3Dx+onerror%3Dalert(1)%3E")
+    browser.until(TILES)
+    assert browser.run("return document.querySelectorAll('[onerror]').length") == 0
+    browser.run("open_ = [...document.querySelectorAll('.tile')]"
+                ".find(one => one.dataset.id.startsWith('odd')).click()")  # fmt: skip
+    browser.until("document.querySelector('#dialog .id').textContent == 'odd & <name> #?%.png'")
+    browser.until("document.querySelector('#dialog img').naturalWidth > 0")
+
+
+def test_nothing_is_wider_than_a_phone(browser, server):
+    browser.size(520, 900)  # The narrowest that a window of headless Chromium gets
+    browser.open(f"{server.address}/?q=red")
+    browser.until(TILES)
+    assert browser.run("return document.documentElement.scrollWidth <= innerWidth")
+    columns = "return getComputedStyle(document.querySelector('.grid')).gridTemplateColumns"
+    assert len(browser.run(columns).split()) == 2
+    browser.size(1300, 900)
+    assert len(browser.run(columns).split()) > 3
+
+
+def test_dark_where_the_system_is(server):
+    shades = []
+    for arguments in ((), ("--force-dark-mode",)):
+        browser = Browser(*arguments)
+        try:
+            browser.open(server.address)
+            shade = browser.run("return getComputedStyle(document.body).backgroundColor")
+            shades.append(int(shade.split("(")[1].split(",")[0]))
+        finally:
+            browser.close()
+    assert shades[0] > 200 > 60 > shades[1]
+
+
+def test_errors_are_told_and_can_be_tried_again(browser, service):
+    server = Server(make_app(service))
+    browser.open(f"{server.address}/?q=red")
+    browser.until(TILES)
+    server.stop()
+    browser.run(
+        "document.getElementById('q').value = 'blue'; document.querySelector('.go').click()"
+    )
+    browser.until("document.querySelector('.error h3')")
+    told = browser.run("return document.querySelector('.error').textContent")
+    assert "The server does not answer" in told and "Try again" in told
+
+
+def test_a_key_is_asked_for_once(browser, service):
+    server = Server(make_app(service, api_key="sesame"))
+    try:
+        browser.open(f"{server.address}/healthz")
+        browser.run("sessionStorage.setItem('edje-key', 'sesame')")
+        browser.open(f"{server.address}/?q=red")
+        browser.until(TILES)
+        browser.until("[...document.images].every(one => one.naturalWidth > 0)")
+    finally:
+        server.stop()
