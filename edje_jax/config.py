@@ -196,6 +196,12 @@ class OptimConfig:
     b2: float = 0.999
     clip_norm: float = 0.0
     """Largest global gradient norm; 0 leaves gradients as they are (published)."""
+    lr_scales: tuple[str, ...] = ()
+    """REGEX=FACTOR: the rate of parameters whose path the expression is found in, such as
+    "joint_encoder/layers_[0-5]/=0.1"; the first that fits counts, and 0 freezes."""
+    ema: float = 0.0
+    """Decay of a running average of the parameters, such as 0.999, which is then evaluated and
+    exported in their place; 0 keeps none."""
 
 
 @dataclass(frozen=True)
@@ -260,9 +266,12 @@ class RunConfig:
     """Recompute activations in the backward pass: less memory, about a third more time."""
     log_every: int = 10
     eval_every: int = 0
-    """Steps between evaluations on `data.val`; 0 evaluates at the end only."""
+    """Steps between evaluations on `data.val`, of which the best one's parameters are exported; 0
+    evaluates at the end only, and exports the last."""
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
+    profile: bool = False
+    """Trace steps 10 to 15 for TensorBoard and Perfetto, into profile/ of the workdir."""
 
     def __post_init__(self):
         _at_least(0, {"--steps": self.steps, "--eval-every": self.eval_every})

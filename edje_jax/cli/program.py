@@ -116,10 +116,10 @@ def _set_up() -> None:
     # Compiling takes longer than anything else a short run does; the next one finds it done.
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "edje_jax" / "jax"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
-    _keep_freed_memory()
+    keep_freed_memory()
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Tell glibc not to hand freed buffers back to the system.
 
     On CPU, JAX frees and takes its largest buffers at every step; page faults would cost more

@@ -93,6 +93,11 @@ class BackboneTask:
         )
         self.optimiser = optimiser(config.optim, steps, per_epoch)
 
+    @property
+    def step_flops(self) -> float:
+        """Not counted: these models are small."""
+        return 0.0
+
     def init(self) -> TrainState:
         """Fresh parameters from the seed."""
         return self.devices.make(self._fresh)
@@ -106,7 +111,7 @@ class BackboneTask:
         tokens = jnp.zeros((1, vision.num_patches, vision.hidden_size))
         for name, head in self.heads.items():
             params[name] = head.init(keys[1], tokens)["params"]
-        return init_state(params, self.optimiser)
+        return init_state(params, self.optimiser, self.config.optim.ema)
 
     @cached_property
     def _step(self):
@@ -117,6 +122,7 @@ class BackboneTask:
             weights={"sigmoid": 1.0, "patch_naming": self.config.patch_naming},
             recipe=self.image,
             optimiser=self.optimiser,
+            ema=self.config.optim.ema,
         )
         state = self.devices.shardings(jax.eval_shape(self._fresh))
         return jax.jit(step, donate_argnums=0, out_shardings=(state, self.devices.whole))
@@ -129,14 +135,14 @@ class BackboneTask:
         """Recalls of the dual encoder on `data.val`; {} if there is none."""
         if self.validation is None:
             return {}
-        params = self.devices.alone(state.params["siglip"])
+        params = self.devices.alone(state.result["siglip"])
         dual = DualEncoder(self.backbone, self.image, params, self.tokenizer, self.model.dtype)
         found = dual.evaluate(self.validation, self.config.data.max_bad)
         return {f"val/{d}/{name}": value for d in found for name, value in found[d].items()}
 
     def fetch(self, state: TrainState) -> PyTree[np.ndarray]:
         """The dual encoder's parameters in host memory."""
-        return self.devices.fetch(state.params["siglip"])
+        return self.devices.fetch(state.result["siglip"])
 
     def export(self, params: PyTree[np.ndarray], folder: Path) -> None:
         """A Hugging Face `SiglipModel` folder."""

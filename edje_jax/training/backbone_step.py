@@ -26,6 +26,7 @@ def backbone_train_step(
     weights: dict[str, float],
     recipe: ImageRecipe,
     optimiser: optax.GradientTransformation,
+    ema: float = 0.0,
 ) -> tuple[TrainState, Metrics]:
     """One step of a dual encoder: sigmoid loss plus the auxiliary ones.
 
@@ -56,7 +57,7 @@ def backbone_train_step(
 
     gradients, metrics = jax.grad(loss_fn, has_aux=True)(state.params)
     metrics["grad_norm"] = optax.tree.norm(gradients)
-    return apply_gradients(state, gradients, optimiser), metrics
+    return apply_gradients(state, gradients, optimiser, ema), metrics
 
 
 def with_places(labels: Int[Array, "b n a"]) -> Int[Array, "b n c"]:

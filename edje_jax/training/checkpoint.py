@@ -27,6 +27,7 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int, best: str = ""):
         """`keep` last checkpoints stay, and the one whose metric `best` is highest."""
         self.folder = folder.absolute()
+        self._best = best
         policies: list[Any] = [checkpoint_managers.LatestN(keep)]
         if best:
             policies.append(
@@ -39,6 +40,8 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
+                # Without it no metric is written down.
+                best_fn=(lambda metrics: metrics[best]) if best else None,
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
                 cleanup_tmp_directories=True,
             ),
@@ -47,6 +50,15 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         """Steps taken by the newest whole checkpoint; None if there is none."""
         return self._manager.latest_step()
+
+    def best(self) -> tuple[int, float] | None:
+        """(steps taken, metric) of the checkpoint whose metric is highest, if any has one."""
+        found = {step: self._manager.metrics(step) for step in self._manager.all_steps()}
+        values = [(m[self._best], step) for step, m in found.items() if m and self._best in m]
+        if not values:
+            return None
+        value, step = max(values)
+        return step, value
 
     def save(self, state: TrainState, metrics: dict[str, float] | None = None) -> None:
         """Start to save; returns once the state has been copied off the device.
@@ -63,13 +75,13 @@ class Checkpoints:
         except Exception as error:
             raise self._unwritten(error) from error
 
-    def restore(self, like: TrainState) -> TrainState:
-        """The newest checkpoint, in the shapes, dtypes and shardings of `like`.
+    def restore(self, like: TrainState, step: int | None = None) -> TrainState:
+        """The newest checkpoint, or that of a step, in the shapes, dtypes and shardings of `like`.
 
         Raises:
             CheckpointError: it is damaged, or of another model.
         """
-        step = self.latest_step()
+        step = self.latest_step() if step is None else step
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         try:
             restored = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
@@ -78,7 +90,6 @@ class Checkpoints:
                 f"{self.folder / str(step)}: this checkpoint cannot be read ({_short(error)})."
                 " Delete that folder to go on from the one before it, or start in a new --workdir."
             ) from error
-        log.info("resumed from %s", self.folder / str(step))
         return cast(TrainState, restored)
 
     def wait(self) -> None:
@@ -124,14 +135,16 @@ def read_params(checkpoint: Path) -> PyTree[np.ndarray]:
     try:
         with ocp.PyTreeCheckpointer() as reader:
             tree = reader.metadata(folder).item_metadata.tree
-            wanted = {"params": tree["params"]}
+            # What the run would have exported: the average, if it kept one.
+            kept = "average" if tree.get("average") else "params"
+            wanted = {kept: tree[kept]}
             as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
             restore = ocp.args.PyTreeRestore(
                 item=wanted,
                 restore_args=jax.tree.map(lambda _: as_numpy, wanted),
                 partial_restore=True,
             )
-            return reader.restore(folder, restore)["params"]
+            return reader.restore(folder, restore)[kept]
     except Exception as error:
         raise CheckpointError(
             f"{checkpoint}: this checkpoint cannot be read ({_short(error)}); name another one"

@@ -20,6 +20,7 @@ from edje_jax.inference.gallery import encode_gallery, evaluate
 from edje_jax.inference.precision import compute_dtype
 from edje_jax.models.backbone import make_backbone
 from edje_jax.models.edje import Edje
+from edje_jax.training import flops
 from edje_jax.training.caching import FeaturePass
 from edje_jax.training.edje_step import Frozen, edje_train_step
 from edje_jax.training.objective import Objective, Phase
@@ -92,15 +93,21 @@ class EdjeTask:
     def init(self) -> TrainState:
         """Fresh parameters from the seed, with what was loaded laid over them."""
         state = self.devices.make(self._fresh)
-        params = _overlay(state.params, self.devices.place(self.parts.params))
-        return dataclasses.replace(state, params=params)
+        loaded = self.devices.place(self.parts.params)
+        params = _overlay(state.params, loaded)
+        if state.average is None:
+            return dataclasses.replace(state, params=params)
+        # Its own copy of what was loaded: the step is given both, and gives both back.
+        average = _overlay(state.average, jax.tree.map(jnp.array, loaded))
+        return dataclasses.replace(state, params=params, average=average)
 
     def _fresh(self) -> TrainState:
         backbone = self.model_config.backbone
         tokens = jnp.zeros((1, backbone.num_vision_tokens, backbone.vision.hidden_size))
         ids = jnp.ones((1, 3), jnp.int32)
         key = jax.random.key(self.config.seed)
-        return init_state(Edje(self.model_config).init(key, tokens, ids)["params"], self.optimiser)
+        params = Edje(self.model_config).init(key, tokens, ids)["params"]
+        return init_state(params, self.optimiser, self.config.optim.ema)
 
     def _compiled(self, phase: Phase):
         loss, mask_id = self.config.loss, self.joint_tokenizer.mask_id
@@ -115,10 +122,17 @@ class EdjeTask:
             seed=self.config.seed,
             optimiser=self.optimiser,
             learning_rate=self.learning_rate,
+            ema=self.config.optim.ema,
         )
         # Stated, so that the second step gets a state that lies as the first one's did.
         state = self.devices.shardings(jax.eval_shape(self._fresh))
         return jax.jit(step, donate_argnums=0, out_shardings=(state, self.devices.whole))
+
+    @property
+    def step_flops(self) -> float:
+        """Of a step that trains everything, on pictures."""
+        config, loss = self.model_config, self.config.loss
+        return flops.train_step(config, loss, self.config.data.batch_size, self.teacher is not None)
 
     @cached_property
     def _steps(self):
@@ -137,7 +151,7 @@ class EdjeTask:
         one = self.devices.count == 1
         engine = Engine(
             self.model_config,
-            self.devices.alone(state.params),
+            self.devices.alone(state.result),
             self.frozen.backbone if one else to_device(self.parts.backbone.params),
             self.joint_tokenizer,
             self.backbone_tokenizer,
@@ -153,7 +167,7 @@ class EdjeTask:
 
     def fetch(self, state: TrainState) -> PyTree[np.ndarray]:
         """The trained parameters in host memory."""
-        return self.devices.fetch(state.params)
+        return self.devices.fetch(state.result)
 
     def export(self, params: PyTree[np.ndarray], folder: Path) -> None:
         """A model folder."""

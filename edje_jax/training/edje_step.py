@@ -48,6 +48,7 @@ def edje_train_step(
     seed: int,
     optimiser: optax.GradientTransformation,
     learning_rate: optax.Schedule,
+    ema: float = 0.0,
 ) -> tuple[TrainState, Metrics]:
     """One step on one batch; every random draw is a function of (seed, step).
 
@@ -82,7 +83,7 @@ def edje_train_step(
     )
     metrics["grad_norm"] = optax.tree.norm(gradients)
     metrics["lr"] = jnp.asarray(learning_rate(state.step))
-    return apply_gradients(state, gradients, optimiser), metrics
+    return apply_gradients(state, gradients, optimiser, ema), metrics
 
 
 def encode(backbone: DualTower, params: PyTree, batch: Batch, recipe: ImageRecipe) -> Features:

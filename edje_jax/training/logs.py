@@ -15,6 +15,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore (m
 from tensorboardX.summary import scalar
 
 from edje_jax.config import RunConfig
+from edje_jax.training.flops import peak_flops
 from edje_jax.training.steps import Metrics
 from edje_jax.weights.files import naming, replacing
 
@@ -24,8 +25,12 @@ log = logging.getLogger(__name__)
 class MetricLog:
     """A line of `metrics.jsonl` and TensorBoard's scalars every `log_every` steps."""
 
-    def __init__(self, workdir: Path, start: int, config: RunConfig, steps: int):
+    def __init__(
+        self, workdir: Path, start: int, config: RunConfig, steps: int, step_flops: float = 0.0
+    ):
+        """`step_flops`: what a step multiplies and adds, for the utilisation of known devices."""
         self.workdir = workdir
+        self._step_flops = step_flops
         self.config = config
         self.steps = steps
         self._path = workdir / "metrics.jsonl"
@@ -73,7 +78,15 @@ class MetricLog:
         figures = {name: float(value) for name, value in values.items()}
         mesh = self.config.mesh
         devices = mesh.data * mesh.fsdp or jax.device_count()
-        self.write(done, {**figures, "pairs_per_second": round(rate, 2), "devices": devices})
+        speed = {
+            "pairs_per_second": round(rate, 2),
+            "steps_per_second": round(rate / self.config.data.batch_size, 3),
+            "devices": devices,
+        }
+        if peak := peak_flops(jax.devices()[0].device_kind):
+            achieved = self._step_flops * rate / self.config.data.batch_size
+            speed["model_flop_utilisation"] = round(achieved / (peak * devices), 4)
+        self.write(done, figures | speed)
         self._progress.update(self._bar, rate=f"loss {figures['loss']:.3f} · {rate:.0f} pairs/s")
         if self._progress.disable:
             left = (self.steps - done) * self.config.data.batch_size / rate

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 MAY_CHANGE = {
     "workdir", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints",
-    "data.workers", "data.max_bad", "data.cache_features",
+    "data.workers", "data.max_bad", "data.cache_features", "profile",
     "mesh", "mesh.data", "mesh.fsdp", "accumulate",
     "distributed", "coordinator", "num_processes", "process_id",
 }  # fmt: skip
@@ -39,6 +39,10 @@ MAY_CHANGE = {
 sums, no step depends on them."""
 
 
+PROFILED = (10, 15)
+"""Steps of a run, counted from where it starts or resumes, that --profile traces."""
+BEST = "val/t2i/R@1"
+"""What the evaluations of a run are compared by."""
 AGREE_EVERY = 10
 """Steps after which the processes of a run ask each other whether one was told to stop."""
 
@@ -55,6 +59,11 @@ class Task(Protocol):
     @property
     def reader(self) -> TrainingBatches:
         """The run's batches."""
+        ...
+
+    @property
+    def step_flops(self) -> float:
+        """Multiplications and additions of the model in a step; 0 if nobody counted."""
         ...
 
     def init(self) -> TrainState:
@@ -95,13 +104,14 @@ def run(task: Task, workdir: Path) -> bool:
         OtherRun, NotFinite, TooManyBadPictures, CheckpointError
     """
     claim(task.config, workdir)
-    best = "val/t2i/R@1" if task.config.data.val and task.config.eval_every else ""
+    best = BEST if task.config.data.val and task.config.eval_every else ""
     with Checkpoints(workdir / "checkpoints", task.config.keep_checkpoints, best) as checkpoints:
         state, start = task.init(), checkpoints.latest_step() or 0
         if start:
             state = checkpoints.restore(state)
+            log.info("resumed from %s", checkpoints.folder / str(start))
         told = (
-            MetricLog(workdir, start, task.config, len(task.reader))
+            MetricLog(workdir, start, task.config, len(task.reader), task.step_flops)
             if is_first()
             else NoLog(workdir)
         )
@@ -111,7 +121,7 @@ def run(task: Task, workdir: Path) -> bool:
             checkpoints.wait()
             finished = int(state.step) >= len(task.reader)
             if finished:
-                _finish(task, state, workdir, metrics)
+                _finish(task, state, workdir, metrics, checkpoints if best else None)
             else:
                 log.info("stopped at step %d; run the same command to go on", int(state.step))
     return finished
@@ -154,8 +164,11 @@ def _train(
     # Each process counts its own, which is so much of the set.
     bad = BadPictures(len(task.reader.source) // jax.process_count(), config.data.max_bad)
     previous: tuple[int, Batch, Metrics] | None = None
+    profile = Profile(workdir=metrics.workdir / "profile", first=start + PROFILED[0])
     batches = iterate(task.reader, start, bad, config.data.workers)
     for number, batch in enumerate(batches, start=start):
+        if config.profile:
+            profile.before(number, previous)
         state, values = task.step(state, batch, number)
         # The step before is looked at while this one runs, so that the device never waits.
         if previous:
@@ -181,6 +194,24 @@ def _train(
     return state
 
 
+@dataclasses.dataclass
+class Profile:
+    """A trace of a few steps, once all is compiled and warm."""
+
+    workdir: Path
+    first: int
+
+    def before(self, number: int, previous: Any) -> None:
+        """Start or stop, as the step that is about to be taken asks for."""
+        if number == self.first:
+            jax.block_until_ready(previous)
+            jax.profiler.start_trace(str(self.workdir), create_perfetto_trace=True)
+        elif number == self.first + PROFILED[1] - PROFILED[0]:
+            jax.block_until_ready(previous)
+            jax.profiler.stop_trace()
+            log.info("wrote a trace to %s", self.workdir)
+
+
 def _check_and_log(number: int, batch: Batch, values: Metrics, metrics: MetricLog) -> None:
     loss = float(values["loss"])
     if not np.isfinite(loss):
@@ -199,10 +230,18 @@ def _check_and_log(number: int, batch: Batch, values: Metrics, metrics: MetricLo
     metrics.step(number, values)
 
 
-def _finish(task: Task, state: TrainState, workdir: Path, metrics: MetricLog) -> None:
+def _finish(
+    task: Task,
+    state: TrainState,
+    workdir: Path,
+    metrics: MetricLog,
+    compared: Checkpoints | None,
+) -> None:
     figures = task.evaluate(state)
     if figures:
         metrics.write(int(state.step), figures)
+    if compared and BEST in figures:
+        state = _best(state, figures[BEST], compared)
     # Every process helps to fetch what is exported; one writes.
     params = task.fetch(state)
     if is_first():
@@ -210,6 +249,18 @@ def _finish(task: Task, state: TrainState, workdir: Path, metrics: MetricLog) ->
             task.export(params, folder)
         log.info("wrote %s", workdir / "model")
     wait_for_all("export")
+
+
+def _best(state: TrainState, last: float, checkpoints: Checkpoints) -> TrainState:
+    """The last state, or an earlier one that evaluated better."""
+    best = checkpoints.best()
+    if best is None or best[1] <= last:
+        return state
+    log.info(
+        "step %d was better (%s %.2f, %.2f at the end): its parameters are exported",
+        best[0], BEST, best[1], last,
+    )  # fmt: skip
+    return checkpoints.restore(state, best[0])
 
 
 @contextmanager

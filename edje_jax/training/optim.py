@@ -1,7 +1,11 @@
 """AdamW and its schedules."""
 
+import re
+
+import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import PyTree
 
 from edje_jax.config import OptimConfig
 
@@ -33,6 +37,54 @@ def optimiser(optim: OptimConfig, steps: int, steps_per_epoch: int) -> optax.Gra
         b2=optim.b2,
         weight_decay=optim.weight_decay,
     )
+    parts: list[optax.GradientTransformation] = [adamw]
     if optim.clip_norm > 0:
-        return optax.chain(optax.clip_by_global_norm(optim.clip_norm), adamw)
-    return adamw
+        parts.insert(0, optax.clip_by_global_norm(optim.clip_norm))
+    if optim.lr_scales:
+        parts.append(scale_by_path(optim.lr_scales))
+    return optax.chain(*parts) if len(parts) > 1 else adamw
+
+
+def scale_by_path(scales: tuple[str, ...]) -> optax.GradientTransformation:
+    """Multiply updates by the factor of the first REGEX=FACTOR that is found in their path.
+
+    Raises:
+        ValueError: one is written otherwise; or, once parameters are known, fits none of them.
+    """
+    table = []
+    for scale in scales:
+        pattern, equals, factor = scale.rpartition("=")
+        try:
+            table.append((re.compile(pattern), float(factor)))
+        except (ValueError, re.error) as error:
+            raise ValueError(
+                f"--optim.lr-scales {scale!r}: write REGEX=FACTOR, such as adapter/=0.1 ({error})"
+            ) from error
+        if not equals:
+            raise ValueError(f"--optim.lr-scales {scale!r}: write REGEX=FACTOR, as in adapter/=0.1")
+
+    def factor_of(path: str) -> float:
+        return next((factor for pattern, factor in table if pattern.search(path)), 1.0)
+
+    def init(params: PyTree) -> optax.EmptyState:
+        paths = [_name(path) for path, _ in jax.tree.leaves_with_path(params)]
+        for pattern, factor in table:
+            if not any(pattern.search(path) for path in paths):
+                raise ValueError(
+                    f"--optim.lr-scales {pattern.pattern}={factor:g}: no parameter has it in its"
+                    f" path; they are called {paths[0]}, {paths[-1]} and so on"
+                )
+        return optax.EmptyState()
+
+    def update(updates: PyTree, state: optax.OptState, params: PyTree = None):
+        del params
+        scaled = jax.tree_util.tree_map_with_path(
+            lambda path, update: update * factor_of(_name(path)), updates
+        )
+        return scaled, state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _name(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")

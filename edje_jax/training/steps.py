@@ -1,6 +1,7 @@
 """Training state, and what every train step does with it."""
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
@@ -18,17 +19,35 @@ class TrainState:
     params: PyTree
     """Trainable parameters, float32."""
     opt_state: PyTree
+    average: PyTree = None
+    """Running average of `params`, if one is kept."""
+
+    @property
+    def result(self) -> PyTree:
+        """What is evaluated and exported."""
+        return self.params if self.average is None else self.average
 
 
-def init_state(params: PyTree, optimiser: optax.GradientTransformation) -> TrainState:
-    """A state that has taken no step."""
-    return TrainState(jnp.zeros((), jnp.int32), params, optimiser.init(params))
+def init_state(
+    params: PyTree, optimiser: optax.GradientTransformation, ema: float = 0.0
+) -> TrainState:
+    """A state that has taken no step; it keeps an average if `ema` is not 0."""
+    # A copy, as donated buffers must not be the same.
+    average = jax.tree.map(jnp.array, params) if ema else None
+    return TrainState(jnp.zeros((), jnp.int32), params, optimiser.init(params), average)
 
 
 def apply_gradients(
-    state: TrainState, gradients: PyTree, optimiser: optax.GradientTransformation
+    state: TrainState, gradients: PyTree, optimiser: optax.GradientTransformation, ema: float = 0.0
 ) -> TrainState:
-    """One optimiser step."""
+    """One optimiser step, and one of the average.
+
+    Its decay grows as (1 + t) / (10 + t) up to `ema`, so that the start is soon forgotten.
+    """
     updates, opt_state = optimiser.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, opt_state)
+    average = state.average
+    if average is not None:
+        decay = jnp.minimum(ema, (1 + state.step) / (10 + state.step))
+        average = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), average, params)
+    return TrainState(state.step + 1, params, opt_state, average)

@@ -40,6 +40,8 @@ class Chase:
     room, and `figures` what evaluations give, one after the other.
     """
 
+    step_flops = 0.0
+
     def __init__(
         self,
         config: RunConfig,

@@ -33,6 +33,11 @@ def saved(workdir: Path) -> list[int]:
     return sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
 
 
+def as_json(config: RunConfig) -> dict:
+    """With lists for tuples."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
 def losses(workdir: Path) -> list[tuple[int, float]]:
     return [(line["step"], line["loss"]) for line in read_log(workdir)]
 
@@ -53,7 +58,7 @@ def straight(tmp_path_factory) -> Path:
 
 
 def test_a_run_leaves_what_it_promises(straight):
-    assert json.loads((straight / "config.json").read_text()) == dataclasses.asdict(CONFIG)
+    assert json.loads((straight / "config.json").read_text()) == as_json(CONFIG)
     assert saved(straight) == [9, 10]
     assert [step for step, _ in losses(straight)] == list(range(1, 11))
     assert losses(straight)[-1][1] < losses(straight)[0][1]
@@ -72,7 +77,9 @@ def test_tensorboard_gets_the_same_figures(straight):
         points += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
         at += length + 16
     assert [(step, value) for step, tag, value in points if tag == "loss"] == losses(straight)
-    assert {tag for _, tag, _ in points} == {"loss", "pairs_per_second", "devices"}
+    assert {tag for _, tag, _ in points} == {
+        "loss", "pairs_per_second", "steps_per_second", "devices"
+    }  # fmt: skip
 
 
 def test_only_every_nth_step_is_logged_and_the_last(tmp_path):
@@ -188,6 +195,27 @@ def test_the_best_checkpoint_stays_beside_the_last_ones(tmp_path):
     assert saved(tmp_path) == [4, 9, 10]
     told = {line["step"]: line["val/t2i/R@1"] for line in read_log(tmp_path) if len(line) == 2}
     assert told == {2: 10.0, 4: 60.0, 6: 30.0, 8: 20.0, 10: 25.0}
+
+
+@pytest.mark.parametrize("last, exported", [(25.0, 4), (60.0, 10)])
+def test_the_best_evaluations_parameters_are_exported(last, exported, tmp_path, caplog):
+    data = DataConfig(batch_size=4, val="shapes:val")
+    config = dataclasses.replace(CONFIG, data=data, eval_every=2)
+    scores = (10.0, 60.0, 30.0, 20.0, last)
+    caplog.set_level("INFO")
+    run(Chase(config, figures=tuple({"val/t2i/R@1": s} for s in scores)), tmp_path / "run")
+    alone = dataclasses.replace(config, steps=exported, eval_every=0)
+    run(Chase(alone), tmp_path / "alone")
+    assert number(tmp_path / "run") == number(tmp_path / "alone")
+    told = "step 4 was better (val/t2i/R@1 60.00, 25.00 at the end)"
+    assert (told in caplog.text) == (exported == 4)
+
+
+def test_a_trace_is_written_when_asked_for(tmp_path):
+    config = dataclasses.replace(CONFIG, steps=17, profile=True)
+    run(Chase(config), tmp_path)
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    assert list((tmp_path / "profile").rglob("perfetto_trace.json.gz"))
 
 
 def test_resuming_forgets_figures_that_will_come_again(tmp_path):
@@ -307,7 +335,7 @@ def test_harmless_fields_may_change(tmp_path):
         data=DataConfig(batch_size=4, workers=3, max_bad=0.5),
     )
     claim(changed, tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text()) == dataclasses.asdict(changed)
+    assert json.loads((tmp_path / "config.json").read_text()) == as_json(changed)
 
 
 def test_a_refused_workdir_is_left_alone(straight, tmp_path):

@@ -106,3 +106,31 @@ def test_a_cosine_may_be_held_back():
     np.testing.assert_allclose(rates[10:66], 2e-3, rtol=1e-6)
     assert (np.diff(rates[65:]) < 0).all()
     assert rates[110] == pytest.approx(1e-5, rel=1e-3)
+
+
+def test_rates_by_path():
+    params = {
+        "adapter": {"kernel": jnp.ones(3)},
+        "joint": {"layers_0": {"kernel": jnp.ones(3)}, "layers_1": {"kernel": jnp.ones(3)}},
+    }
+    optim = OptimConfig(
+        lr=0.1, warmup_steps=0, warmup_from=0.1, weight_decay=0.1,
+        lr_scales=("adapter/=0", "layers_0=0.5", "kernel=2"),
+    )  # fmt: skip
+    chain = optimiser(optim, 10, 10)
+    updates, _ = chain.update(params, chain.init(params), params)
+    plain = optimiser(
+        OptimConfig(lr=0.1, warmup_steps=0, warmup_from=0.1, weight_decay=0.1), 10, 10
+    )
+    whole, _ = plain.update(params, plain.init(params), params)
+    assert not np.any(updates["adapter"]["kernel"])
+    for name, factor in (("layers_0", 0.5), ("layers_1", 2.0)):
+        expected = factor * np.asarray(whole["joint"][name]["kernel"])
+        np.testing.assert_allclose(updates["joint"][name]["kernel"], expected, rtol=1e-6)
+        assert np.all(expected < 0)
+    wrong = optimiser(OptimConfig(lr_scales=("adaptor/=0.1",)), 10, 10)
+    with pytest.raises(ValueError, match=r"adaptor/=0.1: no parameter .* adapter/kernel"):
+        wrong.init(params)
+    for scale in ("adapter", "adapter=fast", "(=1"):
+        with pytest.raises(ValueError, match="write REGEX=FACTOR"):
+            optimiser(OptimConfig(lr_scales=(scale,)), 10, 10)

@@ -1,0 +1,240 @@
+"""Pairs scored per second, beside PyTorch on the same weights, pairs and machine.
+
+    python benchmarks/rerank.py [--queries 4] [--k 100] [--rounds 3] [--out rerank.json]
+
+Ours: `Engine.score_pairs` on tokens in memory. The peers:
+  (a) `modeling_edje.py` of a model folder: last layer for [CLS] alone, SDPA, a query's candidates
+      as one batch; float32 and bfloat16 (on a GPU also compiled);
+  (b) the published way: BERT with its masked-LM vocabulary head on every position, padded to the
+      longest caption of all queries, one query at a time; with the compressed tokens given, and as
+      the published evaluation has it, with the adapter run on every candidate's patch tokens.
+Every side takes its turn in each round; figures are medians. Weights are random: MiniLM-L12,
+64 tokens of SigLIP2-L/16-384's 576 patches, captions of 8 to 20 words.
+"""
+
+import argparse
+import copy
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from side_by_side import machine, ratios, timed
+from transformers import BertConfig as HfBertConfig
+from transformers import BertForMaskedLM
+
+from edje_jax.cli.program import keep_freed_memory
+from edje_jax.config import (
+    AdapterConfig,
+    BackboneConfig,
+    BertConfig,
+    EdjeConfig,
+    TextConfig,
+    VisionConfig,
+)
+from edje_jax.inference.engine import Engine
+from edje_jax.inference.precision import compute_dtype
+from edje_jax.models.edje import Edje
+from edje_jax.weights import bert, edje
+from edje_jax.weights.export import modeling_edje
+from edje_jax.weights.mapping import to_theirs
+
+CLS, SEP, PAD = 101, 102, 0
+VISION = VisionConfig(1024, 4096, 24, 16, image_size=384, patch_size=16)
+CONFIG = EdjeConfig(
+    BackboneConfig("siglip", VISION, TextConfig(projection_size=1024)),
+    AdapterConfig("compress", 64),
+    BertConfig(initializer_range=0.05),  # Wide enough that logits differ from pair to pair
+)
+
+
+def main() -> None:
+    """Time all, print a table, write JSON if asked to."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--queries", type=int, default=4)
+    parser.add_argument("--k", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--no-adapter", action="store_true", help="leave out the slowest peer")
+    parser.add_argument("--out", default="", help="JSON file to write")
+    options = parser.parse_args()
+    keep_freed_memory()  # As the programs do
+    task = Pairs(options.queries, options.k)
+    sides: dict[str, Callable[[], np.ndarray]] = {"ours": ours(task)}
+    module = torch_module(task)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    sides["torch float32"] = good(task, module, torch.float32, device)
+    sides["torch bfloat16"] = good(task, module, torch.bfloat16, device)
+    if device == "cuda":
+        sides["torch bfloat16 compiled"] = good(task, module, torch.bfloat16, device, True)
+    sides["published, tokens given"] = published(task, module, device, adapter=False)
+    if not options.no_adapter:
+        sides["published, as it evaluates"] = published(task, module, device, adapter=True)
+    result = compare(sides, options.rounds, task)
+    show(result)
+    if options.out:
+        Path(options.out).write_text(json.dumps(result, indent=2) + "\n")
+
+
+class Pairs:
+    """Random weights, captions, and each query's candidates."""
+
+    def __init__(self, queries: int, k: int):
+        rng = np.random.default_rng(0)
+        self.queries, self.k = queries, k
+        self.ids = np.full((queries, CONFIG.max_text_length), PAD, np.int32)
+        for row in self.ids:
+            # 8 to 20 words, about 1.2 pieces each.
+            pieces = int(rng.integers(8, 21) * 1.2)
+            row[: pieces + 2] = [CLS, *rng.integers(1000, 30000, pieces), SEP]
+        patches, width = CONFIG.backbone.num_vision_tokens, VISION.hidden_size
+        # One picture's patch tokens stand for all: what is computed does not depend on them.
+        self.patches = rng.normal(size=(1, patches, width)).astype(np.float32)
+        self.config = CONFIG
+        shapes = jnp.zeros((1, patches, width)), jnp.ones((1, 3), jnp.int32)
+        self.params = jax.jit(Edje(self.config).init)(jax.random.key(0), *shapes)["params"]
+        self.tokens = rng.normal(size=(queries * k, 64, 384)).astype(np.float32)
+        self.owner = np.repeat(np.arange(queries), k)
+
+
+def ours(task: Pairs) -> Callable[[], np.ndarray]:
+    """The engine that `Reranker` and the server use."""
+    none: Any = None
+    engine = Engine(task.config, task.params, {}, none, none, compute_dtype("auto"))
+    rows = np.arange(len(task.tokens))
+    return lambda: engine.score_pairs(task.ids, task.tokens, task.owner, rows)
+
+
+def torch_module(task: Pairs) -> modeling_edje.EdjeModel:
+    """The same weights in the module of a model folder."""
+    config = modeling_edje.EdjeConfig(
+        adapter=vars(task.config.adapter),
+        joint_encoder=bert.write_config(task.config.joint_encoder),
+        vision_width=VISION.hidden_size,
+        vision_heads=VISION.num_attention_heads,
+        embedding_size=task.config.backbone.text.projection_size,
+        max_text_length=task.config.max_text_length,
+    )
+    model = modeling_edje.EdjeModel(config)
+    tensors = to_theirs(edje.rules(task.config), jax.device_get(task.params))
+    model.load_state_dict({name: torch.tensor(x) for name, x in tensors.items()})
+    return model.eval()
+
+
+@torch.inference_mode()
+def good(
+    task: Pairs,
+    module: modeling_edje.EdjeModel,
+    dtype: torch.dtype,
+    device: str,
+    compiled: bool = False,
+) -> Callable[[], np.ndarray]:
+    """A query's candidates as one batch, its caption not padded at all."""
+    model = copy.deepcopy(module).to(device, dtype)
+    score = torch.compile(model.score, dynamic=False) if compiled else model.score
+    tokens = torch.tensor(task.tokens).to(device, dtype)
+
+    @torch.inference_mode()
+    def run() -> np.ndarray:
+        out = []
+        for query, ids in enumerate(task.ids):
+            own = torch.tensor(ids[ids != PAD]).long().to(device).expand(task.k, -1)
+            mine = tokens[query * task.k : (query + 1) * task.k]
+            out.append(score(own, torch.ones_like(own), mine))
+        return torch.cat(out).cpu().numpy()
+
+    return run
+
+
+def published(
+    task: Pairs, module: modeling_edje.EdjeModel, device: str, adapter: bool
+) -> Callable[[], np.ndarray]:
+    """What the published evaluation computes for a query, written down from its description."""
+    config = bert.write_config(task.config.joint_encoder)
+    config = {name: value for name, value in config.items() if name != "architectures"}
+    language = BertForMaskedLM(HfBertConfig(**config)).eval()
+    state = {
+        name.removeprefix("language_model."): tensor
+        for name, tensor in module.state_dict().items()
+        if name.startswith("language_model.")
+    }
+    language.load_state_dict(state, strict=False)
+    language.to(device)
+    words = language.bert.embeddings.word_embeddings
+    head: Any = module.classification_head
+    tokens, patches = torch.tensor(task.tokens).to(device), torch.tensor(task.patches).to(device)
+    length = int((task.ids != PAD).sum(axis=1).max())
+
+    @torch.inference_mode()
+    def run() -> np.ndarray:
+        out = []
+        for query, ids in enumerate(task.ids):
+            used = int((ids != PAD).sum())
+            vision = tokens[query * task.k : (query + 1) * task.k]
+            if adapter:
+                # The result is not used, as tokens were drawn at random; the work is.
+                module.vision_projection.to(device)(patches.expand(task.k, -1, -1))
+            text = words(torch.tensor(ids[:used]).long().to(device)).expand(task.k, -1, -1)
+            sep = words(torch.tensor([SEP]).to(device)).expand(task.k, 1, -1)
+            pad = words(torch.tensor([PAD] * (length - used)).long().to(device))
+            rows = [text, vision, sep, pad.expand(task.k, -1, -1)]
+            embedded = torch.cat(rows, dim=1)
+            segments = torch.zeros(embedded.shape[:2], dtype=torch.long, device=device)
+            segments[:, used : used + 65] = 1
+            mask = torch.ones_like(segments)
+            mask[:, used + 65 :] = 0
+            answer = language(
+                inputs_embeds=embedded, token_type_ids=segments, attention_mask=mask,
+                output_hidden_states=True,
+            )  # fmt: skip
+            cls = answer.hidden_states[-1][:, 0]
+            out.append(head[1](torch.tanh(head[0].dense(cls)))[:, 0])
+        return torch.cat(out).cpu().numpy()
+
+    return run
+
+
+def compare(sides: dict[str, Callable[[], np.ndarray]], rounds: int, task: Pairs) -> dict[str, Any]:
+    """Pairs per second of each, and how many times ours is faster."""
+    reference = {name: run() for name, run in sides.items()}
+    seconds = timed(sides, rounds)
+    slower = ratios(seconds)
+    pairs = len(task.tokens)
+    return {
+        "machine": machine(),
+        "queries": task.queries,
+        "k": task.k,
+        "logits_deviation": float(reference["ours"].std()),
+        "sides": {
+            name: {
+                "pairs_per_second": pairs / statistics.median(seconds[name]),
+                "ours_is_faster_by": slower[name],
+                "seconds": seconds[name],
+                "largest_difference": float(np.abs(logits - reference["ours"]).max()),
+            }
+            for name, logits in reference.items()
+        },
+    }
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print the table."""
+    table = Table("", "pairs/s", "ours is faster by", "largest difference of a logit")
+    for name, side in result["sides"].items():
+        table.add_row(
+            name,
+            f"{side['pairs_per_second']:.1f}",
+            f"{side['ours_is_faster_by']:.2f}",
+            f"{side['largest_difference']:.1e}",
+        )
+    Console().print(table, f"deviation of the logits: {result['logits_deviation']:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""What a step of an EDJE computes, in multiplications and additions of its matrix products.
+
+Model FLOPs in the sense of PaLM's model FLOP utilisation (arXiv 2204.02311): a backward pass
+counts twice its forward pass, and what remat computes again does not count.
+"""
+
+from edje_jax.config import BertConfig, EdjeConfig, LossConfig, TextConfig, VisionConfig
+
+PEAKS = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L4": 121e12,
+    "TPU v6": 918e12,
+    "TPU v5p": 459e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v4": 275e12,
+}
+"""Dense bfloat16 FLOP/s that the makers state, by a part of the device's name."""
+
+
+def peak_flops(device_kind: str) -> float:
+    """A device's bfloat16 FLOP/s; 0 if it is not known here."""
+    return next((peak for name, peak in PEAKS.items() if name in device_kind), 0.0)
+
+
+def layers(shape: VisionConfig | TextConfig | BertConfig, rows: int) -> float:
+    """All layers of a transformer over so many rows, forward."""
+    width, inner = shape.hidden_size, shape.intermediate_size
+    products = rows * (4 * width * width + 2 * width * inner)
+    attention = 2 * rows * rows * width
+    return 2.0 * shape.num_hidden_layers * (products + attention)
+
+
+def backbone(config: EdjeConfig) -> float:
+    """One picture and one caption through the frozen towers, forward."""
+    vision, text = config.backbone.vision, config.backbone.text
+    patches = 2 * vision.num_patches * 3 * vision.patch_size**2 * vision.hidden_size
+    towers = layers(vision, config.backbone.num_vision_tokens)
+    return patches + towers + layers(text, text.max_position_embeddings)
+
+
+def adapter(config: EdjeConfig) -> float:
+    """One picture's vision tokens -> compressed tokens, forward."""
+    width, out = config.backbone.vision.hidden_size, config.joint_encoder.hidden_size
+    tokens, kept = config.backbone.num_vision_tokens, config.num_tokens
+    inner = config.adapter.intermediate_size
+    if config.adapter.kind == "local":
+        return 2.0 * tokens * inner * (width + out)
+    # Keys and values are projected twice, queries and the result once.
+    attention = 4 * tokens * width**2 + 2 * kept * width**2 + 2 * kept * tokens * width
+    return 2.0 * (attention + kept * width * (2 * inner + out))
+
+
+def train_step(config: EdjeConfig, loss: LossConfig, batch: int, teacher: bool) -> float:
+    """A whole step with all losses, captions at their full length."""
+    text, joint = config.max_text_length, config.joint_encoder
+    pair = layers(joint, config.num_tokens + 1 + text)
+    pairs = (1 + 2 * loss.negatives) * pair if loss.match or (teacher and loss.distillation) else 0
+    masked = 0.0
+    if loss.masked_lm:
+        head = joint.hidden_size * (joint.hidden_size + joint.vocab_size)
+        masked = pair + 2.0 * loss.mask_probability * text * head
+    recovered = layers(joint, text) if loss.text_recovery else 0.0
+    trained = adapter(config) + pairs + masked + recovered
+    taught = adapter(config) + pairs if teacher and loss.distillation else 0.0
+    return batch * (backbone(config) + 3 * trained + taught)

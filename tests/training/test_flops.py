@@ -1,0 +1,76 @@
+"""Counted FLOPs against those that XLA counts in the same model."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from edje_jax.config import (
+    AdapterConfig,
+    BackboneConfig,
+    BertConfig,
+    EdjeConfig,
+    LossConfig,
+    TextConfig,
+    VisionConfig,
+)
+from edje_jax.models.apply import apply
+from edje_jax.models.backbone import make_backbone
+from edje_jax.models.edje import Edje
+from edje_jax.training import flops
+
+CONFIG = EdjeConfig(
+    BackboneConfig(
+        "siglip",
+        VisionConfig(128, 512, 2, 4, image_size=64, patch_size=8),
+        TextConfig(500, 128, 512, 2, 4, max_position_embeddings=32, projection_size=128),
+    ),
+    AdapterConfig("compress", 32, 512),
+    BertConfig(500, 128, 512, 4, 4),
+)
+
+
+def counted(function, *arguments) -> float:
+    lowered = jax.jit(function).lower(*arguments)
+    return lowered.compile().cost_analysis()["flops"]
+
+
+def shapes(module, *inputs):
+    return jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+
+
+@pytest.mark.parametrize("kind", ["local", "compress"])
+def test_they_are_those_of_the_model(kind):
+    config = dataclasses.replace(CONFIG, adapter=AdapterConfig(kind, 32, 512))
+    towers, model = make_backbone(config.backbone, jnp.float32), Edje(config)
+    pixels, words = jnp.zeros((1, 64, 64, 3)), jnp.ones((1, 32), jnp.int32)
+    params = shapes(towers, pixels, words)
+    seen = counted(lambda p, x: apply(towers, p, "encode_image", x).tokens, params, pixels)
+    seen += counted(lambda p, x: apply(towers, p, "encode_text", x), params, words)
+    assert flops.backbone(config) == pytest.approx(seen, rel=0.1)
+
+    vision = jnp.zeros((1, 64, 128))
+    trained = shapes(model, vision, jnp.ones((1, 3), jnp.int32))
+    seen = counted(lambda p, x: apply(model, p, "compress", x), trained, vision)
+    # XLA counts what GELU computes too, which weighs in a model as small as this one.
+    assert flops.adapter(config) == pytest.approx(seen, rel=0.15)
+
+    ids = jnp.ones((1, config.max_text_length), jnp.int32)
+    tokens = jnp.zeros((1, config.num_tokens, 128))
+    states = counted(lambda p, i, t: apply(model, p, "hidden_states", i, t), trained, ids, tokens)
+    rows = config.num_tokens + 1 + config.max_text_length
+    assert flops.layers(config.joint_encoder, rows) == pytest.approx(states, rel=0.1)
+
+
+def test_what_is_left_out_is_not_counted():
+    whole = flops.train_step(CONFIG, LossConfig(), 8, teacher=True)
+    alone = flops.train_step(CONFIG, LossConfig(1, 0, 0, 0), 8, teacher=True)
+    assert 0 < 8 * flops.backbone(CONFIG) < alone < whole
+    assert flops.train_step(CONFIG, LossConfig(), 16, True) == pytest.approx(2 * whole)
+    assert flops.train_step(CONFIG, LossConfig(), 8, False) < whole
+
+
+def test_known_devices():
+    assert flops.peak_flops("NVIDIA H200") == flops.peak_flops("NVIDIA H100 80GB HBM3") == 989e12
+    assert flops.peak_flops("TPU v5 lite") == 197e12 and flops.peak_flops("cpu") == 0.0
