@@ -1,0 +1,55 @@
+"""A file imports only from floors below its own, and the product never from tests or programs."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FLOORS = (
+    "config", "types", "models", "weights", "data", "evaluation", "inference",
+    "training", "retrieval", "serving", "cli",
+)  # fmt: skip
+FILES = sorted((ROOT / "edje_jax").rglob("*.py"))
+
+
+def floor(module: str) -> int:
+    return FLOORS.index(module.split(".")[1])
+
+
+def imported(path: Path) -> set[str]:
+    """Every module that a file names, wherever it does."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute here"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def test_every_folder_has_a_floor():
+    folders = {path.relative_to(ROOT / "edje_jax").parts[0].removesuffix(".py") for path in FILES}
+    assert folders - {"__init__"} == set(FLOORS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nobody_looks_up(path):
+    module = path.relative_to(ROOT).with_suffix("").parts
+    names = imported(path)
+    assert not {name.split(".")[0] for name in names} & {"tests", "train", "eval", "benchmarks"}
+    if module == ("edje_jax", "__init__"):
+        return
+    above = [
+        name
+        for name in names
+        if name.startswith("edje_jax.") and name.split(".")[1] in FLOORS
+        and floor(name) > FLOORS.index(module[1])
+    ]  # fmt: skip
+    assert not above, f"{path} imports from above: {above}"
+
+
+def test_models_open_no_file():
+    for path in (ROOT / "edje_jax" / "models").glob("*.py"):
+        assert not imported(path) & {"os", "pathlib", "io"}, path
