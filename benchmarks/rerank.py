@@ -105,10 +105,15 @@ class Pairs:
 
 def ours(task: Pairs) -> Callable[[], np.ndarray]:
     """The engine that `Reranker` and the server use."""
-    none: Any = None
-    engine = Engine(task.config, task.params, {}, none, none, compute_dtype("auto"))
+    engine = engine_of(task)
     rows = np.arange(len(task.tokens))
     return lambda: engine.score_pairs(task.ids, task.tokens, task.owner, rows)
+
+
+def engine_of(task: Pairs) -> Engine:
+    """With the joint encoder alone: pairs come as ids."""
+    none: Any = None
+    return Engine(task.config, task.params, {}, none, none, compute_dtype("auto"))
 
 
 def torch_module(task: Pairs) -> modeling_edje.EdjeModel:
