@@ -19,6 +19,13 @@ from edje_jax.retrieval.store import BadStore, Manifest, Store
 
 log = logging.getLogger(__name__)
 
+LAUNCHERS = (
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
+    ("RANK", "WORLD_SIZE"),
+)
+"""Where launchers tell a process which one it is; Slurm's batch script is not one of a step's."""
+
 
 def build(
     model: str,
@@ -43,19 +50,24 @@ def build(
     folder = Path(out).expanduser()
     reranker = Reranker.from_pretrained(model)
     source = open_source(spec, image_root, reranker.config.image.size)
-    began = time.monotonic()
-    last = began
+    began = last = time.monotonic()
+    before: int | None = None
 
     with Bars() as bars:
 
         def show(done: int, total: int) -> None:
-            nonlocal last
+            nonlocal last, before
+            before = done if before is None else before  # Shards of an earlier call come at once
             bars.show("pictures", done, total)
             # Where there is no terminal, a line now and then.
             if not Console(stderr=True).is_terminal and time.monotonic() - last > 20:
                 last = time.monotonic()
-                rate = done / (last - began)
-                log.info("%d/%d pictures, %.1f a second", done, total, rate)
+                rate = max(done - before, 1) / (last - began)
+                left = (total - done) / rate
+                log.info(
+                    "%d/%d pictures · %.1f a second · %d:%02d left",
+                    done, total, rate, left // 60, left % 60,
+                )  # fmt: skip
 
         whole = building.build(
             reranker, source, spec, folder,
@@ -73,10 +85,11 @@ def build(
 def share_of(shard: str) -> tuple[int, int]:
     """ "i/n" -> (i, n); nothing means this process of a cluster's, or the only one."""
     if not shard:
-        # What Slurm, Open MPI and most launchers tell their processes.
-        for rank, size in (("SLURM_PROCID", "SLURM_NTASKS"), ("RANK", "WORLD_SIZE")):
-            if rank in os.environ and size in os.environ:
-                return int(os.environ[rank]), int(os.environ[size])
+        for rank, size in LAUNCHERS:
+            if rank in os.environ and int(os.environ.get(size, 1)) > 1:
+                part, parts = int(os.environ[rank]), int(os.environ[size])
+                log.info("share %d/%d, as %s and %s say", part, parts, rank, size)
+                return part, parts
         return 0, 1
     part, slash, parts = shard.partition("/")
     if not (slash and part.isdigit() and parts.isdigit() and int(part) < int(parts)):

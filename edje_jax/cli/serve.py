@@ -2,6 +2,8 @@
 
 import logging
 import os
+import signal
+import sys
 from typing import Any
 
 from edje_jax.cli.program import UsageError
@@ -38,6 +40,8 @@ def serve(asked: Any) -> None:
         service, api_key=asked.api_key or os.environ.get("EDJE_API_KEY", ""), limits=limits
     )
     log.info("%d pictures on http://%s:%d", len(index), asked.host, asked.port)
+    # uvicorn hands a signal on once all is answered; asked to end and done is a success.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     uvicorn.run(
         app, host=asked.host, port=asked.port, log_level="warning", timeout_graceful_shutdown=30
     )

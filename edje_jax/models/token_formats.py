@@ -56,7 +56,7 @@ def pack(tokens: Float32[np.ndarray, "n m d"], dtype: TokenDtype) -> PackedToken
         raise ValueError(f"int4 pairs elements and the width {tokens.shape[-1]} is odd; use int8")
     top = LARGEST[dtype]
     # Rounded first, so that values are divided by the scale that they will be multiplied with.
-    scales = (np.abs(tokens).max(axis=-1) / top).astype(np.float16)
+    scales = (np.abs(tokens).max(axis=-1, initial=0.0) / top).astype(np.float16)
     divisor = np.where(scales == 0, 1, scales).astype(np.float32)
     codes = np.clip(np.rint(tokens / divisor[..., None]), -top, top).astype(np.int8)
     if dtype == "int8":

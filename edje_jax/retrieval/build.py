@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import logging
+import os
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -113,6 +114,11 @@ class Pictures:
         images, thumbnails, bad = [], [], {}
         for record in self.records[index * BATCH : (index + 1) * BATCH]:
             try:
+                self.source.image_id(record).encode()
+            except UnicodeEncodeError:
+                bad[record] = "its name is not UTF-8; rename it"
+                continue
+            try:
                 picture = self.source.image(record)
             except BadImage as error:
                 bad[record] = str(error)
@@ -156,7 +162,12 @@ def build(
     """
     out.mkdir(parents=True, exist_ok=True)
     manifest = _manifest(reranker, spec, out, token_dtype)
-    todo = Todo.of(source, _known(out, manifest))
+
+    def missing(manifest: Manifest) -> Todo:
+        return Todo.of(source, _known(out, manifest))
+
+    manifest = _settle(out, manifest, missing)
+    todo = missing(manifest)
     shards = _begin(out, manifest, todo)
     part, parts = share
     mine = [number for number in shards if (number - min(shards)) % parts == part]
@@ -179,7 +190,7 @@ def build(
             out, number, tokens, built.embeddings, built.captions, rows, built.thumbnails
         )
         write_json(path, {"shard": record, "rejected": built.rejected})
-    return _commit(out, manifest, list(shards))
+    return _commit(out, manifest, list(shards)) if shards else True
 
 
 def remove(out: Path, ids: list[str]) -> int:
@@ -199,10 +210,15 @@ def remove(out: Path, ids: list[str]) -> int:
 
 
 def compact(out: Path) -> int:
-    """Write shards that hold removed pictures anew, without them; how many pictures went."""
+    """Write shards that hold removed pictures anew, without them; how many pictures went.
+
+    Raises:
+        BadStore: a build is under way.
+    """
     manifest = Manifest.read(out)
-    removed = set(manifest.removed)
-    following = max((record["number"] for record in manifest.shards), default=-1) + 1
+    if (out / "build.json").exists():
+        raise BadStore(f"{out}: a build is under way or unfinished; run it to its end first")
+    removed, following = set(manifest.removed), _next_number(manifest)
     kept, gone, outdated = [], 0, []
     for record in manifest.shards:
         number = record["number"]
@@ -266,6 +282,11 @@ def _manifest(reranker: Reranker, spec: str, out: Path, token_dtype: TokenDtype)
     return found
 
 
+def _printable(name: str) -> str:
+    """A name that is not UTF-8, with its odd bytes escaped."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def _absolute(source: str) -> str:
     """A folder's whole path, as an index is opened from anywhere; a hub id stays one."""
     path = Path(source).expanduser()
@@ -281,8 +302,12 @@ def _known(out: Path, manifest: Manifest) -> set[str]:
 
 
 def _begin(out: Path, manifest: Manifest, todo: Todo) -> dict[int, np.ndarray]:
-    """{shard: its records}, checked to be those of the build that was begun here, if one was."""
-    first = max((record["number"] for record in manifest.shards), default=-1) + 1
+    """{shard: its records}; what a build left that was begun here is taken up.
+
+    Raises:
+        BadStore: it was begun with another model or token dtype.
+    """
+    first = _next_number(manifest)
     size = min(SHARD_ROWS, max(SHARD_BYTES // manifest.bytes_per_picture, 1))
     plan = {
         "fingerprint": manifest.model["fingerprint"],
@@ -302,10 +327,43 @@ def _begin(out: Path, manifest: Manifest, todo: Todo) -> dict[int, np.ndarray]:
             )
     else:
         for stale in out.glob("shard-*.json"):
-            stale.unlink()
-        write_json(begun, plan)
+            stale.unlink(missing_ok=True)
+        if len(todo.records):
+            write_json(begun, plan)
     starts = range(0, len(todo.records), size)
     return {first + i: todo.records[start : start + size] for i, start in enumerate(starts)}
+
+
+def _next_number(manifest: Manifest) -> int:
+    """The first shard that the index has not."""
+    return max((record["number"] for record in manifest.shards), default=-1) + 1
+
+
+def _settle(out: Path, manifest: Manifest, todo: Callable[[Manifest], Todo]) -> Manifest:
+    """Take in, or clear away, what an earlier build left; the manifest after that.
+
+    A build may have been killed while it was being committed, or its set may have changed since:
+    its finished shards are kept then, and the rest is planned anew.
+    """
+    begun = out / "build.json"
+    if not begun.exists():
+        return manifest
+    found = read_json(begun)
+    first = _next_number(manifest)
+    if found.get("first_shard", 0) < first:
+        for path in (begun, *out.glob("shard-*.json")):
+            path.unlink(missing_ok=True)
+        return manifest
+    same = found.get("fingerprint") == manifest.model["fingerprint"]
+    if not same or found.get("token_dtype") != manifest.token_dtype:
+        return manifest
+    now = todo(manifest)
+    if (found["pictures"], found["digest"]) == (len(now.records), now.digest):
+        return manifest
+    log.info("%s: the pictures have changed since this build began; what is done is kept", out)
+    finished = sorted(int(path.stem.split("-")[1]) for path in out.glob("shard-*.json"))
+    _commit(out, manifest, finished)
+    return Manifest.read(out)
 
 
 @dataclass(frozen=True)
@@ -337,10 +395,10 @@ def _encode(
         encoded.append(reranker.engine.encode_images(decoded.images))
         thumbnails += decoded.thumbnails
         for record in decoded.records:
-            path = source.path(record) if isinstance(source, OnDisk) else ""
+            path = os.path.abspath(source.path(record)) if isinstance(source, OnDisk) else ""
             captions = todo.captions(source, record)
             rows.append(Row(source.image_id(record), path, captions, (0, 0)))
-        rejected |= {source.image_id(record): reason for record, reason in bad.items()}
+        rejected |= {_printable(source.image_id(record)): why for record, why in bad.items()}
         note(len(decoded.records) + len(bad))
     return Built(
         rows,
@@ -355,28 +413,31 @@ def _encode(
 def _commit(out: Path, manifest: Manifest, numbers: list[int]) -> bool:
     """Make all shards of a build count at once, if all are there."""
     paths = [out / f"shard-{number:05d}.json" for number in numbers]
-    if not all(path.exists() for path in paths):
-        # Another process's are missing, or it was the last and has taken them all in.
+    try:
+        built = [read_json(path) for path in paths]
+    except FileNotFoundError:
+        # Another process's are missing; or it was the last, and has just taken them all in.
         return not (out / "build.json").exists()
-    built = [read_json(path) for path in paths]
+    if (out / "manifest.json").exists():
+        # Pictures may have been removed while this ran.
+        manifest = dataclasses.replace(manifest, removed=Manifest.read(out).removed)
     rejected = manifest.rejected
     for part in built:
         rejected = rejected | part["rejected"]
     records = [part["shard"] for part in built if part["shard"]["rows"]]
-    manifest = dataclasses.replace(manifest, shards=(*manifest.shards, *records), rejected=rejected)
+    manifest = dataclasses.replace(manifest, shards=(*manifest.shards, *records))
     # One that could not be read before may have been mended since.
     known = _known(out, manifest)
     still = {name: reason for name, reason in rejected.items() if name not in known}
     manifest = dataclasses.replace(manifest, rejected=still)
-    with replacing(out / "rejected.csv") as temporary, temporary.open("w", newline="") as file:
+    listed = out / "rejected.csv"
+    with replacing(listed) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([("id", "reason"), *still.items()])
     manifest.write(out)
     empty = [part["shard"]["files"] for part in built if not part["shard"]["rows"]]
-    done = [
-        "build.json",
-        *(path.name for path in paths),
-        *(name for names in empty for name in names),
-    ]
-    for name in done:
+    made = [name for names in empty for name in names]
+    # The plan goes last: until then, the next build finds and clears what a killed one left.
+    cut_short = [path.name for path in out.glob("*.tmp")]
+    for name in (*made, *cut_short, *(path.name for path in paths), "build.json"):
         (out / name).unlink(missing_ok=True)
     return True

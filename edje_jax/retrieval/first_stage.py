@@ -26,6 +26,11 @@ class Nearest(NamedTuple):
     rows: Int[np.ndarray, "q k"]
 
 
+def nothing(queries: int, k: int) -> Nearest:
+    """Of an empty table, or for no query."""
+    return Nearest(np.empty((queries, k), np.float32), np.empty((queries, k), np.int32))
+
+
 class FirstStage(Protocol):
     """Embeddings that can be searched."""
 
@@ -58,6 +63,8 @@ class Exact:
 
     def nearest(self, queries: Float32[np.ndarray, "q e"], k: int) -> Nearest:
         k = min(k, self._size)
+        if not k or not len(queries):
+            return nothing(len(queries), k)
         # Computed for a few k, as each is a program of its own.
         asked = min(max(16, 1 << (k - 1).bit_length()), self._size)
         similarities = np.empty((len(queries), k), np.float32)
@@ -133,6 +140,8 @@ class Faiss:
         return int(self._index.ntotal)
 
     def nearest(self, queries: Float32[np.ndarray, "q e"], k: int) -> Nearest:
+        if not len(self) or not len(queries):
+            return nothing(len(queries), min(k, len(self)))
         if self._kind_hnsw():
             self._index.hnsw.efSearch = max(256, 2 * k)
         similarities, rows = self._index.search(np.ascontiguousarray(queries), min(k, len(self)))

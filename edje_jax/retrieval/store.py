@@ -26,7 +26,7 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Float32, Int
 
-from edje_jax.models.token_formats import PackedTokens, TokenDtype, row_bytes
+from edje_jax.models.token_formats import PackedTokens, TokenDtype, pack, row_bytes
 from edje_jax.weights.files import BadWeights, read_json, replacing, write_json
 
 FORMAT = 1
@@ -122,6 +122,8 @@ class Shard:
         self.tokens = PackedTokens(values, _mapped(scales) if integers else None)
         self.embeddings = _mapped(folder / f"embeddings-{number:05d}.npy")
         self.caption_embeddings = _mapped(folder / f"captions-{number:05d}.npy")
+        # Mapped too: a file that is deleted meanwhile is here until this is closed.
+        self._thumbnails = np.memmap(folder / f"thumbnails-{number:05d}.bin", np.uint8, "r")
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -131,10 +133,7 @@ class Shard:
     def thumbnail(self, row: int) -> bytes:
         """A JPEG file."""
         start, length = self.rows[row].thumbnail
-        path = self.folder / f"thumbnails-{self.record['number']:05d}.bin"
-        with path.open("rb") as file:
-            file.seek(start)
-            return file.read(length)
+        return self._thumbnails[start : start + length].tobytes()
 
 
 class Store:
@@ -183,8 +182,9 @@ class Store:
 
     def tokens(self, pictures: Int[np.ndarray, " k"]) -> PackedTokens:
         """Tokens of some pictures, read from disk: the rows asked for and no others."""
-        first = self.shards[0].tokens
-        places = self.places[pictures]
+        places, manifest = self.places[pictures], self.manifest
+        nothing = np.empty((0, manifest.num_tokens, manifest.width), np.float32)
+        first = pack(nothing, manifest.token_dtype)
         values = np.empty((len(places), *first.values.shape[1:]), first.values.dtype)
         scales = None
         if first.scales is not None:

@@ -39,6 +39,10 @@ class Limits:
 
     body_bytes: int = 32 << 20
     documents: int = 1000
+    pictures: int = 64
+    """Of the documents, those that are sent and not indexed: each is decoded and encoded."""
+    pixels: int = 32_000_000
+    """Of one sent picture."""
     k: int = 1000
     waiting: int = 64
     """Requests in the queue; one more gets a 429."""
@@ -82,6 +86,7 @@ def make_app(service: Service, *, api_key: str = "", limits: Limits = Limits()) 
     batcher: Batcher[Any, Any] = Batcher(service.run, limits.waiting, limits.batch)
     monitor = Monitor(lambda: batcher.waiting)
     store = service.index.store
+    decoding = asyncio.Semaphore(2)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -95,10 +100,16 @@ def make_app(service: Service, *, api_key: str = "", limits: Limits = Limits()) 
     @app.middleware("http")
     async def watch(request: Request, call_next: Any) -> Response:
         began = time.perf_counter()
-        if api_key and request.url.path not in OPEN and not _has_key(request, api_key):
+        # Not the address as put together from the Host header, which the client chooses.
+        path = request.scope["path"]
+        if api_key and path not in OPEN and not _has_key(request, api_key):
             response: Response = JSONResponse({"detail": "this server wants its API key"}, 401)
         else:
-            response = await call_next(request)
+            try:
+                response = await call_next(request)
+            except Exception:
+                monitor.request(request, 500, time.perf_counter() - began)
+                raise
         monitor.request(request, response.status_code, time.perf_counter() - began)
         return response
 
@@ -155,9 +166,21 @@ def make_app(service: Service, *, api_key: str = "", limits: Limits = Limits()) 
     async def rerank(asked: RerankRequest) -> dict[str, Any]:
         _at_most(limits.documents, documents=len(asked.documents))
         try:
-            pictures = await asyncio.to_thread(
-                read_documents, asked.documents, store.numbers, service.reranker.config.image
-            )
+            # A few at a time: decoded pictures are many times larger than what was sent.
+            async with decoding:
+                pictures = await asyncio.wait_for(
+                    asyncio.to_thread(
+                        read_documents,
+                        asked.documents,
+                        store.numbers,
+                        service.reranker.config.image,
+                        limits.pictures,
+                        limits.pixels,
+                    ),
+                    limits.seconds,
+                )
+        except TimeoutError:
+            raise HTTPException(503, f"not done within {limits.seconds:g} seconds") from None
         except BadDocument as error:
             raise HTTPException(422, str(error)) from None
         logits = await ask(Rerank(asked.query, pictures))
@@ -166,7 +189,7 @@ def make_app(service: Service, *, api_key: str = "", limits: Limits = Limits()) 
         order = (-logits).argsort(kind="stable")[: asked.top_n]
         results = [{"index": int(i), "relevance_score": float(scores[i])} for i in order]
         if asked.return_documents:
-            results = [one | {"document": asked.documents[one["index"]]} for one in results]
+            results = [one | {"document": _echo(asked.documents[one["index"]])} for one in results]
         tokens = service.reranker.config.num_tokens + service.text_tokens(asked.query)
         return {
             "id": uuid.uuid4().hex,
@@ -229,8 +252,8 @@ class BodyLimit:
         body, more = io.BytesIO(), True
         while more:
             message = await receive()
-            if message["type"] != "http.request":
-                return
+            if message["type"] != "http.request":  # The client has gone
+                return await JSONResponse({"detail": "cut short"}, 400)(scope, receive, send)
             body.write(message.get("body", b""))
             more = message.get("more_body", False)
             if body.tell() > self.limit:
@@ -254,6 +277,11 @@ def _has_key(request: Request, api_key: str) -> bool:
     if scheme.lower() == "bearer":
         given = token
     return hmac.compare_digest(given.encode(), api_key.encode())
+
+
+def _echo(document: dict[str, Any]) -> dict[str, Any]:
+    """What was understood of a document, and nothing else."""
+    return {key: document[key] for key in ("id", "image", "content") if key in document}
 
 
 def _at_most(limit: int, **values: int) -> None:

@@ -2,10 +2,12 @@
 
 import base64
 import binascii
+import io
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from edje_jax.config import ImageRecipe
 from edje_jax.data.images import BadImage, load_image, resize
@@ -25,17 +27,25 @@ class Pictures:
     """Document -> uint8 [S, S, 3]."""
 
 
-def read_documents(documents: list[Any], numbers: dict[str, int], recipe: ImageRecipe) -> Pictures:
-    """Look ids up and decode data.
+def read_documents(
+    documents: list[Any],
+    numbers: dict[str, int],
+    recipe: ImageRecipe,
+    most: int,
+    pixels_each: int,
+) -> Pictures:
+    """Look ids up and decode data: of at most `most` pictures of at most `pixels_each` pixels.
 
     Raises:
-        BadDocument: one is a text, an unknown id, an address, or damaged.
+        BadDocument: one is a text, an unknown id, an address, damaged, or more than allowed.
     """
     rows: dict[int, int] = {}
     pixels: dict[int, np.ndarray] = {}
     for place, document in enumerate(documents):
         try:
-            found = _read(document, numbers, recipe)
+            if len(pixels) == most and not (isinstance(document, dict) and "id" in document):
+                raise ValueError(f"more than {most} pictures are sent; index them, or ask again")
+            found = _read(document, numbers, recipe, pixels_each)
         except (ValueError, BadImage) as error:
             raise BadDocument(f"documents[{place}]: {error}") from error
         if isinstance(found, int):
@@ -45,7 +55,9 @@ def read_documents(documents: list[Any], numbers: dict[str, int], recipe: ImageR
     return Pictures(rows, pixels)
 
 
-def _read(document: Any, numbers: dict[str, int], recipe: ImageRecipe) -> int | np.ndarray:
+def _read(
+    document: Any, numbers: dict[str, int], recipe: ImageRecipe, pixels_each: int
+) -> int | np.ndarray:
     if isinstance(document, str) or (isinstance(document, dict) and "text" in document):
         raise ValueError(
             'a text; this model ranks pictures for a text. Give {"id": ...} of an indexed picture'
@@ -63,7 +75,20 @@ def _read(document: Any, numbers: dict[str, int], recipe: ImageRecipe) -> int | 
         data = _image_url(data)
     if not isinstance(data, str):
         raise ValueError('expected {"id": ...}, {"image": ...} or {"content": [...]}')
-    return resize(load_image(decode(data)), recipe)
+    raw = decode(data)
+    _check_size(raw, pixels_each)
+    return resize(load_image(raw), recipe)
+
+
+def _check_size(raw: bytes, pixels: int) -> None:
+    """From the header alone, before anything is decoded."""
+    try:
+        with Image.open(io.BytesIO(raw)) as picture:
+            width, height = picture.size
+    except Exception:
+        return  # No picture: reading it will say so in better words
+    if width * height > pixels:
+        raise ValueError(f"{width} x {height} are more than {pixels:,} pixels; send a smaller one")
 
 
 def _image_url(content: list[Any]) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from edje_jax.inference.dual import IMAGE_BATCHES
 from edje_jax.models.token_formats import unpack
 from edje_jax.retrieval.first_stage import QUERY_BATCHES
 from edje_jax.retrieval.index import ImageIndex
@@ -152,10 +153,19 @@ class Service:
 
         `ks` are the depths that searches will ask for; another one compiles when it comes.
         """
+        if not len(self.index):
+            return
         began = time.perf_counter()
-        self.reranker.engine.warm(self.index.tokens)
-        for k in ks:
-            for queries in QUERY_BATCHES:
-                nothing = np.zeros((queries, self.index.store.manifest.embedding_size), np.float32)
-                self.index.images.nearest(nothing, k)
+        engine, manifest = self.reranker.engine, self.index.store.manifest
+        # Tokens as they are kept, and as pictures that come with a request have them.
+        engine.warm(self.index.tokens)
+        engine.warm(np.zeros((1, manifest.num_tokens, manifest.width), np.float32))
+        side = self.reranker.config.image.size
+        for size in IMAGE_BATCHES:
+            engine.encode_images(np.zeros((size, side, side, 3), np.uint8))
+        stages = [self.index.images] + ([self.index.texts] if self.index.store.captions else [])
+        for stage in stages:
+            for k in ks:
+                for queries in QUERY_BATCHES:
+                    stage.nearest(np.zeros((queries, manifest.embedding_size), np.float32), k)
         log.info("compiled in %.0f s", time.perf_counter() - began)

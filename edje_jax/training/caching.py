@@ -29,8 +29,9 @@ from edje_jax.weights.fingerprint import fingerprint
 
 log = logging.getLogger(__name__)
 
-NOTE_EVERY = 20.0
-"""Seconds of work that a killed run may lose."""
+NOTE_EVERY = 64
+"""Batches of work that a killed run may lose. Counted, not timed, as every process has to stop at
+the same ones."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,22 +103,22 @@ class FeaturePass:
             ("captions", self._captions(cache, done["captions"], first)),
         ):
             total, began, begun = cache.total(kind), time.monotonic(), done[kind]
-            noted = began
-            for reached in work:
+            for number, reached in enumerate(work, start=1):
                 done[kind] = min(reached, total)
-                if (now := time.monotonic()) - noted < NOTE_EVERY and reached < total:
+                if number % NOTE_EVERY and reached < total:
                     continue
-                noted = now
                 # None may be noted that another process has not written.
                 wait_for_all("rows")
                 if is_first():
                     cache.note(done)
-                rate = (done[kind] - begun) / max(now - began, 1e-9)
+                rate = (done[kind] - begun) / max(time.monotonic() - began, 1e-9)
                 left = (total - done[kind]) / max(rate, 1e-9)
                 log.info(
                     "%s %d/%d · %.0f a second · %d:%02d left",
                     kind, done[kind], total, rate, left // 60, left % 60,
                 )  # fmt: skip
+        # Not before all have come here: a folder with a manifest is a whole one.
+        wait_for_all("rows written")
         if is_first():
             cache.finish()
         wait_for_all("features whole")

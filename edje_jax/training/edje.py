@@ -130,9 +130,10 @@ class EdjeTask:
 
     @property
     def step_flops(self) -> float:
-        """Of a step that trains everything, on pictures."""
-        config, loss = self.model_config, self.config.loss
-        return flops.train_step(config, loss, self.config.data.batch_size, self.teacher is not None)
+        """Of a step that trains everything."""
+        config, loss, data = self.model_config, self.config.loss, self.config.data
+        taught, cached = self.teacher is not None, bool(data.cache_features)
+        return flops.train_step(config, loss, data.batch_size, taught, cached)
 
     @cached_property
     def _steps(self):

@@ -4,6 +4,8 @@ Model FLOPs in the sense of PaLM's model FLOP utilisation (arXiv 2204.02311): a 
 counts twice its forward pass, and what remat computes again does not count.
 """
 
+import re
+
 from edje_jax.config import BertConfig, EdjeConfig, LossConfig, TextConfig, VisionConfig
 
 PEAKS = {
@@ -15,6 +17,7 @@ PEAKS = {
     "TPU v5p": 459e12,
     "TPU v5 lite": 197e12,
     "TPU v5e": 197e12,
+    "TPU v5": 459e12,  # As a v5p may call itself; after the others of its name
     "TPU v4": 275e12,
 }
 """Dense bfloat16 FLOP/s that the makers state, by a part of the device's name."""
@@ -22,7 +25,8 @@ PEAKS = {
 
 def peak_flops(device_kind: str) -> float:
     """A device's bfloat16 FLOP/s; 0 if it is not known here."""
-    return next((peak for name, peak in PEAKS.items() if name in device_kind), 0.0)
+    fits = (peak for name, peak in PEAKS.items() if re.search(rf"\b{name}\b", device_kind))
+    return next(fits, 0.0)
 
 
 def layers(shape: VisionConfig | TextConfig | BertConfig, rows: int) -> float:
@@ -53,8 +57,11 @@ def adapter(config: EdjeConfig) -> float:
     return 2.0 * (attention + kept * width * (2 * inner + out))
 
 
-def train_step(config: EdjeConfig, loss: LossConfig, batch: int, teacher: bool) -> float:
-    """A whole step with all losses, captions at their full length."""
+def train_step(
+    config: EdjeConfig, loss: LossConfig, batch: int, teacher: bool, cached: bool = False
+) -> float:
+    """A whole step with all losses, captions at their full length; `cached` where the backbone's
+    features are read from disk. A step of masked LM alone computes less than this."""
     text, joint = config.max_text_length, config.joint_encoder
     pair = layers(joint, config.num_tokens + 1 + text)
     pairs = (1 + 2 * loss.negatives) * pair if loss.match or (teacher and loss.distillation) else 0
@@ -65,4 +72,5 @@ def train_step(config: EdjeConfig, loss: LossConfig, batch: int, teacher: bool) 
     recovered = layers(joint, text) if loss.text_recovery else 0.0
     trained = adapter(config) + pairs + masked + recovered
     taught = adapter(config) + pairs if teacher and loss.distillation else 0.0
-    return batch * (backbone(config) + 3 * trained + taught)
+    seen = 0.0 if cached else backbone(config)
+    return batch * (seen + 3 * trained + taught)

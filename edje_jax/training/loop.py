@@ -135,7 +135,8 @@ def claim(config: RunConfig, workdir: Path) -> None:
     """
     path, ours = workdir / "config.json", json.loads(json.dumps(to_dict(config)))
     if path.exists():
-        theirs = json.loads(path.read_text())
+        defaults = json.loads(json.dumps(to_dict(type(config)())))
+        theirs = _filled(json.loads(path.read_text()), defaults)
         changed = [
             f"  {name}: {old!r} there, {new!r} now"
             for name, (old, new) in _differences(theirs, ours).items()
@@ -189,6 +190,8 @@ def _train(
         if (jax.process_count() == 1 or done % AGREE_EVERY == 0) and any_of(bool(stopped.by)):
             log.info("%s: saving step %d", stopped.by or "another process was stopped", done)
             break
+    if config.profile:
+        profile.end(previous)
     if previous:
         _check_and_log(*previous, metrics)
     return state
@@ -200,16 +203,27 @@ class Profile:
 
     workdir: Path
     first: int
+    tracing: bool = False
+    written: bool = False
 
     def before(self, number: int, previous: Any) -> None:
         """Start or stop, as the step that is about to be taken asks for."""
         if number == self.first:
             jax.block_until_ready(previous)
             jax.profiler.start_trace(str(self.workdir), create_perfetto_trace=True)
+            self.tracing = True
         elif number == self.first + PROFILED[1] - PROFILED[0]:
+            self.end(previous)
+
+    def end(self, previous: Any) -> None:
+        """Write what was traced, if anything was and it has not been written."""
+        if self.tracing:
             jax.block_until_ready(previous)
             jax.profiler.stop_trace()
+            self.tracing, self.written = False, True
             log.info("wrote a trace to %s", self.workdir)
+        elif not self.written:
+            log.warning("no trace: the run ended before its step %d", self.first)
 
 
 def _check_and_log(number: int, batch: Batch, values: Metrics, metrics: MetricLog) -> None:
@@ -309,6 +323,15 @@ def stop_requests() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _filled(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """A config as it was written, with today's defaults for fields that are newer than it."""
+    out = defaults | config
+    for name, value in defaults.items():
+        if isinstance(value, dict) and isinstance(out[name], dict):
+            out[name] = _filled(out[name], value)
+    return out
 
 
 def _differences(theirs: Any, ours: Any, name: str = "") -> dict[str, tuple[Any, Any]]:

@@ -183,7 +183,8 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: see `naming`.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    # Of this process alone: another may be writing the same file.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with naming(path):
         try:
             yield temporary

@@ -113,7 +113,7 @@ def test_wrong_usage_says_what_is_right(index, trained, pictures, tmp_path):
 def test_a_share_is_told_or_taken_from_the_cluster(monkeypatch):
     assert share_of("1/4") == (1, 4) and share_of("") == (0, 1)
     monkeypatch.setenv("SLURM_PROCID", "2")
-    monkeypatch.setenv("SLURM_NTASKS", "8")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
     assert share_of("") == (2, 8) and share_of("0/4") == (0, 4)
 
 

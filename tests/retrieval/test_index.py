@@ -180,31 +180,77 @@ def test_many_machines_fill_one_index(reranker, built, tmp_path):
 
 
 def test_a_build_that_was_killed_anywhere_goes_on(reranker, built, tmp_path, monkeypatch):
-    """After every single file it writes, in turn."""
+    """After every single file that it writes or deletes, and then once more."""
     source, folder = built
+    expected, touched = files(folder), 0
 
     class Killed(BaseException):
         pass
 
-    plain, written = os.replace, 0
+    def dying(plain, at: int):
+        def act(*arguments, **options):
+            nonlocal touched
+            plain(*arguments, **options)
+            touched += 1
+            if touched == at:
+                raise Killed
 
-    def dying(temporary, path) -> None:
-        nonlocal written
-        plain(temporary, path)
-        written += 1
-        raise Killed
+        return act
 
-    monkeypatch.setattr(os, "replace", dying)
-    for _ in range(200):
-        try:
-            assert build(reranker, source, "blip:set", tmp_path)
-            break
-        except Killed:
-            pass
-    monkeypatch.setattr(os, "replace", plain)
-    assert written > 20
-    build(reranker, source, "blip:set", tmp_path)
-    assert files(tmp_path) == files(folder)
+    at = deaths = 0
+    while True:
+        at += 1
+        index = tmp_path / str(at)
+        with monkeypatch.context() as patch:
+            patch.setattr(building, "SHARD_ROWS", 5)
+            patch.setattr(os, "replace", dying(os.replace, at))
+            patch.setattr(Path, "unlink", dying(Path.unlink, at))
+            touched = 0
+            try:
+                build(reranker, source, "blip:set", index)
+                break
+            except Killed:
+                deaths += 1
+        assert build(reranker, source, "blip:set", index)
+        assert files(index) == expected, f"killed after {at} files"
+        shutil.rmtree(index)
+    assert deaths > 25
+
+
+def test_a_set_that_changed_under_a_build_keeps_what_is_done(reranker, tmp_path):
+    source, index = write_set(tmp_path / "set"), tmp_path / "index"
+    build(reranker, source, "blip:set", index, share=(0, 2))
+    done = {path.name: path.read_bytes() for path in index.glob("tokens-*")}
+    assert len(done) == 2
+    more = write_set(tmp_path / "set", PICTURES + 2)
+    assert build(reranker, more, "blip:set", index)
+    store = Store(index)
+    assert set(store.numbers) == {more.image_id(i) for i in range(len(more))}
+    assert done.items() <= files(index).items() and list(verify(index)) == []
+
+
+def test_what_is_removed_during_a_build_stays_removed(reranker, tmp_path):
+    index = tmp_path / "index"
+    build(reranker, write_set(tmp_path / "set", 12), "blip:set", index)
+    more = write_set(tmp_path / "set", 26)
+    assert not build(reranker, more, "blip:set", index, share=(0, 2))
+    with pytest.raises(BadStore, match="a build is under way"):
+        compact(index)
+    remove(index, ["001.png"])
+    assert build(reranker, more, "blip:set", index, share=(1, 2))
+    assert "001.png" not in Store(index).numbers and "019.png" in Store(index).numbers
+
+
+def test_an_index_may_be_empty(reranker, tmp_path):
+    index = tmp_path / "index"
+    source = write_set(tmp_path / "set", 2)
+    build(reranker, source, "blip:set", index)
+    remove(index, list(Store(index).numbers))
+    for places in ("disk", "host", "device"):
+        opened = ImageIndex.open(index, tokens_on=places)
+        assert len(opened) == 0 and reranker.search(opened, TEXTS) == [[], [], []]
+    compact(index)
+    assert reranker.search(ImageIndex.open(index, tokens_on="host"), TEXTS) == [[], [], []]
 
 
 def test_pictures_are_added_removed_and_compacted(reranker, tmp_path):
@@ -324,10 +370,10 @@ def test_what_does_not_belong_together_is_refused(reranker, built, tmp_path):
         Store(tmp_path / "index")
     with pytest.raises(BadStore, match="no index here"):
         ImageIndex.open(tmp_path / "nothing")
-    # A build of other pictures was begun.
+    # A build with another token dtype was begun.
     build(reranker, source, "blip:set", tmp_path / "two", share=(0, 2))
-    with pytest.raises(BadStore, match=r"unfinished build of another kind \(pictures, digest"):
-        build(reranker, write_set(tmp_path / "set", 9), "blip:set", tmp_path / "two")
+    with pytest.raises(BadStore, match=r"unfinished build of another kind \(token_dtype differ"):
+        build(reranker, source, "blip:set", tmp_path / "two", token_dtype="int8")
 
 
 def test_no_captions_no_answers_to_a_picture(reranker, tmp_path):

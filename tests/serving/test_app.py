@@ -172,13 +172,26 @@ def test_a_picture_that_is_gone_still_has_its_thumbnail(client, service, indexed
 
 
 def test_limits(service):
-    limits = Limits(body_bytes=2000, documents=3, k=50)
+    limits = Limits(body_bytes=2000, documents=3, k=50, pictures=1, pixels=99)
     with TestClient(make_app(service, limits=limits)) as client:
         many = {"query": QUERY, "documents": [{"id": "0.png"}] * 4}
         assert (
             client.post("/v1/rerank", json=many).json()["detail"] == "documents: 4 is more than 3"
         )
         assert client.post("/search", json={"query": QUERY, "k": 51}).status_code == 422
+        sent = []
+        for side in (9, 9, 10):
+            small = io.BytesIO()
+            Image.new("RGB", (side, side)).save(small, "PNG")
+            sent.append({"image": base64.b64encode(small.getvalue()).decode()})
+        for documents, told in (
+            ([sent[0], {"id": "0.png"}], ""),
+            ([sent[0], {"id": "0.png"}, sent[1]], "documents[2]: more than 1 pictures are sent"),
+            ([sent[2]], "documents[0]: 10 x 10 are more than 99 pixels"),
+        ):
+            answer = client.post("/v1/rerank", json={"query": QUERY, "documents": documents})
+            assert answer.status_code == (422 if told else 200)
+            assert not told or answer.json()["detail"].startswith(told)
         long = json.dumps({"query": "x" * 3000})
         assert client.post("/search", content=long).status_code == 413
         pieces = (piece.encode() for piece in [long[:1500], long[1500:]])
@@ -253,8 +266,18 @@ def test_a_failure_is_the_batchs_own(service, monkeypatch):
     with TestClient(app, raise_server_exceptions=False) as client:
         monkeypatch.setattr(Service, "_search", lambda *_: 1 / 0)
         assert client.post("/search", json={"query": QUERY}).status_code == 500
+        counted = 'edje_requests_total{route="/search",status="500"} 1.0'
+        assert counted in client.get("/metrics").text
         monkeypatch.undo()
         assert client.post("/search", json={"query": QUERY, "k": 3}).status_code == 200
+
+
+def test_only_what_was_understood_of_a_document_comes_back(client):
+    odd = '{"query": "a", "return_documents": true, "documents": [{"id": "0.png", "x": "\\ud800"}]}'
+    kind = {"content-type": "application/json"}
+    answer = client.post("/v1/rerank", content=odd, headers=kind)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["results"][0]["document"] == {"id": "0.png"}
 
 
 def test_metrics_count(service):

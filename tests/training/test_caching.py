@@ -104,7 +104,7 @@ def test_rows_are_those_of_the_captions_asked_for(tmp_path):
 def test_one_that_was_killed_goes_on_where_it_was(tmp_path, monkeypatch):
     data = write_set(tmp_path / "set")
     cached_task(data, tmp_path / "straight")
-    monkeypatch.setattr(caching, "NOTE_EVERY", 0.0)
+    monkeypatch.setattr(caching, "NOTE_EVERY", 1)
 
     class Killed(BaseException):
         pass

@@ -71,6 +71,14 @@ def test_what_is_left_out_is_not_counted():
     assert flops.train_step(CONFIG, LossConfig(), 8, False) < whole
 
 
+def test_kept_features_cost_nothing():
+    whole = flops.train_step(CONFIG, LossConfig(), 8, False)
+    kept = flops.train_step(CONFIG, LossConfig(), 8, False, cached=True)
+    assert whole - kept == pytest.approx(8 * flops.backbone(CONFIG))
+
+
 def test_known_devices():
     assert flops.peak_flops("NVIDIA H200") == flops.peak_flops("NVIDIA H100 80GB HBM3") == 989e12
-    assert flops.peak_flops("TPU v5 lite") == 197e12 and flops.peak_flops("cpu") == 0.0
+    assert flops.peak_flops("TPU v5 lite") == 197e12 and flops.peak_flops("TPU v5") == 459e12
+    assert flops.peak_flops("NVIDIA L4") == 121e12
+    assert flops.peak_flops("NVIDIA L40S") == flops.peak_flops("cpu") == 0.0

@@ -211,11 +211,14 @@ def test_the_best_evaluations_parameters_are_exported(last, exported, tmp_path, 
     assert (told in caplog.text) == (exported == 4)
 
 
-def test_a_trace_is_written_when_asked_for(tmp_path):
-    config = dataclasses.replace(CONFIG, steps=17, profile=True)
-    run(Chase(config), tmp_path)
-    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
-    assert list((tmp_path / "profile").rglob("perfetto_trace.json.gz"))
+def test_a_trace_is_written_when_asked_for(tmp_path, caplog):
+    for steps in (12, 17):  # The first ends while it is traced
+        config = dataclasses.replace(CONFIG, steps=steps, profile=True)
+        run(Chase(config), tmp_path / str(steps))
+        assert list((tmp_path / str(steps) / "profile").rglob("*.xplane.pb"))
+        assert list((tmp_path / str(steps) / "profile").rglob("perfetto_trace.json.gz"))
+    run(Chase(dataclasses.replace(CONFIG, profile=True)), tmp_path / "short")
+    assert "no trace: the run ended before its step 10" in caplog.text
 
 
 def test_resuming_forgets_figures_that_will_come_again(tmp_path):
@@ -336,6 +339,19 @@ def test_harmless_fields_may_change(tmp_path):
     )
     claim(changed, tmp_path)
     assert json.loads((tmp_path / "config.json").read_text()) == as_json(changed)
+
+
+def test_fields_that_are_newer_than_a_run_have_their_defaults(tmp_path):
+    claim(CONFIG, tmp_path)
+    path = tmp_path / "config.json"
+    older = json.loads(path.read_text())
+    del older["optim"]["ema"], older["profile"]
+    path.write_text(json.dumps(older))
+    claim(CONFIG, tmp_path)
+    path.write_text(json.dumps(older))
+    changed = dataclasses.replace(CONFIG, optim=OptimConfig(ema=0.9))
+    with pytest.raises(OtherRun, match=r"optim\.ema: 0\.0 there, 0\.9 now"):
+        claim(changed, tmp_path)
 
 
 def test_a_refused_workdir_is_left_alone(straight, tmp_path):
