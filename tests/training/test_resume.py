@@ -53,7 +53,7 @@ def saved(workdir: Path) -> list[int]:
 def figures(workdir: Path) -> list[dict]:
     """Everything logged but the speed."""
     return [
-        {name: value for name, value in line.items() if name != "pairs_per_second"}
+        {name: value for name, value in line.items() if not name.endswith("_per_second")}
         for line in read_log(workdir)
     ]
 
