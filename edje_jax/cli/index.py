@@ -14,6 +14,7 @@ from edje_jax.data.sources.registry import open_source
 from edje_jax.models.token_formats import TokenDtype
 from edje_jax.retrieval import build as building
 from edje_jax.retrieval import store as stores
+from edje_jax.retrieval import upkeep
 from edje_jax.retrieval.reranker import Reranker
 from edje_jax.retrieval.store import BadStore, Manifest, Store
 
@@ -150,7 +151,7 @@ def remove(index: str, ids: tuple[str, ...]) -> None:
     """
     if not ids:
         raise UsageError("which pictures? Give their ids")
-    count = building.remove(Path(index).expanduser(), list(ids))
+    count = upkeep.remove(Path(index).expanduser(), list(ids))
     Console().print(f"{count} removed; `edje index compact {index}` gives their room back")
 
 
@@ -160,4 +161,4 @@ def compact(index: str) -> None:
     Raises:
         BadStore: no finished index.
     """
-    Console().print(f"{building.compact(Path(index).expanduser())} pictures are gone for good")
+    Console().print(f"{upkeep.compact(Path(index).expanduser())} pictures are gone for good")

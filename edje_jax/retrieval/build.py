@@ -17,7 +17,6 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -28,7 +27,7 @@ from edje_jax.data.bad_pictures import BadPictures
 from edje_jax.data.images import BadImage, resize
 from edje_jax.data.loader import iterate
 from edje_jax.inference.engine import Encoded
-from edje_jax.models.token_formats import PackedTokens, TokenDtype, pack
+from edje_jax.models.token_formats import TokenDtype, pack
 from edje_jax.retrieval.reranker import Reranker
 from edje_jax.retrieval.store import (
     BadStore,
@@ -36,7 +35,8 @@ from edje_jax.retrieval.store import (
     Row,
     Store,
     check_model,
-    read_rows,
+    known_ids,
+    next_number,
     write_shard,
 )
 from edje_jax.types import OnDisk, Source
@@ -164,7 +164,7 @@ def build(
     manifest = _manifest(reranker, spec, out, token_dtype)
 
     def missing(manifest: Manifest) -> Todo:
-        return Todo.of(source, _known(out, manifest))
+        return Todo.of(source, known_ids(out, manifest))
 
     manifest = _settle(out, manifest, missing)
     todo = missing(manifest)
@@ -191,71 +191,6 @@ def build(
         )
         write_json(path, {"shard": record, "rejected": built.rejected})
     return _commit(out, manifest, list(shards)) if shards else True
-
-
-def remove(out: Path, ids: list[str]) -> int:
-    """Take pictures out of an index; their shards keep them until `compact`.
-
-    Raises:
-        BadStore: an id is not in the index; nothing is removed then.
-    """
-    manifest = Manifest.read(out)
-    known = _known(out, manifest)
-    if unknown := [name for name in ids if name not in known or name in manifest.removed]:
-        listed = ", ".join(unknown[:5]) + (" ..." if len(unknown) > 5 else "")
-        raise BadStore(f"{out}: not in the index: {listed}; nothing was removed")
-    removed = tuple(sorted({*manifest.removed, *ids}))
-    dataclasses.replace(manifest, removed=removed).write(out)
-    return len(ids)
-
-
-def compact(out: Path) -> int:
-    """Write shards that hold removed pictures anew, without them; how many pictures went.
-
-    Raises:
-        BadStore: a build is under way.
-    """
-    manifest = Manifest.read(out)
-    if (out / "build.json").exists():
-        raise BadStore(f"{out}: a build is under way or unfinished; run it to its end first")
-    removed, following = set(manifest.removed), _next_number(manifest)
-    kept, gone, outdated = [], 0, []
-    for record in manifest.shards:
-        number = record["number"]
-        rows = list(read_rows(out / f"rows-{number:05d}.jsonl"))
-        stay = np.array([row.id not in removed for row in rows], bool)
-        if stay.all():
-            kept.append(record)
-            continue
-        gone += int((~stay).sum())
-        outdated += list(record["files"])
-        if stay.any():
-            kept.append(_without(out, number, following, rows, stay))
-            following += 1
-    dataclasses.replace(manifest, shards=tuple(kept), removed=()).write(out)
-    for name in outdated:
-        (out / name).unlink(missing_ok=True)
-    return gone
-
-
-def _without(
-    out: Path, number: int, following: int, rows: list[Row], stay: np.ndarray
-) -> dict[str, Any]:
-    """A shard's rows that stay, as another shard."""
-
-    def array(name: str) -> np.ndarray:
-        return np.load(out / f"{name}-{number:05d}.npy", mmap_mode=None, allow_pickle=False)
-
-    scales = out / f"scales-{number:05d}.npy"
-    packed = PackedTokens(array("tokens"), array("scales") if scales.exists() else None)
-    owner = np.repeat(np.arange(len(rows)), [len(row.captions) for row in rows])
-    data = (out / f"thumbnails-{number:05d}.bin").read_bytes()
-    left = [row for row, stays in zip(rows, stay, strict=True) if stays]
-    thumbnails = [data[start : start + size] for start, size in (row.thumbnail for row in left)]
-    return write_shard(
-        out, following, packed[np.flatnonzero(stay)], array("embeddings")[stay],
-        array("captions")[stay[owner]], left, thumbnails,
-    )  # fmt: skip
 
 
 def _manifest(reranker: Reranker, spec: str, out: Path, token_dtype: TokenDtype) -> Manifest:
@@ -293,21 +228,13 @@ def _absolute(source: str) -> str:
     return str(path.resolve()) if path.exists() else source
 
 
-def _known(out: Path, manifest: Manifest) -> set[str]:
-    """Ids of every picture that an index holds, removed ones too."""
-    known: set[str] = set()
-    for record in manifest.shards:
-        known |= {row.id for row in read_rows(out / f"rows-{record['number']:05d}.jsonl")}
-    return known
-
-
 def _begin(out: Path, manifest: Manifest, todo: Todo) -> dict[int, np.ndarray]:
     """{shard: its records}; what a build left that was begun here is taken up.
 
     Raises:
         BadStore: it was begun with another model or token dtype.
     """
-    first = _next_number(manifest)
+    first = next_number(manifest)
     size = min(SHARD_ROWS, max(SHARD_BYTES // manifest.bytes_per_picture, 1))
     plan = {
         "fingerprint": manifest.model["fingerprint"],
@@ -334,11 +261,6 @@ def _begin(out: Path, manifest: Manifest, todo: Todo) -> dict[int, np.ndarray]:
     return {first + i: todo.records[start : start + size] for i, start in enumerate(starts)}
 
 
-def _next_number(manifest: Manifest) -> int:
-    """The first shard that the index has not."""
-    return max((record["number"] for record in manifest.shards), default=-1) + 1
-
-
 def _settle(out: Path, manifest: Manifest, todo: Callable[[Manifest], Todo]) -> Manifest:
     """Take in, or clear away, what an earlier build left; the manifest after that.
 
@@ -349,7 +271,7 @@ def _settle(out: Path, manifest: Manifest, todo: Callable[[Manifest], Todo]) -> 
     if not begun.exists():
         return manifest
     found = read_json(begun)
-    first = _next_number(manifest)
+    first = next_number(manifest)
     if found.get("first_shard", 0) < first:
         for path in (begun, *out.glob("shard-*.json")):
             path.unlink(missing_ok=True)
@@ -427,7 +349,7 @@ def _commit(out: Path, manifest: Manifest, numbers: list[int]) -> bool:
     records = [part["shard"] for part in built if part["shard"]["rows"]]
     manifest = dataclasses.replace(manifest, shards=(*manifest.shards, *records))
     # One that could not be read before may have been mended since.
-    known = _known(out, manifest)
+    known = known_ids(out, manifest)
     still = {name: reason for name, reason in rejected.items() if name not in known}
     manifest = dataclasses.replace(manifest, rejected=still)
     listed = out / "rejected.csv"

@@ -246,6 +246,19 @@ def check_model(store: Store, fingerprint: str, source: str) -> None:
         )
 
 
+def known_ids(out: Path, manifest: Manifest) -> set[str]:
+    """Ids of every picture that an index holds, removed ones too."""
+    known: set[str] = set()
+    for record in manifest.shards:
+        known |= {row.id for row in read_rows(out / f"rows-{record['number']:05d}.jsonl")}
+    return known
+
+
+def next_number(manifest: Manifest) -> int:
+    """The first shard that the index has not."""
+    return max((record["number"] for record in manifest.shards), default=-1) + 1
+
+
 def verify(folder: Path) -> Iterator[tuple[str, str]]:
     """(file, what is wrong with it) for every file of a finished index that is not as written.
 

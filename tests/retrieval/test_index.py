@@ -16,8 +16,9 @@ from edje_jax.data.sources.folder import Folder
 from edje_jax.data.sources.shapes import Shapes
 from edje_jax.models.token_formats import TOKEN_DTYPES, unpack
 from edje_jax.retrieval import build as building
-from edje_jax.retrieval.build import build, compact, remove
+from edje_jax.retrieval.build import build
 from edje_jax.retrieval.store import BadStore, Store, verify
+from edje_jax.retrieval.upkeep import compact, remove
 from edje_jax.types import Source
 
 PICTURES = 23
