@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 Activation = Literal["gelu", "gelu_pytorch_tanh", "quick_gelu"]
 Precision = Literal["auto", "float32", "bfloat16"]
+OnlineVision = Literal["updated", "attended"]
 
 
 # --- models ---------------------------------------------------------------------------------------
@@ -104,6 +105,30 @@ class BertConfig:
     initializer_range: float = 0.02
     """Deviation of fresh weights. BERT's is meant for widths near 768: a small one trained from
     scratch learns faster with about width ** -0.5."""
+    deferred_layers: int = 0
+    """Layers, from the first, in which vision and text attend within their own side alone, so that
+    each side's are computed once per picture and once per caption; 0 is the published model."""
+    online_vision: OnlineVision = "updated"
+    """What the layers after those do with vision rows: update them too (published), or leave them
+    as they are, "attended" to by the text."""
+
+    def __post_init__(self):
+        most = self.num_hidden_layers - 1
+        if not 0 <= self.deferred_layers <= most:
+            raise ValueError(
+                f"deferred_layers {self.deferred_layers}: of {self.num_hidden_layers} layers 0 to"
+                f" {most} can be, as the last one must see both sides"
+            )
+
+    @property
+    def online_layers(self) -> int:
+        """Layers that see both sides."""
+        return self.num_hidden_layers - self.deferred_layers
+
+    @property
+    def as_published(self) -> bool:
+        """Whether code that knows neither of the two last settings would compute the same."""
+        return self.deferred_layers == 0 and self.online_vision == "updated"
 
 
 @dataclass(frozen=True)
@@ -206,13 +231,16 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights of the four losses, and what they are made of. A weight of 0 skips the work too."""
+    """Weights of the losses, and what they are made of. A weight of 0 skips the work too."""
 
     match: float = 1.0
     masked_lm: float = 1.0
     text_recovery: float = 1.0
     distillation: float = 1.0
     """Used when a `teacher` is named."""
+    hidden_states: float = 0.0
+    """Used when a `teacher` of the same width is named: weight of the distance between its states
+    of a caption's pieces and the model's, after the layers that both have online."""
     negatives: int = 3
     """K hard negative pictures per caption, and K hard negative captions per picture."""
     mask_probability: float = 0.5
@@ -238,6 +266,11 @@ class ModelSpec:
     """Shape of a joint encoder trained from scratch (`vocab_size` is its tokenizer's limit)."""
     max_text_length: int = 63
     dropout: float = 0.1
+    deferred_layers: int = -1
+    """Layers of the joint encoder that run offline on the vision side (see `BertConfig`); -1 keeps
+    what `fresh` or the model of `init` has."""
+    online_vision: Literal["", "updated", "attended"] = ""
+    """What the other layers do with vision rows (see `BertConfig`); empty as for -1."""
 
 
 @dataclass(frozen=True)

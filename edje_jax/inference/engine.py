@@ -1,7 +1,7 @@
 """The models behind plain array functions: any number of rows in, NumPy out."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from edje_jax.inference.dual import IMAGE_BATCHES, TEXT_BATCHES, DualEncoder
 from edje_jax.models.apply import apply
 from edje_jax.models.backbone import DualTower, make_backbone
 from edje_jax.models.edje import Edje
+from edje_jax.models.joint_encoder import TextSide
 from edje_jax.models.token_formats import PackedTokens, unpack
 
 PAIR_BATCHES = {"cpu": (1, 8, 32, 128), "gpu": (16, 128, 1024), "tpu": (16, 128, 1024)}
@@ -116,6 +117,7 @@ class Engine:
         `ids` are [CLS] caption [SEP] padded to one length; each pair is computed at its own
         caption's bucket. Of tokens in host memory or on disk only the rows asked for are read,
         while the device works on the batch before; a JAX array is gathered from on its device.
+        Deferred layers read each caption once.
         """
         lengths = lengths_up_to(self.config.max_text_length)
         used = (ids != self.config.joint_encoder.pad_token_id).sum(axis=1)
@@ -129,15 +131,34 @@ class Engine:
             out[rows] = np.asarray(logits)[: len(rows)]
 
         for length in np.unique(wanted):
-            for rows, real in batches(np.flatnonzero(wanted == length), sizes):
-                # Gathered before, as the tables' sizes would be compiled into the program.
-                pairs = ids[text_index[rows], :length], tokens[image_index[rows]]
-                ahead.append((rows[:real], _score(self.model, self.params, *pairs)))
-                if len(ahead) > AHEAD:
-                    take()
+            pairs = np.flatnonzero(wanted == length)
+            for some, text, place in self._texts(ids[:, :length], text_index, pairs):
+                for rows, real in batches(np.arange(len(some)), sizes):
+                    # Gathered before, as the tables' sizes would be compiled into the program.
+                    own = jax.tree.map(lambda leaf, at=place[rows]: leaf[at], text)
+                    score = partial(_score, self.model, self.params, own)
+                    ahead.append((some[rows[:real]], score(tokens[image_index[some[rows]]])))
+                    if len(ahead) > AHEAD:
+                        take()
         while ahead:
             take()
         return out
+
+    def _texts(
+        self, ids: np.ndarray, text_index: np.ndarray, pairs: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, Any, np.ndarray]]:
+        """(pairs, their texts, whose of these each pair has): the texts' ids, all at once, or what
+        the deferred layers make of a block of texts."""
+        if not self.config.joint_encoder.deferred_layers:
+            yield pairs, ids, text_index[pairs]
+            return
+        texts, place = np.unique(text_index[pairs], return_inverse=True)
+        order = np.argsort(place, kind="stable")
+        for rows, real in batches(np.arange(len(texts)), TEXT_BATCHES):
+            start, stop = np.searchsorted(place[order], (rows[0], rows[0] + real))
+            some = order[start:stop]
+            read = _read_texts(self.model, self.params, ids[texts[rows]])
+            yield pairs[some], read, place[some] - rows[0]
 
     def warm(self, tokens: TokenTable) -> None:
         """Compile every shape that scoring and embedding texts will ask for.
@@ -165,14 +186,20 @@ def _encode_images(backbone, model, recipe, backbone_params, params, images):
 
 
 @partial(jax.jit, static_argnums=0)
-def _score(model, params, ids, tokens):
-    def some(rows: tuple[Array, Any]) -> Array:
-        ids, tokens = rows
-        tokens = unpack(tokens) if isinstance(tokens, PackedTokens) else tokens
-        return apply(model, params, "match", ids, tokens)
+def _read_texts(model, params, ids):
+    return apply(model, params, "read_text", ids)
 
-    size = CHUNKS[jax.default_backend()]
-    if len(ids) <= size:
-        return some((ids, tokens))
-    chunks = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), (ids, tokens))
+
+@partial(jax.jit, static_argnums=0)
+def _score(model, params, text, tokens):
+    def some(rows: tuple[Any, Any]) -> Array:
+        text, tokens = rows
+        tokens = unpack(tokens) if isinstance(tokens, PackedTokens) else tokens
+        method = "match_read" if isinstance(text, TextSide) else "match"
+        return apply(model, params, method, text, tokens)
+
+    size, rows = CHUNKS[jax.default_backend()], (text, tokens)
+    if len(jax.tree.leaves(text)[0]) <= size:
+        return some(rows)
+    chunks = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), rows)
     return jax.lax.map(some, chunks).reshape(-1)

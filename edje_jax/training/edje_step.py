@@ -21,7 +21,15 @@ from edje_jax.models.apply import apply
 from edje_jax.models.backbone import DualTower
 from edje_jax.models.edje import Edje
 from edje_jax.training.negatives import hard_negatives
-from edje_jax.training.objective import Counts, Objective, Pairs, Rows, choose_masked, match_pairs
+from edje_jax.training.objective import (
+    Counts,
+    Objective,
+    Rows,
+    Taught,
+    choose_masked,
+    match_pairs,
+    text_states,
+)
 from edje_jax.training.sharding import Devices
 from edje_jax.training.steps import Metrics, TrainState, apply_gradients
 from edje_jax.types import Batch, Features
@@ -74,8 +82,10 @@ def edje_train_step(
         jnp.arange(len(batch.valid)), batch.joint_ids, masked, batch.valid,
         features.text_embeddings, negatives,
     )  # fmt: skip
-    if teacher is not None and objective.phase == "all" and loss.distillation > 0:
-        rows = rows._replace(taught=teach(teacher, frozen.teacher, features, rows, chunks, devices))
+    if teacher is not None and objective.phase == "all":
+        rows = rows._replace(
+            taught=teach(teacher, frozen.teacher, features, rows, chunks, objective)
+        )
     share = partial(objective.share, ids=batch.joint_ids, counts=Counts.of(rows))
     compress = partial(_compress, objective.model)
     gradients, metrics = gradients_of(
@@ -95,13 +105,30 @@ def encode(backbone: DualTower, params: PyTree, batch: Batch, recipe: ImageRecip
 
 
 def teach(
-    teacher: Edje, params: PyTree, features: Features, rows: Rows, chunks: int, devices: Devices
-) -> Pairs:
-    """A teacher's match logits of the batch's pairs."""
+    teacher: Edje,
+    params: PyTree,
+    features: Features,
+    rows: Rows,
+    chunks: int,
+    objective: Objective,
+) -> Taught:
+    """A teacher's match logits of the batch's pairs, and its states of the captions, as far as they
+    are asked for."""
+    loss, devices = objective.loss, objective.devices
+    if not (loss.distillation > 0 or loss.hidden_states > 0):
+        return Taught(None, None)
     compress = partial(_compress, teacher, params)
     tokens = in_chunks(compress, features.vision_tokens, chunks, devices)
     match = partial(match_pairs, teacher, params, tokens, ids=rows.ids, devices=devices)
-    return in_chunks(match, rows, chunks, devices)
+    shared = min(m.config.joint_encoder.online_layers for m in (teacher, objective.model))
+
+    def states(part: Rows) -> Array:
+        return text_states(teacher, params, part.ids, tokens[part.index], shared)
+
+    return Taught(
+        in_chunks(match, rows, chunks, devices) if loss.distillation > 0 else None,
+        in_chunks(states, rows, chunks, devices) if loss.hidden_states > 0 else None,
+    )
 
 
 def gradients_of(

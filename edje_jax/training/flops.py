@@ -29,12 +29,18 @@ def peak_flops(device_kind: str) -> float:
     return next(fits, 0.0)
 
 
-def layers(shape: VisionConfig | TextConfig | BertConfig, rows: int) -> float:
-    """All layers of a transformer over so many rows, forward."""
+def layers(
+    shape: VisionConfig | TextConfig | BertConfig,
+    rows: int,
+    count: int | None = None,
+    beside: int = 0,
+) -> float:
+    """All layers of a transformer, or so many, over so many rows, forward; `beside` of further rows
+    that are attended to and do not change."""
     width, inner = shape.hidden_size, shape.intermediate_size
-    products = rows * (4 * width * width + 2 * width * inner)
-    attention = 2 * rows * rows * width
-    return 2.0 * shape.num_hidden_layers * (products + attention)
+    products = rows * (4 * width * width + 2 * width * inner) + beside * 2 * width * width
+    attention = 2 * rows * (rows + beside) * width
+    return 2.0 * (shape.num_hidden_layers if count is None else count) * (products + attention)
 
 
 def backbone(config: EdjeConfig) -> float:
@@ -57,20 +63,32 @@ def adapter(config: EdjeConfig) -> float:
     return 2.0 * (attention + kept * width * (2 * inner + out))
 
 
+def fused(config: EdjeConfig) -> float:
+    """A pair through the layers that see both sides, the caption at its full length, forward."""
+    joint, vision, text = config.joint_encoder, config.num_tokens, 1 + config.max_text_length
+    if joint.online_vision == "attended":
+        return layers(joint, text, joint.online_layers, vision)
+    return layers(joint, vision + text, joint.online_layers)
+
+
 def train_step(
     config: EdjeConfig, loss: LossConfig, batch: int, teacher: bool, cached: bool = False
 ) -> float:
     """A whole step with all losses, captions at their full length; `cached` where the backbone's
     features are read from disk. A step of masked LM alone computes less than this."""
     text, joint = config.max_text_length, config.joint_encoder
-    pair = layers(joint, config.num_tokens + 1 + text)
-    pairs = (1 + 2 * loss.negatives) * pair if loss.match or (teacher and loss.distillation) else 0
+    side = layers(joint, 1 + text, joint.deferred_layers)
+    pair = fused(config)
+    pairs = 0.0
+    if loss.match or (teacher and loss.distillation):
+        pairs = side + (1 + 2 * loss.negatives) * pair
     masked = 0.0
     if loss.masked_lm:
         head = joint.hidden_size * (joint.hidden_size + joint.vocab_size)
-        masked = pair + 2.0 * loss.mask_probability * text * head
+        masked = side + pair + 2.0 * loss.mask_probability * text * head
     recovered = layers(joint, text) if loss.text_recovery else 0.0
-    trained = adapter(config) + pairs + masked + recovered
-    taught = adapter(config) + pairs if teacher and loss.distillation else 0.0
+    stored = adapter(config) + layers(joint, config.num_tokens, joint.deferred_layers)
+    trained = stored + pairs + masked + recovered
+    taught = stored + pairs if teacher and loss.distillation else 0.0
     seen = 0.0 if cached else backbone(config)
     return batch * (seen + 3 * trained + taught)

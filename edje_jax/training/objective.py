@@ -7,6 +7,7 @@ rows add up to the loss of all of them.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ from edje_jax.models.apply import apply
 from edje_jax.models.edje import Edje
 from edje_jax.training.losses import (
     distillation_loss,
+    hidden_states_loss,
     masked_lm_loss,
     matching_loss,
     text_recovery_loss,
@@ -38,6 +40,14 @@ class Pairs(NamedTuple):
     captions: Float[Array, "r k"]
 
 
+class Taught(NamedTuple):
+    """What a teacher makes of rows."""
+
+    pairs: Pairs | None
+    states: Float[Array, "r l t d"] | None
+    """See `text_states`."""
+
+
 class Rows(NamedTuple):
     """All that the losses ask of some rows of a batch, apart from parameters and pictures."""
 
@@ -49,8 +59,7 @@ class Rows(NamedTuple):
     valid: Bool[Array, " r"]
     text_embeddings: Float[Array, "r e"]
     negatives: HardNegatives
-    taught: Pairs | None = None
-    """A teacher's logits of the same pairs."""
+    taught: Taught = Taught(None, None)
 
 
 class Counts(NamedTuple):
@@ -99,11 +108,18 @@ class Objective:
             if loss.match > 0:
                 terms["match"] = match_term(pairs, rows, counts)
             metrics["match_accuracy"] = accuracy(pairs, rows, counts)
-            if rows.taught is not None:
-                terms["distillation"] = distillation_term(pairs, rows.taught, rows, counts)
+            if rows.taught.pairs is not None:
+                terms["distillation"] = distillation_term(pairs, rows.taught.pairs, rows, counts)
+        whole = len(rows.index) == len(tokens)
+        own = tokens if whole else self.devices.split(tokens[rows.index])
+        if rows.taught.states is not None:
+            last = rows.taught.states.shape[1]
+            states = text_states(self.model, params, rows.ids, own, last)
+            there = rows.valid[:, None] & (rows.ids != self.model.config.joint_encoder.pad_token_id)
+            terms["hidden_states"] = hidden_states_loss(
+                states, rows.taught.states, there, counts.rows
+            )
         if loss.masked_lm > 0:
-            whole = len(rows.index) == len(tokens)
-            own = tokens if whole else self.devices.split(tokens[rows.index])
             terms["masked_lm"] = self._masked_lm(params, own, rows, counts, dropout)
         if loss.text_recovery > 0:
             guess = apply(self.model, params, "recover_text", rows.ids, True, dropout_rng=dropout)
@@ -140,12 +156,26 @@ def match_pairs(
     own = jnp.repeat(rows.index, k)
     text_rows = jnp.concatenate([rows.index, own, rows.negatives.captions.reshape(-1)])
     image_rows = jnp.concatenate([rows.index, rows.negatives.images.reshape(-1), own])
-    ids, tokens = devices.gather((ids, tokens))
-    ids, tokens = devices.split((ids[text_rows], tokens[image_rows]))
+    run = partial(apply, model, params, dropout_rng=dropout)
     train = dropout is not None
-    logits = apply(model, params, "match", ids, tokens, train, dropout_rng=dropout)
+    tokens = devices.split(devices.gather(tokens)[image_rows])
+    # Deferred layers read each caption once, unless a chunk has fewer pairs than captions come.
+    if model.config.joint_encoder.deferred_layers and len(ids) <= len(text_rows):
+        read = devices.gather(run("read_text", ids, train))
+        text = devices.split(jax.tree.map(lambda leaf: leaf[text_rows], read))
+        logits = run("match_read", text, tokens, train)
+    else:
+        logits = run("match", devices.split(devices.gather(ids)[text_rows]), tokens, train)
     positive, images, captions = jnp.split(devices.gather(logits), [count, count + count * k])
     return Pairs(positive, images.reshape(count, k), captions.reshape(count, k))
+
+
+def text_states(
+    model: Edje, params: PyTree, ids: Int[Array, "r t"], tokens: Float[Array, "r m d"], last: int
+) -> Float[Array, "r l t d"]:
+    """Captions' rows beside their own pictures after each of the last so many layers."""
+    states = apply(model, params, "hidden_states", ids, tokens)[-last:]
+    return jnp.stack([state[:, tokens.shape[1] + 1 :] for state in states], axis=1)
 
 
 def match_term(pairs: Pairs, rows: Rows, counts: Counts) -> Float[Array, ""]:

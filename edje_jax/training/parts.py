@@ -12,7 +12,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
-from edje_jax.config import BertConfig, DataConfig, EdjeConfig, EdjeRun
+from edje_jax.config import BertConfig, DataConfig, EdjeConfig, EdjeRun, ModelSpec
 from edje_jax.data.sources.registry import open_captioned
 from edje_jax.data.text import JointTokenizer, train_wordpiece
 from edje_jax.training.processes import is_first, wait_for_all
@@ -59,12 +59,20 @@ def assemble(config: EdjeRun, source: Source | None, workdir: Path) -> Parts:
         )
     joint, tokenizer, params = _joint_encoder(config, init, teacher, source, workdir)
     spec = config.model
+    joint = _deferred(joint, spec)
     whole = EdjeConfig(backbone.config, spec.adapter, joint, backbone.image, spec.max_text_length)
     if init and init.config.adapter == spec.adapter:
         params = {"adapter": init.params["adapter"], **params}
     elif init:
         log.info("the adapter of %s is another: it starts fresh", config.init)
     _check_shapes(params, whole, config.init or config.model.joint_encoder)
+    if teacher and config.loss.hidden_states > 0:
+        theirs = teacher.config.joint_encoder.hidden_size
+        if theirs != joint.hidden_size:
+            raise ValueError(
+                f"--loss.hidden-states {config.loss.hidden_states}: the teacher's states are"
+                f" {theirs} wide and this run's {joint.hidden_size}; set it to 0 to distil logits"
+            )
     if teacher and not _same_tokenizer(teacher.tokenizer, tokenizer):
         raise ValueError(
             f"--teacher {config.teacher}: its tokenizer is another than this run's, so the two"
@@ -158,6 +166,16 @@ def _joint_encoder(
         config.model.fresh, vocab_size=pieces.vocab_size + 1, pad_token_id=pieces.pad_id
     )
     return shape, folder, {}
+
+
+def _deferred(joint: BertConfig, spec: ModelSpec) -> BertConfig:
+    """With as many deferred layers as the run asks for, if it does."""
+    layers, vision = spec.deferred_layers, spec.online_vision
+    return dataclasses.replace(
+        joint,
+        deferred_layers=joint.deferred_layers if layers < 0 else layers,
+        online_vision=vision or joint.online_vision,
+    )
 
 
 def _language_params(language: bert.LanguageModel) -> PyTree[np.ndarray]:

@@ -38,8 +38,9 @@ modeling_edje = EXPORT / "modeling_edje.py"
 cross_encoder = EXPORT / "edje_cross_encoder.py"
 """What sentence-transformers opens it with."""
 
-FORMAT = 1
-"""Raised when a folder of today could not be read by the code of yesterday."""
+FORMAT = 2
+"""Raised when a folder of today could not be read by the code of yesterday. 2 has deferred layers;
+a folder without them is still written as 1."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def save_model(folder: Path, model: Model, card: str) -> None:
         folder / "config.json",
         {
             "model_type": "edje",
-            "format": FORMAT,
+            "format": 1 if config.joint_encoder.as_published else FORMAT,
             "architectures": ["EdjeModel"],
             # What transformers' Auto classes take from the file beside this one.
             "auto_map": {
@@ -152,6 +153,7 @@ def save_model(folder: Path, model: Model, card: str) -> None:
             "vision_width": config.backbone.vision.hidden_size,
             "vision_heads": config.backbone.vision.num_attention_heads,
             "embedding_size": config.backbone.text.projection_size,
+            "num_tokens": config.num_tokens,
             "adapter": dataclasses.asdict(config.adapter),
             "joint_encoder": bert.write_config(config.joint_encoder),
             "max_text_length": config.max_text_length,

@@ -47,11 +47,17 @@ def save_published(path: Path, model: Model) -> None:
     """Write a model as the published code saves it: frozen towers and repeated tensors included.
 
     Raises:
+        ValueError: the model has deferred layers, which the published code would run as others.
         BadWeights: PyTorch is not installed.
         OSError: the file could not be written; nothing is left of it.
     """
     import torch
 
+    if not model.config.joint_encoder.as_published:
+        raise ValueError(
+            f"{model.source}: has deferred layers, of which the published code knows nothing: its"
+            " scores would be others; use --to edje or --to onnx"
+        )
     params, backbone_params = jax.device_get((model.params, model.backbone.params))
     tensors = to_theirs(edje.rules(model.config), params)
     tensors |= {name: tensors[same] for name, same in edje.REPEATED.items()}

@@ -1,5 +1,7 @@
 """What the tests of inference share."""
 
+import dataclasses
+
 import pytest
 
 from edje_jax.inference.engine import Engine
@@ -7,7 +9,10 @@ from edje_jax.retrieval.reranker import Reranker
 from tests.small_runs import trained as trained
 
 
-@pytest.fixture(scope="session")
-def engine(trained) -> Engine:
-    """The engine of a small trained model."""
-    return Reranker.from_pretrained(trained, precision="float32").engine
+@pytest.fixture(scope="session", params=[0, 1], ids=["published", "deferred"])
+def engine(trained, request) -> Engine:
+    """The engine of a small trained model, and of one with a deferred layer."""
+    engine = Reranker.from_pretrained(trained, precision="float32").engine
+    joint = dataclasses.replace(engine.config.joint_encoder, deferred_layers=request.param)
+    config = dataclasses.replace(engine.config, joint_encoder=joint)
+    return dataclasses.replace(engine, config=config)

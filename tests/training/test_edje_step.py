@@ -55,6 +55,7 @@ CONFIG = EdjeConfig(
 ALL = LossConfig(match=2.0, masked_lm=0.5, negatives=2)
 MATCH = LossConfig(masked_lm=0.0, text_recovery=0.0, distillation=0.0, negatives=2)
 DISTIL = LossConfig(match=0.0, masked_lm=0.0, text_recovery=0.0, negatives=2)
+STATES = dataclasses.replace(ALL, hidden_states=1.5)
 HALF = 0.5
 OPTIMISER = optax.adam(5e-3, b1=HALF)
 """After one step its first moment is half the gradient."""
@@ -96,6 +97,11 @@ def fresh_params(seed: int = 0) -> Any:
     return jax.tree.map(lambda x: 10 * x if x.ndim == 2 else x, params)
 
 
+def deferring(layers: int) -> EdjeConfig:
+    joint = dataclasses.replace(CONFIG.joint_encoder, deferred_layers=layers)
+    return dataclasses.replace(CONFIG, joint_encoder=joint, max_text_length=9)
+
+
 @functools.cache
 def compiled(
     loss: LossConfig = ALL,
@@ -105,9 +111,10 @@ def compiled(
     dtype: str = "float32",
     teacher: bool = False,
     chunks: int = 1,
+    deferred: int = 0,
 ):
     """(state, frozen, batch) -> (state, metrics), the same for the same settings."""
-    model = Edje(CONFIG, jnp.dtype(dtype), dropout, remat)
+    model = Edje(deferring(deferred), jnp.dtype(dtype), dropout, remat)
     step = partial(
         edje_train_step,
         objective=Objective(model, loss, phase, MASK, ONE),
@@ -313,6 +320,22 @@ def test_a_teacher_goes_unasked_where_distillation_is_off(loss, phase):
     assert "loss/distillation" in told
 
 
+def test_a_student_of_its_teachers_weights_has_its_states():
+    _, metrics = one_step(make_batch(), teacher=fresh_params(), loss=STATES)
+    assert float(metrics["loss/hidden_states"]) < 1e-10
+    gradients, metrics = one_step(make_batch(), teacher=fresh_params(1), loss=STATES)
+    assert float(metrics["loss/hidden_states"]) > 0.1
+    assert gradients["joint_encoder/layers_1/output/kernel"].any()
+
+
+def test_a_deferring_student_learns_the_states_of_layers_that_both_have_online():
+    """With the teacher's weights it sees the picture a layer later, and so has other states."""
+    weights = fresh_params()
+    gradients, metrics = one_step(make_batch(), teacher=weights, loss=STATES, deferred=1)
+    assert 1e-3 < float(metrics["loss/hidden_states"]) < 10
+    assert all(gradient.any() for name, gradient in gradients.items() if "layers_" in name)
+
+
 # --- randomness and precision ---------------------------------------------------------------------
 
 
@@ -365,15 +388,23 @@ def test_bfloat16_is_for_activations_only():
 # --- chunks ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("taught", [False, True])
-def test_chunks_give_the_gradients_of_the_whole_batch(taught):
+@pytest.mark.parametrize(
+    ("taught", "settings"),
+    [
+        (False, {}),
+        (True, {}),
+        # A chunk of one row has fewer pairs than there are captions, and reads those alone.
+        (True, {"deferred": 1, "loss": STATES, "chunks": 8}),
+    ],
+)
+def test_chunks_give_the_gradients_of_the_whole_batch(taught, settings):
     """Rows that are invalid or of one picture among them; negatives lie in other chunks."""
     batch = make_batch(8)
     batch.image_ids[3] = batch.image_ids[6]
     batch.valid[5] = False
     teacher = fresh_params(1) if taught else None
-    whole, told = one_step(batch, teacher=teacher)
-    parts, told_parts = one_step(batch, teacher=teacher, chunks=4)
+    parts, told_parts = one_step(batch, teacher, **{"chunks": 4, **settings})
+    whole, told = one_step(batch, teacher, **{**settings, "chunks": 1})
     assert_close(parts, whole, rtol=1e-4, atol=1e-6)
     largest = max(np.abs(gradient).max() for gradient in whole.values())
     for name, gradient in whole.items():

@@ -6,6 +6,12 @@
     tokens = model.encode_image(model.preprocess(["dogs.jpg", "boat.jpg"]))  # [N, m, d], keep them
     logits = model.score(**model.tokenize(["two dogs", "two dogs"]), tokens=tokens)
 
+Where layers of the joint encoder are deferred, tokens have been through them, and so can a caption,
+once for all its candidates:
+
+    text = model.read_text(**model.tokenize(["two dogs"]))
+    logits = model.score_read(*text, tokens)
+
 Parameters have the published checkpoints' names. The frozen backbone stands in `backbone/` and is
 read when it is first asked for: scoring stored tokens does not need it.
 """
@@ -44,6 +50,7 @@ class EdjeConfig(PretrainedConfig):
         vision_heads=0,
         embedding_size=0,
         vision_tokens=None,
+        num_tokens=0,
         max_text_length=63,
         **rest,
     ):
@@ -54,6 +61,7 @@ class EdjeConfig(PretrainedConfig):
         self.vision_heads = vision_heads
         self.embedding_size = embedding_size
         self.vision_tokens = vision_tokens or {}
+        self.num_tokens = num_tokens
         self.max_text_length = max_text_length
         super().__init__(**rest)
 
@@ -161,16 +169,16 @@ class Bert(nn.Module):
         ]
         self.encoder = Holder(layer=nn.ModuleList(layers))
 
-    def forward(
-        self, content: Tensor, positions: Tensor, segments: Tensor, mask: Tensor, rows: slice
-    ) -> Tensor:
+    def embed(self, content: Tensor, positions: Tensor, segments: Tensor) -> Tensor:
         e = self.embeddings
         places = e.position_embeddings(positions.clamp(max=self.last_position))
-        x = e.LayerNorm(content + places + e.token_type_embeddings(segments))
-        mask = mask[:, None, None, :]
-        for layer in self.encoder.layer[:-1]:
-            x = layer(x, mask)
-        return self.encoder.layer[-1](x, mask, rows)
+        return e.LayerNorm(content + places + e.token_type_embeddings(segments))
+
+    def run(self, layers: slice, x: Tensor, mask: Tensor) -> Tensor:
+        """Some of the layers; `mask` [N, n] is true for rows that are there."""
+        for layer in self.encoder.layer[layers]:
+            x = layer(x, mask[:, None, None, :])
+        return x
 
 
 class EdjeModel(PreTrainedModel):
@@ -234,7 +242,13 @@ class EdjeModel(PreTrainedModel):
 
     def encode_image(self, pixel_values: Tensor) -> Tensor:
         """Pixel values [N, 3, S, S] -> compressed tokens [N, m, d]: what a store keeps."""
-        return self.vision_projection(self.vision_tokens(pixel_values))
+        tokens = self.vision_projection(self.vision_tokens(pixel_values))
+        if not self.deferred:
+            return tokens
+        start = torch.full_like(tokens[:, :1, 0], self.config.max_text_length).long()
+        vision = self._embed_vision(tokens, start)
+        present = torch.ones_like(vision[:, :, 0], dtype=torch.bool)
+        return self.language_model.bert.run(slice(self.deferred), vision, present)
 
     # --- online -----------------------------------------------------------------------------------
 
@@ -257,25 +271,71 @@ class EdjeModel(PreTrainedModel):
         """Match logits, pair by pair, float32 [N].
 
         Rows stand as [v_1..v_m [SEP] [CLS] caption [SEP] padding]; position ids follow the
-        published order, [CLS] caption [SEP] v_1..v_m [SEP].
+        published order, [CLS] caption [SEP] v_1..v_m [SEP], as if the caption were the longest
+        where layers are deferred.
         """
+        return self.score_read(*self.read_text(input_ids, attention_mask), tokens)
+
+    forward = score
+
+    def read_text(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Captions before they meet a picture: (rows [N, 1 + t, d], which are there)."""
         bert = self.language_model.bert
-        batch, m = tokens.shape[:2]
-        count = partial(torch.arange, device=input_ids.device)
         lengths = attention_mask.long().sum(dim=1, keepdim=True)
-        closing = input_ids.gather(1, lengths - 1)
-        words = bert.embeddings.word_embeddings(torch.cat([closing, input_ids], dim=1))
-        content = torch.cat([tokens.to(words.dtype), words], dim=1)
-        text = count(input_ids.shape[1]).expand(batch, -1)
-        positions = torch.cat([lengths + count(m + 1), text], dim=1)
-        vision = torch.ones_like(positions[:, : m + 1])
-        segments = torch.cat([vision, torch.zeros_like(text)], dim=1)
-        mask = torch.cat([vision, attention_mask.long()], dim=1).bool()
-        cls = bert(content, positions, segments, mask, slice(m + 1, m + 2))[:, 0]
+        words = torch.cat([input_ids.gather(1, lengths - 1), input_ids], dim=1)
+        start = torch.full_like(lengths, self.config.max_text_length) if self.deferred else lengths
+        places = torch.arange(input_ids.shape[1], device=input_ids.device)
+        closing = start + self.num_tokens
+        positions = torch.cat([closing, places.expand(len(input_ids), -1)], dim=1)
+        segments = torch.cat([torch.ones_like(closing), torch.zeros_like(input_ids)], dim=1)
+        rows = bert.embed(bert.embeddings.word_embeddings(words), positions, segments)
+        mask = torch.cat([torch.ones_like(closing), attention_mask.long()], dim=1).bool()
+        return bert.run(slice(self.deferred), rows, mask), mask
+
+    def score_read(self, text: Tensor, mask: Tensor, tokens: Tensor) -> Tensor:
+        """Match logits of what `read_text` gave, of one caption for all pictures or of one each."""
+        count, m = tokens.shape[:2]
+        text, mask = text.expand(count, -1, -1), mask.expand(count, -1)
+        lengths = mask[:, 1:].sum(dim=1, keepdim=True)
+        tokens = tokens.to(text.dtype)
+        vision = tokens if self.deferred else self._embed_vision(tokens, lengths)
+        mask = torch.cat([torch.ones_like(vision[:, :, 0], dtype=torch.bool), mask], dim=1)
+        x, updated = torch.cat([vision, text], dim=1), self.online_vision == "updated"
+        *layers, last = self.language_model.bert.encoder.layer[self.deferred :]
+        for layer in layers:
+            if updated:
+                x = layer(x, mask[:, None, None, :])
+            else:
+                x = torch.cat([vision, layer(x, mask[:, None, None, :], slice(m, None))], dim=1)
+        cls = last(x, mask[:, None, None, :], slice(m + 1, m + 2))[:, 0]
         head: Any = self.classification_head
         return head[1](torch.tanh(head[0].dense(cls)))[:, 0].float()
 
-    forward = score
+    @property
+    def num_tokens(self) -> int:
+        """Compressed tokens per picture."""
+        adapter = self.config.adapter
+        if adapter["kind"] == "compress":
+            return adapter["num_tokens"]
+        if self.config.num_tokens:
+            return self.config.num_tokens
+        vision = self.backbone.config.vision_config  # An older folder does not say
+        patches = (vision.image_size // vision.patch_size) ** 2
+        return patches + int(self.config.vision_tokens.get("class_token", False))
+
+    @property
+    def deferred(self) -> int:
+        """Layers in which vision and text attend within their own side."""
+        return self.config.joint_encoder.get("deferred_layers", 0)
+
+    @property
+    def online_vision(self) -> str:
+        """What the other layers do with vision rows."""
+        return self.config.joint_encoder.get("online_vision", "updated")
+
+    def _embed_vision(self, tokens: Tensor, start: Tensor) -> Tensor:
+        positions = start + torch.arange(tokens.shape[1], device=tokens.device)
+        return self.language_model.bert.embed(tokens, positions, torch.ones_like(positions))
 
     # --- first stage ------------------------------------------------------------------------------
 

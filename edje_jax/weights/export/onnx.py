@@ -31,6 +31,28 @@ class Online(nn.Module):
         return self.model.score(input_ids, attention_mask, tokens)
 
 
+class Text(nn.Module):
+    """Ids and mask -> what captions are after the deferred layers."""
+
+    def __init__(self, model: EdjeModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        return self.model.read_text(input_ids, attention_mask)
+
+
+class OnlineRead(nn.Module):
+    """Captions after the deferred layers and compressed tokens -> match logits."""
+
+    def __init__(self, model: EdjeModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, text: Tensor, text_mask: Tensor, tokens: Tensor) -> Tensor:
+        return self.model.score_read(text, text_mask, tokens)
+
+
 class Offline(nn.Module):
     """Normalised pixels -> compressed tokens."""
 
@@ -47,13 +69,16 @@ class Graph(NamedTuple):
 
     module: nn.Module
     inputs: dict[str, Tensor]
-    output: str
+    outputs: tuple[str, ...]
     dynamic: dict[str, dict[int, str]]
 
 
 def export_onnx(folder: Path, out: Path, note: Callable[[str], None] = lambda path: None) -> None:
     """Write `online.onnx`, `offline.onnx` and their `-fp16` twins, with what feeds them: the
     tokenizer and `preprocessor_config.json`. `note` is told of every file.
+
+    Where layers are deferred there is a `text.onnx` too, whose two outputs `online.onnx` then takes
+    in the place of ids and mask, repeated for each of a caption's candidates.
 
     Raises:
         FileNotFoundError, ValueError: not a model folder.
@@ -63,7 +88,7 @@ def export_onnx(folder: Path, out: Path, note: Callable[[str], None] = lambda pa
     for ending, dtype in PRECISIONS.items():
         model = EdjeModel.from_folder(folder)
         nn.Module.to(model, dtype)
-        for name, graph in (("online", _online(model)), ("offline", _offline(model))):
+        for name, graph in _graphs(model).items():
             path = out / f"{name}{ending}.onnx"
             _export(graph, path)
             note(str(path))
@@ -73,33 +98,53 @@ def export_onnx(folder: Path, out: Path, note: Callable[[str], None] = lambda pa
             shutil.copyfile(folder / "backbone" / name, out / name)
 
 
-def _online(model: EdjeModel) -> Graph:
+def _graphs(model: EdjeModel) -> dict[str, Graph]:
+    """File name -> graph."""
+    if not model.deferred:
+        return {"online": _online(model), "offline": _offline(model)}
+    return {"text": _text(model), "online": _online_read(model), "offline": _offline(model)}
+
+
+_ROWS = {0: "pairs"}
+_TEXT = {**_ROWS, 1: "length"}
+
+
+def _ids() -> dict[str, Tensor]:
     ids = torch.ones(2, 7, dtype=torch.long)
-    width = model.config.joint_encoder["hidden_size"]
-    tokens = torch.zeros(2, num_tokens(model), width, dtype=model.dtype)
-    rows = {0: "pairs"}
-    text = {**rows, 1: "length"}
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "tokens": tokens}
-    dynamic = {"input_ids": text, "attention_mask": text, "tokens": rows}
-    return Graph(Online(model), inputs, "logits", dynamic)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def _tokens(model: EdjeModel) -> Tensor:
+    return torch.zeros(
+        2, model.num_tokens, model.config.joint_encoder["hidden_size"], dtype=model.dtype
+    )
+
+
+def _online(model: EdjeModel) -> Graph:
+    inputs = {**_ids(), "tokens": _tokens(model)}
+    dynamic = {"input_ids": _TEXT, "attention_mask": _TEXT, "tokens": _ROWS}
+    return Graph(Online(model), inputs, ("logits",), dynamic)
+
+
+def _text(model: EdjeModel) -> Graph:
+    dynamic = {"input_ids": _TEXT, "attention_mask": _TEXT}
+    return Graph(Text(model), _ids(), ("text", "text_mask"), dynamic)
+
+
+def _online_read(model: EdjeModel) -> Graph:
+    tokens = _tokens(model)
+    text = torch.zeros(2, 8, tokens.shape[-1], dtype=model.dtype)
+    inputs = {"text": text, "text_mask": torch.ones(2, 8, dtype=torch.bool), "tokens": tokens}
+    dynamic = {"text": _TEXT, "text_mask": _TEXT, "tokens": _ROWS}
+    return Graph(OnlineRead(model), inputs, ("logits",), dynamic)
 
 
 def _offline(model: EdjeModel) -> Graph:
     side = model.backbone.config.vision_config.image_size
     pixels = torch.zeros(2, 3, side, side, dtype=model.dtype)
     return Graph(
-        Offline(model), {"pixel_values": pixels}, "tokens", {"pixel_values": {0: "pictures"}}
+        Offline(model), {"pixel_values": pixels}, ("tokens",), {"pixel_values": {0: "pictures"}}
     )
-
-
-def num_tokens(model: EdjeModel) -> int:
-    """Compressed tokens per picture."""
-    adapter = model.config.adapter
-    if adapter["kind"] == "compress":
-        return adapter["num_tokens"]
-    vision = model.backbone.config.vision_config
-    patches = (vision.image_size // vision.patch_size) ** 2
-    return patches + int(model.config.vision_tokens.get("class_token", False))
 
 
 _LARGEST = 1_500_000_000
@@ -115,7 +160,7 @@ def _export(graph: Graph, path: Path) -> None:
         kwargs=graph.inputs,
         f=temporary,
         input_names=list(graph.inputs),
-        output_names=[graph.output],
+        output_names=list(graph.outputs),
         dynamic_shapes={
             name: {axis: torch.export.Dim(label) for axis, label in axes.items()}
             for name, axes in graph.dynamic.items()

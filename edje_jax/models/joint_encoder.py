@@ -1,0 +1,191 @@
+"""The joint encoder: BERT over the tokens of a picture and a caption.
+
+The published sequence is [CLS] caption [SEP] v_1..v_m [SEP] padding, and every position id
+follows it, so that a vision token's position depends on the caption's length. In memory the
+vision rows stand first,
+
+    v_1..v_m [SEP] [CLS] caption [SEP] padding
+
+because attention does not care about order: every offset is then static and padding is a tail.
+
+**Deferred fusion** (`joint_encoder.deferred_layers` = s > 0) departs from the paper: in the first
+s layers the m vision rows and the rest attend within their own side, as DeFormer (arXiv 2005.00697)
+and PreTTR (arXiv 2004.14255) split text from text. Vision rows then stand at fixed positions, after
+the longest caption, and their first s layers are `defer`: what comes out is what a store keeps, m
+rows as before. The [SEP] that closes the vision segment belongs to the text side, whose first s
+layers are `read_text`, once for all pictures that a caption meets. With `online_vision` "attended"
+the other layers leave the vision rows as they are (MICE, MORES).
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from edje_jax.config import EdjeConfig
+from edje_jax.models.bert import Embeddings, Layer, MaskedLmHead
+
+EVERY_ROW: tuple[int, None] = (0, None)
+"""Rows that a layer returns. Always stated, as remat wants its static arguments by position."""
+
+
+class TextSide(NamedTuple):
+    """Captions, ready to meet pictures: [SEP] [CLS] caption [SEP] padding, embedded and through
+    the deferred layers."""
+
+    rows: Float[Array, "b n d"]
+    mask: Bool[Array, "b n"]
+    """True for rows that are there."""
+
+
+class Content(NamedTuple):
+    """What rows are made of before they are embedded."""
+
+    content: Float[Array, "b n d"]
+    positions: Int[Array, "b n"]
+    segments: Int[Array, "b n"]
+
+
+class Joined(NamedTuple):
+    """Pairs in memory order, embedded and through the deferred layers."""
+
+    rows: Float[Array, "b n d"]
+    mask: Bool[Array, "b n"]
+    vision: int
+    """How many of the rows, from the first, are the picture's."""
+
+
+class JointEncoder(nn.Module):
+    """BERT over [vision tokens, text] with a match, a masked-LM and a text-recovery head."""
+
+    config: EdjeConfig
+    dtype: jax.typing.DTypeLike
+    dropout: float
+    remat: bool
+
+    def setup(self):
+        bert = self.config.joint_encoder
+        # Which rows to keep and whether to drop are Python values: static for remat.
+        layer = nn.remat(Layer, static_argnums=(3, 4)) if self.remat else Layer
+        self.embeddings = Embeddings(bert, self.dtype, self.dropout)
+        self.layers = [layer(bert, self.dtype, self.dropout) for _ in range(bert.num_hidden_layers)]
+        init = nn.initializers.normal(bert.initializer_range)
+        self.pooler = nn.Dense(bert.hidden_size, dtype=self.dtype, kernel_init=init)
+        self.classifier = nn.Dense(1, dtype=self.dtype, kernel_init=init)
+        self.masked_lm_head = MaskedLmHead(bert, self.dtype)
+        self.text_recovery = nn.Dense(
+            self.config.backbone.text.projection_size, dtype=self.dtype, kernel_init=init
+        )
+
+    def defer(self, tokens: Float[Array, "b m d"]) -> Float[Array, "b m d"]:
+        """The vision side of the deferred layers, if there are any."""
+        if not self._deferred:
+            return tokens
+        start = jnp.full((len(tokens), 1), self.config.max_text_length)
+        x = self.embeddings(*self._vision(tokens, start), False)
+        present = jnp.ones(x.shape[:2], bool)
+        for layer in self.layers[: self._deferred]:
+            x = layer(x, present, False, EVERY_ROW)
+        return x
+
+    def read_text(self, ids, train) -> TextSide:
+        """The text side of the deferred layers."""
+        text, present = self._text(ids)
+        x = self.embeddings(*text, train)
+        for layer in self.layers[: self._deferred]:
+            x = layer(x, present, train, EVERY_ROW)
+        return TextSide(x, present)
+
+    def join(self, ids, tokens, train) -> Joined:
+        """Pairs as the first layer that sees both sides takes them."""
+        if self._deferred:
+            return self.join_read(self.read_text(ids, train), tokens)
+        text, present = self._text(ids)
+        start = jnp.sum(present[:, 1:].astype(jnp.int32), axis=1, keepdims=True)
+        parts = zip(self._vision(tokens, start), text, strict=True)
+        both = Content(*(jnp.concatenate(part, axis=1) for part in parts))
+        rows = self.embeddings(*both, train)
+        return Joined(rows, _and_vision(present, tokens), tokens.shape[1])
+
+    def join_read(self, text: TextSide, tokens) -> Joined:
+        """The same of captions that were read before."""
+        rows = jnp.concatenate([tokens.astype(self.dtype), text.rows], axis=1)
+        return Joined(rows, _and_vision(text.mask, tokens), tokens.shape[1])
+
+    def match(self, pairs: Joined, train):
+        first = pairs.vision + 1
+        cls = self._encode(pairs, train, (first, first + 1))[:, 0]
+        pooled = jnp.tanh(self.pooler(cls))
+        return self.classifier(pooled)[:, 0].astype(jnp.float32)
+
+    def masked_lm(self, ids, tokens, positions, train):
+        pairs = self.join(ids, tokens, train)
+        text = self._encode(pairs, train, (pairs.vision + 1, None))
+        grouped = text.reshape(len(positions), -1, text.shape[-1])
+        picked = jnp.take_along_axis(grouped, positions[..., None], axis=1)
+        hidden = self.masked_lm_head(picked)
+        return self.embeddings.decode(hidden) + self.masked_lm_head.bias[None, None, :]
+
+    def recover_text(self, ids, train):
+        mask = ids != self.config.joint_encoder.pad_token_id
+        positions = jnp.broadcast_to(jnp.arange(ids.shape[1])[None], ids.shape)
+        x = self.embeddings(self.embeddings.words(ids), positions, jnp.zeros_like(ids), train)
+        for layer in self.layers[:-1]:
+            x = layer(x, mask, train, EVERY_ROW)
+        cls = self.layers[-1](x, mask, train, (0, 1))[:, 0]
+        return self.text_recovery(cls).astype(jnp.float32)
+
+    def hidden_states(self, ids, tokens):
+        pairs = self.join(ids, tokens, False)
+        states = [pairs.rows]
+        for layer in self.layers[self._deferred :]:
+            states.append(self._both(layer, pairs._replace(rows=states[-1]), False))
+        return states
+
+    @property
+    def _deferred(self) -> int:
+        return self.config.joint_encoder.deferred_layers
+
+    def _vision(self, tokens: Float[Array, "b m d"], start: Int[Array, "b 1"]) -> Content:
+        """Vision rows, of which the first stands at a given position."""
+        positions = start + jnp.arange(tokens.shape[1], dtype=start.dtype)[None]
+        return Content(tokens.astype(self.dtype), positions, jnp.ones_like(positions))
+
+    def _text(self, ids: Int[Array, "b t"]) -> tuple[Content, Bool[Array, "b n"]]:
+        """The [SEP] that closes the vision segment and the caption; which of them are there."""
+        batch, length = ids.shape
+        present = ids != self.config.joint_encoder.pad_token_id
+        lengths = jnp.sum(present.astype(jnp.int32), axis=1, keepdims=True)
+        # The caption's own [SEP] is its last id, whatever number the tokenizer gave it.
+        closing = jnp.take_along_axis(ids, lengths - 1, axis=1)
+        # [CLS] caption [SEP] takes positions 0..t-1, vision t..t+m-1, the closing [SEP] t+m; t is
+        # the longest caption's where what is stored cannot know which one it will meet.
+        start = jnp.full_like(lengths, self.config.max_text_length) if self._deferred else lengths
+        positions = jnp.broadcast_to(jnp.arange(length)[None], ids.shape)
+        content = Content(
+            self.embeddings.words(jnp.concatenate([closing, ids], axis=1)),
+            jnp.concatenate([start + self.config.num_tokens, positions], axis=1),
+            jnp.concatenate([jnp.ones((batch, 1), ids.dtype), jnp.zeros_like(ids)], axis=1),
+        )
+        return content, jnp.concatenate([jnp.ones((batch, 1), bool), present], axis=1)
+
+    def _encode(
+        self, pairs: Joined, train: bool, kept: tuple[int, int | None]
+    ) -> Float[Array, "b r d"]:
+        """The layers that see both sides; the last one computes only the rows asked for."""
+        for layer in self.layers[self._deferred : -1]:
+            pairs = pairs._replace(rows=self._both(layer, pairs, train))
+        return self.layers[-1](pairs.rows, pairs.mask, train, kept)
+
+    def _both(self, layer: Layer, pairs: Joined, train: bool) -> Float[Array, "b n d"]:
+        """A layer over both sides, whose vision rows may stay what they are."""
+        if self.config.joint_encoder.online_vision == "updated":
+            return layer(pairs.rows, pairs.mask, train, EVERY_ROW)
+        text = layer(pairs.rows, pairs.mask, train, (pairs.vision, None))
+        return jnp.concatenate([pairs.rows[:, : pairs.vision], text], axis=1)
+
+
+def _and_vision(mask: Bool[Array, "b n"], tokens: Float[Array, "b m d"]) -> Bool[Array, "b r"]:
+    return jnp.concatenate([jnp.ones(tokens.shape[:2], bool), mask], axis=1)
