@@ -226,7 +226,7 @@ def test_a_checkpoint_of_something_else(tmp_path):
 def test_a_format_from_the_future(folder):
     change(folder / "config.json", format=99)
     with pytest.raises(
-        ValueError, match=r"config\.json: format 99 is newer than .* reads \(1\); update edje_jax"
+        ValueError, match=r"config\.json: format 99 is newer than .* reads \(2\); update edje_jax"
     ):
         load_model(str(folder))
 

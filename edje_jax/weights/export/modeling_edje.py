@@ -286,7 +286,7 @@ class EdjeModel(PreTrainedModel):
         start = torch.full_like(lengths, self.config.max_text_length) if self.deferred else lengths
         places = torch.arange(input_ids.shape[1], device=input_ids.device)
         closing = start + self.num_tokens
-        positions = torch.cat([closing, places.expand(len(input_ids), -1)], dim=1)
+        positions = torch.cat([closing, places.expand(input_ids.shape[0], -1)], dim=1)
         segments = torch.cat([torch.ones_like(closing), torch.zeros_like(input_ids)], dim=1)
         rows = bert.embed(bert.embeddings.word_embeddings(words), positions, segments)
         mask = torch.cat([torch.ones_like(closing), attention_mask.long()], dim=1).bool()
@@ -295,7 +295,8 @@ class EdjeModel(PreTrainedModel):
     def score_read(self, text: Tensor, mask: Tensor, tokens: Tensor) -> Tensor:
         """Match logits of what `read_text` gave, of one caption for all pictures or of one each."""
         count, m = tokens.shape[:2]
-        text, mask = text.expand(count, -1, -1), mask.expand(count, -1)
+        if text.shape[0] == 1:
+            text, mask = text.expand(count, -1, -1), mask.expand(count, -1)
         lengths = mask[:, 1:].sum(dim=1, keepdim=True)
         tokens = tokens.to(text.dtype)
         vision = tokens if self.deferred else self._embed_vision(tokens, lengths)

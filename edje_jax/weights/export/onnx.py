@@ -172,9 +172,9 @@ def _export(graph: Graph, path: Path) -> None:
     temporary.replace(path)
 
 
-def run(path: Path, **inputs: np.ndarray) -> np.ndarray:
-    """One call of an exported graph, on CPU."""
+def run(path: Path, **inputs: np.ndarray) -> list[np.ndarray]:
+    """One call of an exported graph, on CPU: its outputs."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return np.asarray(session.run(None, inputs)[0])
+    return [np.asarray(value) for value in session.run(None, inputs)]

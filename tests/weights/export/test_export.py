@@ -1,6 +1,7 @@
 """JAX, the PyTorch module and onnxruntime agree, on both adapters and both families."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -31,20 +32,29 @@ from edje_jax.weights import bert, edje
 from edje_jax.weights.backbone import expected_params, load_backbone, save_backbone
 from edje_jax.weights.export.modeling_edje import EdjeModel
 from edje_jax.weights.export.onnx import run
-from edje_jax.weights.folder import Model, save_model
+from edje_jax.weights.folder import Model, load_model, save_model
+from edje_jax.weights.published import save_published
 from tests.data.test_backbone_tokenizers import clip as clip_tokenizer
 
 TINY = Path(__file__).parents[2] / "goldens" / "reference_tiny"
 CAPTIONS = ["a dog", "two cats, on a mat", "x"]
 
 
-@pytest.fixture(scope="module", params=["local", "compressed"])
+@pytest.fixture(scope="module", params=["local", "compressed", "deferred"])
 def folder(request, tmp_path_factory) -> Path:
-    """The published checkpoint as a model folder."""
+    """The published checkpoint as a model folder; also as if a layer of it were deferred."""
     out = tmp_path_factory.mktemp("models") / request.param
-    source = TINY / f"{request.param}.pth"
+    source = TINY / f"{'local' if request.param == 'local' else 'compressed'}.pth"
     convert(str(source), str(out), "edje", str(TINY / "siglip"), str(TINY / "bert"))
+    if request.param == "deferred":
+        edit_joint_encoder(out, deferred_layers=1)
     return out
+
+
+def edit_joint_encoder(folder: Path, **values) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["joint_encoder"] |= values
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +233,33 @@ def onnx(folder, tmp_path_factory) -> Path:
     return out
 
 
+def test_a_caption_is_read_once_for_all_its_candidates(folder, expected):
+    model, tokens = EdjeModel.from_folder(folder), torch.from_numpy(expected[0])
+    text, mask = model.read_text(**model.tokenize(CAPTIONS[:1]))
+    whole = model.score(**model.tokenize(CAPTIONS[:1] * 3), tokens=tokens)
+    torch.testing.assert_close(model.score_read(text, mask, tokens), whole, rtol=0, atol=1e-5)
+
+
+def test_vision_may_be_attended_to_alone(folder, pixels, expected, tmp_path):
+    other = shutil.copytree(folder, tmp_path / "attended")
+    edit_joint_encoder(other, online_vision="attended")
+    reranker = Reranker.from_pretrained(other)
+    tokens = reranker.encode_images(pixel_values=pixels)
+    logits = reranker.score(CAPTIONS, tokens)
+    assert np.abs(logits - expected[1]).max() > 1e-3
+    agree(of_torch(EdjeModel.from_folder(other), pixels), (tokens, logits))
+
+
+def test_deferred_layers_cannot_be_published(folder, tmp_path):
+    model = load_model(str(folder))
+    if model.config.joint_encoder.as_published:
+        save_published(tmp_path / "model.pth", model)
+        return
+    with pytest.raises(ValueError, match="has deferred layers, of which the published code knows"):
+        save_published(tmp_path / "model.pth", model)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("ending", "dtype", "tolerance"), [("", "f4", 2e-4), ("-fp16", "f2", 2e-2)]
@@ -233,8 +270,11 @@ def test_onnxruntime(onnx, folder, pixels, expected, ending, dtype, tolerance, c
     model = EdjeModel.from_folder(folder)
     text = {name: ids.numpy() for name, ids in model.tokenize(CAPTIONS[:count]).items()}
     pictures = np.moveaxis(pixels, -1, 1)[:count].astype(dtype)
-    tokens = run(onnx / f"offline{ending}.onnx", pixel_values=pictures)
-    logits = run(onnx / f"online{ending}.onnx", **text, tokens=tokens)
+    (tokens,) = run(onnx / f"offline{ending}.onnx", pixel_values=pictures)
+    if model.deferred:
+        rows, there = run(onnx / f"text{ending}.onnx", **text)
+        text = {"text": rows, "text_mask": there}
+    (logits,) = run(onnx / f"online{ending}.onnx", **text, tokens=tokens)
     assert tokens.dtype == np.dtype(dtype) and logits.dtype == np.float32
     agree((tokens, logits), [x[:count] for x in expected], tolerance)
 
