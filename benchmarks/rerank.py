@@ -1,6 +1,7 @@
 """Pairs scored per second, beside PyTorch on the same weights, pairs and machine.
 
     python benchmarks/rerank.py [--queries 4] [--k 100] [--rounds 3] [--out rerank.json]
+                                [--deferred-layers 6 9] [--attended] [--no-published]
 
 Ours: `Engine.score_pairs` on tokens in memory. The peers:
   (a) `modeling_edje.py` of a model folder: last layer for [CLS] alone, SDPA, a query's candidates
@@ -8,17 +9,20 @@ Ours: `Engine.score_pairs` on tokens in memory. The peers:
   (b) the published way: BERT with its masked-LM vocabulary head on every position, padded to the
       longest caption of all queries, one query at a time; with the compressed tokens given, and as
       the published evaluation has it, with the adapter run on every candidate's patch tokens.
+With --deferred-layers, ours and (a) in float32 with so many layers deferred as well; with --attended
+also with vision rows that the online layers only attend to.
 Every side takes its turn in each round; figures are medians. Weights are random: MiniLM-L12,
 64 tokens of SigLIP2-L/16-384's 576 patches, captions of 8 to 20 words.
 """
 
 import argparse
 import copy
+import dataclasses
 import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +40,7 @@ from edje_jax.config import (
     BackboneConfig,
     BertConfig,
     EdjeConfig,
+    OnlineVision,
     TextConfig,
     VisionConfig,
 )
@@ -62,24 +67,58 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--no-adapter", action="store_true", help="leave out the slowest peer")
+    parser.add_argument("--no-published", action="store_true", help="leave out both of (b)")
+    parser.add_argument("--deferred-layers", type=int, nargs="*", default=[], metavar="S")
+    parser.add_argument("--attended", action="store_true")
     parser.add_argument("--out", default="", help="JSON file to write")
     options = parser.parse_args()
     keep_freed_memory()  # As the programs do
     task = Pairs(options.queries, options.k)
-    sides: dict[str, Callable[[], np.ndarray]] = {"ours": ours(task)}
+    sides = {"ours": Side(ours(task), "ours")}
     module = torch_module(task)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    sides["torch float32"] = good(task, module, torch.float32, device)
-    sides["torch bfloat16"] = good(task, module, torch.bfloat16, device)
+    peers = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    for name, dtype in peers.items():
+        sides[f"torch {name}"] = Side(good(task, module, dtype, device), "ours")
     if device == "cuda":
-        sides["torch bfloat16 compiled"] = good(task, module, torch.bfloat16, device, True)
-    sides["published, tokens given"] = published(task, module, device, adapter=False)
-    if not options.no_adapter:
-        sides["published, as it evaluates"] = published(task, module, device, adapter=True)
+        compiled = good(task, module, torch.bfloat16, device, True)
+        sides["torch bfloat16 compiled"] = Side(compiled, "ours")
+    for layers in options.deferred_layers:
+        for vision in ("updated", "attended") if options.attended else ("updated",):
+            sides |= deferred(task, layers, vision, device)
+    if not options.no_published:
+        given = published(task, module, device, adapter=False)
+        sides["published, tokens given"] = Side(given, "ours")
+    if not (options.no_published or options.no_adapter):
+        whole = published(task, module, device, adapter=True)
+        sides["published, as it evaluates"] = Side(whole, "ours")
     result = compare(sides, options.rounds, task)
     show(result)
     if options.out:
         Path(options.out).write_text(json.dumps(result, indent=2) + "\n")
+
+
+class Side(NamedTuple):
+    """One way to do the work."""
+
+    run: Callable[[], np.ndarray]
+    """Every pair's logit."""
+    same_as: str
+    """The side of ours that computes the same function."""
+
+
+def deferred(task: "Pairs", layers: int, vision: OnlineVision, device: str) -> dict[str, Side]:
+    """Ours and PyTorch's with the first layers offline; the stored tokens are taken as given."""
+    joint = dataclasses.replace(CONFIG.joint_encoder, deferred_layers=layers, online_vision=vision)
+    task = copy.copy(task)
+    task.config = dataclasses.replace(CONFIG, joint_encoder=joint)
+    name = f"s = {layers}" + (", attended" if vision == "attended" else "")
+    return {
+        f"ours, {name}": Side(ours(task), f"ours, {name}"),
+        f"torch float32, {name}": Side(
+            good(task, torch_module(task), torch.float32, device), f"ours, {name}"
+        ),
+    }
 
 
 class Pairs:
@@ -142,16 +181,16 @@ def good(
 ) -> Callable[[], np.ndarray]:
     """A query's candidates as one batch, its caption not padded at all."""
     model = copy.deepcopy(module).to(device, dtype)
-    score = torch.compile(model.score, dynamic=False) if compiled else model.score
+    score = torch.compile(model.score_read, dynamic=False) if compiled else model.score_read
     tokens = torch.tensor(task.tokens).to(device, dtype)
 
     @torch.inference_mode()
     def run() -> np.ndarray:
         out = []
         for query, ids in enumerate(task.ids):
-            own = torch.tensor(ids[ids != PAD]).long().to(device).expand(task.k, -1)
+            own = torch.tensor(ids[ids != PAD])[None].long().to(device)
             mine = tokens[query * task.k : (query + 1) * task.k]
-            out.append(score(own, torch.ones_like(own), mine))
+            out.append(score(*model.read_text(own, torch.ones_like(own)), mine))
         return torch.cat(out).cpu().numpy()
 
     return run
@@ -205,25 +244,25 @@ def published(
     return run
 
 
-def compare(sides: dict[str, Callable[[], np.ndarray]], rounds: int, task: Pairs) -> dict[str, Any]:
-    """Pairs per second of each, and how many times ours is faster."""
-    reference = {name: run() for name, run in sides.items()}
-    seconds = timed(sides, rounds)
+def compare(sides: dict[str, Side], rounds: int, task: Pairs) -> dict[str, Any]:
+    """Pairs per second of each, and how many times ours (of no deferred layers) is faster."""
+    logits = {name: side.run() for name, side in sides.items()}
+    seconds = timed({name: side.run for name, side in sides.items()}, rounds)
     slower = ratios(seconds)
     pairs = len(task.tokens)
     return {
         "machine": machine(),
         "queries": task.queries,
         "k": task.k,
-        "logits_deviation": float(reference["ours"].std()),
+        "logits_deviation": float(logits["ours"].std()),
         "sides": {
             name: {
                 "pairs_per_second": pairs / statistics.median(seconds[name]),
                 "ours_is_faster_by": slower[name],
                 "seconds": seconds[name],
-                "largest_difference": float(np.abs(logits - reference["ours"]).max()),
+                "largest_difference": float(np.abs(logits[name] - logits[side.same_as]).max()),
             }
-            for name, logits in reference.items()
+            for name, side in sides.items()
         },
     }
 
