@@ -3,24 +3,28 @@
 Examples:
     python eval.py runs/demo/model --data shapes:test
     python eval.py runs/coco --data blip:val.json --k 20 --out runs/coco/eval
+    python eval.py runs/coco --data blip:test.json --folds 5 --k-sweep 1,5,10,20,50,100 --out eval
+    python eval.py runs/coco --data blip:test.json --pool blip:train.json
+    python eval.py --compare runs/a/eval runs/b/eval
 """
 
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
-from edje_jax.cli.program import run_program
+from edje_jax.cli.program import UsageError, run_program
 
 
 @dataclass(frozen=True)
 class Options:
     """What `eval.py` takes."""
 
-    model: tyro.conf.Positional[str]
+    model: tyro.conf.Positional[str] = ""
     """Model folder, training workdir, or hub id."""
-    data: str
+    data: str = ""
     """SPEC to evaluate on, as `kind:path[#split]`."""
     k: int = 10
     """Candidates reranked per query."""
@@ -32,25 +36,67 @@ class Options:
     """The first stage's cosine times this is added to the match logit."""
     max_bad: float = 0.01
     """Share of the pictures that may turn out unreadable before the evaluation stops."""
+    folds: int = 0
+    """Also the mean over so many disjoint parts of the gallery; 5 is COCO's 1k protocol."""
+    pool: str = ""
+    """SPEC whose pictures join the gallery as distractors; its captions are not read."""
+    k_sweep: str = ""
+    """Depths to tell the recalls and the cost of, such as 1,5,10,20,50,100; scored once."""
+    similarity_weights: str = ""
+    """Weights of the cosine to tell the recalls of, such as 0,1,3,10; scored once."""
+    compare: Annotated[tuple[str, str] | None, tyro.conf.arg(metavar="A B")] = None
+    """Two folders of --out: paired differences of their recalls, second less first."""
 
 
 def main(arguments: list[str]) -> int:
     """Parse, load, evaluate, write."""
     options = tyro.cli(Options, args=arguments, prog="eval.py", description=__doc__)
+    out = Path(options.out).expanduser() if options.out else None
+    if options.compare:
+        _alone("--compare", options.model, options.data)
+    elif not (options.model and options.data):
+        raise UsageError("name a MODEL and the --data to evaluate it on; see eval.py --help")
+    depths = _numbers("--k-sweep", options.k_sweep, int, least=1)
+    weights = _numbers("--similarity-weights", options.similarity_weights, float)
+    if options.k < 1:
+        raise UsageError(f"--k {options.k}: the least is 1")
+    if options.folds and (options.folds < 2 or options.pool):
+        raise UsageError("--folds takes 2 or more parts, of a gallery without a --pool")
     # Late, so that a typo is told in a moment.
-    from edje_jax.cli.evaluate import evaluate_model
+    from edje_jax.cli.evaluate import Protocol, compare_evaluations, evaluate_model
 
-    evaluate_model(
-        options.model,
-        options.data,
-        k=options.k,
-        out=Path(options.out).expanduser() if options.out else None,
-        image_root=options.image_root,
-        similarity_weight=options.similarity_weight,
-        max_bad=options.max_bad,
-    )
+    if options.compare:
+        a, b = (Path(folder).expanduser() for folder in options.compare)
+        compare_evaluations(a, b, out)
+    else:
+        protocol = Protocol(options.k, options.similarity_weight, options.folds, depths, weights)
+        evaluate_model(
+            options.model,
+            options.data,
+            protocol,
+            pool=options.pool,
+            out=out,
+            image_root=options.image_root,
+            max_bad=options.max_bad,
+        )
     sys.stdout.flush()
     return 0
+
+
+def _numbers(flag: str, text: str, kind: type, least: float = float("-inf")) -> tuple:
+    """Comma-separated numbers, each once, rising."""
+    try:
+        values = sorted({kind(part) for part in text.split(",")} if text else ())
+    except ValueError as error:
+        raise UsageError(f"{flag} {text}: numbers with commas between, such as 1,5,10") from error
+    if values and not (least <= values[0] and values[-1] < float("inf")):
+        raise UsageError(f"{flag} {text}: every number must be finite and at least {least:g}")
+    return tuple(values)
+
+
+def _alone(flag: str, *others: str) -> None:
+    if any(others):
+        raise UsageError(f"{flag} takes folders of --out and neither a MODEL nor --data")
 
 
 if __name__ == "__main__":

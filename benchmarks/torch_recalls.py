@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from edje_jax.cli.evaluate import evaluate_model
+from edje_jax.cli.evaluate import Protocol, evaluate_model
 from edje_jax.data.sources.registry import open_captioned
 from edje_jax.evaluation.report import table
 from edje_jax.evaluation.retrieval import Gallery, Retrieval, rerank
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=10)
     parser.add_argument("--out", default="", help="JSON file to write")
     options = parser.parse_args()
-    jax_metrics = evaluate_model(options.model, options.data, k=options.k)
+    jax_metrics = evaluate_model(options.model, options.data, Protocol(k=options.k))
     source = open_captioned(options.data)
     torch_metrics = with_torch(model_folder(options.model), source, options.k).metrics()
     Console().print(table(torch_metrics), "above: PyTorch; before it: JAX")

@@ -1,27 +1,55 @@
-"""Load a model, evaluate it on a set, print the table and write the files."""
+"""Load a model, evaluate it on a set, print the tables and write the files."""
 
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
 from edje_jax.cli.progress import Bars
-from edje_jax.data.sources.registry import open_captioned
-from edje_jax.evaluation.report import table, write_metrics, write_report
-from edje_jax.inference.gallery import encode_gallery, evaluate
+from edje_jax.data.sources.pooled import Pooled
+from edje_jax.data.sources.registry import open_captioned, open_source
+from edje_jax.evaluation.compare import compare, comparison_table
+from edje_jax.evaluation.intervals import gain_intervals
+from edje_jax.evaluation.protocols import Timed, folds_summary, k_sweep, rerank_folds, weight_sweep
+from edje_jax.evaluation.report import write_json, write_metrics, write_report
+from edje_jax.evaluation.retrieval import Retrieval, rerank
+from edje_jax.evaluation.tables import folds_table, k_table, table, weight_table
+from edje_jax.inference.engine import Engine
+from edje_jax.inference.gallery import EncodedGallery, Progress, encode_gallery, second_stage
 from edje_jax.retrieval.reranker import Reranker
+from edje_jax.types import Source
 from edje_jax.weights.files import naming
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is measured on a gallery."""
+
+    k: int = 10
+    similarity_weight: float = 0.0
+    folds: int = 0
+    """Disjoint parts of the gallery to evaluate as well, each on its own; 0 for none."""
+    k_sweep: Sequence[int] = ()
+    similarity_weights: Sequence[float] = ()
+
+    @property
+    def depth(self) -> int:
+        """Candidates to score."""
+        return max(self.k, *self.k_sweep) if self.k_sweep else self.k
 
 
 def evaluate_model(
     model: str,
     data: str,
+    protocol: Protocol = Protocol(),
     *,
-    k: int = 10,
+    pool: str = "",
     out: Path | None = None,
     image_root: str = "",
-    similarity_weight: float = 0.0,
     max_bad: float = 0.01,
 ) -> dict[str, Any]:
     """The metrics as metrics.json has them; with `out`, everything API.md names is written there.
@@ -33,7 +61,7 @@ def evaluate_model(
     started = time.perf_counter()
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)  # Told before the work if it cannot be
-    source = open_captioned(data, image_root)
+    source = open_gallery(data, pool, image_root)
     reranker = Reranker.from_pretrained(model)
     seconds = {"load": time.perf_counter() - started}
     with Bars() as bars:
@@ -41,11 +69,15 @@ def evaluate_model(
         encoded = encode_gallery(reranker.engine, source, max_bad, bars.show)
         seconds["encode"] = time.perf_counter() - mark
         mark = time.perf_counter()
-        retrieval = evaluate(reranker.engine, encoded, k, similarity_weight, bars.show)
+        retrieval, extra = measure(reranker.engine, encoded, protocol, bars.show)
         seconds["rerank"] = time.perf_counter() - mark
     seconds["total"] = time.perf_counter() - started
-    metrics = retrieval.metrics()
-    Console().print(table(metrics))
+    if isinstance(source, Pooled):
+        extra["pool"] = {"data": pool, "left_out": source.left_out}
+    metrics = {**retrieval.metrics(), **extra}
+    console = Console()
+    for shown in tables(metrics):
+        console.print(shown)
     if out is None:
         return metrics
     with naming(out):
@@ -56,6 +88,7 @@ def evaluate_model(
             model=model,
             data=data,
             seconds={name: round(value, 3) for name, value in seconds.items()},
+            extra=extra,
         )
         page = write_report(
             out,
@@ -63,7 +96,68 @@ def evaluate_model(
             encoded.gallery,
             lambda i: source.image(encoded.record[i]),
             title=f"{data}, reranked by {model}",
-            facts={"model": model, "data": data},
+            facts={"model": model, "data": data, **({"pool": pool} if pool else {})},
         )
-    Console().print(f"report: {page}")
+    console.print(f"report: {page}")
     return metrics
+
+
+def open_gallery(data: str, pool: str, image_root: str) -> Source:
+    """The set to ask with, among the pictures of the pool if there is one.
+
+    Raises:
+        FileNotFoundError, ValueError: one of them cannot be opened.
+    """
+    source = open_captioned(data, image_root)
+    return Pooled(source, open_source(pool, image_root)) if pool else source
+
+
+def measure(
+    engine: Engine, encoded: EncodedGallery, protocol: Protocol, progress: Progress | None = None
+) -> tuple[Retrieval, dict[str, Any]]:
+    """The retrieval at depth k, and what else the protocol asks for, as metrics.json has it."""
+    if protocol.k_sweep:
+        # Else the rate would be that of the compiler.
+        engine.warm(encoded.tokens)
+    score_pairs = Timed(second_stage(engine, encoded, progress))
+    gallery, weight = encoded.gallery, protocol.similarity_weight
+    images, texts = encoded.embeddings, engine.embed_texts(gallery.captions)
+    deep = rerank(gallery, images, texts, score_pairs, protocol.depth, weight)
+    rate = score_pairs.pairs / score_pairs.seconds
+    retrieval = deep.at(k=protocol.k)
+    extra: dict[str, Any] = {"interval": gain_intervals(retrieval, gallery)}
+    if protocol.folds:
+        folds = rerank_folds(
+            gallery, images, texts, score_pairs, protocol.k, protocol.folds, weight
+        )
+        extra["folds"] = folds_summary(folds)
+    if protocol.k_sweep:
+        extra["k_sweep"] = k_sweep(deep, protocol.k_sweep, rate)
+    if protocol.similarity_weights:
+        extra["similarity_weights"] = weight_sweep(retrieval, protocol.similarity_weights)
+    return retrieval, extra
+
+
+def tables(metrics: dict[str, Any]) -> Iterator[Table]:
+    """Everything that was measured, for the terminal."""
+    yield table(metrics)
+    for name, made in (
+        ("folds", folds_table),
+        ("k_sweep", k_table),
+        ("similarity_weights", weight_table),
+    ):
+        if name in metrics:
+            yield made(metrics[name])
+
+
+def compare_evaluations(a: Path, b: Path, out: Path | None = None) -> dict[str, Any]:
+    """Print what `compare` finds; with `out`, write it there as comparison.json.
+
+    Raises:
+        FileNotFoundError, ValueError: see `compare`.
+    """
+    result = compare(a, b)
+    Console().print(comparison_table(result))
+    if out is not None:
+        write_json(out / "comparison.json", result)
+    return result

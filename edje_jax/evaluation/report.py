@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: a table on the terminal, files for programs, a page for people.
+"""What an evaluation leaves behind: files for programs, a page for people.
 
 Every file is written beside its place under another name and then renamed, so that a file that is
 there is whole; `metrics.json` comes last of its kind.
@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from PIL import Image
-from rich.table import Table
 
 from edje_jax.evaluation import page, trec
-from edje_jax.evaluation.metrics import RECALLS
 from edje_jax.evaluation.retrieval import Direction, Gallery, Retrieval
+from edje_jax.evaluation.tables import DIRECTIONS
 
-DIRECTIONS = {"t2i": "Text to image", "i2t": "Image to text"}
 PER_QUERY = (
     "direction",
     "query_id",
@@ -32,33 +30,6 @@ PER_QUERY = (
     "top1_after",
 )
 """Columns of `per_query.csv`."""
-
-
-def table(metrics: Mapping[str, Any]) -> Table:
-    """Base beside reranked in both directions, with k, the ceiling and the gain in points.
-
-    `metrics` is `Retrieval.metrics()` or the content of a `metrics.json`.
-    """
-    k = metrics["k"]
-    out = Table(title=f"Base and reranked, k = {k} (percent)", title_justify="left")
-    out.add_column("")
-    for name in ("", "base", "reranked", "gain", f"ceiling (hit@{k})"):
-        out.add_column(name, justify="right")
-    for key, title in DIRECTIONS.items():
-        result = metrics[key]
-        for at in (f"R@{n}" for n in RECALLS):
-            base, reranked = result["base"][at], result["reranked"][at]
-            first = at == f"R@{RECALLS[0]}"
-            out.add_row(
-                title if first else "",
-                at,
-                f"{base:.2f}",
-                f"{reranked:.2f}",
-                f"{reranked - base:+.2f}",
-                f"{result['ceiling']:.2f}" if first else "",
-                end_section=at == f"R@{RECALLS[-1]}",
-            )
-    return out
 
 
 def write_metrics(
@@ -87,6 +58,7 @@ def write_metrics(
         "data": data,
         "pictures": len(gallery.image_ids),
         "captions": len(gallery.captions),
+        "gallery": gallery.fingerprint,
         "similarity_weight": retrieval.similarity_weight,
         **{key: metrics[key] for key in DIRECTIONS},
         "seconds": dict(seconds),
@@ -113,6 +85,17 @@ def write_metrics(
             rows.writerows(_per_query(key, getattr(retrieval, key), texts, *ids[key]))
     _write(out / "metrics.json", [text, "\n"])
     return json.loads(text)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """A file of JSON that is whole or not there.
+
+    Raises:
+        ValueError: a value is NaN.
+        OSError: the file cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write(path, [json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False), "\n"])
 
 
 def write_report(

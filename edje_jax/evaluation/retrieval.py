@@ -9,6 +9,8 @@ As in the published EDJE evaluation (arXiv 2510.06820), R@k for k at or past the
 change; unlike it, a pair that both directions ask for is scored once.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -84,6 +86,12 @@ class Gallery:
             count[i] += 1
         return ids
 
+    @property
+    def fingerprint(self) -> str:
+        """Equal for galleries with the same pictures and captions in the same order."""
+        told = json.dumps([self.image_ids, self.captions, self.caption_image.tolist()])
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
+
 
 @dataclass(frozen=True, eq=False)
 class Direction:
@@ -128,6 +136,17 @@ class Direction:
             "ceiling": metrics.candidate_ceiling(self.hits, self.answered),
         }
 
+    def at(self, k: int, similarity_weight: float) -> "Direction":
+        """The same with fewer candidates and another weight; nothing is scored again."""
+        names = ("candidates", "similarities", "scores", "hits")
+        cut = {name: getattr(self, name)[:, :k] for name in names}
+        return _reordered(
+            **cut,
+            base_rank=self.base_rank,
+            base_best=self.base_best,
+            similarity_weight=similarity_weight,
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Retrieval:
@@ -141,6 +160,18 @@ class Retrieval:
     def metrics(self) -> dict[str, Any]:
         """{"k", "t2i": {"base": {"R@1", ...}, "reranked": {...}, "ceiling"}, "i2t": {...}}."""
         return {"k": self.k, "t2i": self.t2i.metrics(), "i2t": self.i2t.metrics()}
+
+    def at(self, k: int | None = None, similarity_weight: float | None = None) -> "Retrieval":
+        """What `rerank` would have given at a smaller depth or another weight, from its scores.
+
+        Raises:
+            ValueError: k is below 1, or deeper than what was scored.
+        """
+        k = self.k if k is None else k
+        weight = self.similarity_weight if similarity_weight is None else similarity_weight
+        if not 1 <= k <= self.k:
+            raise ValueError(f"k = {k}; the first {self.k} candidates were scored")
+        return Retrieval(self.t2i.at(k, weight), self.i2t.at(k, weight), k, weight)
 
 
 def rerank(
@@ -265,20 +296,40 @@ def _direction(
     item_picture: Int[np.ndarray, " g"],
     similarity_weight: float,
 ) -> Direction:
-    combined = scores + np.float32(similarity_weight) * stage.similarities
-    order = np.argsort(-combined, axis=1, kind="stable").astype(np.int32)
-    hits = item_picture[stage.candidates] == query_picture[:, None]
-    place = np.take_along_axis(hits, order, axis=1).argmax(axis=1)
-    return Direction(
+    return _reordered(
         candidates=stage.candidates,
         similarities=stage.similarities,
+        scores=scores,
+        hits=item_picture[stage.candidates] == query_picture[:, None],
+        base_rank=stage.rank,
+        base_best=stage.best,
+        similarity_weight=similarity_weight,
+    )
+
+
+def _reordered(
+    *,
+    candidates: Int[np.ndarray, "q k"],
+    similarities: Float[np.ndarray, "q k"],
+    scores: Float[np.ndarray, "q k"],
+    hits: Bool[np.ndarray, "q k"],
+    base_rank: Int[np.ndarray, " q"],
+    base_best: Int[np.ndarray, " q"],
+    similarity_weight: float,
+) -> Direction:
+    combined = scores + np.float32(similarity_weight) * similarities
+    order = np.argsort(-combined, axis=1, kind="stable").astype(np.int32)
+    place = np.take_along_axis(hits, order, axis=1).argmax(axis=1)
+    return Direction(
+        candidates=candidates,
+        similarities=similarities,
         scores=scores,
         combined=combined,
         order=order,
         hits=hits,
-        base_rank=stage.rank,
-        reranked_rank=np.where(hits.any(axis=1), place + 1, stage.rank).astype(np.int32),
-        base_best=stage.best,
+        base_rank=base_rank,
+        reranked_rank=np.where(hits.any(axis=1), place + 1, base_rank).astype(np.int32),
+        base_best=base_best,
     )
 
 

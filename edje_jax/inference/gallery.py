@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from edje_jax.data.bad_pictures import BadPictures
-from edje_jax.evaluation.retrieval import Gallery, Retrieval, rerank
+from edje_jax.evaluation.retrieval import Gallery, Retrieval, ScorePairs, rerank
 from edje_jax.inference.engine import Engine
 from edje_jax.inference.pictures import read_pictures
 from edje_jax.types import Source
@@ -59,16 +59,11 @@ def encode_gallery(
     )
 
 
-def evaluate(
-    engine: Engine,
-    encoded: EncodedGallery,
-    k: int,
-    similarity_weight: float = 0.0,
-    progress: Progress | None = None,
-) -> Retrieval:
-    """First stage, then the joint encoder on k candidates, in both directions."""
-    captions = encoded.gallery.captions
-    ids = engine.joint_tokenizer(captions)
+def second_stage(
+    engine: Engine, encoded: EncodedGallery, progress: Progress | None = None
+) -> ScorePairs:
+    """The joint encoder as a function of (caption, picture) numbers of the gallery."""
+    ids = engine.joint_tokenizer(encoded.gallery.captions)
     tokens = jnp.asarray(encoded.tokens)
 
     def score_pairs(text_index: np.ndarray, image_index: np.ndarray) -> np.ndarray:
@@ -81,11 +76,22 @@ def evaluate(
                 progress("pairs", min(start + step, len(out)), len(out))
         return out
 
+    return score_pairs
+
+
+def evaluate(
+    engine: Engine,
+    encoded: EncodedGallery,
+    k: int,
+    similarity_weight: float = 0.0,
+    progress: Progress | None = None,
+) -> Retrieval:
+    """First stage, then the joint encoder on k candidates, in both directions."""
     return rerank(
         encoded.gallery,
         encoded.embeddings,
-        engine.embed_texts(captions),
-        score_pairs,
+        engine.embed_texts(encoded.gallery.captions),
+        second_stage(engine, encoded, progress),
         k,
         similarity_weight,
     )

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from edje_jax.evaluation import report, trec
+from edje_jax.evaluation import report, tables, trec
 from edje_jax.evaluation.examples import sections
 from edje_jax.evaluation.retrieval import Gallery, rerank
 
@@ -65,7 +65,7 @@ def write_page(tmp_path, case, load=square, **options) -> tuple[str, Page]:
 def test_table_shows_base_reranked_gain_k_and_ceiling(make_case):
     metrics = make_case(k=7).retrieval.metrics()
     console = Console(width=120, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
-    console.print(report.table(metrics))
+    console.print(tables.table(metrics))
     lines = console.export_text().splitlines()
     assert "k = 7" in lines[0]
     rows = [line for line in lines if "R@" in line and "│" in line]

@@ -12,6 +12,7 @@ from PIL import Image
 import eval as evaluation
 import train
 from edje_jax.cli.program import run_program
+from edje_jax.data.sources.shapes import Shapes
 
 TINY = Path(__file__).parents[1] / "goldens" / "reference_tiny"
 PROGRAMS = {"train.py": train.main, "eval.py": evaluation.main}
@@ -155,3 +156,63 @@ def test_bad_pictures_are_skipped_up_to_a_share(call, trained, tmp_path, caplog)
     code, _, err = call("eval.py", trained, "--data", spec, "--max-bad", "0.5")
     assert code == 0, err
     assert "missing.png: no such file" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ((), "name a MODEL and the --data"),
+        (("m",), "name a MODEL and the --data"),
+        (("m", "--data", "shapes:val", "--k-sweep", "1,ten"), "--k-sweep 1,ten: numbers with"),
+        (("m", "--data", "shapes:val", "--k-sweep", "0,5"), "at least 1"),
+        (("m", "--data", "shapes:val", "--similarity-weights", "0,inf"), "must be finite"),
+        (("m", "--data", "shapes:val", "--k", "0"), "--k 0: the least is 1"),
+        (("m", "--data", "shapes:val", "--folds", "1"), "2 or more parts"),
+        (("m", "--data", "x:y", "--folds", "5", "--pool", "x:z"), "without a --pool"),
+        (("m", "--compare", "a", "b"), "neither a MODEL nor --data"),
+    ],
+)
+def test_what_eval_cannot_do_is_bad_usage(call, arguments, message):
+    code, _, err = call("eval.py", *arguments)
+    assert code == 2 and message in err and err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_protocols_and_a_comparison(call, trained, tmp_path):
+    """Folds, depths, weights and a pool, and two such evaluations side by side."""
+    entries = []
+    for name, split in (("own", "val"), ("more", "test")):
+        for i in range(12):
+            Shapes(split, image_size=32).image(i).save(tmp_path / f"{name}{i}.png")
+            texts = Shapes(split).captions(i)[:2]
+            entries.append({"image": f"{name}{i}.png", "caption": list(texts)})
+    data = captions(tmp_path / "own.json", entries[:12])
+    pool = captions(tmp_path / "all.json", entries)
+    common = (trained, "--data", data, "--k", 3)
+    code, shown, err = call(
+        "eval.py", *common, "--folds", 2, "--k-sweep", "1,6", "--similarity-weights", "0,4",
+        "--out", tmp_path / "a",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "Mean of 2 folds of 6 pictures" in shown and "by depth" in shown and "weight" in shown
+    a = json.loads((tmp_path / "a" / "metrics.json").read_text())
+    assert a["k"] == a["folds"]["k"] == 3
+    assert [at["k"] for at in a["k_sweep"]["at"]] == [1, 6]
+    assert a["k_sweep"]["pairs_per_second"] > 0
+    assert a["similarity_weights"][0]["t2i"] == a["t2i"]
+    code, _, err = call("eval.py", *common, "--similarity-weight", 4, "--out", tmp_path / "b")
+    assert code == 0, err
+    code, shown, err = call(
+        "eval.py", "--compare", tmp_path / "a", tmp_path / "b", "--out", tmp_path
+    )
+    assert code == 0 and "B - A" in shown, err
+    result = json.loads((tmp_path / "comparison.json").read_text())
+    assert result["t2i"]["a"] == a["t2i"]["reranked"]
+    assert result["t2i"]["b"] == a["similarity_weights"][1]["t2i"]["reranked"]
+    code, _, err = call("eval.py", *common, "--pool", pool, "--out", tmp_path / "pooled")
+    assert code == 0, err
+    pooled = json.loads((tmp_path / "pooled" / "metrics.json").read_text())
+    assert (pooled["pictures"], pooled["captions"]) == (24, 24)
+    assert pooled["pool"] == {"data": pool, "left_out": 12}
+    code, _, err = call("eval.py", "--compare", tmp_path / "a", tmp_path / "pooled")
+    assert code == 1 and "searched different galleries" in err

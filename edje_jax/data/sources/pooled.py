@@ -1,0 +1,46 @@
+"""A captioned set among the pictures of another one, which nobody asks for."""
+
+from collections.abc import Sequence
+
+from PIL import Image
+
+from edje_jax.types import Source
+
+
+class Pooled:
+    """`source`, and after it the pictures of `pool` without their captions: distractors.
+
+    A picture of the pool whose id stands in the set, or earlier in the pool, is the same picture
+    and left out; `left_out` counts those.
+    """
+
+    def __init__(self, source: Source, pool: Source):
+        self.source, self.pool = source, pool
+        seen = {source.image_id(i) for i in range(len(source))}
+        self._rows: list[int] = []
+        for i in range(len(pool)):
+            if (name := pool.image_id(i)) not in seen:
+                seen.add(name)
+                self._rows.append(i)
+        self.left_out = len(pool) - len(self._rows)
+
+    def __len__(self) -> int:
+        return len(self.source) + len(self._rows)
+
+    def image_id(self, index: int) -> str:
+        """As the set or the pool has it."""
+        source, row = self._place(index)
+        return source.image_id(row)
+
+    def captions(self, index: int) -> Sequence[str]:
+        """The set's own; none for the pool's pictures."""
+        return self.source.captions(index) if index < len(self.source) else ()
+
+    def image(self, index: int) -> Image.Image:
+        """As the set or the pool has it; `BadImage` if it cannot be read."""
+        source, row = self._place(index)
+        return source.image(row)
+
+    def _place(self, index: int) -> tuple[Source, int]:
+        own = len(self.source)
+        return (self.source, index) if index < own else (self.pool, self._rows[index - own])

@@ -1,0 +1,123 @@
+"""Protocols beyond one gallery at one depth: folds of it, every smaller depth, other weights.
+
+COCO's "1k" numbers are means over five disjoint folds of the 5,000 test pictures, each a gallery of
+its own, as in VSE++ (arXiv 1707.05612).
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from edje_jax.evaluation.retrieval import Gallery, Retrieval, ScorePairs, rerank
+
+DIRECTIONS = ("t2i", "i2t")
+
+
+class Timed:
+    """A scorer that remembers how many pairs it has scored, and in how many seconds."""
+
+    def __init__(self, score_pairs: ScorePairs):
+        self._score_pairs = score_pairs
+        self.pairs, self.seconds = 0, 0.0
+
+    def __call__(self, text_index: np.ndarray, image_index: np.ndarray) -> np.ndarray:
+        """What the scorer says."""
+        started = time.perf_counter()
+        scores = self._score_pairs(text_index, image_index)
+        self.seconds += time.perf_counter() - started
+        self.pairs += len(text_index)
+        return scores
+
+
+def rerank_folds(
+    gallery: Gallery,
+    image_embeddings: Float[np.ndarray, "n e"],
+    text_embeddings: Float[np.ndarray, "t e"],
+    score_pairs: ScorePairs,
+    k: int,
+    count: int,
+    similarity_weight: float = 0.0,
+) -> list[Retrieval]:
+    """`rerank` on each of `count` runs of consecutive pictures and their captions.
+
+    The folds differ by at most one picture in size; COCO's 5,000 give five of 1,000.
+
+    Raises:
+        ValueError: there are fewer than two folds, or one of them has nothing to ask for.
+    """
+    pictures = len(gallery.image_ids)
+    if not 2 <= count <= pictures:
+        raise ValueError(f"{count} folds of {pictures} pictures; give 2 to {pictures}")
+    results = []
+    for rows in np.array_split(np.arange(pictures), count):
+        first, after = int(rows[0]), int(rows[-1]) + 1
+        owner = gallery.caption_image
+        texts = np.flatnonzero((owner >= first) & (owner < after)).astype(np.int32)
+        fold = Gallery(
+            gallery.image_ids[first:after],
+            [gallery.captions[t] for t in texts.tolist()],
+            owner[texts] - first,
+        )
+
+        def score(text_index, image_index, texts=texts, first=first):
+            return score_pairs(texts[text_index], image_index + np.int32(first))
+
+        images = image_embeddings[first:after]
+        results.append(rerank(fold, images, text_embeddings[texts], score, k, similarity_weight))
+    return results
+
+
+def folds_summary(results: Sequence[Retrieval]) -> dict[str, Any]:
+    """{"count", "pictures", "k", "t2i", "i2t", "each"}: the mean over folds, then each of them."""
+    each = [result.metrics() for result in results]
+    return {
+        "count": len(results),
+        "pictures": [len(result.i2t.base_rank) for result in results],
+        "k": results[0].k,
+        **{key: _mean([one[key] for one in each]) for key in DIRECTIONS},
+        "each": each,
+    }
+
+
+def k_sweep(retrieval: Retrieval, depths: Sequence[int], pairs_per_second: float) -> dict[str, Any]:
+    """Every depth from the scores of the deepest: {"pairs_per_second", "at": [...]}.
+
+    An entry is {"k", "ms_per_query", "t2i", "i2t"}. The cost is that of scoring k pairs at the
+    measured rate of large batches; finding the candidates is not in it.
+    """
+    return {
+        "pairs_per_second": pairs_per_second,
+        "at": [
+            {
+                "k": k,
+                "ms_per_query": 1e3 * k / pairs_per_second,
+                **_directions(retrieval.at(k=k)),
+            }
+            for k in depths
+        ],
+    }
+
+
+def weight_sweep(retrieval: Retrieval, weights: Sequence[float]) -> list[dict[str, Any]]:
+    """[{"similarity_weight", "t2i", "i2t"}, ...]: how much the first stage still says.
+
+    Choose a weight on a validation set; the best of several on the test set is fitted to it.
+    """
+    return [
+        {"similarity_weight": weight, **_directions(retrieval.at(similarity_weight=weight))}
+        for weight in weights
+    ]
+
+
+def _directions(retrieval: Retrieval) -> dict[str, Any]:
+    return {key: getattr(retrieval, key).metrics() for key in DIRECTIONS}
+
+
+def _mean(trees: Sequence[Any]) -> Any:
+    """Of equal nested dicts, leaf by leaf."""
+    if isinstance(trees[0], dict):
+        return {key: _mean([tree[key] for tree in trees]) for key in trees[0]}
+    return float(np.mean(trees))

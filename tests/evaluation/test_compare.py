@@ -1,0 +1,150 @@
+"""Intervals of differences, and two evaluations side by side."""
+
+import json
+
+import numpy as np
+import pytest
+
+from edje_jax.evaluation import report
+from edje_jax.evaluation.compare import compare, comparison_table
+from edje_jax.evaluation.intervals import difference_intervals, gain_intervals
+from edje_jax.evaluation.metrics import recalls
+from edje_jax.evaluation.retrieval import Gallery, rerank
+
+
+def ranks(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    before = rng.integers(1, 15, count)
+    return before, np.maximum(1, before - rng.integers(-1, 4, count))
+
+
+def test_the_interval_is_about_what_the_normal_law_gives():
+    before, after = ranks(2000, 0)
+    low, high = difference_intervals(before, after, np.arange(2000))["R@5"]
+    change = 100 * ((after <= 5).astype(float) - (before <= 5))
+    error = 1.96 * change.std() / np.sqrt(len(change))
+    assert low == pytest.approx(change.mean() - error, abs=0.1 * error)
+    assert high == pytest.approx(change.mean() + error, abs=0.1 * error)
+
+
+def test_captions_of_one_picture_are_no_independent_queries():
+    before, after = ranks(400, 1)
+    alone = difference_intervals(before, after, np.arange(400))
+    five = [np.repeat(x, 5) for x in (before, after, np.arange(400))]
+    # Five copies of each say no more than one does.
+    copied = difference_intervals(*five)
+    assert all(copied[name] == pytest.approx(alone[name]) for name in alone)
+    apart = difference_intervals(*five[:2], np.arange(2000))
+    assert np.ptp(apart["R@1"]) < 0.6 * np.ptp(alone["R@1"])
+
+
+def test_pictures_bring_all_their_queries():
+    """Every draw's mean is weighted by queries: a brute force with the same draws."""
+    rng = np.random.default_rng(2)
+    picture = np.repeat(np.arange(30), rng.integers(1, 6, 30))
+    before, after = ranks(len(picture), 3)
+    chosen = np.random.default_rng(7).integers(0, 30, (5000, 30))
+    means = []
+    for draw in chosen:
+        rows = np.concatenate([np.flatnonzero(picture == p) for p in draw])
+        means.append(recalls(after[rows])["R@1"] - recalls(before[rows])["R@1"])
+    expected = np.percentile(means, (2.5, 97.5))
+    found = difference_intervals(before, after, picture, seed=7)["R@1"]
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+
+
+def test_queries_without_an_answer_do_not_count_and_seeds_repeat():
+    before, after = ranks(997, 4)
+    picture = np.random.default_rng(4).integers(0, 300, 997)
+    padded = [np.append(x, [0, 0]) for x in (before, after)]
+    with_padding = difference_intervals(*padded, np.append(picture, [3, 2000]), seed=5)
+    assert with_padding == difference_intervals(before, after, picture, seed=5)
+    assert with_padding != difference_intervals(before, after, picture, seed=6)
+    with pytest.raises(ValueError, match="one of the two systems"):
+        difference_intervals(before, np.where(picture == 9, 0, after), picture)
+    with pytest.raises(ValueError, match="nothing to draw"):
+        difference_intervals(0 * before, 0 * after, picture)
+
+
+def test_no_change_is_an_interval_of_nothing(make_case):
+    gallery, retrieval = make_case()
+    found = gain_intervals(retrieval, gallery)
+    assert found["t2i"]["R@10"] == [0.0, 0.0] and (found["level"], found["seed"]) == (95, 0)
+    for key in ("t2i", "i2t"):
+        metrics = retrieval.metrics()[key]
+        low, high = found[key]["R@1"]
+        assert low < metrics["reranked"]["R@1"] - metrics["base"]["R@1"] < high
+
+
+# --- compare --------------------------------------------------------------------------------------
+
+
+def evaluation(folder, quality: float, pictures: int = 60, odd: str = "", extra=0, k: int = 10):
+    """An evaluation's files; a better scorer has a higher `quality`."""
+    rng = np.random.default_rng(0)
+    names = [f"p#{i}" for i in range(pictures)] + [f"pool{i}" for i in range(extra)]
+    captions = [[f"{j} of {i}{odd}" for j in range(3)] for i in range(pictures)] + [[]] * extra
+    gallery = Gallery.of(names, captions)
+    images = rng.normal(size=(len(names), 6))
+    texts = images[gallery.caption_image] + rng.normal(size=(len(gallery.captions), 6))
+    images, texts = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (images, texts))
+
+    def score(text_index, image_index):
+        noise = np.random.default_rng(1).normal(size=len(text_index))
+        return quality * (gallery.caption_image[text_index] == image_index) + noise
+
+    retrieval = rerank(gallery, images, texts, score, k)
+    report.write_metrics(
+        folder, retrieval, gallery, model=f"model {quality}", data="some:set", seconds={}
+    )
+    return retrieval
+
+
+def test_differences_and_their_intervals(tmp_path):
+    a = evaluation(tmp_path / "a", 0.5)
+    b = evaluation(tmp_path / "b", 2.5, k=8)
+    result = compare(tmp_path / "a", tmp_path / "b")
+    for key in ("t2i", "i2t"):
+        before, after = (x.metrics()[key]["reranked"] for x in (a, b))
+        low, high = result[key]["interval"]["R@1"]
+        assert result[key]["a"] == before and result[key]["b"] == after
+        assert low < result[key]["difference"]["R@1"] == after["R@1"] - before["R@1"] < high
+        picture = np.repeat(np.arange(60), 3) if key == "t2i" else np.arange(60)
+        sides = (getattr(x, key).reranked_rank for x in (a, b))
+        assert [low, high] == list(difference_intervals(*sides, picture)["R@1"])
+    assert result["t2i"]["interval"]["R@1"][0] > 0
+    assert result["b"] == {
+        "folder": str(tmp_path / "b"), "model": "model 2.5", "data": "some:set", "k": 8,
+    }  # fmt: skip
+    assert json.loads(json.dumps(result)) == result
+    assert comparison_table(result).row_count == 6
+    same = compare(tmp_path / "a", tmp_path / "a")["i2t"]
+    assert set(same["difference"].values()) == {0.0}
+    assert all(interval == [0.0, 0.0] for interval in same["interval"].values())
+
+
+def test_other_queries_or_galleries_are_refused(tmp_path):
+    evaluation(tmp_path / "a", 1.0)
+    evaluation(tmp_path / "fewer", 1.0, pictures=59)
+    evaluation(tmp_path / "reworded", 1.0, odd="!")
+    evaluation(tmp_path / "pooled", 1.0, extra=5)
+    for name, told in (
+        ("fewer", "different t2i queries .first: one has more"),
+        ("reworded", r"different t2i queries .first: .'p#0#0', '0 of 0'. and .*'0 of 0!'"),
+        ("pooled", "different galleries"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            compare(tmp_path / "a", tmp_path / name)
+
+
+def test_files_that_do_not_belong_together_are_refused(tmp_path):
+    evaluation(tmp_path / "a", 0.5)
+    evaluation(tmp_path / "b", 2.5)
+    (tmp_path / "b" / "per_query.csv").replace(tmp_path / "a" / "per_query.csv")
+    with pytest.raises(ValueError, match="they are of different evaluations"):
+        compare(tmp_path / "a", tmp_path / "a")
+    with pytest.raises(FileNotFoundError, match=r"b: no per_query.csv here"):
+        compare(tmp_path / "b", tmp_path / "a")
+    (tmp_path / "a" / "metrics.json").write_text("{}")
+    with pytest.raises(ValueError, match="a: not what"):
+        compare(tmp_path / "a", tmp_path / "a")
