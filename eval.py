@@ -5,6 +5,7 @@ Examples:
     python eval.py runs/coco --data blip:val.json --k 20 --out runs/coco/eval
     python eval.py runs/coco --data blip:test.json --folds 5 --k-sweep 1,5,10,20,50,100 --out eval
     python eval.py runs/coco --data blip:test.json --pool blip:train.json
+    python eval.py runs/coco --compositional sugarcrepe/swap_obj.json --image-root val2017
     python eval.py --compare runs/a/eval runs/b/eval
 """
 
@@ -44,6 +45,8 @@ class Options:
     """Depths to tell the recalls and the cost of, such as 1,5,10,20,50,100; scored once."""
     similarity_weights: str = ""
     """Weights of the cosine to tell the recalls of, such as 0,1,3,10; scored once."""
+    compositional: tuple[str, ...] = ()
+    """Files in SugarCrepe's, ARO's or Winoground's form: text, image and group scores instead."""
     compare: Annotated[tuple[str, str] | None, tyro.conf.arg(metavar="A B")] = None
     """Two folders of --out: paired differences of their recalls, second less first."""
 
@@ -51,29 +54,33 @@ class Options:
 def main(arguments: list[str]) -> int:
     """Parse, load, evaluate, write."""
     options = tyro.cli(Options, args=arguments, prog="eval.py", description=__doc__)
+    _check(options)
+    protocol_numbers = (
+        _numbers("--k-sweep", options.k_sweep, int, least=1),
+        _numbers("--similarity-weights", options.similarity_weights, float),
+    )
     out = Path(options.out).expanduser() if options.out else None
-    if options.compare:
-        _alone("--compare", options.model, options.data)
-    elif not (options.model and options.data):
-        raise UsageError("name a MODEL and the --data to evaluate it on; see eval.py --help")
-    depths = _numbers("--k-sweep", options.k_sweep, int, least=1)
-    weights = _numbers("--similarity-weights", options.similarity_weights, float)
-    if options.k < 1:
-        raise UsageError(f"--k {options.k}: the least is 1")
-    if options.folds and (options.folds < 2 or options.pool):
-        raise UsageError("--folds takes 2 or more parts, of a gallery without a --pool")
     # Late, so that a typo is told in a moment.
-    from edje_jax.cli.evaluate import Protocol, compare_evaluations, evaluate_model
+    from edje_jax.cli import evaluate
 
     if options.compare:
         a, b = (Path(folder).expanduser() for folder in options.compare)
-        compare_evaluations(a, b, out)
+        evaluate.compare_evaluations(a, b, out)
+    elif options.compositional:
+        evaluate.evaluate_compositional(
+            options.model,
+            [Path(file).expanduser() for file in options.compositional],
+            out=out,
+            image_root=options.image_root,
+            similarity_weight=options.similarity_weight,
+        )
     else:
-        protocol = Protocol(options.k, options.similarity_weight, options.folds, depths, weights)
-        evaluate_model(
+        evaluate.evaluate_model(
             options.model,
             options.data,
-            protocol,
+            evaluate.Protocol(
+                options.k, options.similarity_weight, options.folds, *protocol_numbers
+            ),
             pool=options.pool,
             out=out,
             image_root=options.image_root,
@@ -81,6 +88,26 @@ def main(arguments: list[str]) -> int:
         )
     sys.stdout.flush()
     return 0
+
+
+def _check(options: Options) -> None:
+    """Refuse what does not go together.
+
+    Raises:
+        UsageError: something does not.
+    """
+    o = options
+    if o.compare:
+        if o.model or o.data or o.compositional:
+            raise UsageError("--compare takes two folders of --out, and no MODEL or --data")
+    elif not o.model or bool(o.data) == bool(o.compositional):
+        raise UsageError(
+            "name a MODEL, and --data or --compositional to evaluate it on; see eval.py --help"
+        )
+    if o.k < 1:
+        raise UsageError(f"--k {o.k}: the least is 1")
+    if o.folds and (o.folds < 2 or o.pool):
+        raise UsageError("--folds takes 2 or more parts, of a gallery without a --pool")
 
 
 def _numbers(flag: str, text: str, kind: type, least: float = float("-inf")) -> tuple:
@@ -92,11 +119,6 @@ def _numbers(flag: str, text: str, kind: type, least: float = float("-inf")) -> 
     if values and not (least <= values[0] and values[-1] < float("inf")):
         raise UsageError(f"{flag} {text}: every number must be finite and at least {least:g}")
     return tuple(values)
-
-
-def _alone(flag: str, *others: str) -> None:
-    if any(others):
-        raise UsageError(f"{flag} takes folders of --out and neither a MODEL nor --data")
 
 
 if __name__ == "__main__":

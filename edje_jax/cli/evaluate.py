@@ -13,11 +13,18 @@ from edje_jax.cli.progress import Bars
 from edje_jax.data.sources.pooled import Pooled
 from edje_jax.data.sources.registry import open_captioned, open_source
 from edje_jax.evaluation.compare import compare, comparison_table
+from edje_jax.evaluation.compositional import (
+    compositional_table,
+    read_items,
+    summarise,
+    write_compositional,
+)
 from edje_jax.evaluation.intervals import gain_intervals
 from edje_jax.evaluation.protocols import Timed, folds_summary, k_sweep, rerank_folds, weight_sweep
 from edje_jax.evaluation.report import write_json, write_metrics, write_report
 from edje_jax.evaluation.retrieval import Retrieval, rerank
 from edje_jax.evaluation.tables import folds_table, k_table, table, weight_table
+from edje_jax.inference.compositional import score_items
 from edje_jax.inference.engine import Engine
 from edje_jax.inference.gallery import EncodedGallery, Progress, encode_gallery, second_stage
 from edje_jax.retrieval.reranker import Reranker
@@ -161,3 +168,36 @@ def compare_evaluations(a: Path, b: Path, out: Path | None = None) -> dict[str, 
     if out is not None:
         write_json(out / "comparison.json", result)
     return result
+
+
+def evaluate_compositional(
+    model: str,
+    files: Sequence[Path],
+    *,
+    out: Path | None = None,
+    image_root: str = "",
+    similarity_weight: float = 0.0,
+) -> dict[str, Any]:
+    """Text, image and group scores; with `out`, metrics.json and per_item.csv are written there.
+
+    Raises:
+        FileNotFoundError, ValueError: the model, a file or a picture cannot be opened.
+        BadImage: a picture cannot be read.
+    """
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+    items = read_items(files, image_root)
+    reranker = Reranker.from_pretrained(model)
+    with Bars() as bars:
+        scored = score_items(reranker.engine, items, similarity_weight, bars.show)
+    result = summarise(items, scored)
+    Console().print(compositional_table(result))
+    if out is None:
+        return result
+    about = {
+        "model": model,
+        "compositional": [str(path) for path in files],
+        "similarity_weight": similarity_weight,
+    }
+    with naming(out):
+        return write_compositional(out, items, scored, about)

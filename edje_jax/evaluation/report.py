@@ -77,7 +77,7 @@ def write_metrics(
         _write(out / f"{key}.qrels", trec.qrels_lines(gallery, key))
         _write(out / f"{key}.base.run", trec.base_run(direction, *ids[key]))
         _write(out / f"{key}.run", trec.reranked_run(direction, *ids[key]))
-    with _replacing(out / "per_query.csv") as file:
+    with replacing(out / "per_query.csv") as file:
         rows = csv.writer(file)
         rows.writerow(PER_QUERY)
         for key in DIRECTIONS:
@@ -165,12 +165,12 @@ def _per_query(
 
 
 def _write(path: Path, parts: Iterator[str] | list[str]) -> None:
-    with _replacing(path) as file:
+    with replacing(path) as file:
         file.writelines(parts)
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[TextIO]:
+def replacing(path: Path) -> Iterator[TextIO]:
     """A text file that takes `path`'s place when the block ends well, and leaves no trace else."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

@@ -161,15 +161,16 @@ def test_bad_pictures_are_skipped_up_to_a_share(call, trained, tmp_path, caplog)
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ((), "name a MODEL and the --data"),
-        (("m",), "name a MODEL and the --data"),
+        ((), "name a MODEL, and --data"),
+        (("m",), "name a MODEL, and --data"),
         (("m", "--data", "shapes:val", "--k-sweep", "1,ten"), "--k-sweep 1,ten: numbers with"),
         (("m", "--data", "shapes:val", "--k-sweep", "0,5"), "at least 1"),
         (("m", "--data", "shapes:val", "--similarity-weights", "0,inf"), "must be finite"),
         (("m", "--data", "shapes:val", "--k", "0"), "--k 0: the least is 1"),
         (("m", "--data", "shapes:val", "--folds", "1"), "2 or more parts"),
         (("m", "--data", "x:y", "--folds", "5", "--pool", "x:z"), "without a --pool"),
-        (("m", "--compare", "a", "b"), "neither a MODEL nor --data"),
+        (("m", "--data", "x:y", "--compositional", "a.json"), "name a MODEL, and --data"),
+        (("m", "--compare", "a", "b"), "no MODEL or --data"),
     ],
 )
 def test_what_eval_cannot_do_is_bad_usage(call, arguments, message):
@@ -216,3 +217,20 @@ def test_protocols_and_a_comparison(call, trained, tmp_path):
     assert pooled["pool"] == {"data": pool, "left_out": 12}
     code, _, err = call("eval.py", "--compare", tmp_path / "a", tmp_path / "pooled")
     assert code == 1 and "searched different galleries" in err
+
+
+def test_compositional_files(call, trained, tmp_path):
+    entries = []
+    for i in range(3):
+        Shapes("val", image_size=32).image(i).save(tmp_path / f"{i}.png")
+        own, other = (Shapes("val").captions(j)[0] for j in (i, i + 1))
+        entries.append({"filename": f"{i}.png", "caption": own, "negative_caption": other})
+    (tmp_path / "swap.json").write_text(json.dumps(entries))
+    arguments = (trained, "--compositional", tmp_path / "swap.json", "--out", tmp_path / "out")
+    code, shown, err = call("eval.py", *arguments)
+    assert code == 0 and "text reranked" in " ".join(shown.split()), err
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["items"] == 3 and set(metrics["text"]) == {"base", "reranked"}
+    (tmp_path / "1.png").write_text("no picture")
+    code, _, err = call("eval.py", *arguments)
+    assert code == 1 and "1.png" in err and err.count("\n") == 1

@@ -1,0 +1,176 @@
+"""SugarCrepe's, ARO's and Winoground's forms: reading, what counts as right, and real scores."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from edje_jax.data.images import resize
+from edje_jax.data.sources.shapes import Shapes
+from edje_jax.evaluation.compositional import (
+    Item,
+    Picture,
+    Scored,
+    compositional_table,
+    read_items,
+    right,
+    summarise,
+    write_compositional,
+)
+from edje_jax.inference import compositional
+from edje_jax.inference.compositional import score_items
+from edje_jax.retrieval.reranker import Reranker
+from tests.small_runs import trained as trained
+
+
+@pytest.mark.parametrize(
+    ("scores", "text", "image"),
+    [
+        ([[2, 1], [1, 2]], True, True),
+        ([[2, 3], [1, 4]], True, False),
+        ([[2, 1], [3, 4]], False, True),
+        ([[1, 2], [2, 1]], False, False),
+        ([[1, 1], [1, 1]], False, False),
+        # One tie of four is enough: between captions, then between pictures.
+        ([[2, 1], [2, 3]], False, True),
+        ([[2, 2], [1, 3]], True, False),
+    ],
+)
+def test_two_pictures_by_hand(scores, text, image):
+    found = right(np.array(scores, np.float32))
+    assert found == {"text": text, "image": image, "group": text and image}
+
+
+def test_one_picture_by_hand():
+    assert right(np.array([[1.0], [0.0]])) == {"text": True}
+    assert right(np.array([[1.0], [1.0]])) == {"text": False}
+    assert right(np.array([[2.0], [1.0], [3.0]])) == {"text": False}
+    with pytest.raises(ValueError, match="NaN"):
+        right(np.array([[1.0], [np.nan]]))
+
+
+def item(name: str, category: str, pictures: int) -> Item:
+    return Item(name, category, tuple(Picture(f"{i}") for i in range(pictures)), ("a", "b"))
+
+
+def test_percentages_by_category():
+    good, bad = np.array([[1.0], [0.0]]), np.array([[0.0], [0.0]])
+    items = [item(str(i), category, 1) for i, category in enumerate("xxxy")]
+    scored = [Scored(bad, good), Scored(bad, good), Scored(bad, bad), Scored(good, bad)]
+    result = summarise(items, scored)
+    assert result["items"] == 4 and "image" not in result
+    assert result["text"] == {"base": 25.0, "reranked": 50.0}
+    assert result["categories"]["x"]["text"] == {"base": 0.0, "reranked": pytest.approx(200 / 3)}
+    assert result["categories"]["y"] == {"items": 1, "text": {"base": 100.0, "reranked": 0.0}}
+    assert result["macro"] == {"text": {"base": 50.0, "reranked": pytest.approx(100 / 3)}}
+    assert compositional_table(result).row_count == 4
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    scenes = Shapes("val", image_size=48)
+    for i in range(6):
+        scenes.image(i).save(tmp_path / f"{i}.png")
+    return tmp_path
+
+
+def captions(i: int) -> str:
+    return Shapes("val").captions(i)[0]
+
+
+def write(path, content) -> None:
+    path.write_text(json.dumps(content))
+
+
+def test_the_three_forms(pictures):
+    crepe = {"7": {"filename": "0.png", "caption": "a", "negative_caption": "b"}}
+    aro = {
+        "image_path": "1.png", "true_caption": "c", "false_caption": "d", "relation_name": "on",
+        "bbox_x": 4, "bbox_y": 8, "bbox_w": 20, "bbox_h": 30,
+    }  # fmt: skip
+    wino = {
+        "image_0": "2", "image_1": "3.png", "caption_0": "e", "caption_1": "f", "tag": "fine",
+        "collapsed_tag": "Object",
+    }  # fmt: skip
+    write(pictures / "swap.json", crepe)
+    write(pictures / "aro.json", [aro])
+    (pictures / "wino.jsonl").write_text(json.dumps(wino) + "\n" + json.dumps(wino) + "\n")
+    items = read_items([pictures / name for name in ("swap.json", "aro.json", "wino.jsonl")])
+    at = [str(pictures / f"{i}.png") for i in range(4)]
+    assert items == [
+        Item("swap.json:7", "swap", (Picture(at[0]),), ("a", "b")),
+        Item("aro.json:0", "on", (Picture(at[1], (4, 8, 24, 38)),), ("c", "d")),
+        Item("wino.jsonl:0", "Object", (Picture(at[2]), Picture(at[3])), ("e", "f")),
+        Item("wino.jsonl:1", "Object", (Picture(at[2]), Picture(at[3])), ("e", "f")),
+    ]
+    assert read_items([pictures / "swap.json"], str(pictures))[0].category == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "told"),
+    [
+        ("{", ValueError, "set.json: not JSON"),
+        ("[]", ValueError, "set.json: no items"),
+        ('[{"image": "0.png"}]', ValueError, "entry set.json:0 has none of these"),
+        ('[{"filename": "0.png", "caption": "a", "negative_caption": null}]', ValueError, "none"),
+        (
+            '[{"filename": "no.png", "caption": "a", "negative_caption": "b"}]',
+            FileNotFoundError,
+            "no.png is not there; name the folder of pictures with --image-root",
+        ),
+    ],
+)
+def test_a_bad_file_is_named(pictures, content, error, told):
+    (pictures / "set.json").write_text(content)
+    with pytest.raises(error, match=told):
+        read_items([pictures / "set.json"])
+
+
+@pytest.fixture(scope="module")
+def engine(trained):
+    return Reranker.from_pretrained(trained, precision="float32").engine
+
+
+def scenes(pictures) -> list[Item]:
+    """Winoground's and SugarCrepe's kinds, a crop, a tie, and a picture that stands in several."""
+    at = [Picture(str(pictures / f"{i}.png")) for i in range(6)]
+    pair = Item("pair", "two", (at[0], at[1]), (captions(0), captions(1)))
+    single = Item("single", "one", (at[1],), (captions(1), captions(0)))
+    crop = Item("crop", "one", (Picture(at[2].path, (0, 0, 24, 30)),), (captions(2), captions(3)))
+    tie = Item("tie", "one", (at[5],), ("A red_square.", "a red square"))
+    return [pair, tie, single, crop]
+
+
+@pytest.mark.parametrize("chunk", [1, 256])
+def test_scores_are_those_of_the_model_pair_by_pair(engine, pictures, monkeypatch, chunk):
+    monkeypatch.setattr(compositional, "CHUNK", chunk)
+    items = scenes(pictures)
+    found = score_items(engine, items, similarity_weight=0.5)
+    for one, scored in zip(items, found, strict=True):
+        images = [compositional.load_image(p.path) for p in one.pictures]
+        images = [x.crop(p.box) if p.box else x for x, p in zip(images, one.pictures, strict=True)]
+        encoded = engine.encode_images(np.stack([resize(x, engine.config.image) for x in images]))
+        cosines = engine.embed_texts(list(one.captions)) @ encoded.embeddings.T
+        np.testing.assert_allclose(scored.base, cosines, rtol=0, atol=1e-5)
+        ids = engine.joint_tokenizer(list(one.captions))
+        text, image = (x.ravel() for x in np.indices(cosines.shape))
+        logits = engine.score_pairs(ids, encoded.tokens, text, image).reshape(cosines.shape)
+        np.testing.assert_allclose(scored.reranked, logits + 0.5 * cosines, rtol=0, atol=1e-5)
+    # The same caption to the model: a tie, to the bit.
+    assert right(found[1].base) == right(found[1].reranked) == {"text": False}
+
+
+def test_files(engine, pictures, tmp_path):
+    items = scenes(pictures)
+    scored = score_items(engine, items)
+    metrics = write_compositional(tmp_path / "out", items, scored, {"model": "m"})
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == metrics
+    assert metrics["model"] == "m" and set(metrics["categories"]) == {"one", "two"}
+    assert "group" in metrics["categories"]["two"] and "group" not in metrics
+    with (tmp_path / "out" / "per_item.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["item"] for row in rows] == ["pair", "tie", "single", "crop"]
+    assert rows[1]["reranked_text"] == "0" and rows[1]["reranked_image"] == ""
+    assert rows[0]["base_group"] in ("0", "1")
+    assert json.loads(rows[0]["base_scores"]) == scored[0].base.tolist()
