@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.table import Table
 from edje_jax.cli.progress import Bars
 from edje_jax.data.sources.pooled import Pooled
 from edje_jax.data.sources.registry import open_captioned, open_source
+from edje_jax.evaluation.calibration import direction_reliability
 from edje_jax.evaluation.compare import compare, comparison_table
 from edje_jax.evaluation.compositional import (
     compositional_table,
@@ -24,6 +26,8 @@ from edje_jax.evaluation.protocols import Timed, folds_summary, k_sweep, rerank_
 from edje_jax.evaluation.report import write_json, write_metrics, write_report
 from edje_jax.evaluation.retrieval import Retrieval, rerank
 from edje_jax.evaluation.tables import folds_table, k_table, table, weight_table
+from edje_jax.evaluation.word_maps import WordMaps
+from edje_jax.inference.attention import word_maps
 from edje_jax.inference.compositional import score_items
 from edje_jax.inference.engine import Engine
 from edje_jax.inference.gallery import EncodedGallery, Progress, encode_gallery, second_stage
@@ -104,6 +108,8 @@ def evaluate_model(
             lambda i: source.image(encoded.record[i]),
             title=f"{data}, reranked by {model}",
             facts={"model": model, "data": data, **({"pool": pool} if pool else {})},
+            metrics=metrics,
+            word_maps=partial(caption_words, reranker.engine, encoded, source),
         )
     console.print(f"report: {page}")
     return metrics
@@ -119,6 +125,17 @@ def open_gallery(data: str, pool: str, image_root: str) -> Source:
     return Pooled(source, open_source(pool, image_root)) if pool else source
 
 
+def caption_words(engine: Engine, encoded: EncodedGallery, source: Source, q: int) -> WordMaps:
+    """Where the words of caption q look in the picture it is of.
+
+    Raises:
+        BadImage: the picture can no longer be read.
+    """
+    gallery = encoded.gallery
+    picture = source.image(encoded.record[int(gallery.caption_image[q])])
+    return word_maps(engine, picture, gallery.captions[q])
+
+
 def measure(
     engine: Engine, encoded: EncodedGallery, protocol: Protocol, progress: Progress | None = None
 ) -> tuple[Retrieval, dict[str, Any]]:
@@ -132,7 +149,13 @@ def measure(
     deep = rerank(gallery, images, texts, score_pairs, protocol.depth, weight)
     rate = score_pairs.pairs / score_pairs.seconds
     retrieval = deep.at(k=protocol.k)
-    extra: dict[str, Any] = {"interval": gain_intervals(retrieval, gallery)}
+    extra: dict[str, Any] = {
+        "interval": gain_intervals(retrieval, gallery),
+        "calibration": {
+            "t2i": direction_reliability(retrieval.t2i),
+            "i2t": direction_reliability(retrieval.i2t),
+        },
+    }
     if protocol.folds:
         folds = rerank_folds(
             gallery, images, texts, score_pairs, protocol.k, protocol.folds, weight

@@ -67,6 +67,18 @@ class JointTokenizer:
         rows = [e.ids for e in self._tokenizer.encode_batch([canonicalise(c) for c in captions])]
         return pad_rows(rows, length or self.max_length, self.pad_id)
 
+    def words(self, caption: str) -> list[tuple[str, list[int]]]:
+        """Each word of the canonical caption, and the places of its pieces in the row."""
+        text = canonicalise(caption)
+        encoding = self._tokenizer.encode(text)
+        found: dict[int, tuple[list[tuple[int, int]], list[int]]] = {}
+        for place, word in enumerate(encoding.word_ids):
+            if word is not None:
+                spans, places = found.setdefault(word, ([], []))
+                spans.append(encoding.offsets[place])
+                places.append(place)
+        return [(text[spans[0][0] : spans[-1][1]], places) for spans, places in found.values()]
+
 
 class BackboneTokenizer:
     """The backbone's own text recipe: canonical caption, padded to the tower's full length.

@@ -25,6 +25,10 @@ THUMBNAIL = 208
 log = logging.getLogger(__name__)
 
 
+MOVES = 20
+"""Queries whose right answer rose the most, and as many that fell the most."""
+
+
 @dataclass(frozen=True, eq=False)
 class Section:
     """Queries of one kind: those shown, and how many there are of the kind in all."""
@@ -69,6 +73,39 @@ def sections(direction: Direction, examples: int, seed: int, queries: str) -> li
         )
         for key, title, kind, choice, which, ranks in rows
     ]
+
+
+def moves(direction: Direction) -> tuple[np.ndarray, np.ndarray]:
+    """Queries whose best right answer rose by the most places, and those where it fell by the most.
+
+    Furthest first, equal moves in the order of the queries; at most `MOVES` of either.
+    """
+    risen = direction.base_rank - direction.reranked_rank
+    sides = []
+    for places in (risen, -risen):
+        order = np.argsort(-places, kind="stable")[:MOVES]
+        sides.append(order[places[order] > 0])
+    return sides[0], sides[1]
+
+
+def moves_html(direction: Direction, gallery: Gallery, album: "Album", texts: bool) -> str:
+    """Both lists side by side; queries are captions where `texts`, else pictures."""
+    columns = []
+    for title, rows in zip(("Rose", "Fell"), moves(direction), strict=True):
+        lines = "".join(_moved(direction, q, gallery, album, texts) for q in rows.tolist())
+        columns.append(f"<div><h5>{title}</h5><ol>{lines or '<li>none</li>'}</ol></div>")
+    return f'<article class="moves">{"".join(columns)}</article>'
+
+
+def _moved(direction: Direction, q: int, gallery: Gallery, album: "Album", texts: bool) -> str:
+    picture = int(gallery.caption_image[q]) if texts else q
+    said = gallery.captions[q] if texts else gallery.image_ids[q]
+    before, after = int(direction.base_rank[q]), int(direction.reranked_rank[q])
+    note = "The right picture" if texts else "The query"
+    return (
+        f"<li>{album.thumbnail(picture, note)}<span>{escape(said)}</span>"
+        f"<p>{before:,} → <b>{after:,}</b> {_move(before - after)}</p></li>"
+    )
 
 
 class Album:

@@ -5,17 +5,33 @@ Every text that comes from the data goes through `escape`. The page's frame and 
 `report_template.html`; single queries come from `examples`.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from html import escape
 from string import Template
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from edje_jax.evaluation.examples import Album, Section, picture_card, sections, text_card
+from edje_jax.evaluation.examples import (
+    Album,
+    Section,
+    moves_html,
+    picture_card,
+    sections,
+    text_card,
+)
+from edje_jax.evaluation.figures import figures
 from edje_jax.evaluation.metrics import RECALLS
 from edje_jax.evaluation.retrieval import Direction, Gallery, Retrieval
+from edje_jax.evaluation.word_maps import WordMaps, word_card, word_style
+
+WORD_CARDS = 4
+"""Captions whose words are shown over their picture."""
+
+log = logging.getLogger(__name__)
 
 Card = Callable[[Direction, int, Gallery, Album], str]
 
@@ -46,6 +62,8 @@ def render(
     facts: Mapping[str, str],
     examples: int,
     seed: int,
+    metrics: Mapping[str, Any],
+    word_maps: Callable[[int], WordMaps] | None,
 ) -> str:
     """The whole page as a string."""
     album = Album(gallery, load_picture)
@@ -66,6 +84,7 @@ def render(
         )
         for key in NAMES
     ]
+    words, word_styles = _words_html(chosen["t2i"], gallery, word_maps)
     return Template(template).substitute(
         title=escape(title),
         facts="".join(
@@ -74,10 +93,54 @@ def render(
         ),
         panels="".join(_panel(NAMES[key], getattr(retrieval, key), retrieval.k) for key in NAMES),
         contents="".join(_contents(NAMES[key], chosen[key]) for key in NAMES),
+        figures=_figures_html(metrics),
         directions="".join(directions),
+        words=words,
         # Last, as it holds what the parts above have asked for.
-        pictures=album.style(),
+        pictures="\n".join([album.style(), *word_styles]),
     )
+
+
+def _figures_html(metrics: Mapping[str, Any]) -> str:
+    try:
+        made = figures(metrics)
+    except ImportError:
+        return (
+            '<p class="note">The figures are missing, as matplotlib is not installed: '
+            "<code>pip install 'edje-jax[eval]'</code>, then evaluate again.</p>"
+        )
+    return "".join(
+        f"<figure><figcaption><b>{one.title}</b> {one.about}</figcaption>{one.svg}</figure>"
+        for one in made
+    )
+
+
+def _words_html(
+    chosen: list[Section], gallery: Gallery, word_maps: Callable[[int], WordMaps] | None
+) -> tuple[str, list[str]]:
+    """The cards of a few captions, gains before others, and the CSS rules of their pictures."""
+    queries = list(dict.fromkeys(q for section in chosen for q in section.shown[:2].tolist()))
+    cards, styles = [], []
+    for q in queries[:WORD_CARDS] if word_maps else []:
+        assert word_maps
+        try:
+            one = word_maps(q)
+        except Exception as error:  # A decoder may raise anything; no report is lost to a picture.
+            log.warning("report: words of caption %d left out: %s", q, error)
+            continue
+        styles.append(word_style(one, len(cards)))
+        cards.append(word_card(gallery.captions[q], one, len(cards)))
+    if not cards:
+        return "", []
+    return (
+        '<section class="direction" id="words" aria-labelledby="words-title">'
+        '<h2 id="words-title">Where words look <small>in the picture they describe</small></h2>'
+        '<p class="note">A word\'s attention to the compressed tokens, the mean over heads and '
+        "layers, times theirs to the patches; lit where a word looks more than the caption's words "
+        "do on average. Attention shows where information may come from, not what decided the "
+        "score.</p>"
+        f"{''.join(cards)}</section>"
+    ), styles
 
 
 def _panel(names: Names, direction: Direction, k: int) -> str:
@@ -164,6 +227,9 @@ def _direction_html(
         f'<section class="direction" id="{names.key}" aria-labelledby="{names.key}-title">'
         f'<h2 id="{names.key}-title">{names.title} <small>{names.question}</small></h2>',
         _outcomes(names, direction),
+        f'<section class="examples" id="{names.key}-moves"><h3>Moved furthest</h3>'
+        '<p class="about">Where the best right answer stood before and after.</p>'
+        f"{moves_html(direction, gallery, album, names.key == 't2i')}</section>",
     ]
     for s in chosen:
         shown = f"{len(s.shown):,} of {s.total:,} shown, {s.choice}." if s.total else "None."

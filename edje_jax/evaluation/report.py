@@ -18,6 +18,7 @@ from PIL import Image
 from edje_jax.evaluation import page, trec
 from edje_jax.evaluation.retrieval import Direction, Gallery, Retrieval
 from edje_jax.evaluation.tables import DIRECTIONS
+from edje_jax.evaluation.word_maps import WordMaps
 
 PER_QUERY = (
     "direction",
@@ -108,12 +109,16 @@ def write_report(
     facts: Mapping[str, str] | None = None,
     examples: int = 12,
     seed: int = 0,
+    metrics: Mapping[str, Any] | None = None,
+    word_maps: Callable[[int], WordMaps] | None = None,
 ) -> Path:
     """Write `report.html`: the numbers, and queries with what stood first before and after.
 
     One file without scripts or outside assets. `load_picture(i)` gives the gallery's picture i;
     one that cannot be loaded is shown as missing. `facts` stand under the title, in order (model,
-    data, time taken). Up to `examples` queries a section; `seed` chooses the random ones.
+    data, time taken). Up to `examples` queries a section; `seed` chooses the random ones. Figures
+    are drawn of `metrics`, as metrics.json has them (default: recalls alone); `word_maps(q)` tells
+    where the words of caption q look in their picture.
 
     Raises:
         ValueError: `examples` is negative.
@@ -132,6 +137,8 @@ def write_report(
         facts=facts or {},
         examples=examples,
         seed=seed,
+        metrics=metrics or retrieval.metrics(),
+        word_maps=word_maps,
     )
     out.mkdir(parents=True, exist_ok=True)
     _write(out / "report.html", [content])
