@@ -54,7 +54,7 @@ class Options:
 def main(arguments: list[str]) -> int:
     """Parse, load, evaluate, write."""
     options = tyro.cli(Options, args=arguments, prog="eval.py", description=__doc__)
-    _check(options)
+    check(options)
     protocol_numbers = (
         _numbers("--k-sweep", options.k_sweep, int, least=1),
         _numbers("--similarity-weights", options.similarity_weights, float),
@@ -90,7 +90,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _check(options: Options) -> None:
+def check(options: Options) -> None:
     """Refuse what does not go together.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Fine-tuning on Flickr30k; as on COCO."""
+"""Fine-tuning on Flickr30k, as on COCO; the paper has no such row, its Flickr30k is zero-shot."""
 
 import dataclasses
 

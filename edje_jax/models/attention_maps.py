@@ -55,8 +55,8 @@ def patch_attention(
 ) -> Float[Array, "b t n"]:
     """How a text row's view of the picture is spread over the vision tokens; rows sum to 1.
 
-    The mean over all layers and heads of the joint encoder, through the mean over the heads of a
-    compressing adapter; a local one has a token for every patch. Rows of padding mean nothing.
+    The mean over heads and over the layers that see both sides, through the mean over the heads of
+    a compressing adapter; a local one has a token for every patch. Rows of padding mean nothing.
     """
     config = model.config
     tokens = apply(model, params, "compress", vision_tokens)
@@ -66,9 +66,11 @@ def patch_attention(
         ids != config.joint_encoder.pad_token_id, ((0, 0), (m + 1, 0)), constant_values=True
     )
     heads = config.joint_encoder.num_attention_heads
+    # Counted from the end: layers that ran offline, on each side alone, come before these.
+    first = config.joint_encoder.num_hidden_layers + 1 - len(states)
     layers = [
         layer_attention(params["joint_encoder"][f"layers_{i}"], x, mask, heads)[:, :, m + 1 :, :m]
-        for i, x in enumerate(states[:-1])
+        for i, x in enumerate(states[:-1], start=first)
     ]
     seen = jnp.mean(jnp.stack(layers), axis=(0, 2))
     seen /= jnp.sum(seen, axis=-1, keepdims=True)

@@ -1,0 +1,147 @@
+"""What the recipes cost, computed: no run of them has been timed.
+
+    python benchmarks/recipe_cost.py [--out recipe_cost.json]
+
+Model FLOPs of a step (`edje_jax.training.flops`: a backward pass counts twice its forward pass)
+times the pictures of an epoch, over `UTILISATION` of what NVIDIA states for an H100 in bfloat16.
+Captions count at their full length; K = 3 negatives; reading pictures and evaluating are not in it.
+"""
+
+import argparse
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from configs.finetune_coco import config as finetune
+from configs.pretrain_local import config as pretrain
+from edje_jax.config import (
+    AdapterConfig,
+    BackboneConfig,
+    EdjeConfig,
+    LossConfig,
+    TextConfig,
+    VisionConfig,
+)
+from edje_jax.training import flops
+
+UTILISATION = 0.4
+"""Assumed share of the peak; none has been measured with this code."""
+PRETRAIN, COCO = 14_000_000, 113_287
+"""Pictures of an epoch: the paper's pre-training mix, and Karpathy's COCO training split."""
+
+
+def tower(width: int, depth: int, heads: int, size: int, patch: int, inner: int = 0):
+    """A ViT by its numbers."""
+    return VisionConfig(width, inner or 4 * width, depth, heads, size, patch)
+
+
+def text(width: int, depth: int, heads: int, length: int, inner: int = 0) -> TextConfig:
+    """A text tower by its numbers; its vocabulary costs nothing."""
+    shape = (width, inner or 4 * width, depth, heads, length)
+    return TextConfig(32_000, *shape, projection_size=width)
+
+
+SIGLIP_B, SIGLIP_L = text(768, 12, 12, 64), text(1024, 24, 16, 64)
+CLIP_B, CLIP_L = text(512, 12, 8, 77), text(768, 12, 12, 77)
+BACKBONES = {
+    "SigLIP2 B/16-384": BackboneConfig("siglip", tower(768, 12, 12, 384, 16), SIGLIP_B),
+    "SigLIP2 L/16-384": BackboneConfig("siglip", tower(1024, 24, 16, 384, 16), SIGLIP_L),
+    "SigLIP2 So400m/14-384": BackboneConfig(
+        "siglip", tower(1152, 27, 16, 384, 14, 4304), text(1152, 27, 16, 64, 4304)
+    ),
+    "CLIP B/32": BackboneConfig("clip", tower(768, 12, 12, 224, 32), CLIP_B),
+    "CLIP B/16": BackboneConfig("clip", tower(768, 12, 12, 224, 16), CLIP_B),
+    "CLIP, DFN, MetaCLIP L/14": BackboneConfig("clip", tower(1024, 24, 16, 224, 14), CLIP_L),
+    "CLIP L/14@336": BackboneConfig("clip", tower(1024, 24, 16, 336, 14), CLIP_L),
+}
+"""Shapes as their Hugging Face configs state them."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One recipe: FLOPs of one picture's share of a step, and H100-hours of an epoch."""
+
+    recipe: str
+    backbone: str
+    pictures: int
+    flops: float
+
+    @property
+    def hours(self) -> float:
+        """Device-hours of one epoch."""
+        return self.pictures * self.flops / (UTILISATION * flops.PEAKS["H100"]) / 3600
+
+
+def student(backbone: str, adapter: AdapterConfig) -> EdjeConfig:
+    """An EDJE on MiniLM-L12."""
+    return EdjeConfig(BACKBONES[backbone], adapter)
+
+
+def taught(config: EdjeConfig, loss: LossConfig) -> float:
+    """A Local teacher's forward passes for one picture, as distillation asks for them."""
+    teacher = replace(config, adapter=AdapterConfig("local"))
+    rows = teacher.num_tokens + 1 + teacher.max_text_length
+    pairs = (1 + 2 * loss.negatives) * flops.layers(teacher.joint_encoder, rows)
+    return flops.adapter(teacher) + pairs
+
+
+def costs() -> list[Cost]:
+    """Every recipe on the paper's main backbone, then the Local one on every backbone."""
+    main = "SigLIP2 L/16-384"
+    out = []
+    for stage, run, pictures in (("pre-train", pretrain, PRETRAIN), ("fine-tune", finetune, COCO)):
+        local = student(main, AdapterConfig("local"))
+        alone = flops.train_step(local, run.loss, 1, teacher=False)
+        out.append(Cost(f"{stage} Local", main, pictures, alone))
+        for tokens in (32, 64, 128):
+            compressed = student(main, AdapterConfig("compress", tokens))
+            step = flops.train_step(compressed, run.loss, 1, teacher=False)
+            step += taught(compressed, run.loss)
+            out.append(Cost(f"{stage} Compressed-{tokens}, distilled", main, pictures, step))
+    for backbone in BACKBONES:
+        if backbone != main:
+            local = student(backbone, AdapterConfig("local"))
+            step = flops.train_step(local, pretrain.loss, 1, teacher=False)
+            out.append(Cost("pre-train Local", backbone, PRETRAIN, step))
+    return out
+
+
+def markdown() -> str:
+    """The table of docs/recipes.md."""
+    lines = ["| recipe | backbone | GFLOP a picture | H100-hours an epoch |", "|---|---|---|---|"]
+    for cost in costs():
+        hours = f"{cost.hours:.2f}" if cost.hours < 1 else f"{cost.hours:.1f}"
+        lines.append(f"| {cost.recipe} | {cost.backbone} | {cost.flops / 1e9:,.0f} | {hours} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print the table; write JSON if asked to."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", default="", help="JSON file to write")
+    options = parser.parse_args()
+    table = Table("recipe", "backbone", "GFLOP a picture", "H100-hours an epoch")
+    for cost in costs():
+        numbers = f"{cost.flops / 1e9:,.0f}", f"{cost.hours:,.2f}"
+        table.add_row(cost.recipe, cost.backbone, *numbers)
+    Console().print(table)
+    if options.out:
+        rows = [
+            {
+                "recipe": cost.recipe,
+                "backbone": cost.backbone,
+                "pictures": cost.pictures,
+                "flops_a_picture": cost.flops,
+                "h100_hours_an_epoch": cost.hours,
+            }
+            for cost in costs()
+        ]
+        content = {"computed_not_measured": True, "utilisation_assumed": UTILISATION, "rows": rows}
+        Path(options.out).write_text(json.dumps(content, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

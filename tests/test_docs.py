@@ -1,0 +1,76 @@
+"""What the documents tell users to type parses, and what they compute is what the code computes."""
+
+import importlib.util
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import tyro
+
+import eval as evaluation
+from edje_jax.cli.program import choose_config, config_names
+
+ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+
+
+def commands(page: Path) -> list[str]:
+    """Lines of fenced blocks that call train.py or eval.py; a synopsis with [..] is none."""
+    text = page.read_text("utf-8")
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    lines = (
+        "\n".join(block for language, block in blocks if not language)
+        .replace("\\\n", " ")
+        .splitlines()
+    )
+    calls = [line for line in lines if re.match(r"python (train|eval)\.py ", line)]
+    return [line for line in calls if "[" not in line and "CONFIG" not in line]
+
+
+CASES = [(page, line) for page in PAGES for line in commands(page)]
+
+
+def test_there_are_commands_to_test():
+    assert len(CASES) > 15 and {page.name for page, _ in CASES} >= {"README.md", "recipes.md"}
+
+
+@pytest.mark.parametrize(
+    ("page", "line"), CASES, ids=[f"{page.name}: {line}" for page, line in CASES]
+)
+def test_commands_parse(page, line):
+    _, program, *arguments = shlex.split(line, comments=True)
+    if program == "eval.py":
+        options = tyro.cli(evaluation.Options, args=arguments)
+        evaluation.check(options)
+        return
+    _, default = choose_config(ROOT / "configs", arguments, "")
+    tyro.cli(type(default), default=default, args=arguments[1:])
+
+
+def test_a_command_that_does_not_parse_is_found():
+    with pytest.raises(SystemExit):
+        test_commands_parse(None, "python train.py pretrain_local --model.tokens 64")
+
+
+def test_configs_that_are_named_exist():
+    text = "".join(page.read_text("utf-8") for page in PAGES)
+    named = set(re.findall(r"`((?:pretrain|finetune)_\w+)`", text))
+    assert named and named <= set(config_names(ROOT / "configs"))
+
+
+def test_the_costs_are_those_of_the_script(monkeypatch):
+    path = ROOT / "benchmarks" / "recipe_cost.py"
+    spec = importlib.util.spec_from_file_location("recipe_cost", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "recipe_cost", module)  # Where dataclasses look themselves up
+    spec.loader.exec_module(module)
+    text = (ROOT / "docs" / "recipes.md").read_text("utf-8")
+    stated = re.search(r"<!-- recipe_cost -->\n(.*?)\n<!-- /recipe_cost -->", text, re.DOTALL)
+    assert stated and stated[1] == module.markdown()
+    # Linear in the pictures, and more tokens cost more.
+    local, few, some, many = module.costs()[:4]
+    assert few.flops < some.flops < many.flops < local.flops
+    assert local.hours == pytest.approx(14e6 * local.flops / (0.4 * 989e12) / 3600)
