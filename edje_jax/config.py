@@ -172,6 +172,9 @@ class DataConfig:
     """SPEC evaluated during training; empty for none."""
     image_root: str = ""
     """Folder that relative picture paths start from (default: the JSON's own)."""
+    exclude: str = ""
+    """SPEC of pictures that the training set shall not hold, such as the test set's: those with the
+    very same pixels are left out, whatever they are called."""
     batch_size: int = 64
     block_size: int = 1
     """Records that stay together in a shuffle: neighbours in the set are then each other's

@@ -45,6 +45,19 @@ class OnDisk(Protocol):
 
 
 @runtime_checkable
+class Encoded(Protocol):
+    """A source whose pictures are kept as files or as the bytes of files."""
+
+    def encoded(self, index: int) -> bytes:
+        """The picture's file as it is kept.
+
+        Raises:
+            BadImage: it is missing or cannot be read.
+        """
+        ...
+
+
+@runtime_checkable
 class PatchLabelled(Protocol):
     """A source that can say what each patch of a picture holds."""
 

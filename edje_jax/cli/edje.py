@@ -1,4 +1,4 @@
-"""The `edje` command: index, search and serve pictures, convert and share models.
+"""The `edje` command: pack, index, search and serve pictures, convert and share models.
 
 Each command lists its options with --help.
 """
@@ -174,6 +174,57 @@ class IndexCompact:
 
 
 @dataclass(frozen=True)
+class DataStat:
+    """Count pictures and captions of a set, decode pictures, name those that cannot be read.
+
+    Examples:
+        edje data stat blip:train.json
+        edje data stat "webdataset:cc3m/{00000..00331}.tar" --look-at 1000 --grid cc3m.png
+        edje data stat "karpathy:dataset_coco.json#test" --image-root coco/
+    """
+
+    spec: tyro.conf.Positional[str]
+    """SPEC of the set, as `kind:path[#split]`."""
+    image_root: str = ""
+    """Folder that relative picture paths start from."""
+    look_at: int = 0
+    """Pictures to decode, spread over the set; 0 for all."""
+    grid: str = ""
+    """File for a sheet of pictures with their captions, such as set.png."""
+
+    def run(self) -> None:
+        from edje_jax.cli.data import stat
+
+        stat(self.spec, self.image_root, self.look_at, self.grid)
+
+
+@dataclass(frozen=True)
+class DataPack:
+    """Write a set as ArrayRecord shards, which read fast in any order; resumes where it stopped.
+
+    What cannot be read goes into rejected.csv. Read the result as "arrayrecord:DIR/*.array_record".
+
+    Examples:
+        edje data pack blip:train.json --out packed/
+        edje data pack "parquet:flickr30k/*.parquet#train" --out packed/ --shard-size 1000
+    """
+
+    spec: tyro.conf.Positional[str]
+    """SPEC of the set, as `kind:path[#split]`."""
+    out: str
+    """Folder of the shards."""
+    image_root: str = ""
+    """Folder that relative picture paths start from."""
+    shard_size: int = 2048
+    """Pictures in a shard."""
+
+    def run(self) -> None:
+        from edje_jax.cli.data import pack
+
+        pack(self.spec, self.out, self.image_root, self.shard_size)
+
+
+@dataclass(frozen=True)
 class Search:
     """Search an index with words, or its captions with a picture.
 
@@ -271,8 +322,22 @@ class Index:
         self.command.run()
 
 
+DATA = _named("stat", DataStat) | _named("pack", DataPack)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Look at a set of pictures and captions, and pack it for training."""
+
+    command: tyro.conf.OmitSubcommandPrefixes[DATA]  # type: ignore[valid-type]
+
+    def run(self) -> None:
+        self.command.run()
+
+
 COMMANDS = (
-    _named("index", Index)
+    _named("data", Data)
+    | _named("index", Index)
     | _named("search", Search)
     | _named("serve", Serve)
     | _named("convert", Convert)

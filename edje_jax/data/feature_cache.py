@@ -56,7 +56,9 @@ class FeatureCache:
         """
         (tokens, images, captions), first = _open(self.folder)
         pictures = [caption.record for caption in wanted]
-        texts = [int(first[caption.record]) + caption.number for caption in wanted]
+        # Of the last picture, if it has no caption, the first would lie past the end.
+        last = len(captions) - 1
+        texts = [min(int(first[caption.record]) + caption.number, last) for caption in wanted]
         features = Features(tokens[pictures], images[pictures], captions[texts])
         valid = ~np.isnan(features.image_embeddings[:, 0])
         features.vision_tokens[~valid] = 0

@@ -73,6 +73,34 @@ def load_image(source: ImageLike) -> Image.Image:
         raise BadImage(f"{name}: {_reason(error, name)}") from error
 
 
+def read_file(path: str) -> bytes:
+    """A picture's file as it is.
+
+    Raises:
+        BadImage: it is missing or cannot be read.
+    """
+    try:
+        with _stream(path) as stream:
+            return stream.read()
+    except OSError as error:
+        raise BadImage(f"{path}: {_reason(error, path)}") from error
+
+
+def decode(data: bytes, name: str) -> Image.Image:
+    """`load_image` of the bytes of a file that messages call `name`.
+
+    Raises:
+        BadImage: see `load_image`.
+    """
+    stream = _Named(data)
+    stream.name = name
+    return load_image(stream)
+
+
+class _Named(io.BytesIO):
+    name: str
+
+
 def _from_array(pixels: np.ndarray) -> Image.Image:
     if pixels.dtype != np.uint8 or pixels.shape[2:] != (3,) or not pixels.size:
         raise BadImage(

@@ -41,7 +41,8 @@ class Encoder:
 class TrainingBatches:
     """Random access to the batches of a run: `reader[t]` is (batch, {bad picture: reason}).
 
-    An epoch visits every picture once, with one of its captions drawn at random. `block_size`
+    An epoch visits every picture once, with one of its captions drawn at random; one without a
+    caption counts as bad. `block_size`
     neighbours stay together in the shuffle, as each other's hard negatives.
     """
 
@@ -72,7 +73,7 @@ class TrainingBatches:
         shuffled = _order(blocks, self.seed)[position // block]
         record = (shuffled * block + position % block) % total
         pick = np.random.default_rng([self.seed, epoch, record])
-        return Caption(record, int(pick.integers(len(self.source.captions(record)))))
+        return Caption(record, int(pick.integers(max(len(self.source.captions(record)), 1))))
 
     def _batch(self, everyone: list[Caption]) -> tuple[Batch, dict[str, str]]:
         source, encoder = self.source, self.encoder
@@ -86,7 +87,10 @@ class TrainingBatches:
             bad = {i: unreadable for i, good in zip(records, valid, strict=True) if not good}
         else:
             images, valid, bad = read(source, records, encoder.image)
-        captions = [source.captions(record)[number] for record, number in everyone]
+        captions = [self._caption(row) for row in everyone]
+        for row, record in enumerate(records):
+            if not captions[own][row]:
+                valid[row], bad[record] = False, "has no caption"
         return Batch(
             images=images,
             backbone_ids=encoder.backbone_tokenizer(captions[own]),
@@ -97,6 +101,11 @@ class TrainingBatches:
             patch_labels=self._patch_labels(records),
             features=features,
         ), {source.image_id(record): reason for record, reason in bad.items()}
+
+    def _caption(self, row: Caption) -> str:
+        """A row's caption; of a picture that has none, an empty one."""
+        captions = self.source.captions(row.record)
+        return captions[row.number] if captions else ""
 
     def _joint_ids(self, captions: list[str]) -> np.ndarray:
         """int32 [B, T], T the bucket of the longest caption: short captions make short batches.

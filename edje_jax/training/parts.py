@@ -13,7 +13,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
 from edje_jax.config import BertConfig, DataConfig, EdjeConfig, EdjeRun, ModelSpec
-from edje_jax.data.sources.registry import open_captioned
+from edje_jax.data.exclusion import without
+from edje_jax.data.sources.registry import open_captioned, open_source
 from edje_jax.data.text import JointTokenizer, train_wordpiece
 from edje_jax.training.processes import is_first, wait_for_all
 from edje_jax.types import Source
@@ -105,6 +106,9 @@ def open_sets(data: DataConfig, image_size: int = 64) -> tuple[Source, Source | 
         ValueError, FileNotFoundError: see `open_captioned`.
     """
     train = open_captioned(data.train, data.image_root, image_size)
+    if data.exclude:
+        excluded = open_source(data.exclude, data.image_root, image_size)
+        train = without(train, excluded, data, image_size)
     val = open_captioned(data.val, data.image_root, image_size) if data.val else None
     return train, val
 

@@ -13,7 +13,7 @@ from edje_jax.data.images import BadImage
 from edje_jax.data.sources.blip_json import BlipJson
 from edje_jax.data.sources.folder import Folder
 from edje_jax.data.sources.packed import PackedStrings
-from edje_jax.data.sources.registry import EXAMPLES, open_source
+from edje_jax.data.sources.registry import EXAMPLES, NEED_SPLIT, open_source
 from edje_jax.data.sources.shapes import Shapes
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -261,8 +261,12 @@ def test_a_path_may_hold_a_hash_or_a_colon(tmp_path):
         ("shape:train", 'unknown kind "shape"; did you mean "shapes:train"\\?'),
         ("BLIP:x.json", 'did you mean "blip:x.json"'),
         ("foldr:/x", 'did you mean "folder:/x"'),
-        ("zzz:x", r'"zzz:x": unknown kind "zzz"; Supported: shapes, blip, folder \(for example'),
-        ("tfds:coco_captions#test", 'unknown kind "tfds"; Supported: shapes, blip, folder'),
+        ("zzz:x", r'"zzz:x": unknown kind "zzz"; Supported: shapes, blip, .*folder \(for example'),
+        ("karpaty:x.json#test", 'did you mean "karpathy:x.json#test"'),
+        ("karpathy:x.json", "which split\\? Write it as in karpathy:dataset_coco.json#test"),
+        ("tfds:coco_captions", "which split"),
+        ("tfds:#test", "names no path"),
+        ("webdataset:x.tar#train", "webdataset has no splits"),
         ("blip:", "names no path; write it as in blip:train.json"),
         ("shapes:valid", "shapes:valid: no such split; there are train, val, test"),
         ("shapes:train#val", 'shapes has no splits, so "#val" .*name the split itself'),
@@ -276,9 +280,10 @@ def test_mistaken_specs(spec, message):
 
 
 def test_every_kind_has_an_example_and_an_opener(tmp_path):
-    assert list(EXAMPLES) == ["shapes", "blip", "folder"]
     for kind, example in EXAMPLES.items():
         assert example.startswith(f"{kind}:")
-    for spec in ("blip:nowhere.json", "folder:nowhere"):
+    kinds = [kind for kind in EXAMPLES if kind != "shapes"]
+    assert len(kinds) == 7
+    for spec in (f"{kind}:/nowhere" + "#test" * (kind in NEED_SPLIT) for kind in kinds):
         with pytest.raises(FileNotFoundError, match="nowhere"):
             open_source(spec)

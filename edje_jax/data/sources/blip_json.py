@@ -11,16 +11,14 @@ import reprlib
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
-from edje_jax.data.images import load_image
+from edje_jax.data.images import read_file
+from edje_jax.data.sources.captioned import Captioned, packed
 from edje_jax.data.sources.packed import PackedStrings
 
 _EXAMPLE = '{"image": "1.jpg", "caption": "two dogs"}'
 
 
-class BlipJson:
+class BlipJson(Captioned):
     """Pictures named by a JSON list, relative to its folder or to `image_root`.
 
     Entries with the same "image" or the same "image_id" are one picture with all their captions:
@@ -34,38 +32,24 @@ class BlipJson:
     """
 
     def __init__(self, path: str | os.PathLike[str], image_root: str | os.PathLike[str] = ""):
-        self.file = os.path.expanduser(path)
-        self.image_root = os.path.expanduser(image_root) or os.path.dirname(self.file)
-        pictures = _merged(self.file, _read_list(self.file))
+        file = os.path.expanduser(path)
+        self.image_root = os.path.expanduser(image_root) or os.path.dirname(file)
+        pictures = _merged(file, _read_list(file))
         self._images = PackedStrings(image for image, _, _ in pictures)
-        self._ids = PackedStrings(image_id for _, image_id, _ in pictures)
-        self._captions = PackedStrings(text for _, _, captions in pictures for text in captions)
-        self._starts = np.cumsum([0, *(len(captions) for _, _, captions in pictures)])
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def image_id(self, index: int) -> str:
-        """The entry's "image_id", or else its "image"."""
-        return self._ids[self._checked(index)]
-
-    def captions(self, index: int) -> tuple[str, ...]:
-        """All captions of the picture, in the file's order."""
-        start, end = self._starts[self._checked(index) : index + 2]
-        return tuple(self._captions[i] for i in range(start, end))
+        ids = PackedStrings(image_id for _, image_id, _ in pictures)
+        super().__init__(file, ids, *packed([captions for _, _, captions in pictures]))
 
     def path(self, index: int) -> str:
         """Where the picture lies."""
         return os.path.join(self.image_root, self._images[self._checked(index)])
 
-    def image(self, index: int) -> Image.Image:
-        """The picture, upright and RGB; `BadImage` if it cannot be read."""
-        return load_image(self.path(index))
+    def encoded(self, index: int) -> bytes:
+        """The picture's file; `BadImage` if it cannot be read."""
+        return read_file(self.path(index))
 
-    def _checked(self, index: int) -> int:
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.file} has {len(self)} pictures, asked for {index}")
-        return index
+    def place(self, index: int) -> str:
+        """Its path."""
+        return self.path(index)
 
 
 def _read_list(path: str) -> list[Any]:
@@ -130,7 +114,8 @@ def _image(entry: Any) -> str:
     if url is not None and (image is None or image == url):
         raise ValueError(
             f"names a URL ({url}), not a file, and nothing is downloaded here; "
-            f"download the pictures first and list them as {_EXAMPLE}"
+            f"download the pictures first and list them as {_EXAMPLE}. Lists of URLs, as BLIP's for"
+            " pre-training are, img2dataset downloads into tars, which webdataset: reads"
         )
     if not isinstance(image, str) or not image:
         raise ValueError(f'"image" is {_shown(entry, "image")}; give a picture file: {_EXAMPLE}')

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from edje_jax.data.images import load_image
+from edje_jax.data.images import load_image, read_file
 from edje_jax.data.sources.packed import PackedStrings
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -52,6 +52,10 @@ class Folder:
     def path(self, index: int) -> str:
         """Where the picture lies."""
         return os.path.join(self.folder, self._paths[self._checked(index)])
+
+    def encoded(self, index: int) -> bytes:
+        """The picture's file; `BadImage` if it cannot be read."""
+        return read_file(self.path(index))
 
     def image(self, index: int) -> Image.Image:
         """The picture, upright and RGB; `BadImage` if it cannot be read."""

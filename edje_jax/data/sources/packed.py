@@ -1,8 +1,9 @@
 """Many strings in one buffer: small to hold, quick to pickle, nothing for the collector to walk."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+from jaxtyping import Int64, UInt8
 
 
 class PackedStrings:
@@ -19,6 +20,27 @@ class PackedStrings:
         self._offsets = np.zeros(len(encoded) + 1, np.int64)
         np.cumsum([len(text) for text in encoded], out=self._offsets[1:])
 
+    @classmethod
+    def of_arrays(
+        cls, text: UInt8[np.ndarray, " bytes"], offsets: Int64[np.ndarray, " n+1"]
+    ) -> "PackedStrings":
+        """What `arrays` gave."""
+        packed = cls(())
+        packed._text, packed._offsets = text.tobytes(), offsets
+        return packed
+
+    def arrays(self) -> tuple[UInt8[np.ndarray, " bytes"], Int64[np.ndarray, " n+1"]]:
+        """(text, offsets), to be kept in a file."""
+        return np.frombuffer(self._text, np.uint8), self._offsets
+
+    @classmethod
+    def joined(cls, parts: Sequence["PackedStrings"]) -> "PackedStrings":
+        """The strings of all parts, one after another."""
+        packed = cls(())
+        packed._text = b"".join(part._text for part in parts)
+        packed._offsets = joined_offsets([part._offsets for part in parts])
+        return packed
+
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
@@ -27,3 +49,9 @@ class PackedStrings:
             raise IndexError(f"{len(self)} strings, asked for {index}")
         start, end = self._offsets[index], self._offsets[index + 1]
         return self._text[start:end].decode("utf-8", "surrogatepass")
+
+
+def joined_offsets(parts: Sequence[Int64[np.ndarray, " _"]]) -> Int64[np.ndarray, " n+1"]:
+    """Offsets of lists that follow each other: each part begins where the last one ended."""
+    lengths = [np.diff(part) for part in parts]
+    return np.concatenate([[0], *lengths], dtype=np.int64).cumsum()

@@ -1,0 +1,64 @@
+"""Which files a pattern names: `{00000..00331}`, `{a,b}`, and the shell's wildcards."""
+
+import glob
+import itertools
+import os
+import re
+
+from etils import epath
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
+
+
+def matching_files(pattern: str) -> list[str]:
+    """The files that a pattern names, in its order; those of a wildcard are sorted.
+
+    Ranges keep their width, as in `{000..012}`. Wildcards of remote folders (`gs://...`) may stand
+    in the file's name alone.
+
+    Raises:
+        FileNotFoundError: a name or wildcard fits no file; a folder was named.
+    """
+    files = [file for one in expand(os.path.expanduser(pattern)) for file in _globbed(one, pattern)]
+    return list(dict.fromkeys(files))
+
+
+def modified(file: str) -> int:
+    """When a file was last written, in nanoseconds; 0 of a remote one.
+
+    It stands beside the name where open files are kept, as another may come to have that name.
+    """
+    return 0 if "://" in file else os.stat(file).st_mtime_ns
+
+
+def expand(pattern: str) -> list[str]:
+    """Every way to fill a pattern's braces, the last ones turning fastest."""
+    parts = _BRACES.split(pattern)
+    choices = [[part] if i % 2 == 0 else _choices(part) for i, part in enumerate(parts)]
+    return ["".join(chosen) for chosen in itertools.product(*choices)]
+
+
+def _choices(inner: str) -> list[str]:
+    if numbers := re.fullmatch(r"(\d+)\.\.(\d+)", inner):
+        first, last = numbers.groups()
+        width = len(first) if first.startswith("0") or len(first) == len(last) else 0
+        return [f"{i:0{width}d}" for i in range(int(first), int(last) + 1)]
+    return inner.split(",") if "," in inner else [f"{{{inner}}}"]
+
+
+def _globbed(path: str, pattern: str) -> list[str]:
+    if "://" in path:
+        folder, name = os.path.split(path)
+        found = sorted(os.fspath(file) for file in epath.Path(folder).glob(name))
+    else:
+        # As a name first: a folder may be called "[old]".
+        found = [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
+    if not found:
+        told = path if path == pattern else f"{path} (of {pattern})"
+        raise FileNotFoundError(f"{told}: no such file")
+    for file in found:
+        if "://" not in file and os.path.isdir(file):
+            raise FileNotFoundError(
+                f"{file}: a folder; name the files in it, as in {os.path.join(file, '*')}"
+            )
+    return found

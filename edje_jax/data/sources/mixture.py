@@ -1,0 +1,71 @@
+"""Several sets as one: `a+b` joins them, `a@0.7+b@0.3` samples them in these proportions."""
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+
+import numpy as np
+from PIL import Image
+
+from edje_jax.data.encoding import file_bytes
+from edje_jax.types import Source
+
+
+class Mixture:
+    """Picture i of an epoch is a fixed picture of one of the sets, which stand one after another.
+
+    Without weights every picture stands in the epoch once. With weights w (made to sum to 1), the
+    epoch is the shortest in which every picture appears and the sets have their shares: N = max
+    over the sets of n / w, rounded up. Set s then has round(w N) places, at least n of them, filled
+    by its pictures in turn: one set is seen once, all others as often as their weight asks. The
+    loader shuffles all places together.
+
+    A picture's id is `prefix/id`. The same picture in two sets of the same prefix is one picture.
+
+    Args:
+        prefixes: what ids of each set begin with; equal for splits of the same set.
+        weights: positive, or none at all.
+    """
+
+    def __init__(
+        self, sources: Sequence[Source], prefixes: Sequence[str], weights: Sequence[Fraction] = ()
+    ):
+        self.sources, self.prefixes = tuple(sources), tuple(prefixes)
+        sizes = [len(source) for source in sources]
+        if weights:
+            shares = [weight / sum(weights) for weight in weights]
+            epoch = max(math.ceil(n / share) for n, share in zip(sizes, shares, strict=True))
+            places = [max(round(share * epoch), n) for n, share in zip(sizes, shares, strict=True)]
+        else:
+            places = sizes
+        self._starts = np.cumsum([0, *places])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def image_id(self, index: int) -> str:
+        """The set's prefix and the picture's id in it."""
+        number, record = self.at(index)
+        return f"{self.prefixes[number]}/{self.sources[number].image_id(record)}"
+
+    def captions(self, index: int) -> Sequence[str]:
+        """The picture's captions in its set."""
+        number, record = self.at(index)
+        return self.sources[number].captions(record)
+
+    def encoded(self, index: int) -> bytes:
+        """The picture's file; `BadImage` if it cannot be read."""
+        number, record = self.at(index)
+        return file_bytes(self.sources[number], record)
+
+    def image(self, index: int) -> Image.Image:
+        """The picture, upright and RGB; `BadImage` if it cannot be read."""
+        number, record = self.at(index)
+        return self.sources[number].image(record)
+
+    def at(self, index: int) -> tuple[int, int]:
+        """(number of the set, index in it) of a picture."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"the mixture has {len(self)} pictures, asked for {index}")
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return number, (index - int(self._starts[number])) % len(self.sources[number])

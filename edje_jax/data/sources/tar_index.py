@@ -1,0 +1,185 @@
+"""Where each sample of a tar lies, kept beside it, so that a tar is read in any order as it is.
+
+`00000.tar.index.npz` holds, for n samples: `tar` (its bytes and modification time, which tell a
+changed tar), `offset` and `size` int64 [n] of the pictures (-1 where a sample has none), and the
+ids and captions as UTF-8 with their offsets. Where the tar's folder cannot be written, it lies in
+`~/.cache/edje_jax/tars/`.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int64
+
+from edje_jax.data.caches import cache_folder
+from edje_jax.data.sources.captioned import packed
+from edje_jax.data.sources.folder import EXTENSIONS
+from edje_jax.data.sources.packed import PackedStrings
+from edje_jax.weights.files import replacing
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class TarIndex:
+    """The samples of one tar: picture i is `size[i]` bytes from `offset[i]` on."""
+
+    offset: Int64[np.ndarray, " n"]
+    size: Int64[np.ndarray, " n"]
+    keys: PackedStrings
+    ids: PackedStrings
+    """The "image_id" of a sample's JSON; empty where it names none."""
+    captions: PackedStrings
+    starts: Int64[np.ndarray, " n+1"]
+
+
+class Member(NamedTuple):
+    """A file in a tar."""
+
+    key: str
+    """Its path up to the first dot of its name: members that share it are one sample."""
+    extension: str
+    offset: int
+    size: int
+
+
+def index_of(tar: str) -> TarIndex:
+    """The index of a tar: the one that was kept, or a new one, which is then kept.
+
+    Raises:
+        FileNotFoundError: no such tar.
+        ValueError: it is truncated, no tar, or holds no sample.
+    """
+    found = os.stat(tar)
+    stamp = np.array([VERSION, found.st_size, found.st_mtime_ns])
+    for path in _places(tar):
+        if path.exists():
+            kept = _load(path, stamp)
+            if not isinstance(kept, str):
+                return kept
+            log.warning("%s: %s; made anew", path, kept)
+            break
+    index = build(tar)
+    _keep(index, stamp, _places(tar))
+    return index
+
+
+def _places(tar: str) -> tuple[Path, Path]:
+    digest = hashlib.sha256(os.path.abspath(tar).encode()).hexdigest()[:32]
+    return Path(f"{tar}.index.npz"), cache_folder("tars") / f"{digest}.npz"
+
+
+def _load(path: Path, stamp: np.ndarray) -> TarIndex | str:
+    """The index in a file, or what is wrong with it."""
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            if not np.array_equal(kept["tar"], stamp):
+                return "the tar has changed since"
+            strings = {
+                name: PackedStrings.of_arrays(kept[name], kept[f"{name}_offsets"])
+                for name in ("keys", "ids", "captions")
+            }
+            return TarIndex(kept["offset"], kept["size"], starts=kept["starts"], **strings)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        return f"damaged ({error})"
+
+
+def _keep(index: TarIndex, stamp: np.ndarray, places: tuple[Path, Path]) -> None:
+    arrays: dict[str, Any] = {"tar": stamp, "starts": index.starts}
+    arrays |= {"offset": index.offset, "size": index.size}
+    for name in ("keys", "ids", "captions"):
+        arrays[name], arrays[f"{name}_offsets"] = getattr(index, name).arrays()
+    for path in places:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as temporary, temporary.open("wb") as file:
+                np.savez(file, **arrays)
+            return
+        except OSError as error:
+            log.info("%s: cannot be written (%s)", path, error.strerror)
+    log.warning("%s: nowhere to keep an index; it is made again each time", places[0])
+
+
+def build(tar: str) -> TarIndex:
+    """Walk through a tar, reading texts and passing over pictures.
+
+    Raises:
+        ValueError: it is truncated, no tar, holds a broken JSON, or no sample.
+    """
+    samples: dict[str, dict[str, Member]] = {}
+    with open(tar, "rb") as file:
+        for member in _members(tar):
+            sample = samples.setdefault(member.key, {})
+            if member.extension in sample:
+                raise ValueError(
+                    f"{tar}: two members {member.key}.{member.extension}; a key names one sample"
+                )
+            sample[member.extension] = member
+        if not samples:
+            raise ValueError(f"{tar}: no sample in it, such as 000.jpg with 000.txt")
+        pictures = [_picture(sample) for sample in samples.values()]
+        told = [_told(file, tar, sample) for sample in samples.values()]
+    captions, starts = packed([captions for _, captions in told])
+    return TarIndex(
+        np.array([member.offset if member else -1 for member in pictures], np.int64),
+        np.array([member.size if member else -1 for member in pictures], np.int64),
+        PackedStrings(samples),
+        PackedStrings(image_id for image_id, _ in told),
+        captions,
+        starts,
+    )
+
+
+def _members(tar: str) -> Iterator[Member]:
+    at = 0
+    try:
+        with tarfile.open(tar, "r:") as archive:
+            for info in archive:
+                at = info.offset
+                folder, name = os.path.split(info.name)
+                stem, _, extension = name.partition(".")
+                if info.isfile() and stem and extension:
+                    key = os.path.join(folder, stem).removeprefix("./")
+                    yield Member(key, extension.lower(), info.offset_data, info.size)
+    except tarfile.TarError as error:
+        raise ValueError(
+            f"{tar}: not a whole tar ({error}, {at:,} bytes in); download or write it again, or"
+            " leave it out"
+        ) from error
+
+
+def _picture(sample: dict[str, Member]) -> Member | None:
+    return next((m for extension, m in sample.items() if f".{extension}" in EXTENSIONS), None)
+
+
+def _told(file: Any, tar: str, sample: dict[str, Member]) -> tuple[str, list[str]]:
+    """(image id or "", captions) of a sample, from its .txt and .json."""
+
+    def text(extension: str) -> str:
+        member = sample[extension]
+        file.seek(member.offset)
+        return file.read(member.size).decode("utf-8")
+
+    try:
+        facts = json.loads(text("json")) if "json" in sample else {}
+        if not isinstance(facts, dict):
+            raise ValueError("not an object")
+        captions = text("txt") if "txt" in sample else facts.get("caption")
+    except ValueError as error:  # Of JSON and of UTF-8 alike
+        key = next(iter(sample.values())).key
+        raise ValueError(f"{tar}: {key}: unreadable .json or .txt ({error})") from error
+    image_id = facts.get("image_id")
+    captions = [captions] if isinstance(captions, str) else captions or []
+    texts = [text.strip() for text in captions if isinstance(text, str) and text.strip()]
+    return "" if image_id is None else str(image_id), texts

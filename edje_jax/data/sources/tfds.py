@@ -1,0 +1,173 @@
+"""The `tfds:` source: a prepared TensorFlow Datasets set in ArrayRecord files, without TensorFlow.
+
+`tfds:coco_captions#test` is looked for below TFDS_DATA_DIR (by default `~/tensorflow_datasets`);
+`tfds:/folder/coco_captions/2014/1.1.0#test` is that very set.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from edje_jax.data.images import decode
+from edje_jax.data.sources.naming import CAPTIONS, PICTURES, first_named
+
+IDS = ("image/id", "image_id", "id", "image/filename", "filename")
+"""Features that tell pictures apart, the best first."""
+KEPT = 1 << 16
+"""Pictures whose id and captions a process keeps after reading them."""
+
+
+class Tfds:
+    """The records of one split; reading a caption reads its record.
+
+    Args:
+        name: NAME[/CONFIG][:VERSION], or the folder of one prepared version.
+        split: a split, or a part of one as TFDS writes it, such as `train[:10%]`.
+
+    Raises:
+        ImportError: tensorflow-datasets is not installed.
+        FileNotFoundError: the set has not been prepared.
+        ValueError: it is not in ArrayRecord files, has no such split, or no picture with captions.
+    """
+
+    def __init__(self, name: str, split: str):
+        self.folder, self.split = _folder(name), split
+        builder = _builder(self.folder)
+        _check_split(self.folder, builder.info.splits, split)
+        self._image, self._captions, self._id = _features(self.folder, builder.info.features)
+        self._count = len(self._records())
+
+    def __len__(self) -> int:
+        return self._count
+
+    def image_id(self, index: int) -> str:
+        """The record's id, else split and number."""
+        return self._told(index)[0]
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """All captions of the record."""
+        return self._told(index)[1]
+
+    def encoded(self, index: int) -> bytes:
+        """The picture's file, as TFDS keeps it."""
+        return self._record(index)[self._image]
+
+    def image(self, index: int) -> Image.Image:
+        """The picture, upright and RGB; `BadImage` if it cannot be read."""
+        return decode(self.encoded(index), f"{self.folder}#{self.split}: record {index}")
+
+    def _told(self, index: int) -> tuple[str, tuple[str, ...]]:
+        return _told(self, self._checked(index))
+
+    def _record(self, index: int) -> dict[str, Any]:
+        return self._records()[self._checked(index)]
+
+    def _records(self) -> Sequence[dict[str, Any]]:
+        return _opened(self.folder, self.split, self._image)
+
+    def _checked(self, index: int) -> int:
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.folder}#{self.split} has {len(self)} pictures, not {index}")
+        return index
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Tfds) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash((self.folder, self.split))
+
+
+@lru_cache(maxsize=KEPT)
+def _told(source: Tfds, index: int) -> tuple[str, tuple[str, ...]]:
+    """(id, captions): asked for more often than the picture beside them is."""
+    record = source._record(index)
+    image_id = record[source._id] if source._id else f"{source.split}/{index}"
+    return _text(image_id), tuple(filter(str.strip, _texts(record[source._captions])))
+
+
+@lru_cache(maxsize=8)
+def _opened(folder: str, split: str, image: str) -> Sequence[dict[str, Any]]:
+    """The records, pictures undecoded; opened once in each process."""
+    import tensorflow_datasets as tfds
+
+    source = _builder(folder).as_data_source(split, decoders={image: tfds.decode.SkipDecoding()})
+    return source  # type: ignore[return-value]
+
+
+def _builder(folder: str) -> Any:
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(folder)
+    formats = {str(form.value) for form in builder.info.available_file_formats()}
+    if "array_record" not in formats:
+        raise ValueError(
+            f"{folder}: kept as {', '.join(formats)}, which allows no random access; prepare it"
+            f" anew: tfds build {builder.name} --file_format=array_record"
+        )
+    return builder
+
+
+def _folder(name: str) -> str:
+    try:
+        from tensorflow_datasets.core import read_only_builder, registered
+    except ImportError as error:
+        raise ImportError(f"tfds: needs more ({error}); pip install 'edje-jax[tfds]'") from error
+    folder = Path(name).expanduser()
+    if (folder / "dataset_info.json").exists():
+        return str(folder)
+    if folder.is_absolute() or name.startswith((".", "~")):
+        raise FileNotFoundError(
+            f"{folder}: no dataset_info.json in it; name the folder of one version, such as"
+            " coco_captions/2014/1.1.0"
+        )
+    where = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    try:
+        builder = read_only_builder.builder_from_files(name, data_dir=os.path.expanduser(where))
+    except registered.DatasetNotFoundError as error:
+        raise FileNotFoundError(
+            f"{name}: no such set below {where} (TFDS_DATA_DIR says where); prepare it with"
+            f" `tfds build {name} --file_format=array_record`, or name its folder"
+        ) from error
+    return str(builder.data_dir)
+
+
+def _check_split(folder: str, splits: Any, split: str) -> None:
+    name = re.match(r"\w*", split)[0]  # type: ignore[index]
+    if name not in splits:
+        near = difflib.get_close_matches(name, splits, n=1)
+        guess = f'did you mean "#{near[0]}"? ' if near else ""
+        raise ValueError(f'{folder}: no split "{split}"; {guess}There are {", ".join(splits)}')
+
+
+def _features(folder: str, features: Any) -> tuple[str, str, str]:
+    """Names of (picture, captions, id or "")."""
+    import tensorflow_datasets as tfds
+
+    pictures = [name for name, kind in features.items() if isinstance(kind, tfds.features.Image)]
+    image = first_named(PICTURES, pictures) or next(iter(pictures), "")
+    captions = first_named(CAPTIONS, features)
+    if not image or not captions:
+        raise ValueError(
+            f"{folder}: needs a picture and captions; its features are {', '.join(features)}."
+            f" Captions are looked for as {', '.join(CAPTIONS)}"
+        )
+    return image, captions, first_named(IDS, features)
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+
+
+def _texts(value: Any) -> list[str]:
+    """The captions in a feature: a text, a list of them, or these under a name of their own."""
+    if isinstance(value, dict):
+        return _texts(value.get(first_named(CAPTIONS, value), []))
+    if isinstance(value, bytes | str):
+        return [_text(value)]
+    return [text for one in value for text in _texts(one)]

@@ -1,0 +1,85 @@
+"""The `webdataset:` source: tars as img2dataset writes them, read where they lie.
+
+    00000.tar: 000000000.jpg, 000000000.txt, 000000000.json, 000000001.jpg, ...
+
+Members whose path is the same up to the first dot of the name are one sample. The caption is the
+`.txt`, else "caption" in the `.json` (a string or a list). Nothing is unpacked: an index of byte
+offsets (`tar_index`) gives random access, so that shuffling is over all tars.
+"""
+
+import os
+
+import numpy as np
+
+from edje_jax.data.images import BadImage
+from edje_jax.data.sources.captioned import Captioned, merged, packed
+from edje_jax.data.sources.matching import matching_files
+from edje_jax.data.sources.packed import PackedStrings, joined_offsets
+from edje_jax.data.sources.tar_index import TarIndex, index_of
+
+
+class WebDataset(Captioned):
+    """Samples of many tars, in the order of the pattern.
+
+    A picture's id is "image_id" of its `.json`, else tar and key, as in `00000/000000012`. Samples
+    of one "image_id" are one picture with all their captions. A sample without a picture raises
+    `BadImage` when it is read.
+
+    Raises:
+        FileNotFoundError: the pattern fits no tar.
+        ValueError: a tar is truncated or broken; the message says where.
+    """
+
+    def __init__(self, pattern: str):
+        self.tars = matching_files(pattern)
+        indices = [index_of(tar) for tar in self.tars]
+        self._tar = np.repeat(np.arange(len(indices)), [len(index.size) for index in indices])
+        self._offset = np.concatenate([index.offset for index in indices])
+        self._size = np.concatenate([index.size for index in indices])
+        self._keys = PackedStrings.joined([index.keys for index in indices])
+        ids, repeated = _ids(self.tars, indices)
+        captions = PackedStrings.joined([index.captions for index in indices])
+        starts = joined_offsets([index.starts for index in indices])
+        super().__init__(pattern, ids, captions, starts)
+        if repeated:
+            self._merge()
+
+    def encoded(self, index: int) -> bytes:
+        """The picture's bytes in the tar; `BadImage` if there are none."""
+        size = int(self._size[self._checked(index)])
+        if size < 0:
+            raise BadImage(f"{self.place(index)}: the sample has no picture")
+        try:
+            with open(self.tars[self._tar[index]], "rb") as file:
+                file.seek(self._offset[index])
+                data = file.read(size)
+        except OSError as error:
+            raise BadImage(f"{self.place(index)}: cannot be read ({error.strerror})") from error
+        if len(data) < size:
+            raise BadImage(f"{self.place(index)}: the tar ends within the picture")
+        return data
+
+    def place(self, index: int) -> str:
+        """Its tar and key."""
+        return f"{self.tars[self._tar[self._checked(index)]]}: {self._keys[index]}"
+
+    def _merge(self) -> None:
+        count = range(len(self))
+        rows, ids, captions = merged(map(self.image_id, count), map(self.captions, count))
+        self._tar, self._offset, self._size = (
+            array[rows] for array in (self._tar, self._offset, self._size)
+        )
+        self._keys = PackedStrings(self._keys[row] for row in rows)
+        super().__init__(self.name, PackedStrings(ids), *packed(captions))
+
+
+def _ids(tars: list[str], indices: list[TarIndex]) -> tuple[PackedStrings, bool]:
+    """(ids, whether some may repeat)."""
+    # Two sets have the same keys, and often the same names of tars.
+    common = os.path.commonpath([os.path.dirname(os.path.abspath(tar)) for tar in tars])
+    names = [os.path.relpath(os.path.abspath(tar), common).removesuffix(".tar") for tar in tars]
+    parts = [
+        PackedStrings(index.ids[i] or f"{name}/{index.keys[i]}" for i in range(len(index.keys)))
+        for name, index in zip(names, indices, strict=True)
+    ]
+    return PackedStrings.joined(parts), any(len(index.ids.arrays()[0]) for index in indices)

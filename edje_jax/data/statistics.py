@@ -1,0 +1,120 @@
+"""What is in a set, counted and shown."""
+
+import os
+import textwrap
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from edje_jax.data.images import BadImage
+from edje_jax.types import Source
+
+TILE, LINES = 256, 4
+"""Side of a picture in a grid, in pixels, and lines of text below it."""
+PICTURES, COLUMNS = 12, 4
+_FONT_SIZE = 14
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """A set in numbers."""
+
+    pictures: int
+    ids: int
+    """How many different ids the pictures have."""
+    captions_each: Counter[int]
+    """{captions of a picture: how many have so many}."""
+    words_each: Counter[int]
+    """{words of a caption: how many have so many}."""
+    sizes: list[tuple[int, int]]
+    """(width, height) of the pictures that were looked at and could be read."""
+    bad: dict[str, str]
+    """{id of one that could not: reason}."""
+
+    @property
+    def captions(self) -> int:
+        """Number of captions."""
+        return self.words_each.total()
+
+
+def statistics(
+    source: Source, look_at: int = 0, progress: Callable[[int, int], None] | None = None
+) -> Statistics:
+    """Count ids and captions of all pictures, and decode `look_at` spread evenly, or all (0).
+
+    Args:
+        progress: called with (pictures decoded, pictures to decode).
+    """
+    captions_each, words_each = Counter[int](), Counter[int]()
+    for index in range(len(source)):
+        captions = source.captions(index)
+        captions_each[len(captions)] += 1
+        words_each.update(len(caption.split()) for caption in captions)
+    sizes, bad = _look(source, spread(len(source), look_at), progress)
+    ids = {source.image_id(index) for index in range(len(source))}
+    return Statistics(len(source), len(ids), captions_each, words_each, sizes, bad)
+
+
+def spread(total: int, wanted: int) -> list[int]:
+    """`wanted` indices spread evenly over `total`; all of them for 0."""
+    count = min(wanted, total) or total
+    return [i * total // count for i in range(count)]
+
+
+def quantiles(values: Counter[int], at: Sequence[float]) -> list[int]:
+    """The values below or at which these shares of all lie."""
+    ordered = sorted(values)
+    reached = np.cumsum([values[value] for value in ordered])
+    return [ordered[np.searchsorted(reached, share * reached[-1])] for share in at]
+
+
+def grid(source: Source) -> Image.Image:
+    """Some pictures spread over the set, each with its first captions below."""
+    rows = spread(len(source), PICTURES)
+    height = TILE + LINES * (_FONT_SIZE + 4)
+    sheet = Image.new("RGB", (COLUMNS * TILE, -(-len(rows) // COLUMNS) * height), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT_SIZE)
+    for place, row in enumerate(rows):
+        x, y = place % COLUMNS * TILE, place // COLUMNS * height
+        try:
+            picture = source.image(row)
+            picture.thumbnail((TILE - 8, TILE - 8))
+            sheet.paste(picture, (x + (TILE - picture.width) // 2, y + 4))
+        except BadImage as error:
+            draw.multiline_text((x + 4, y + 4), _wrapped([str(error)]), "red", font)
+        draw.multiline_text((x + 4, y + TILE), _wrapped(source.captions(row)), "black", font)
+    return sheet
+
+
+def _wrapped(texts: Sequence[str]) -> str:
+    lines = [line for text in texts for line in textwrap.wrap(f"- {text}", TILE // 7)]
+    return "\n".join(lines[:LINES])
+
+
+def _look(
+    source: Source, rows: list[int], progress: Callable[[int, int], None] | None
+) -> tuple[list[tuple[int, int]], dict[str, str]]:
+    sizes: list[tuple[int, int]] = []
+    bad: dict[str, str] = {}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(rows), 256):  # The pool takes no more at a time
+            part = rows[start : start + 256]
+            for row, found in zip(part, pool.map(lambda r: _size(source, r), part), strict=True):
+                if isinstance(found, BadImage):
+                    bad[source.image_id(row)] = str(found)
+                else:
+                    sizes.append(found)
+            if progress:
+                progress(start + len(part), len(rows))
+    return sizes, bad
+
+
+def _size(source: Source, index: int) -> tuple[int, int] | BadImage:
+    try:
+        return source.image(index).size
+    except BadImage as error:
+        return error

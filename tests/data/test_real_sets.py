@@ -1,0 +1,346 @@
+"""Sets in other people's formats: the same scenes come out of each, and mistakes are named."""
+
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edje_jax.data.encoding import file_bytes
+from edje_jax.data.images import BadImage
+from edje_jax.data.sources.matching import expand, matching_files
+from edje_jax.data.sources.registry import open_captioned, open_source
+from edje_jax.types import Encoded, OnDisk, Source
+from tests.real_sets import COUNT, WRITERS, scenes, write_every_format, write_tar
+
+KINDS = [*WRITERS, "arrayrecord"]
+
+
+@pytest.fixture(scope="module")
+def specs(tmp_path_factory) -> dict[str, str]:
+    """{kind: SPEC} of the same scenes; to be read only."""
+    return write_every_format(tmp_path_factory.mktemp("sets"))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    """An empty cache folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "edje_jax"
+
+
+# --- what comes out -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_scenes_come_out_of_every_format(kind, specs):
+    opened = open_source(specs[kind])
+    opened.image(5)
+    # As a worker gets it, files that are open left behind.
+    for source in (opened, pickle.loads(pickle.dumps(opened))):
+        assert isinstance(source, Source) and isinstance(source, Encoded)
+        assert isinstance(source, OnDisk) == (kind in ("blip", "karpathy"))
+        assert len(source) == COUNT
+        by_id = {source.image_id(i): i for i in range(COUNT)}
+        for scene in scenes():
+            index = by_id[str(scene.number)]
+            assert tuple(source.captions(index)) == scene.captions
+            assert file_bytes(source, index) == scene.png
+            assert source.image(index).mode == "RGB" and source.image(index).size == (64, 64)
+    for read in (opened.image, opened.captions, opened.image_id):
+        for index in (-1, COUNT):
+            with pytest.raises(IndexError, match=str(index)):
+                read(index)
+
+
+def test_tfds_reads_by_name_without_tensorflow(specs):
+    folder = Path(specs["tfds"].removeprefix("tfds:").removesuffix("#train")).parents[2]
+    program = (
+        "import sys; from edje_jax.data.sources.registry import open_source;"
+        "source = open_source('tfds:coco_captions#train[:50%]'); source.image(3);"
+        "print(len(source), source.image_id(3), 'tensorflow' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "TFDS_DATA_DIR": str(folder)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout.split() == ["12", "3", "False"], done.stderr
+
+
+def test_karpathy_splits(specs):
+    file = specs["karpathy"].removesuffix("#train")
+    assert len(open_source(f"{file}#restval")) == 8
+    assert open_source(f"{file}#test").image_id(0) == "99"
+    with pytest.raises(ValueError, match=r'no split "tset"; did you mean "#test"\?.*train \(16\)'):
+        open_source(f"{file}#tset")
+
+
+def test_karpathy_pictures_may_stand_elsewhere(specs, tmp_path):
+    file = Path(specs["karpathy"].removeprefix("karpathy:").removesuffix("#train"))
+    (tmp_path / "x.json").write_bytes(file.read_bytes())
+    spec = f"karpathy:{tmp_path / 'x.json'}#test"
+    with pytest.raises(BadImage, match=re.escape(str(tmp_path / "val2014" / "0000.png"))):
+        open_source(spec).image(0)
+    assert open_source(spec, image_root=str(file.parent)).image(0).size == (64, 64)
+
+
+def test_parquet_splits_and_rows_of_one_picture(specs, tmp_path):
+    assert open_source(f"{specs['parquet']}#val").image_id(0) == "3"
+    assert len(open_source(f"{specs['parquet']}#train")) == COUNT - 1
+    with pytest.raises(ValueError, match=r'no row of split "vall"; did you mean "#val"\?'):
+        open_source(f"{specs['parquet']}#vall")
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    a, b, _ = (scene.png for scene in scenes(3))
+    rows = {"jpg": [a, b, a, None], "text": ["one", "two", "three", " "], "key": [*"xyxz"]}
+    pq.write_table(pa.table(rows), tmp_path / "a.parquet")
+    source = open_source(f"parquet:{tmp_path}/a.parquet")
+    assert [source.image_id(i) for i in range(3)] == [*"xyz"]
+    assert [source.captions(i) for i in range(3)] == [("one", "three"), ("two",), ()]
+    assert file_bytes(source, 1) == b
+    with pytest.raises(BadImage, match="holds no bytes of a picture"):
+        source.image(2)
+    del rows["key"]
+    pq.write_table(pa.table(rows), tmp_path / "b.parquet")
+    assert open_source(f"parquet:{tmp_path}/b.parquet").image_id(2) == "b/2"
+
+
+# --- tars -----------------------------------------------------------------------------------------
+
+
+def tar_of_three(folder: Path) -> Path:
+    """Captions in .txt, in .json, and one sample without a picture; no ids."""
+    folder.mkdir(parents=True, exist_ok=True)
+    a, b, _ = (scene.png for scene in scenes(3))
+    members = [
+        ("x/1.png", a), ("x/1.txt", b" one \n"), ("x/1.json", b'{"caption": "else"}'),
+        ("2.seg.png", b"passed over"), ("2.JPG", b), ("2.json", b'{"caption": ["two", "zwei"]}'),
+        ("3.txt", b""),
+    ]  # fmt: skip
+    write_tar(folder / "a.b.tar", members)
+    return folder / "a.b.tar"
+
+
+def test_tars_have_captions_in_either_place_and_ids_of_their_own(tmp_path):
+    tar_of_three(tmp_path / "cc3m")
+    tar_of_three(tmp_path / "cc12m")
+    source = open_source(f"webdataset:{tmp_path}/*/*.tar")
+    captions = [source.captions(i) for i in range(6)]
+    assert captions == [("one",), ("two", "zwei"), ()] * 2
+    keys = ("x/1", "2", "3")
+    sets = ("cc12m", "cc3m")
+    assert [source.image_id(i) for i in range(6)] == [f"{s}/a.b/{k}" for s in sets for k in keys]
+    assert file_bytes(source, 4) == scenes(2)[1].png
+    with pytest.raises(BadImage, match=r"a\.b\.tar: 3: the sample has no picture"):
+        source.image(2)
+
+
+def test_an_index_is_kept_and_made_anew_when_stale_or_damaged(tmp_path, caplog):
+    tar = tar_of_three(tmp_path)
+    spec, index = f"webdataset:{tar}", Path(f"{tar}.index.npz")
+    open_source(spec)
+    kept = index.read_bytes()
+    made = index.stat().st_mtime_ns
+    open_source(spec)
+    assert index.stat().st_mtime_ns == made and not caplog.text
+    for damaged in (kept[:100], b"", kept.replace(b"two", b"owt"), b"no zip"):
+        index.write_bytes(damaged)
+        assert open_source(spec).captions(1) == ("two", "zwei")
+        assert f"{index}: damaged" in caplog.text and index.read_bytes() == kept
+        caplog.clear()
+    write_tar(tar, [("9.jpg", b"x"), ("9.txt", b"nine")])
+    assert open_source(spec).captions(0) == ("nine",)
+    assert f"{index}: the tar has changed since; made anew" in caplog.text
+
+
+def test_where_nothing_can_be_written_the_index_lies_in_the_cache(tmp_path, cache, monkeypatch):
+    tar = tar_of_three(tmp_path / "tars")
+    monkeypatch.setattr("edje_jax.data.sources.tar_index.replacing", refusing(tar.parent))
+    assert len(open_source(f"webdataset:{tar}")) == 3
+    assert [path.name for path in tar.parent.iterdir()] == [tar.name]
+    (kept,) = (cache / "tars").iterdir()
+    made = kept.stat().st_mtime_ns
+    assert len(open_source(f"webdataset:{tar}")) == 3 and kept.stat().st_mtime_ns == made
+
+
+def refusing(folder: Path):
+    """`replacing` of a folder that is read-only, as permissions stop no superuser."""
+    from edje_jax.weights.files import replacing
+
+    def guarded(path: Path):
+        if path.parent == folder:
+            raise PermissionError(13, "Permission denied", str(path))
+        return replacing(path)
+
+    return guarded
+
+
+def test_broken_tars_are_named(tmp_path):
+    tar = tar_of_three(tmp_path)
+    whole = tar.read_bytes()
+    tar.write_bytes(whole[:1800])
+    with pytest.raises(ValueError, match=r"a\.b\.tar: not a whole tar .*bytes in\); download"):
+        open_source(f"webdataset:{tar}")
+    for content, message in (
+        ([("1.jpg", b"x"), ("1.txt", b"x"), ("1.jpg", b"y")], r"two members 1\.jpg; a key names"),
+        ([("1.jpg", b"x"), ("1.json", b"{")], r"1: unreadable \.json or \.txt"),
+        ([("1.jpg", b"x"), ("1.txt", b"\xff")], r"1: unreadable \.json or \.txt"),
+        ([("1.jpg", b"x"), ("1.json", b"[]")], "not an object"),
+        ([], "no sample in it"),
+    ):
+        write_tar(tar, content)
+        with pytest.raises(ValueError, match=message):
+            open_source(f"webdataset:{tar}")
+    tar.write_bytes(b"no tar at all" * 100)
+    with pytest.raises(ValueError, match="not a whole tar"):
+        open_source(f"webdataset:{tar}")
+
+
+def test_a_tar_cut_short_after_it_was_opened_is_a_bad_picture(tmp_path):
+    tar = tar_of_three(tmp_path)
+    source = open_source(f"webdataset:{tar}")
+    tar.write_bytes(tar.read_bytes()[:600])
+    with pytest.raises(BadImage, match="the tar ends within the picture"):
+        source.image(0)
+    tar.unlink()
+    with pytest.raises(BadImage, match="cannot be read"):
+        source.image(0)
+
+
+# --- packs ----------------------------------------------------------------------------------------
+
+
+def test_a_pack_with_a_missing_or_damaged_shard_is_no_set(specs, tmp_path):
+    folder = Path(specs["arrayrecord"].removeprefix("arrayrecord:")).parent
+    shards = sorted(folder.glob("*.array_record"))
+    assert len(shards) == 3
+    for shard in shards[:2]:
+        (tmp_path / shard.name).write_bytes(shard.read_bytes())
+    spec = f"arrayrecord:{tmp_path}/*.array_record"
+    with pytest.raises(FileNotFoundError, match="1 of 3 shards are not there, first number 2"):
+        open_source(spec)
+    (tmp_path / shards[2].name).write_bytes(shards[2].read_bytes()[:-9000])
+    with pytest.raises(ValueError, match=r"not a whole file of edje data pack"):
+        open_source(spec)
+    (tmp_path / shards[2].name).write_bytes(b"")
+    with pytest.raises(ValueError, match=r"not a whole file of edje data pack"):
+        open_source(spec)
+    tfds = next(Path(specs["tfds"].removeprefix("tfds:").removesuffix("#train")).glob("*record*"))
+    with pytest.raises(ValueError, match="are read by tfds:"):
+        open_source(f"arrayrecord:{tfds}")
+
+
+# --- mistakes -------------------------------------------------------------------------------------
+
+
+def image(**changes) -> dict:
+    entry = {"filename": "1.jpg", "split": "test", "sentences": [{"raw": "x"}], "imgid": 1}
+    return {key: value for key, value in {**entry, **changes}.items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("{", "not valid JSON"),
+        ([image()], 'no list "images" in it.*read by blip:'),
+        ({"images": {}}, 'no list "images"'),
+        ({"images": [image(), "2.jpg"]}, 'image 1: no "split"'),
+        ({"images": [image(filename=None)]}, 'image 0: no "filename"'),
+        ({"images": [image(sentences=None)]}, 'image 0: no "sentences" with "raw"'),
+        ({"images": [image(sentences=["x"])]}, 'image 0: no "sentences" with "raw"'),
+        ({"images": [image(sentences=[])]}, "image 0: .*holds no text"),
+        ({"images": [image(sentences=[{"raw": " "}])]}, "image 0: .*holds no text"),
+        ({"images": [image(), image(filename="2.jpg")]}, 'id "1" is given to 1.jpg and to 2.jpg'),
+        ({"images": []}, 'no split "test"; There are none'),
+    ],
+)
+def test_karpathy_mistakes(content, message, tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(ValueError, match=f"(?s){re.escape(str(path))}: .*{message}"):
+        open_source(f"karpathy:{path}#test")
+
+
+def test_parquet_mistakes(tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "a.parquet"
+    for table, message in (
+        (
+            {"image": [b"x"], "label": [3]},
+            r"no column of captions .*looked for .*label \(in",
+        ),
+        ({"url": ["x"], "caption": ["y"]}, r"no column of pictures .*url \(string\).*Rename"),
+        ({"image": pa.array([], pa.binary()), "text": pa.array([], pa.string())}, "have no row"),
+    ):
+        pq.write_table(pa.table(table), path)
+        with pytest.raises(ValueError, match=message):
+            open_source(f"parquet:{path}")
+    pq.write_table(pa.table({"image": [b"x"], "caption": ["y"]}), path)
+    with pytest.raises(ValueError, match='no column "split" to look for "test"'):
+        open_source(f"parquet:{path}#test")
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match="not a whole Parquet file"):
+        open_source(f"parquet:{path}")
+
+
+def test_tfds_mistakes(specs, tmp_path, monkeypatch):
+    spec = specs["tfds"].removesuffix("#train")
+    with pytest.raises(ValueError, match=r'no split "trian"; did you mean "#train"\?'):
+        open_source(f"{spec}#trian")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=f"(?s)no such set below {tmp_path}.*tfds build"):
+        open_source("tfds:coco_captions#train")
+    folder = Path(spec.removeprefix("tfds:"))
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in folder.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    features = json.loads((copy / "features.json").read_text())
+    del features["featuresDict"]["features"]["captions"]
+    (copy / "features.json").write_text(json.dumps(features))
+    with pytest.raises(ValueError, match=r"needs a picture and captions; its features are .*image"):
+        open_source(f"tfds:{copy}#train")
+    told = (copy / "dataset_info.json").read_text()
+    (copy / "dataset_info.json").write_text(told.replace("array_record", "tfrecord"))
+    with pytest.raises(ValueError, match=r"kept as tfrecord.*--file_format=array_record"):
+        open_source(f"tfds:{copy}#train")
+
+
+def test_lists_of_urls_are_explained(tmp_path):
+    path = tmp_path / "cc3m.json"
+    path.write_text(json.dumps([{"url": "http://example.com/1.jpg", "caption": "x"}]))
+    with pytest.raises(ValueError, match=r"img2dataset downloads into tars, which webdataset:"):
+        open_source(f"blip:{path}")
+
+
+def test_a_set_without_captions_trains_nothing(tmp_path):
+    write_tar(tmp_path / "a.tar", [("1.png", scenes(1)[0].png)])
+    assert len(open_source(f"webdataset:{tmp_path}/a.tar")) == 1
+    with pytest.raises(ValueError, match="no captions in this set"):
+        open_captioned(f"webdataset:{tmp_path}/a.tar")
+
+
+# --- patterns -------------------------------------------------------------------------------------
+
+
+def test_patterns(tmp_path):
+    assert expand("{8..10}-{a,bc}{x}") == [f"{n}-{c}{{x}}" for n in (8, 9, 10) for c in ("a", "bc")]
+    assert expand("{098..101}") == ["098", "099", "100", "101"]
+    for name in ("00.tar", "01.tar", "02.tar", "[odd].tar"):
+        (tmp_path / name).touch()
+    for pattern, names in (
+        ("0{2,0,2}.tar", ["02.tar", "00.tar"]),
+        ("*.tar", ["00.tar", "01.tar", "02.tar", "[odd].tar"]),
+        ("[odd].tar", ["[odd].tar"]),
+    ):
+        assert [Path(p).name for p in matching_files(f"{tmp_path}/{pattern}")] == names
+    for pattern, message in (
+        ("{00..03}.tar", r"03\.tar \(of .*/\{00\.\.03\}\.tar\): no such file"),
+        ("*.parquet", r"\*\.parquet: no such file"),
+        ("", "a folder; name the files in it"),
+    ):
+        with pytest.raises(FileNotFoundError, match=message):
+            matching_files(f"{tmp_path}/{pattern}")
