@@ -78,7 +78,7 @@ def write_tfds(folder: Path, made: list[Scene]) -> str:
     import numpy as np
     import tensorflow_datasets as tfds
 
-    class CocoCaptions(tfds.core.GeneratorBasedBuilder):
+    class CocoCaptions(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """The set under its real name."""
 
         __module__ = "coco_captions"  # Of a package, TFDS looks for more files

@@ -264,3 +264,13 @@ def test_a_bad_picture_moves_no_other(half_bad, tmp_path):
         assert b.valid.all()
         np.testing.assert_array_equal(a.images[a.valid], b.images[a.valid])
         assert_same(a._replace(images=b.images, valid=b.valid), b)
+
+
+def test_a_picture_without_a_caption_counts_as_bad(tmp_path):
+    class Silent(Numbered):
+        def captions(self, index: int) -> tuple[str, ...]:
+            return super().captions(index) if index % 3 else ()
+
+    batch, bad = reader(Silent(6), batch_size=6)[0]
+    assert bad == {"picture-0": "has no caption", "picture-3": "has no caption"}
+    assert batch.valid.tolist() == [index % 3 > 0 for index in order(reader(Numbered(6), 6), 1)]

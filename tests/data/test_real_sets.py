@@ -189,7 +189,7 @@ def test_broken_tars_are_named(tmp_path):
         ([("1.jpg", b"x"), ("1.json", b"{")], r"1: unreadable \.json or \.txt"),
         ([("1.jpg", b"x"), ("1.txt", b"\xff")], r"1: unreadable \.json or \.txt"),
         ([("1.jpg", b"x"), ("1.json", b"[]")], "not an object"),
-        ([], "no sample in it"),
+        ([], "no sample in these tars"),
     ):
         write_tar(tar, content)
         with pytest.raises(ValueError, match=message):

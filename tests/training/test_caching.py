@@ -101,6 +101,16 @@ def test_rows_are_those_of_the_captions_asked_for(tmp_path):
         np.testing.assert_array_equal(one.features.vision_tokens, other.features.vision_tokens)
 
 
+def test_the_last_picture_may_have_no_caption(tmp_path):
+    data = write_set(tmp_path / "set")
+    cached_task(data, tmp_path / "features")
+    first = np.load(tmp_path / "features" / "first_caption.npy")
+    first[-2] = first[-1]
+    np.save(tmp_path / "features" / "first_caption.npy", first)
+    features, _ = FeatureCache(tmp_path / "features").rows([Caption(PICTURES - 1, 0)])
+    assert features.text_embeddings.shape[0] == 1
+
+
 def test_one_that_was_killed_goes_on_where_it_was(tmp_path, monkeypatch):
     data = write_set(tmp_path / "set")
     cached_task(data, tmp_path / "straight")

@@ -59,7 +59,7 @@ def index_of(tar: str) -> TarIndex:
 
     Raises:
         FileNotFoundError: no such tar.
-        ValueError: it is truncated, no tar, or holds no sample.
+        ValueError: it is truncated, no tar, or holds a broken JSON.
     """
     found = os.stat(tar)
     stamp = np.array([VERSION, found.st_size, found.st_mtime_ns])
@@ -115,7 +115,7 @@ def build(tar: str) -> TarIndex:
     """Walk through a tar, reading texts and passing over pictures.
 
     Raises:
-        ValueError: it is truncated, no tar, holds a broken JSON, or no sample.
+        ValueError: it is truncated, no tar, or holds a broken JSON.
     """
     samples: dict[str, dict[str, Member]] = {}
     with open(tar, "rb") as file:
@@ -126,8 +126,6 @@ def build(tar: str) -> TarIndex:
                     f"{tar}: two members {member.key}.{member.extension}; a key names one sample"
                 )
             sample[member.extension] = member
-        if not samples:
-            raise ValueError(f"{tar}: no sample in it, such as 000.jpg with 000.txt")
         pictures = [_picture(sample) for sample in samples.values()]
         told = [_told(file, tar, sample) for sample in samples.values()]
     captions, starts = packed([captions for _, captions in told])

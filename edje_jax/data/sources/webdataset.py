@@ -27,12 +27,14 @@ class WebDataset(Captioned):
 
     Raises:
         FileNotFoundError: the pattern fits no tar.
-        ValueError: a tar is truncated or broken; the message says where.
+        ValueError: a tar is truncated or broken, or no sample is in any; the message says where.
     """
 
     def __init__(self, pattern: str):
         self.tars = matching_files(pattern)
         indices = [index_of(tar) for tar in self.tars]
+        if not any(len(index.size) for index in indices):
+            raise ValueError(f"{pattern}: no sample in these tars, such as 000.jpg with 000.txt")
         self._tar = np.repeat(np.arange(len(indices)), [len(index.size) for index in indices])
         self._offset = np.concatenate([index.offset for index in indices])
         self._size = np.concatenate([index.size for index in indices])
