@@ -167,7 +167,7 @@ class DataConfig:
     """Where pictures and captions come from and how they are batched."""
 
     train: str = "shapes:train"
-    """SPEC of the training set, as `kind:path[#split]`."""
+    """SPEC of the training set, as `kind:path[#split]`, or several: SPEC@0.7+SPEC@0.3."""
     val: str = ""
     """SPEC evaluated during training; empty for none."""
     image_root: str = ""

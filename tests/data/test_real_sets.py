@@ -65,7 +65,7 @@ def test_tfds_reads_by_name_without_tensorflow(specs):
         "print(len(source), source.image_id(3), 'tensorflow' in sys.modules)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program],
+        [sys.executable, "-c", program], cwd=Path(__file__).parents[2],
         env={**os.environ, "TFDS_DATA_DIR": str(folder)}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.stdout.split() == ["12", "3", "False"], done.stderr
@@ -103,9 +103,17 @@ def test_parquet_splits_and_rows_of_one_picture(specs, tmp_path):
     assert file_bytes(source, 1) == b
     with pytest.raises(BadImage, match="holds no bytes of a picture"):
         source.image(2)
-    del rows["key"]
-    pq.write_table(pa.table(rows), tmp_path / "b.parquet")
-    assert open_source(f"parquet:{tmp_path}/b.parquet").image_id(2) == "b/2"
+    rows["key"] = [None, "y", None, None]
+    for name in ("train", "test"):
+        (tmp_path / name).mkdir()
+        pq.write_table(pa.table(rows), tmp_path / name / "0000.parquet")
+    source = open_source(f"parquet:{tmp_path}/*/0000.parquet")
+    # What has no id is a picture of its own.
+    ids = [source.image_id(i) for i in range(len(source))]
+    assert ids == [
+        "test/0000/0", "y", "test/0000/2", "test/0000/3",
+        "train/0000/0", "train/0000/2", "train/0000/3",
+    ]  # fmt: skip
 
 
 # --- tars -----------------------------------------------------------------------------------------

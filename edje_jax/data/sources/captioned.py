@@ -1,5 +1,6 @@
 """What sources share that hold ids and captions in memory and read pictures when asked."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -10,7 +11,7 @@ from edje_jax.data.images import decode
 from edje_jax.data.sources.packed import PackedStrings
 
 
-class Captioned:
+class Captioned(ABC):
     """Ids and captions of pictures; a subclass says `encoded` and may say `place`.
 
     Args:
@@ -40,9 +41,9 @@ class Captioned:
         start, end = self._starts[self._checked(index) : index + 2]
         return tuple(self._captions[i] for i in range(start, end))
 
+    @abstractmethod
     def encoded(self, index: int) -> bytes:
         """The picture's file as it is kept; `BadImage` if it cannot be read."""
-        raise NotImplementedError
 
     def place(self, index: int) -> str:
         """What messages call the picture."""

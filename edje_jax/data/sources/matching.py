@@ -4,6 +4,7 @@ import glob
 import itertools
 import os
 import re
+from collections.abc import Sequence
 
 from etils import epath
 
@@ -21,6 +22,16 @@ def matching_files(pattern: str) -> list[str]:
     """
     files = [file for one in expand(os.path.expanduser(pattern)) for file in _globbed(one, pattern)]
     return list(dict.fromkeys(files))
+
+
+def short_names(files: Sequence[str]) -> list[str]:
+    """Each file's path below the folder that all share, without its extension.
+
+    Sets in several folders often call their files the same.
+    """
+    paths = [os.path.abspath(file) for file in files]
+    common = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return [os.path.splitext(os.path.relpath(path, common))[0] for path in paths]
 
 
 def modified(file: str) -> int:

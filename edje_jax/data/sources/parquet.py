@@ -6,7 +6,6 @@ says "test".
 """
 
 import difflib
-import os
 from functools import lru_cache
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 
 from edje_jax.data.images import BadImage
 from edje_jax.data.sources.captioned import Captioned, merged, packed
-from edje_jax.data.sources.matching import matching_files, modified
+from edje_jax.data.sources.matching import matching_files, modified, short_names
 from edje_jax.data.sources.naming import CAPTIONS, IDS, PICTURES, first_named
 from edje_jax.data.sources.packed import PackedStrings
 
@@ -41,13 +40,13 @@ class Parquet(Captioned):
         self._picture: list[str] = []
         ids, captions, places = [], [], []
         splits: set[str] = set()
-        for number, file in enumerate(self.files):
-            table, picture = _told(file, split)
+        for number, name in enumerate(short_names(self.files)):
+            table, picture = _told(self.files[number], name, split)
             self._picture.append(picture)
             splits |= set(table["split"])
-            for row, (name, texts, part) in enumerate(zip(*table.values(), strict=True)):
+            for row, (image_id, texts, part) in enumerate(zip(*table.values(), strict=True)):
                 if part == split:
-                    ids.append(name)
+                    ids.append(image_id)
                     captions.append(texts)
                     places.append((number, row))
         if not ids:
@@ -73,7 +72,7 @@ class Parquet(Captioned):
         return data
 
 
-def _told(file: str, split: str) -> tuple[dict[str, list[Any]], str]:
+def _told(file: str, short: str, split: str) -> tuple[dict[str, list[Any]], str]:
     """({"id", "captions", "split"} of every row, the column of pictures)."""
     opened = _opened(file, modified(file))
     schema = opened.schema_arrow
@@ -85,12 +84,10 @@ def _told(file: str, split: str) -> tuple[dict[str, list[Any]], str]:
         )
     wanted = [column for column in (caption, name, "split" if split else "") if column]
     table = opened.read(columns=wanted)
-    stem = os.path.basename(file).removesuffix(".parquet")
     count = table.num_rows
+    named = table[name].to_pylist() if name else [None] * count
     return {
-        "id": list(map(str, table[name].to_pylist()))
-        if name
-        else [f"{stem}/{row}" for row in range(count)],
+        "id": [f"{short}/{i}" if own is None else str(own) for i, own in enumerate(named)],
         "captions": [_texts(value) for value in table[caption].to_pylist()],
         "split": table["split"].to_pylist() if split else [""] * count,
     }, picture

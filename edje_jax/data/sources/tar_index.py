@@ -71,6 +71,7 @@ def index_of(tar: str) -> TarIndex:
             log.warning("%s: %s; made anew", path, kept)
             break
     index = build(tar)
+    log.info("%s: indexed, %d samples", tar, len(index.size))
     _keep(index, stamp, _places(tar))
     return index
 

@@ -7,13 +7,11 @@ Members whose path is the same up to the first dot of the name are one sample. T
 offsets (`tar_index`) gives random access, so that shuffling is over all tars.
 """
 
-import os
-
 import numpy as np
 
 from edje_jax.data.images import BadImage
 from edje_jax.data.sources.captioned import Captioned, merged, packed
-from edje_jax.data.sources.matching import matching_files
+from edje_jax.data.sources.matching import matching_files, short_names
 from edje_jax.data.sources.packed import PackedStrings, joined_offsets
 from edje_jax.data.sources.tar_index import TarIndex, index_of
 
@@ -77,11 +75,9 @@ class WebDataset(Captioned):
 
 def _ids(tars: list[str], indices: list[TarIndex]) -> tuple[PackedStrings, bool]:
     """(ids, whether some may repeat)."""
-    # Two sets have the same keys, and often the same names of tars.
-    common = os.path.commonpath([os.path.dirname(os.path.abspath(tar)) for tar in tars])
-    names = [os.path.relpath(os.path.abspath(tar), common).removesuffix(".tar") for tar in tars]
+    # Two sets have the same keys.
     parts = [
         PackedStrings(index.ids[i] or f"{name}/{index.keys[i]}" for i in range(len(index.keys)))
-        for name, index in zip(names, indices, strict=True)
+        for name, index in zip(short_names(tars), indices, strict=True)
     ]
     return PackedStrings.joined(parts), any(len(index.ids.arrays()[0]) for index in indices)
