@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from edje_jax.data.images import BadImage
 from edje_jax.types import Source
@@ -81,8 +81,7 @@ def grid(source: Source) -> Image.Image:
     for place, row in enumerate(rows):
         x, y = place % COLUMNS * TILE, place // COLUMNS * height
         try:
-            picture = source.image(row)
-            picture.thumbnail((TILE - 8, TILE - 8))
+            picture = ImageOps.contain(source.image(row), (TILE - 8, TILE - 8))
             sheet.paste(picture, (x + (TILE - picture.width) // 2, y + 4))
         except BadImage as error:
             draw.multiline_text((x + 4, y + 4), _wrapped([str(error)]), "red", font)

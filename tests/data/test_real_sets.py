@@ -91,7 +91,7 @@ def test_karpathy_pictures_may_stand_elsewhere(specs, tmp_path):
 def test_parquet_splits_and_rows_of_one_picture(specs, tmp_path):
     assert open_source(f"{specs['parquet']}#val").image_id(0) == "3"
     assert len(open_source(f"{specs['parquet']}#train")) == COUNT - 1
-    with pytest.raises(ValueError, match=r'no row of split "vall"; did you mean "#val"\?'):
+    with pytest.raises(ValueError, match=r'"vall"; did you mean "#val"\? There are train, val$'):
         open_source(f"{specs['parquet']}#vall")
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     a, b, _ = (scene.png for scene in scenes(3))
@@ -315,6 +315,18 @@ def test_tfds_mistakes(specs, tmp_path, monkeypatch):
     (copy / "dataset_info.json").write_text(told.replace("array_record", "tfrecord"))
     with pytest.raises(ValueError, match=r"kept as tfrecord.*--file_format=array_record"):
         open_source(f"tfds:{copy}#train")
+
+
+def test_a_damaged_shard_of_tfds_makes_bad_pictures(specs, tmp_path):
+    folder = Path(specs["tfds"].removeprefix("tfds:").removesuffix("#train"))
+    for path in folder.iterdir():
+        content = bytearray(path.read_bytes())
+        if "array_record" in path.name:
+            content[200:20_000] = bytes(19_800)
+        (tmp_path / path.name).write_bytes(content)
+    source = open_source(f"tfds:{tmp_path}#train")
+    with pytest.raises(BadImage, match=r"#train: record 0 cannot be read"):
+        source.image(0)
 
 
 def test_lists_of_urls_are_explained(tmp_path):

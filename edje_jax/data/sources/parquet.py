@@ -128,9 +128,10 @@ def _texts(value: Any) -> list[str]:
 def _nothing(pattern: str, split: str, splits: set[str]) -> str:
     if not split:
         return f"{pattern}: the tables have no row"
-    near = difflib.get_close_matches(split, splits, n=1)
+    there = sorted(map(str, splits))
+    near = difflib.get_close_matches(split, there, n=1)
     guess = f'did you mean "#{near[0]}"? ' if near else ""
-    return f'{pattern}: no row of split "{split}"; {guess}There are {", ".join(sorted(splits))}'
+    return f'{pattern}: no row of split "{split}"; {guess}There are {", ".join(there)}'
 
 
 @lru_cache(maxsize=GROUPS)

@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from edje_jax.data.images import decode
+from edje_jax.data.images import BadImage, decode
 from edje_jax.data.sources.naming import CAPTIONS, PICTURES, first_named
 
 IDS = ("image/id", "image_id", "id", "image/filename", "filename")
@@ -55,18 +55,27 @@ class Tfds:
         return self._told(index)[1]
 
     def encoded(self, index: int) -> bytes:
-        """The picture's file, as TFDS keeps it."""
+        """The picture's file, as TFDS keeps it; `BadImage` if the shard is damaged."""
         return self._record(index)[self._image]
 
     def image(self, index: int) -> Image.Image:
         """The picture, upright and RGB; `BadImage` if it cannot be read."""
-        return decode(self.encoded(index), f"{self.folder}#{self.split}: record {index}")
+        return decode(self.encoded(index), self._place(index))
+
+    def _place(self, index: int) -> str:
+        return f"{self.folder}#{self.split}: record {index}"
 
     def _told(self, index: int) -> tuple[str, tuple[str, ...]]:
         return _told(self, self._checked(index))
 
     def _record(self, index: int) -> dict[str, Any]:
-        return self._records()[self._checked(index)]
+        records = self._records()
+        try:
+            return records[self._checked(index)]
+        except IndexError:
+            raise
+        except Exception as error:  # The library raises several kinds
+            raise BadImage(f"{self._place(index)} cannot be read ({error})") from error
 
     def _records(self) -> Sequence[dict[str, Any]]:
         return _opened(self.folder, self.split, self._image)
