@@ -9,8 +9,8 @@ Ours: `Engine.score_pairs` on tokens in memory. The peers:
   (b) the published way: BERT with its masked-LM vocabulary head on every position, padded to the
       longest caption of all queries, one query at a time; with the compressed tokens given, and as
       the published evaluation has it, with the adapter run on every candidate's patch tokens.
-With --deferred-layers, ours and (a) in float32 with so many layers deferred as well; with --attended
-also with vision rows that the online layers only attend to.
+With --deferred-layers, ours and (a) in float32 with so many layers deferred as well; --attended
+adds those whose online layers only attend to vision rows.
 Every side takes its turn in each round; figures are medians. Weights are random: MiniLM-L12,
 64 tokens of SigLIP2-L/16-384's 576 patches, captions of 8 to 20 words.
 """

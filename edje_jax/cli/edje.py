@@ -11,6 +11,9 @@ import tyro
 
 from edje_jax.cli.program import run_program
 
+TokenDtype = Literal["bfloat16", "float16", "int8", "int4"]
+"""As `models.token_formats` has it, which would import JAX to print a --help."""
+
 
 @dataclass(frozen=True)
 class Convert:
@@ -85,7 +88,7 @@ class IndexBuild:
     """Folder of pictures, or a SPEC such as blip:captions.json, whose captions are indexed too."""
     out: str
     """Folder of the index."""
-    token_dtype: Literal["bfloat16", "float16", "int8", "int4"] = "bfloat16"
+    token_dtype: TokenDtype = "bfloat16"
     """What tokens are kept as: 2 bytes a number, 1 or a half."""
     shard: str = ""
     """i/n: build the i-th of n shares (from 0); the last to finish completes the index."""
@@ -335,11 +338,49 @@ class Data:
         self.command.run()
 
 
+@dataclass(frozen=True)
+class Tune:
+    """Choose how to rerank: measure models, token dtypes and depths on a set.
+
+    Prints R@1 against pairs per second and bytes, with the Pareto front marked.
+
+    Examples:
+        edje tune runs/demo --data shapes:val
+        edje tune runs/s0 runs/s6 --data blip:val.json --k 10 50 100 --out runs/tune
+    """
+
+    models: tyro.conf.Positional[tuple[str, ...]]
+    """Model folders, training workdirs or hub ids: several compare, say, deferred layers."""
+    data: str
+    """SPEC of a validation set: what is best on a test set was fitted to it."""
+    k: tuple[int, ...] = (5, 10, 20)
+    """Depths."""
+    token_dtypes: tuple[TokenDtype, ...] = ("bfloat16", "int8", "int4")
+    """What tokens are kept as."""
+    out: str = ""
+    """Folder for tune.json and tune.png."""
+    image_root: str = ""
+    """Folder that relative picture paths start from (default: the JSON's own)."""
+
+    def run(self) -> None:
+        from edje_jax.cli.tune import tune
+
+        tune(
+            self.models,
+            self.data,
+            k=self.k,
+            token_dtypes=self.token_dtypes,
+            out=self.out,
+            image_root=self.image_root,
+        )
+
+
 COMMANDS = (
     _named("data", Data)
     | _named("index", Index)
     | _named("search", Search)
     | _named("serve", Serve)
+    | _named("tune", Tune)
     | _named("convert", Convert)
     | _named("push", Push)
 )

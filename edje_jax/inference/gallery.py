@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float32
@@ -12,6 +13,7 @@ from edje_jax.data.bad_pictures import BadPictures
 from edje_jax.evaluation.retrieval import Gallery, Retrieval, ScorePairs, rerank
 from edje_jax.inference.engine import Engine
 from edje_jax.inference.pictures import read_pictures
+from edje_jax.models.token_formats import PackedTokens
 from edje_jax.types import Source
 
 log = logging.getLogger(__name__)
@@ -27,7 +29,7 @@ class EncodedGallery:
     gallery: Gallery
     record: list[int]
     """The source's index of each picture."""
-    tokens: Float[np.ndarray, "n m d"]
+    tokens: Float[np.ndarray, "n m d"] | PackedTokens
     embeddings: Float32[np.ndarray, "n e"]
 
 
@@ -64,7 +66,7 @@ def second_stage(
 ) -> ScorePairs:
     """The joint encoder as a function of (caption, picture) numbers of the gallery."""
     ids = engine.joint_tokenizer(encoded.gallery.captions)
-    tokens = jnp.asarray(encoded.tokens)
+    tokens = jax.tree.map(jnp.asarray, encoded.tokens)
 
     def score_pairs(text_index: np.ndarray, image_index: np.ndarray) -> np.ndarray:
         out = np.empty(len(text_index), np.float32)

@@ -1,0 +1,66 @@
+"""`edje tune`: what it measures is what evaluation measures, and the front holds what is best."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edje_jax.cli import edje
+from edje_jax.cli.evaluate import Protocol, evaluate_model
+from edje_jax.cli.program import UsageError
+from edje_jax.data.sources.shapes import Shapes
+from edje_jax.evaluation.pareto import pareto_front
+from edje_jax.retrieval.reranker import Reranker
+from tests.small_runs import trained as trained
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> str:
+    folder, scenes = tmp_path_factory.mktemp("set"), Shapes("val")
+    for i in range(30):
+        scenes.image(i).save(folder / f"{i}.png")
+    records = [{"image": f"{i}.png", "caption": list(scenes.captions(i))} for i in range(30)]
+    (folder / "val.json").write_text(json.dumps(records))
+    return f"blip:{folder / 'val.json'}"
+
+
+def test_every_choice_is_measured(trained, data, tmp_path, capsys):
+    arguments = ["--k", "3", "7", "--token-dtypes", "float16", "int4", "--out", str(tmp_path)]
+    assert edje.main(["tune", str(trained), "--data", data, *arguments]) == 0
+    choices = json.loads((tmp_path / "tune.json").read_text())["choices"]
+    assert [(c["token_dtype"], c["k"]) for c in choices] == [
+        ("float16", 3), ("float16", 7), ("int4", 3), ("int4", 7)
+    ]  # fmt: skip
+    config = Reranker.from_pretrained(trained).config
+    numbers = config.num_tokens * config.joint_encoder.hidden_size
+    for choice in choices:
+        scales = 0 if choice["token_dtype"] == "float16" else 2 * config.num_tokens
+        each = 2 if choice["token_dtype"] == "float16" else 0.5
+        assert choice["bytes_per_picture"] == numbers * each + scales
+        assert choice["pairs_per_second"] > 0 and choice["deferred_layers"] == 0
+    for choice in choices[:2]:
+        expected = evaluate_model(str(trained), data, Protocol(k=choice["k"]))
+        for direction in ("t2i", "i2t"):
+            assert choice[direction] == pytest.approx(
+                expected[direction]["reranked"]["R@1"], abs=2.0
+            )
+    assert any(choice["on_front"] for choice in choices)
+    with Image.open(tmp_path / "tune.png") as picture:
+        assert len(np.unique(np.asarray(picture.convert("L")))) > 10
+    assert "Pareto front" in capsys.readouterr().out
+
+
+def test_depths_start_at_one(trained, data):
+    with pytest.raises(UsageError, match="--k 0 5: give depths from 1 on"):
+        edje.main(["tune", str(trained), "--data", data, "--k", "0", "5"])
+
+
+def test_the_front():
+    points = [(3, 1), (2, 2), (1, 3), (1, 2), (2, 2), (0, 0)]
+    assert pareto_front(points).tolist() == [True, True, True, False, True, False]
+    rng = np.random.default_rng(0)
+    many = rng.integers(0, 6, (60, 3))
+    for point, best in zip(many, pareto_front(many), strict=True):
+        beaten = any((o >= point).all() and (o > point).any() for o in many)
+        assert best != beaten
