@@ -113,6 +113,8 @@ def info(index: str) -> None:
             sizes[kind] = sizes.get(kind, 0) + file["bytes"]
     table = Table(show_header=False)
     tokens = f"{manifest.num_tokens} x {manifest.width} {manifest.token_dtype}"
+    if deferred := manifest.model.get("deferred_layers", 0):
+        tokens += f" after {deferred} deferred layers"
     for name, value in (
         ("pictures", f"{len(store):,}"),
         ("captions", f"{len(store.captions):,}"),

@@ -197,7 +197,11 @@ def _manifest(reranker: Reranker, spec: str, out: Path, token_dtype: TokenDtype)
     """The index's so far, or that of an empty one."""
     config = reranker.config
     fresh = Manifest(
-        {"fingerprint": reranker.fingerprint, "source": _absolute(reranker.source)},
+        {
+            "fingerprint": reranker.fingerprint,
+            "source": _absolute(reranker.source),
+            "deferred_layers": config.joint_encoder.deferred_layers,
+        },
         token_dtype,
         config.num_tokens,
         config.joint_encoder.hidden_size,

@@ -79,7 +79,8 @@ class Reranker:
         pixel_values: Float32[np.ndarray, "n s s 3"] | None = None,
         dtype: jax.typing.DTypeLike = np.float32,
     ) -> Float[np.ndarray, "n m d"]:
-        """Compressed tokens of pictures, or of pixels that are normalised already.
+        """Compressed tokens of pictures, or of pixels that are normalised already; after the
+        deferred layers, where the model has any.
 
         Raises:
             BadImage: a picture cannot be read.

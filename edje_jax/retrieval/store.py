@@ -2,7 +2,8 @@
 
     manifest.json             the model, the formats, every file with its size and SHA-256; replaced
                               in one go, so that an index is always a whole one
-    tokens-00000.npy          [rows, m, d] in the token dtype (bfloat16 as its bits, uint16)
+    tokens-00000.npy          [rows, m, d] in the token dtype (bfloat16 as its bits, uint16);
+                              after the deferred layers, where the model has any
     scales-00000.npy          [rows, m] float16, for int8 and int4
     embeddings-00000.npy      [rows, e] float32, unit length: the first stage
     captions-00000.npy        [captions, e] float32: those of the captions, picture by picture
@@ -54,7 +55,7 @@ class Manifest:
     """What `manifest.json` says."""
 
     model: dict[str, Any]
-    """`fingerprint` and `source`."""
+    """`fingerprint`, `source`, and `deferred_layers`: those that the tokens have been through."""
     token_dtype: TokenDtype
     num_tokens: int
     width: int
