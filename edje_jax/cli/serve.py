@@ -24,7 +24,8 @@ def serve(asked: Any) -> None:
     try:
         import uvicorn
 
-        from edje_jax.serving.app import Limits, make_app
+        from edje_jax.serving.app import make_app
+        from edje_jax.serving.limits import Limits
         from edje_jax.serving.service import Service
     except ImportError as error:
         raise UsageError(f"serving needs more ({error}); pip install 'edje-jax[serve]'") from error

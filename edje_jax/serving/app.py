@@ -8,21 +8,21 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edje_jax.data.sources.folder import EXTENSIONS
 from edje_jax.retrieval.reranker import listed, sigmoid
 from edje_jax.serving.batcher import Batcher, Busy
 from edje_jax.serving.documents import BadDocument, read_documents
+from edje_jax.serving.forms import PROBLEMS, CaptionsRequest, RerankRequest, SearchRequest
+from edje_jax.serving.limits import BodyLimit, Limits
 from edje_jax.serving.monitor import Monitor
 from edje_jax.serving.service import Captions, Rerank, Search, Service
 
@@ -31,54 +31,6 @@ log = logging.getLogger(__name__)
 PAGE = Path(__file__).parent / "page.html"
 OPEN = {"/", "/healthz"}
 """Paths that need no key: the page itself, which asks for one, and the sign of life."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one request, and all that wait, may ask for."""
-
-    body_bytes: int = 32 << 20
-    documents: int = 1000
-    pictures: int = 64
-    """Of the documents, those that are sent and not indexed: each is decoded and encoded."""
-    pixels: int = 32_000_000
-    """Of one sent picture."""
-    k: int = 1000
-    waiting: int = 64
-    """Requests in the queue; one more gets a 429."""
-    batch: int = 16
-    """Requests computed together."""
-    seconds: float = 30.0
-    """Until a request is given up with a 503."""
-
-
-class SearchRequest(BaseModel):
-    """Words to look for."""
-
-    query: Annotated[str, Field(min_length=1, max_length=10_000)]
-    k: Annotated[int, Field(ge=1, description="candidates that are reranked")] = 100
-    top_k: Annotated[int, Field(ge=1)] = 10
-
-
-class CaptionsRequest(BaseModel):
-    """A picture of the index to look for captions of."""
-
-    id: str
-    k: Annotated[int, Field(ge=1)] = 100
-    top_k: Annotated[int, Field(ge=1)] = 10
-
-
-class RerankRequest(BaseModel):
-    """The Cohere and Jina form; documents are pictures."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    model: str | None = None
-    query: Annotated[str, Field(min_length=1, max_length=10_000)]
-    documents: Annotated[list[Any], Field(min_length=1)]
-    top_n: Annotated[int, Field(ge=1)] | None = None
-    return_documents: bool = False
-    raw_scores: bool = False
 
 
 def make_app(service: Service, *, api_key: str = "", limits: Limits = Limits()) -> FastAPI:
@@ -94,7 +46,9 @@ def make_app(service: Service, *, api_key: str = "", limits: Limits = Limits()) 
         yield
         await batcher.stop()
 
-    app = FastAPI(title="edje", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="edje", lifespan=lifespan, docs_url=None, redoc_url=None, responses=PROBLEMS
+    )
     app.add_middleware(BodyLimit, limit=limits.body_bytes)
 
     @app.middleware("http")
@@ -198,7 +152,7 @@ def make_app(service: Service, *, api_key: str = "", limits: Limits = Limits()) 
             "usage": {"pairs": len(logits), "total_tokens": len(logits) * tokens},
         }
 
-    @app.get("/images/{name:path}")
+    @app.get("/images/{name:path}", response_class=FileResponse, responses=PICTURE)
     def image(name: str, thumbnail: Annotated[int, Query(ge=0, le=4096)] = 0) -> Response:
         number = _number(store, name)
         path = Path(store.row(number).path or "/nonexistent")
@@ -223,9 +177,9 @@ def make_app(service: Service, *, api_key: str = "", limits: Limits = Limits()) 
             "examples": service.examples(),
         }
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     def metrics() -> Response:
-        return Response(monitor.page(), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(monitor.page(), media_type="text/plain; version=0.0.4")
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     def page() -> str:
@@ -234,40 +188,10 @@ def make_app(service: Service, *, api_key: str = "", limits: Limits = Limits()) 
     return app
 
 
+PICTURE: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}
+}
 CACHED = {"Cache-Control": "private, max-age=3600", "X-Content-Type-Options": "nosniff"}
-
-
-class BodyLimit:
-    """Middleware that answers 413 as soon as a body is longer than allowed, stated or not."""
-
-    def __init__(self, app: ASGIApp, limit: int):
-        self.app, self.limit = app, limit
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        stated = dict(scope["headers"]).get(b"content-length", b"0")
-        if stated.isdigit() and int(stated) > self.limit:
-            return await self._refuse(scope, receive, send)
-        body, more = io.BytesIO(), True
-        while more:
-            message = await receive()
-            if message["type"] != "http.request":  # The client has gone
-                return await JSONResponse({"detail": "cut short"}, 400)(scope, receive, send)
-            body.write(message.get("body", b""))
-            more = message.get("more_body", False)
-            if body.tell() > self.limit:
-                return await self._refuse(scope, receive, send)
-        whole: list[Message] = [{"type": "http.request", "body": body.getvalue()}]
-
-        async def replay() -> Message:
-            return whole.pop() if whole else await receive()
-
-        return await self.app(scope, replay, send)
-
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        detail = f"more than {self.limit} bytes"
-        await JSONResponse({"detail": detail}, 413)(scope, receive, send)
 
 
 def _has_key(request: Request, api_key: str) -> bool:

@@ -14,7 +14,8 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from edje_jax.serving.app import Limits, make_app
+from edje_jax.serving.app import make_app
+from edje_jax.serving.limits import Limits
 from edje_jax.serving.service import Service
 
 QUERY = "a red circle left of a blue square"
@@ -324,3 +325,23 @@ def test_a_thousand_malformed_bodies_break_nothing(client):
         assert answer.status_code < 500, answer.text
     assert {200, 422} <= codes
     assert client.get("/healthz").json()["status"] == "ok"
+
+
+def test_the_openapi_document_tells_every_answer(service):
+    """Kinds of refusal and of content that are sent are kinds that are documented."""
+    with TestClient(make_app(service, api_key="secret")) as client:
+        key = {"X-API-Key": "secret"}
+        paths = client.get("/openapi.json", headers=key).json()["paths"]
+        refused = client.post("/search", json={"query": "", "k": 1}, headers=key)
+        unknown = client.get("/images/none", headers=key)
+        told = client.get("/metrics", headers=key)
+        locked = client.get("/info")
+    for status in (refused, unknown, locked):
+        for methods in paths.values():
+            for operation in methods.values():
+                assert str(status.status_code) in operation["responses"]
+    assert {"where", "what"} == set(refused.json()["detail"][0])
+    assert (
+        told.headers["content-type"].split(";")[0]
+        in (paths["/metrics"]["get"]["responses"]["200"]["content"])
+    )
