@@ -1,0 +1,157 @@
+"""mteb runs a local task through `MtebSearch` and finds what eval.py finds."""
+
+import json
+
+import numpy as np
+import pytest
+
+from edje_jax.cli.evaluate import Protocol, evaluate_model
+from edje_jax.data.sources.blip_json import BlipJson
+from edje_jax.data.sources.shapes import Shapes
+from edje_jax.retrieval.mteb_search import MtebSearch
+from edje_jax.retrieval.reranker import Reranker
+from tests.small_runs import trained as trained
+
+PICTURES, K = 24, 6
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("set")
+    scenes, entries = Shapes("val", image_size=32), []
+    for i in range(PICTURES):
+        scenes.image(i).save(folder / f"{i}.png")
+        entries.append({"image": f"{i}.png", "caption": list(scenes.captions(i)[:3])})
+    (folder / "set.json").write_text(json.dumps(entries))
+    return f"blip:{folder / 'set.json'}"
+
+
+@pytest.fixture(scope="module")
+def reranker(trained) -> Reranker:
+    return Reranker.from_pretrained(trained, precision="float32")
+
+
+def sides(spec: str):
+    """Pictures, captions, and which belong together, as mteb's datasets."""
+    from datasets import Dataset
+
+    source = BlipJson(spec.removeprefix("blip:"))
+    pictures = [{"id": source.image_id(i), "image": source.image(i)} for i in range(PICTURES)]
+    captions, owner = [], {}
+    for i in range(PICTURES):
+        for j, text in enumerate(source.captions(i)):
+            name = f"{source.image_id(i)}#{j}"
+            captions.append({"id": name, "text": text})
+            owner[name] = source.image_id(i)
+    return Dataset.from_list(pictures), Dataset.from_list(captions), owner
+
+
+def local_task(spec: str, category: str):
+    """A retrieval task of mteb whose data are made here."""
+    from mteb.abstasks.retrieval import AbsTaskRetrieval
+    from mteb.abstasks.task_metadata import TaskMetadata
+
+    pictures, captions, owner = sides(spec)
+    corpus, queries = (pictures, captions) if category == "t2i" else (captions, pictures)
+    relevant: dict[str, dict[str, int]] = {}
+    for caption, picture in owner.items():
+        query, item = (caption, picture) if category == "t2i" else (picture, caption)
+        relevant.setdefault(query, {})[item] = 1
+
+    class Local(AbsTaskRetrieval):
+        metadata = TaskMetadata(
+            name=f"Local{category.upper()}",
+            description="Scenes.",
+            reference=None,
+            dataset={"path": "local/scenes", "revision": "1"},
+            type="Any2AnyRetrieval",
+            category=category,
+            modalities=["text", "image"],
+            eval_splits=["test"],
+            eval_langs=["eng-Latn"],
+            main_score="hit_rate_at_5",
+            date=None, domains=None, task_subtypes=None, license=None, annotations_creators=None,
+            dialect=None, sample_creation=None, bibtex_citation=None,
+        )  # fmt: skip
+        k_values = (1, 5, 10)
+
+        def load_data(self, *_, **__):
+            data = {"corpus": corpus, "queries": queries, "relevant_docs": relevant}
+            self.dataset = {"default": {"test": {**data, "top_ranked": None}}}
+            self.data_loaded = True
+
+    return Local()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("category", ["t2i", "i2t"])
+@pytest.mark.parametrize("weight", [0.0, 2.0])
+def test_mteb_finds_what_eval_finds(trained, reranker, spec, category, weight):
+    import mteb
+
+    model = MtebSearch(reranker, k=K, similarity_weight=weight)
+    encoded = []
+    engine_encode = type(reranker.engine).encode_images
+
+    def count(engine, images):
+        encoded.append(len(images))
+        return engine_encode(engine, images)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(reranker.engine), "encode_images", count)
+        (result,) = mteb.evaluate(
+            model, local_task(spec, category), cache=None, co2_tracker=False
+        ).task_results
+    assert sum(encoded) == PICTURES
+    (scores,) = result.scores["test"]
+    ours = evaluate_model(str(trained), spec, Protocol(K, weight))[category]["reranked"]
+    for k in (1, 5, 10):
+        assert 100 * scores[f"hit_rate_at_{k}"] == pytest.approx(ours[f"R@{k}"], abs=1e-2)
+    if category == "t2i":
+        assert 100 * scores["recall_at_1"] == pytest.approx(ours["R@1"], abs=1e-2)
+
+
+def test_ranks_fall_and_what_was_not_scored_keeps_its_order(reranker, spec):
+    pictures, captions, _ = sides(spec)
+    model = MtebSearch(reranker, k=4)
+    model.index(pictures)
+    found = model.search(captions, top_k=10)
+    texts = [row["text"] for row in captions]
+    tokens = reranker.encode_images(list(pictures["image"]))
+    near = reranker.embed_texts(texts) @ reranker.embed_images(list(pictures["image"])).T
+    logits = reranker.score_matrix(texts, tokens)
+    for q, row in enumerate(captions):
+        base = np.argsort(-near[q], kind="stable")[:10]
+        head = base[:4][np.argsort(-logits[q, base[:4]], kind="stable")]
+        ranked = [pictures[int(i)]["id"] for i in [*head, *base[4:]]]
+        assert list(found[row["id"]]) == ranked
+        values = np.array(list(found[row["id"]].values()), np.float32)
+        assert (np.diff(values) < 0).all()
+        np.testing.assert_allclose(values[:4], np.sort(logits[q, base[:4]])[::-1], atol=1e-5)
+
+
+def test_candidates_of_a_task_are_all_scored(reranker, spec):
+    pictures, captions, _ = sides(spec)
+    model = MtebSearch(reranker, k=2)
+    model.index(captions)
+    own = {row["id"]: [f"{row['id']}#{j}" for j in range(3)] + ["0.png#0"] for row in pictures}
+    own = {name: list(dict.fromkeys(rows)) for name, rows in own.items()}
+    found = model.search(pictures, top_k=10, top_ranked=own)
+    assert {name: set(rows) for name, rows in found.items()} == {
+        name: set(rows) for name, rows in own.items()
+    }
+    tokens = reranker.encode_images([pictures[5]["image"]])
+    texts = {row["id"]: row["text"] for row in captions}
+    scores = found[pictures[5]["id"]]
+    expected = reranker.score_matrix([texts[name] for name in scores], tokens)[:, 0]
+    np.testing.assert_allclose(list(scores.values()), expected, atol=1e-5)
+
+
+def test_texts_against_texts_are_refused(reranker, spec):
+    _, captions, _ = sides(spec)
+    model = MtebSearch(reranker)
+    with pytest.raises(ValueError, match="index a corpus first"):
+        model.search(captions, top_k=5)
+    model.index(captions)
+    with pytest.raises(ValueError, match="one of queries and corpus must be pictures"):
+        model.search(captions, top_k=5)
