@@ -11,6 +11,7 @@ Examples:
 
 import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -45,6 +46,8 @@ class Options:
     """Depths to tell the recalls and the cost of, such as 1,5,10,20,50,100; scored once."""
     similarity_weights: str = ""
     """Weights of the cosine to tell the recalls of, such as 0,1,3,10; scored once."""
+    eccv: str = ""
+    """COCO's captions_val2014.json: judge COCO's test set by CxC and ECCV Caption as well."""
     compositional: tuple[str, ...] = ()
     """Files in SugarCrepe's, ARO's or Winoground's form: text, image and group scores instead."""
     compare: Annotated[tuple[str, str] | None, tyro.conf.arg(metavar="A B")] = None
@@ -60,6 +63,11 @@ def main(arguments: list[str]) -> int:
         _numbers("--similarity-weights", options.similarity_weights, float),
     )
     out = Path(options.out).expanduser() if options.out else None
+    eccv = Path(options.eccv).expanduser() if options.eccv else None
+    if eccv and not (eccv.is_file() and find_spec("eccv_caption")):
+        raise UsageError(
+            f"--eccv {eccv}: needs COCO's captions_val2014.json and pip install 'edje-jax[eval]'"
+        )
     # Late, so that a typo is told in a moment.
     from edje_jax.cli import evaluate
 
@@ -79,7 +87,11 @@ def main(arguments: list[str]) -> int:
             options.model,
             options.data,
             evaluate.Protocol(
-                options.k, options.similarity_weight, options.folds, *protocol_numbers
+                options.k,
+                options.similarity_weight,
+                options.folds,
+                *protocol_numbers,
+                eccv,
             ),
             pool=options.pool,
             out=out,

@@ -21,11 +21,12 @@ from edje_jax.evaluation.compositional import (
     summarise,
     write_compositional,
 )
+from edje_jax.evaluation.eccv import coco_ids, eccv_metrics
 from edje_jax.evaluation.intervals import gain_intervals
 from edje_jax.evaluation.protocols import Timed, folds_summary, k_sweep, rerank_folds, weight_sweep
 from edje_jax.evaluation.report import write_json, write_metrics, write_report
 from edje_jax.evaluation.retrieval import Retrieval, rerank
-from edje_jax.evaluation.tables import folds_table, k_table, table, weight_table
+from edje_jax.evaluation.tables import eccv_table, folds_table, k_table, table, weight_table
 from edje_jax.evaluation.word_maps import WordMaps
 from edje_jax.inference.attention import word_maps
 from edje_jax.inference.compositional import score_items
@@ -46,6 +47,8 @@ class Protocol:
     """Disjoint parts of the gallery to evaluate as well, each on its own; 0 for none."""
     k_sweep: Sequence[int] = ()
     similarity_weights: Sequence[float] = ()
+    eccv: Path | None = None
+    """COCO's captions_val2014.json, to judge by CxC and ECCV Caption as well."""
 
     @property
     def depth(self) -> int:
@@ -140,6 +143,8 @@ def measure(
     engine: Engine, encoded: EncodedGallery, protocol: Protocol, progress: Progress | None = None
 ) -> tuple[Retrieval, dict[str, Any]]:
     """The retrieval at depth k, and what else the protocol asks for, as metrics.json has it."""
+    if protocol.eccv:
+        coco_ids(encoded.gallery, protocol.eccv)  # Told before the work if it is another set
     if protocol.k_sweep:
         # Else the rate would be that of the compiler.
         engine.warm(encoded.tokens)
@@ -165,6 +170,8 @@ def measure(
         extra["k_sweep"] = k_sweep(deep, protocol.k_sweep, rate)
     if protocol.similarity_weights:
         extra["similarity_weights"] = weight_sweep(retrieval, protocol.similarity_weights)
+    if protocol.eccv:
+        extra["eccv"] = eccv_metrics(retrieval, images, texts, gallery, protocol.eccv)
     return retrieval, extra
 
 
@@ -175,6 +182,7 @@ def tables(metrics: dict[str, Any]) -> Iterator[Table]:
         ("folds", folds_table),
         ("k_sweep", k_table),
         ("similarity_weights", weight_table),
+        ("eccv", eccv_table),
     ):
         if name in metrics:
             yield made(metrics[name])

@@ -64,6 +64,19 @@ def weight_table(sweep: Sequence[Mapping[str, Any]]) -> Table:
     return _by_setting("Reranked, by similarity weight (percent)", ("weight",), rows)
 
 
+def eccv_table(found: Mapping[str, Any]) -> Table:
+    """What CxC and ECCV Caption say of COCO; `found` is `eccv.eccv_metrics`."""
+    out = Table(title="COCO by CxC and ECCV Caption (percent)", title_justify="left")
+    out.add_column("")
+    for key in DIRECTIONS:
+        for stage in ("base", "reranked"):
+            out.add_column(f"{key.upper()} {stage}", justify="right")
+    for name in found["base"]:
+        values = (found[stage][name][key] for key in DIRECTIONS for stage in ("base", "reranked"))
+        out.add_row(name, *(f"{value:.2f}" for value in values))
+    return out
+
+
 def span(interval: Sequence[float]) -> str:
     """An interval of points."""
     low, high = interval

@@ -170,6 +170,7 @@ def test_bad_pictures_are_skipped_up_to_a_share(call, trained, tmp_path, caplog)
         (("m", "--data", "shapes:val", "--folds", "1"), "2 or more parts"),
         (("m", "--data", "x:y", "--folds", "5", "--pool", "x:z"), "without a --pool"),
         (("m", "--data", "x:y", "--compositional", "a.json"), "name a MODEL, and --data"),
+        (("m", "--data", "x:y", "--eccv", "no.json"), "--eccv no.json: needs COCO's"),
         (("m", "--compare", "a", "b"), "no MODEL or --data"),
     ],
 )
