@@ -16,6 +16,8 @@ DOCUMENT = {
             "properties": {
                 "content": {
                     "type": "array",
+                    "minItems": 1,
+                    "maxItems": 1,
                     "items": {
                         "type": "object",
                         "required": ["type", "image_url"],
