@@ -1,11 +1,11 @@
-"""Kill index builds (-9) at random moments, resume each, and compare with one built straight through.
+"""Kill index builds (-9) at random moments, resume, and compare with one built straight through.
 
-    python benchmarks/killed_builds.py MODEL [--data shapes:val] [--kills 20] [--seed 0] [--out JSON]
+    python benchmarks/killed_builds.py MODEL [--data shapes:val] [--kills 20] [--out FILE.json]
 
-Every build is a process of its own, `edje index build`; the moments are drawn uniformly over the time
-that a straight build takes from its first byte on disk to its end, until so many builds have been
-killed before they were done. Then the same command runs to its end. What must be equal is every
-file, byte for byte.
+Every build is a process of its own, `edje index build`; the moments are drawn uniformly over the
+time that a straight build takes from its first byte on disk to its end, until so many builds have
+been killed before they were done. Then the same command runs to its end. What must be equal is
+every file, byte for byte.
 """
 
 import argparse
