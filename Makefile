@@ -10,6 +10,8 @@ TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 # Named here, not left to pyproject.toml: pyright passes over a path there that does not exist.
 TYPED := edje_jax configs train.py eval.py
 PIP := $(PY) -m pip --disable-pip-version-check
+# Compiling, which takes most of the time, keeps one core busy. A file's tests stay together.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 CHECK_VERSION := import sys; sys.exit(sys.version_info < (3, 11))
 
 # The type checker that was installed is the one that runs; it looks for no newer one.
@@ -41,10 +43,10 @@ types: $(STAMP)  ## types
 	$(PY) -m pyright $(TYPED)
 
 tests: $(STAMP)  ## all tests
-	$(PY) -m pytest -x -q
+	$(PY) -m pytest -x -q $(PARALLEL)
 
 fast: $(STAMP)  ## the tests that take seconds
-	$(PY) -m pytest -x -q -m "not slow"
+	$(PY) -m pytest -x -q -m "not slow" $(PARALLEL)
 
 backbone: $(STAMP)  ## retrain the tiny backbone that ships with the package
 	$(PY) train.py shapes_backbone --workdir runs/shapes_backbone
