@@ -146,6 +146,22 @@ def test_tars_have_captions_in_either_place_and_ids_of_their_own(tmp_path):
         source.image(2)
 
 
+def test_samples_of_one_image_id_are_one_picture(tmp_path):
+    a, b, _ = (scene.png for scene in scenes(3))
+    for number, members in enumerate(
+        (
+            [("1.png", a), ("1.json", b'{"image_id": "A", "caption": "one"}')],
+            [("2.png", b), ("2.txt", b"two")],
+            [("3.png", a), ("3.json", b'{"image_id": "A"}'), ("3.txt", b"three")],
+        )
+    ):
+        write_tar(tmp_path / f"{number}.tar", members)
+    source = open_source(f"webdataset:{tmp_path}/{{0..2}}.tar")
+    assert [source.image_id(i) for i in range(len(source))] == ["A", "1/2"]
+    assert [source.captions(i) for i in range(2)] == [("one", "three"), ("two",)]
+    assert [file_bytes(source, i) for i in range(2)] == [a, b]
+
+
 def test_an_index_is_kept_and_made_anew_when_stale_or_damaged(tmp_path, caplog):
     tar = tar_of_three(tmp_path)
     spec, index = f"webdataset:{tar}", Path(f"{tar}.index.npz")
