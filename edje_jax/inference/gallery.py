@@ -1,6 +1,7 @@
 """A source -> everything an evaluation needs: a gallery, its tokens and its embeddings."""
 
-import logging
+import math
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,7 +17,8 @@ from edje_jax.inference.pictures import read_pictures
 from edje_jax.models.token_formats import PackedTokens
 from edje_jax.types import Source
 
-log = logging.getLogger(__name__)
+IN_MEMORY = 2 << 30
+"""Bytes of compressed tokens that are held in memory; more lie in a temporary file (TMPDIR)."""
 
 Progress = Callable[[str, int, int], None]
 """Called with (what, done, total)."""
@@ -42,23 +44,30 @@ def encode_gallery(
         ValueError: the source has no captions to ask with (`open_captioned` tells that sooner).
         TooManyBadPictures: more than `max_bad` of the pictures could not be read.
     """
+    config = engine.config
     record: list[int] = []
-    parts = []
-    for indices, images in read_pictures(
-        source, engine.config.image, BadPictures(len(source), max_bad)
-    ):
-        parts.append(engine.encode_images(images))
+    size = (config.num_tokens, config.joint_encoder.hidden_size)
+    tokens = _room((len(source), *size))
+    embeddings = np.empty((len(source), config.backbone.text.projection_size), np.float32)
+    for indices, images in read_pictures(source, config.image, BadPictures(len(source), max_bad)):
+        encoded = engine.encode_images(images)
+        rows = slice(len(record), len(record) + len(indices))
+        tokens[rows], embeddings[rows] = encoded.tokens, encoded.embeddings
         record += indices
         if progress:
             progress("pictures", len(record), len(source))
     captions = [list(source.captions(i)) for i in record]
     gallery = Gallery.of([source.image_id(i) for i in record], captions)
-    return EncodedGallery(
-        gallery,
-        record,
-        np.concatenate([part.tokens for part in parts]),
-        np.concatenate([part.embeddings for part in parts]),
-    )
+    count = len(record)
+    return EncodedGallery(gallery, record, tokens[:count], embeddings[:count])
+
+
+def _room(shape: tuple[int, ...]) -> np.ndarray:
+    """Float32 in memory, or in a file without a name where it is more than `IN_MEMORY`."""
+    if 4 * math.prod(shape) <= IN_MEMORY:
+        return np.empty(shape, np.float32)
+    with tempfile.TemporaryFile() as file:
+        return np.memmap(file, np.float32, "w+", shape=shape)
 
 
 def second_stage(
@@ -66,7 +75,9 @@ def second_stage(
 ) -> ScorePairs:
     """The joint encoder as a function of (caption, picture) numbers of the gallery."""
     ids = engine.joint_tokenizer(encoded.gallery.captions)
-    tokens = jax.tree.map(jnp.asarray, encoded.tokens)
+    # What is on disk stays there; a batch's rows are read while the one before is computed.
+    on_disk = isinstance(encoded.tokens, np.memmap)
+    tokens = encoded.tokens if on_disk else jax.tree.map(jnp.asarray, encoded.tokens)
 
     def score_pairs(text_index: np.ndarray, image_index: np.ndarray) -> np.ndarray:
         out = np.empty(len(text_index), np.float32)

@@ -10,6 +10,7 @@ from edje_jax.data.bad_pictures import TooManyBadPictures
 from edje_jax.data.images import resize
 from edje_jax.data.sources.blip_json import BlipJson
 from edje_jax.data.sources.shapes import Shapes
+from edje_jax.inference import gallery
 from edje_jax.inference.gallery import encode_gallery, evaluate
 
 
@@ -81,3 +82,14 @@ def test_more_candidates_than_there_are_is_all_of_them(engine, source):
     found = evaluate(engine, encoded, k=1000)
     assert found.t2i.candidates.shape == (len(encoded.gallery.captions), 8)
     assert found.metrics()["t2i"]["ceiling"] == 100.0
+
+
+def test_tokens_past_a_size_lie_on_disk(engine, source, monkeypatch):
+    held = encode_gallery(engine, source, max_bad=0.5)
+    monkeypatch.setattr(gallery, "IN_MEMORY", 1000)
+    mapped = encode_gallery(engine, source, max_bad=0.5)
+    assert isinstance(mapped.tokens, np.memmap) and not isinstance(held.tokens, np.memmap)
+    np.testing.assert_array_equal(mapped.tokens, held.tokens)
+    found, expected = (evaluate(engine, one, k=4) for one in (mapped, held))
+    np.testing.assert_array_equal(found.t2i.scores, expected.t2i.scores)
+    assert found.metrics() == expected.metrics()
