@@ -9,7 +9,7 @@ Captions count at their full length; K = 3 negatives; reading pictures and evalu
 
 import argparse
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -21,7 +21,6 @@ from edje_jax.config import (
     AdapterConfig,
     BackboneConfig,
     EdjeConfig,
-    LossConfig,
     TextConfig,
     VisionConfig,
 )
@@ -80,31 +79,22 @@ def student(backbone: str, adapter: AdapterConfig) -> EdjeConfig:
     return EdjeConfig(BACKBONES[backbone], adapter)
 
 
-def taught(config: EdjeConfig, loss: LossConfig) -> float:
-    """A Local teacher's forward passes for one picture, as distillation asks for them."""
-    teacher = replace(config, adapter=AdapterConfig("local"))
-    rows = teacher.num_tokens + 1 + teacher.max_text_length
-    pairs = (1 + 2 * loss.negatives) * flops.layers(teacher.joint_encoder, rows)
-    return flops.adapter(teacher) + pairs
-
-
 def costs() -> list[Cost]:
     """Every recipe on the paper's main backbone, then the Local one on every backbone."""
     main = "SigLIP2 L/16-384"
     out = []
     for stage, run, pictures in (("pre-train", pretrain, PRETRAIN), ("fine-tune", finetune, COCO)):
         local = student(main, AdapterConfig("local"))
-        alone = flops.train_step(local, run.loss, 1, teacher=False)
+        alone = flops.train_step(local, run.loss, 1, teacher=None)
         out.append(Cost(f"{stage} Local", main, pictures, alone))
         for tokens in (32, 64, 128):
             compressed = student(main, AdapterConfig("compress", tokens))
-            step = flops.train_step(compressed, run.loss, 1, teacher=False)
-            step += taught(compressed, run.loss)
+            step = flops.train_step(compressed, run.loss, 1, teacher=local)
             out.append(Cost(f"{stage} Compressed-{tokens}, distilled", main, pictures, step))
     for backbone in BACKBONES:
         if backbone != main:
             local = student(backbone, AdapterConfig("local"))
-            step = flops.train_step(local, pretrain.loss, 1, teacher=False)
+            step = flops.train_step(local, pretrain.loss, 1, teacher=None)
             out.append(Cost("pre-train Local", backbone, PRETRAIN, step))
     return out
 

@@ -326,7 +326,7 @@ def main() -> None:
     first = {name: run() for name, run in sides.items()}
     seconds = timed(sides, options.rounds)
     slower = ratios(seconds)
-    step_flops = flops.train_step(work.config, LOSS, options.batch, teacher=False)
+    step_flops = flops.train_step(work.config, LOSS, options.batch, teacher=None)
     table = Table("", "seconds a step", "ours is faster by", "peak MB", "first loss")
     result: dict[str, Any] = {
         "machine": machine(), "size": options.size, "batch": options.batch, "sides": {}

@@ -6,7 +6,7 @@ one is a matter of picking keys. Nothing here imports JAX: a config is cheap to 
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Activation = Literal["gelu", "gelu_pytorch_tanh", "quick_gelu"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -119,6 +119,9 @@ class BertConfig:
                 f"deferred_layers {self.deferred_layers}: of {self.num_hidden_layers} layers 0 to"
                 f" {most} can be, as the last one must see both sides"
             )
+        if self.online_vision not in get_args(OnlineVision):
+            known = " or ".join(get_args(OnlineVision))
+            raise ValueError(f'online_vision "{self.online_vision}": {known}')
 
     @property
     def online_layers(self) -> int:
@@ -127,7 +130,7 @@ class BertConfig:
 
     @property
     def as_published(self) -> bool:
-        """Whether code that knows neither of the two last settings would compute the same."""
+        """Whether code that knows neither deferred layers nor attended vision does the same."""
         return self.deferred_layers == 0 and self.online_vision == "updated"
 
 
@@ -243,7 +246,8 @@ class LossConfig:
     """Used when a `teacher` is named."""
     hidden_states: float = 0.0
     """Used when a `teacher` of the same width is named: weight of the distance between its states
-    of a caption's pieces and the model's, after the layers that both have online."""
+    of a caption's pieces and the model's, after the layers that both have online, counted from the
+    last. Costs one more pass of each over the captions and their own pictures."""
     negatives: int = 3
     """K hard negative pictures per caption, and K hard negative captions per picture."""
     mask_probability: float = 0.5
@@ -271,7 +275,7 @@ class ModelSpec:
     dropout: float = 0.1
     deferred_layers: int = -1
     """Layers of the joint encoder that run offline on the vision side (see `BertConfig`); -1 keeps
-    what `fresh` or the model of `init` has."""
+    what `fresh` or the model of `init` has, and is 0 for a language model of `joint_encoder`."""
     online_vision: Literal["", "updated", "attended"] = ""
     """What the other layers do with vision rows (see `BertConfig`); empty as for -1."""
 

@@ -16,11 +16,13 @@ from edje_jax.cli.program import UsageError
 from edje_jax.cli.progress import Bars
 from edje_jax.data.sources.registry import open_captioned
 from edje_jax.evaluation.pareto import pareto_front
+from edje_jax.evaluation.retrieval import rerank
 from edje_jax.inference.engine import Engine
-from edje_jax.inference.gallery import EncodedGallery, encode_gallery, evaluate
+from edje_jax.inference.gallery import EncodedGallery, encode_gallery, second_stage
 from edje_jax.models.token_formats import PackedTokens, TokenDtype, pack, row_bytes
 from edje_jax.retrieval.reranker import Reranker
 from edje_jax.weights.files import replacing, write_json
+from edje_jax.weights.folder import model_folder, read_model_config
 
 log = logging.getLogger(__name__)
 
@@ -70,15 +72,20 @@ def tune(
     `tune.json` and `tune.png`.
 
     Raises:
-        UsageError: a depth is not positive.
+        UsageError: a depth is not positive, or there is no model or token dtype.
         FileNotFoundError, ValueError: a model or the set cannot be opened.
         TooManyBadPictures: more than `max_bad` of the pictures could not be read.
     """
     if not k or min(k) < 1:
         raise UsageError(f"--k {' '.join(map(str, k))}: give depths from 1 on")
+    if not models or not token_dtypes:
+        raise UsageError("give at least one model and one of --token-dtypes")
     folder = Path(out).expanduser() if out else None
+    # Whatever cannot be is told before the work.
     if folder:
-        folder.mkdir(parents=True, exist_ok=True)  # Told before the work if it cannot be
+        folder.mkdir(parents=True, exist_ok=True)
+    for model in models:
+        read_model_config(model_folder(model))
     source = open_captioned(data, image_root)
     choices: list[Choice] = []
     with Bars() as bars:
@@ -86,15 +93,20 @@ def tune(
             reranker = Reranker.from_pretrained(model)
             encoded = encode_gallery(reranker.engine, source, max_bad, bars.show)
             choices += measured(reranker, encoded, sorted(set(k)), token_dtypes, bars)
+            if folder:
+                save(choices, data, folder)
+    Console().print(table(choices, front_of(choices), data))
+
+
+def save(choices: Sequence[Choice], data: str, folder: Path) -> None:
+    """Write what was measured so far."""
     front = front_of(choices)
-    Console().print(table(choices, front, data))
-    if folder:
-        rows = [
-            {**dataclasses.asdict(choice), "on_front": best}
-            for choice, best in zip(choices, front, strict=True)
-        ]
-        write_json(folder / "tune.json", {"data": data, "choices": rows})
-        draw(choices, front, folder / "tune.png")
+    rows = [
+        {**dataclasses.asdict(choice), "on_front": best}
+        for choice, best in zip(choices, front, strict=True)
+    ]
+    write_json(folder / "tune.json", {"data": data, "choices": rows})
+    draw(choices, front, folder / "tune.png")
 
 
 def measured(
@@ -107,10 +119,12 @@ def measured(
     """One model's choices: scored once at the largest depth, timed at each."""
     joint = reranker.config.joint_encoder
     assert isinstance(encoded.tokens, np.ndarray)
+    texts = reranker.engine.embed_texts(encoded.gallery.captions)
     for dtype in token_dtypes:
         tokens = pack(encoded.tokens, dtype)
         stored = dataclasses.replace(encoded, tokens=tokens)
-        retrieval = evaluate(reranker.engine, stored, max(depths), progress=bars.show)
+        score = second_stage(reranker.engine, stored, bars.show)
+        retrieval = rerank(encoded.gallery, encoded.embeddings, texts, score, max(depths))
         for k in depths:
             recalls = retrieval.at(k=k).metrics()
             yield Choice(

@@ -1,7 +1,7 @@
 """The models behind plain array functions: any number of rows in, NumPy out."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -117,13 +117,12 @@ class Engine:
         `ids` are [CLS] caption [SEP] padded to one length; each pair is computed at its own
         caption's bucket. Of tokens in host memory or on disk only the rows asked for are read,
         while the device works on the batch before; a JAX array is gathered from on its device.
-        Deferred layers read each caption once.
+        Where layers are deferred, a batch of pairs reads each of its captions once.
         """
         lengths = lengths_up_to(self.config.max_text_length)
         used = (ids != self.config.joint_encoder.pad_token_id).sum(axis=1)
         wanted = np.array([bucket(n, lengths) for n in used])[text_index]
         out = np.empty(len(text_index), np.float32)
-        sizes = PAIR_BATCHES[jax.default_backend()]
         ahead: deque[tuple[np.ndarray, Array]] = deque()
 
         def take() -> None:
@@ -132,33 +131,31 @@ class Engine:
 
         for length in np.unique(wanted):
             pairs = np.flatnonzero(wanted == length)
-            for some, text, place in self._texts(ids[:, :length], text_index, pairs):
-                for rows, real in batches(np.arange(len(some)), sizes):
-                    # Gathered before, as the tables' sizes would be compiled into the program.
-                    own = jax.tree.map(lambda leaf, at=place[rows]: leaf[at], text)
-                    score = partial(_score, self.model, self.params, own)
-                    ahead.append((some[rows[:real]], score(tokens[image_index[some[rows]]])))
-                    if len(ahead) > AHEAD:
-                        take()
+            if self._deferred:  # So that a caption's pairs share a batch
+                pairs = pairs[np.argsort(text_index[pairs], kind="stable")]
+            for rows, real in batches(pairs, _pair_batches()):
+                # Gathered before, as the tables' sizes would be compiled into the program.
+                text = self._texts(ids[:, :length], text_index[rows])
+                score = partial(_score, self.model, self.params, text)
+                ahead.append((rows[:real], score(tokens[image_index[rows]])))
+                if len(ahead) > AHEAD:
+                    take()
         while ahead:
             take()
         return out
 
-    def _texts(
-        self, ids: np.ndarray, text_index: np.ndarray, pairs: np.ndarray
-    ) -> Iterator[tuple[np.ndarray, Any, np.ndarray]]:
-        """(pairs, their texts, whose of these each pair has): the texts' ids, all at once, or what
-        the deferred layers make of a block of texts."""
-        if not self.config.joint_encoder.deferred_layers:
-            yield pairs, ids, text_index[pairs]
-            return
-        texts, place = np.unique(text_index[pairs], return_inverse=True)
-        order = np.argsort(place, kind="stable")
-        for rows, real in batches(np.arange(len(texts)), TEXT_BATCHES):
-            start, stop = np.searchsorted(place[order], (rows[0], rows[0] + real))
-            some = order[start:stop]
-            read = _read_texts(self.model, self.params, ids[texts[rows]])
-            yield pairs[some], read, place[some] - rows[0]
+    def _texts(self, ids: Int[np.ndarray, "t l"], index: np.ndarray) -> Any:
+        """Captions of a batch of pairs: their ids, or what the deferred layers make of each."""
+        if not self._deferred:
+            return ids[index]
+        texts, place = np.unique(index, return_inverse=True)
+        size = bucket(len(texts), _pair_batches(1))
+        read = _read_texts(self.model, self.params, ids[np.resize(texts, size)])
+        return _repeat(read, place)
+
+    @property
+    def _deferred(self) -> bool:
+        return self.config.joint_encoder.deferred_layers > 0
 
     def warm(self, tokens: TokenTable) -> None:
         """Compile every shape that scoring and embedding texts will ask for.
@@ -170,11 +167,17 @@ class Engine:
             # An id that is not padding, so often that this is the text's bucket.
             ids = np.full((1, self.config.max_text_length), pad, np.int32)
             ids[0, :length] = pad + 1
-            for size in PAIR_BATCHES[jax.default_backend()]:
-                rows = np.zeros(size, np.int32)
-                self.score_pairs(ids, tokens, rows, rows)
+            for size in _pair_batches():
+                for texts in _pair_batches(1) if self._deferred else (1,):
+                    rows = np.arange(size, dtype=np.int32) % texts
+                    self.score_pairs(np.repeat(ids, texts, axis=0), tokens, rows, 0 * rows)
         for size in TEXT_BATCHES:
             self.embed_texts(["warm"] * size)
+
+
+def _pair_batches(*more: int) -> tuple[int, ...]:
+    """Sizes of batches of pairs on this platform, and other ones."""
+    return tuple(sorted({*PAIR_BATCHES[jax.default_backend()], *more}))
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -188,6 +191,11 @@ def _encode_images(backbone, model, recipe, backbone_params, params, images):
 @partial(jax.jit, static_argnums=0)
 def _read_texts(model, params, ids):
     return apply(model, params, "read_text", ids)
+
+
+@jax.jit
+def _repeat(texts: TextSide, place: Int[Array, " p"]) -> TextSide:
+    return jax.tree.map(lambda leaf: leaf[place], texts)
 
 
 @partial(jax.jit, static_argnums=0)

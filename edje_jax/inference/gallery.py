@@ -81,9 +81,14 @@ def second_stage(
 
     def score_pairs(text_index: np.ndarray, image_index: np.ndarray) -> np.ndarray:
         out = np.empty(len(text_index), np.float32)
+        order = np.arange(len(out))
+        if (
+            engine.config.joint_encoder.deferred_layers
+        ):  # A caption's pairs together: it is read once
+            order = np.argsort(text_index, kind="stable")
         step = 16_384
         for start in range(0, len(out), step):
-            part = slice(start, start + step)
+            part = order[start : start + step]
             out[part] = engine.score_pairs(ids, tokens, text_index[part], image_index[part])
             if progress:
                 progress("pairs", min(start + step, len(out)), len(out))

@@ -110,7 +110,11 @@ class JointEncoder(nn.Module):
         return Joined(rows, _and_vision(present, tokens), tokens.shape[1])
 
     def join_read(self, text: TextSide, tokens) -> Joined:
-        """The same of captions that were read before."""
+        """The same of captions that were read before, where layers are deferred."""
+        if not self._deferred:
+            raise ValueError(
+                "captions are read before they meet a picture by deferred layers alone"
+            )
         rows = jnp.concatenate([tokens.astype(self.dtype), text.rows], axis=1)
         return Joined(rows, _and_vision(text.mask, tokens), tokens.shape[1])
 

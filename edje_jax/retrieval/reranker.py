@@ -207,7 +207,11 @@ class Reranker:
         """What an index is stamped with: every parameter and shape of the model."""
         engine = self.engine
         params = jax.device_get((engine.params, engine.backbone_params))
-        shapes = json.dumps(to_dict(self.config), sort_keys=True)
+        config = to_dict(self.config)
+        if self.config.joint_encoder.as_published:  # As it was told before there was a choice
+            for name in ("deferred_layers", "online_vision"):
+                del config["joint_encoder"][name]
+        shapes = json.dumps(config, sort_keys=True)
         return hashlib.sha256(f"{fingerprint(params)} {shapes}".encode()).hexdigest()[:32]
 
     def _encode(self, images, pixel_values) -> Encoded:

@@ -240,10 +240,12 @@ def check_model(store: Store, fingerprint: str, source: str) -> None:
     Raises:
         BadStore: they differ.
     """
-    if store.manifest.model["fingerprint"] != fingerprint:
+    model = store.manifest.model
+    if model["fingerprint"] != fingerprint:
+        layers = model.get("deferred_layers", 0)
         raise BadStore(
-            f"{store.folder}: built with another model ({store.manifest.model['source']}) than"
-            f" {source}; open it with its own, or build another index"
+            f"{store.folder}: built with another model ({model['source']}, {layers} deferred"
+            f" layers) than {source}; open it with its own, or build another index"
         )
 
 

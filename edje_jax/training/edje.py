@@ -132,7 +132,8 @@ class EdjeTask:
     def step_flops(self) -> float:
         """Of a step that trains everything."""
         config, loss, data = self.model_config, self.config.loss, self.config.data
-        taught, cached = self.teacher is not None, bool(data.cache_features)
+        teacher, cached = self.parts.teacher, bool(data.cache_features)
+        taught = teacher.config if teacher else None
         return flops.train_step(config, loss, data.batch_size, taught, cached)
 
     @cached_property

@@ -28,6 +28,7 @@ from edje_jax.training.objective import (
     Taught,
     choose_masked,
     match_pairs,
+    own_tokens,
     text_states,
 )
 from edje_jax.training.sharding import Devices
@@ -123,7 +124,7 @@ def teach(
     shared = min(m.config.joint_encoder.online_layers for m in (teacher, objective.model))
 
     def states(part: Rows) -> Array:
-        return text_states(teacher, params, part.ids, tokens[part.index], shared)
+        return text_states(teacher, params, part.ids, own_tokens(tokens, part, devices), shared)
 
     return Taught(
         in_chunks(match, rows, chunks, devices) if loss.distillation > 0 else None,

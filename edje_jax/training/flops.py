@@ -71,24 +71,49 @@ def fused(config: EdjeConfig) -> float:
     return layers(joint, vision + text, joint.online_layers)
 
 
+def matching(config: EdjeConfig, loss: LossConfig) -> float:
+    """All pairs of one row of a batch, whose caption deferred layers read once, forward."""
+    return read_text(config) + (1 + 2 * loss.negatives) * fused(config)
+
+
+def read_text(config: EdjeConfig) -> float:
+    """A caption through the deferred layers, forward."""
+    joint = config.joint_encoder
+    return layers(joint, 1 + config.max_text_length, joint.deferred_layers)
+
+
+def stored(config: EdjeConfig) -> float:
+    """One picture's vision tokens -> what a store keeps, forward."""
+    joint = config.joint_encoder
+    return adapter(config) + layers(joint, config.num_tokens, joint.deferred_layers)
+
+
 def train_step(
-    config: EdjeConfig, loss: LossConfig, batch: int, teacher: bool, cached: bool = False
+    config: EdjeConfig,
+    loss: LossConfig,
+    batch: int,
+    teacher: EdjeConfig | None,
+    cached: bool = False,
 ) -> float:
     """A whole step with all losses, captions at their full length; `cached` where the backbone's
     features are read from disk. A step of masked LM alone computes less than this."""
     text, joint = config.max_text_length, config.joint_encoder
-    side = layers(joint, 1 + text, joint.deferred_layers)
-    pair = fused(config)
-    pairs = 0.0
-    if loss.match or (teacher and loss.distillation):
-        pairs = side + (1 + 2 * loss.negatives) * pair
-    masked = 0.0
+    distilled = teacher is not None and loss.distillation > 0
+    followed = teacher is not None and loss.hidden_states > 0
+    trained = stored(config)
+    if loss.match or distilled:
+        trained += matching(config, loss)
+    if followed:
+        trained += read_text(config) + fused(config)
     if loss.masked_lm:
         head = joint.hidden_size * (joint.hidden_size + joint.vocab_size)
-        masked = side + pair + 2.0 * loss.mask_probability * text * head
-    recovered = layers(joint, text) if loss.text_recovery else 0.0
-    stored = adapter(config) + layers(joint, config.num_tokens, joint.deferred_layers)
-    trained = stored + pairs + masked + recovered
-    taught = stored + pairs if teacher and loss.distillation else 0.0
+        trained += read_text(config) + fused(config) + 2.0 * loss.mask_probability * text * head
+    if loss.text_recovery:
+        trained += layers(joint, text)
+    taught = 0.0
+    if teacher is not None and (distilled or followed):
+        taught = stored(teacher)
+        taught += matching(teacher, loss) if distilled else 0.0
+        taught += read_text(teacher) + fused(teacher) if followed else 0.0
     seen = 0.0 if cached else backbone(config)
     return batch * (seen + 3 * trained + taught)

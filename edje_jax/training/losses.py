@@ -58,7 +58,8 @@ def hidden_states_loss(
 ) -> Float[Array, ""]:
     """Mean squared difference of the rows of a caption that are there, averaged over captions
     (DeFormer's layer-wise loss, arXiv 2005.00697, section 3.2)."""
-    squares = jnp.mean(jnp.square(student - teacher).astype(jnp.float32), axis=(1, 3))
+    difference = student.astype(jnp.float32) - teacher.astype(jnp.float32)
+    squares = jnp.mean(jnp.square(difference), axis=(1, 3))
     rows = jnp.sum(there.astype(jnp.float32), axis=1)
     per_caption = jnp.sum(jnp.where(there, squares, 0.0), axis=1) / jnp.maximum(rows, 1.0)
     return masked_mean(per_caption, rows > 0, count)

@@ -110,8 +110,7 @@ class Objective:
             metrics["match_accuracy"] = accuracy(pairs, rows, counts)
             if rows.taught.pairs is not None:
                 terms["distillation"] = distillation_term(pairs, rows.taught.pairs, rows, counts)
-        whole = len(rows.index) == len(tokens)
-        own = tokens if whole else self.devices.split(tokens[rows.index])
+        own = own_tokens(tokens, rows, self.devices)
         if rows.taught.states is not None:
             last = rows.taught.states.shape[1]
             states = text_states(self.model, params, rows.ids, own, last)
@@ -168,6 +167,13 @@ def match_pairs(
         logits = run("match", devices.split(devices.gather(ids)[text_rows]), tokens, train)
     positive, images, captions = jnp.split(devices.gather(logits), [count, count + count * k])
     return Pairs(positive, images.reshape(count, k), captions.reshape(count, k))
+
+
+def own_tokens(
+    tokens: Float[Array, "b m d"], rows: Rows, devices: Devices
+) -> Float[Array, "r m d"]:
+    """Those of the rows' pictures."""
+    return tokens if len(rows.index) == len(tokens) else devices.split(tokens[rows.index])
 
 
 def text_states(

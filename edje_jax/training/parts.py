@@ -62,6 +62,13 @@ def assemble(config: EdjeRun, source: Source | None, workdir: Path) -> Parts:
     spec = config.model
     joint = _deferred(joint, spec)
     whole = EdjeConfig(backbone.config, spec.adapter, joint, backbone.image, spec.max_text_length)
+    if init and joint.deferred_layers and init.config.max_text_length != spec.max_text_length:
+        log.warning(
+            "vision rows stand after the longest caption, which --init %s took for %d pieces and"
+            " this run for %d; --model.max-text-length %d leaves them where they were",
+            config.init, init.config.max_text_length, spec.max_text_length,
+            init.config.max_text_length,
+        )  # fmt: skip
     if init and init.config.adapter == spec.adapter:
         params = {"adapter": init.params["adapter"], **params}
     elif init:
@@ -175,11 +182,14 @@ def _joint_encoder(
 def _deferred(joint: BertConfig, spec: ModelSpec) -> BertConfig:
     """With as many deferred layers as the run asks for, if it does."""
     layers, vision = spec.deferred_layers, spec.online_vision
-    return dataclasses.replace(
-        joint,
-        deferred_layers=joint.deferred_layers if layers < 0 else layers,
-        online_vision=vision or joint.online_vision,
-    )
+    try:
+        return dataclasses.replace(
+            joint,
+            deferred_layers=joint.deferred_layers if layers == -1 else layers,
+            online_vision=vision or joint.online_vision,
+        )
+    except ValueError as error:
+        raise ValueError(f"--model.deferred-layers {layers}: {error}") from None
 
 
 def _language_params(language: bert.LanguageModel) -> PyTree[np.ndarray]:

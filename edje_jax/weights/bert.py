@@ -120,7 +120,10 @@ def read_config(raw: dict[str, Any], source: str) -> BertConfig:
         raise ValueError(f"{source}: position_embedding_type {positions!r} is not supported")
     names = BertConfig.__dataclass_fields__
     defaults = {**_DEFAULTS, **{name: raw[name] for name in names if name in raw}}
-    return BertConfig(**defaults)
+    try:
+        return BertConfig(**defaults)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
 
 
 def write_config(config: BertConfig) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edje_jax.config import EdjeRun, RunConfig, to_dict
+from edje_jax.config import BertConfig, EdjeRun, RunConfig, to_dict
 from edje_jax.weights.folder import Model
 
 
@@ -19,7 +19,8 @@ def model_card(
 
     `metrics` is an evaluation's metrics.json; `name` is what users load it by.
     """
-    parts = [_front_matter(model, run), _what_it_is(model), _usage(name)]
+    parts = [_front_matter(model, run), _what_it_is(model)]
+    parts.append(_usage(name, model.config.joint_encoder.deferred_layers > 0))
     if metrics:
         parts.append(_results(metrics))
     if run:
@@ -61,11 +62,18 @@ edje_jax.
 | backbone | {c.backbone.kind}, {vision.num_hidden_layers} layers x {vision.hidden_size}, \
 {vision.image_size} px, patches of {vision.patch_size} px |
 | adapter | {c.adapter.kind}, {c.num_tokens} tokens |
-| joint encoder | BERT, {joint.num_hidden_layers} layers x {joint.hidden_size} |
+| joint encoder | BERT, {joint.num_hidden_layers} layers x {joint.hidden_size}\
+{_deferred(joint)} |
 """
 
 
-def _usage(name: str) -> str:
+def _deferred(joint: BertConfig) -> str:
+    if joint.as_published:
+        return ""
+    return f", {joint.deferred_layers} of them offline; vision {joint.online_vision} in the others"
+
+
+def _usage(name: str, deferred: bool) -> str:
     return f"""## Use
 
 JAX:
@@ -88,8 +96,15 @@ model.score(**model.tokenize(["two dogs"] * 2), tokens=tokens)
 ```
 
 ONNX: `edje convert {name} onnx/ --to onnx` writes `offline.onnx` (pixel_values -> tokens) and
-`online.onnx` (input_ids, attention_mask, tokens -> logits).
+{_ONLINE[deferred]}.
 """
+
+
+_ONLINE = {
+    False: "`online.onnx` (input_ids, attention_mask, tokens -> logits)",
+    True: """`text.onnx` (input_ids, attention_mask -> text, text_mask), once per caption, and
+`online.onnx` (text, text_mask, tokens -> logits)""",
+}
 
 
 def _results(metrics: Mapping[str, Any]) -> str:

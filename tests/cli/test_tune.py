@@ -1,6 +1,7 @@
 """`edje tune`: what it measures is what evaluation measures, and the front holds what is best."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -49,6 +50,35 @@ def test_every_choice_is_measured(trained, data, tmp_path, capsys):
     with Image.open(tmp_path / "tune.png") as picture:
         assert len(np.unique(np.asarray(picture.convert("L")))) > 10
     assert "Pareto front" in capsys.readouterr().out
+
+
+def test_models_compare(trained, data, tmp_path):
+    """One with a deferred layer beside the one without."""
+    other = tmp_path / "s1"
+    shutil.copytree(trained / "model", other)
+    config = json.loads((other / "config.json").read_text())
+    config["joint_encoder"]["deferred_layers"] = 1
+    (other / "config.json").write_text(json.dumps(config))
+    arguments = ["--k", "5", "--token-dtypes", "int8", "--out", str(tmp_path / "out")]
+    edje.main(["tune", str(trained), str(other), "--data", data, *arguments])
+    choices = json.loads((tmp_path / "out" / "tune.json").read_text())["choices"]
+    assert [choice["deferred_layers"] for choice in choices] == [0, 1]
+    assert choices[0]["bytes_per_picture"] == choices[1]["bytes_per_picture"]
+    values = [
+        ((c["t2i"] + c["i2t"]) / 2, c["pairs_per_second"] / c["k"], -c["bytes_per_picture"])
+        for c in choices
+    ]
+    assert [choice["on_front"] for choice in choices] == pareto_front(values).tolist()
+
+
+def test_nothing_to_measure(data):
+    with pytest.raises(UsageError, match="at least one model"):
+        edje.main(["tune", "--data", data])
+
+
+def test_a_model_that_is_not_there_is_told_before_the_work(trained, data, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        edje.main(["tune", str(trained), str(tmp_path / "nowhere"), "--data", data])
 
 
 def test_depths_start_at_one(trained, data):

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -12,7 +13,7 @@ from edje_jax.cli import edje
 from edje_jax.data.sources.shapes import Shapes
 from edje_jax.models.token_formats import pack, unpack
 from edje_jax.retrieval.build import build
-from edje_jax.retrieval.reranker import sigmoid
+from edje_jax.retrieval.search import search_images
 from edje_jax.retrieval.store import BadStore
 
 PICTURES = 12
@@ -42,20 +43,25 @@ def reranker(model) -> Reranker:
     return Reranker.from_pretrained(model)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "int4"])
-def test_search_scores_equally_rounded_states(reranker, dtype, tmp_path, capsys):
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int4"])
+def test_a_store_scores_as_one_pass_over_equally_rounded_states(reranker, dtype, tmp_path, capsys):
     source = Some("val")
     assert build(reranker, source, "shapes:val", tmp_path / "index", token_dtype=dtype)
     tokens = reranker.encode_images([source.image(i) for i in range(PICTURES)])
     rounded = np.asarray(unpack(pack(tokens, dtype)), np.float32)
-    expected = sigmoid(reranker.score_matrix(TEXTS, rounded))
+    engine = reranker.engine
+    text, picture = np.indices((len(TEXTS), PICTURES)).reshape(2, -1)
+    # One pass, every caption padded to the full length, pair by pair.
+    one_pass = jax.jit(lambda ids, tokens: engine.model.apply(
+        {"params": engine.params}, ids, tokens, method="match"
+    ))  # fmt: skip
+    ids = engine.joint_tokenizer(TEXTS)
+    expected = np.asarray(one_pass(ids[text], rounded[picture])).reshape(len(TEXTS), PICTURES)
     index = ImageIndex.open(tmp_path / "index")
-    found = reranker.search(index, TEXTS, k=PICTURES, top_k=PICTURES)
-    place = {source.image_id(i): i for i in range(PICTURES)}
-    for row, results in zip(expected, found, strict=True):
-        scores = np.array([r["score"] for r in results])
-        assert sorted(place[r["id"]] for r in results) == list(range(PICTURES))
-        np.testing.assert_allclose(scores, [row[place[r["id"]]] for r in results], atol=1e-5)
+    found, _ = search_images(engine, index, TEXTS, PICTURES)
+    for row, one in zip(expected, found, strict=True):
+        assert sorted(one.rows) == list(range(PICTURES))
+        np.testing.assert_allclose(one.logits, row[one.rows], rtol=0, atol=1e-5)
     edje.main(["index", "info", str(tmp_path / "index")])
     assert "after 1 deferred layers" in " ".join(capsys.readouterr().out.split())
 
@@ -67,8 +73,16 @@ def test_the_same_weights_without_deferred_layers_are_another_model(reranker, tr
         Reranker.from_pretrained(trained).search(index, TEXTS)
 
 
-def test_states_take_the_place_of_tokens_byte_for_byte(reranker, trained):
+@pytest.mark.parametrize("dtype", ["bfloat16", "int4"])
+def test_states_take_as_many_bytes_as_tokens(reranker, trained, dtype, tmp_path):
+    plain = Reranker.from_pretrained(trained)
+    for name, one in (("states", reranker), ("tokens", plain)):
+        build(one, Some("val"), "shapes:val", tmp_path / name, token_dtype=dtype)
+    sizes = [
+        {p.name: p.stat().st_size for p in (tmp_path / name).glob("*.npy")}
+        for name in ("states", "tokens")
+    ]
+    assert sizes[0] == sizes[1] and "tokens-00000.npy" in sizes[0]
     pictures = [Shapes("val").image(i) for i in range(3)]
-    states = reranker.encode_images(pictures)
-    tokens = Reranker.from_pretrained(trained).encode_images(pictures)
+    states, tokens = reranker.encode_images(pictures), plain.encode_images(pictures)
     assert states.shape == tokens.shape and np.abs(states - tokens).max() > 1e-2

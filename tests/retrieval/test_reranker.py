@@ -1,13 +1,19 @@
 """`Reranker`: every method that users call, on a model trained for a few steps."""
 
+import hashlib
+import json
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 from edje_jax import Reranker
+from edje_jax.config import to_dict
 from edje_jax.data.images import BadImage, normalise, resize
 from edje_jax.data.sources.shapes import Shapes
+from edje_jax.weights.fingerprint import fingerprint
 
 TEXTS = ["a red circle left of a blue square", "two dogs", "a small striped green star"]
 
@@ -159,3 +165,13 @@ def test_misuse_is_told(reranker, pictures, call, message):
 def test_a_missing_picture_is_named(reranker):
     with pytest.raises(BadImage, match=r"nowhere\.png: no such file"):
         reranker.encode_images(["nowhere.png"])
+
+
+def test_an_index_made_before_layers_could_be_deferred_still_opens(reranker):
+    """Its stamp was made of a config that knew neither setting."""
+    config = to_dict(reranker.config)
+    assert config["joint_encoder"].pop("deferred_layers") == 0
+    assert config["joint_encoder"].pop("online_vision") == "updated"
+    params = jax.device_get((reranker.engine.params, reranker.engine.backbone_params))
+    stamp = f"{fingerprint(params)} {json.dumps(config, sort_keys=True)}"
+    assert reranker.fingerprint == hashlib.sha256(stamp.encode()).hexdigest()[:32]

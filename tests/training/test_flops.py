@@ -40,6 +40,42 @@ def shapes(module, *inputs):
     return jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
 
 
+@pytest.mark.parametrize("vision", ["updated", "attended"])
+def test_deferred_layers_count_once_a_side(vision):
+    joint = dataclasses.replace(CONFIG.joint_encoder, deferred_layers=1, online_vision=vision)
+    config = dataclasses.replace(CONFIG, joint_encoder=joint)
+    model, tokens = Edje(config), jnp.zeros((1, config.num_tokens, 128))
+    ids = jnp.ones((1, config.max_text_length), jnp.int32)
+    params = shapes(model, jnp.zeros((1, 64, 128)), jnp.ones((1, 3), jnp.int32))
+    text = jax.eval_shape(lambda p, i: apply(model, p, "read_text", i), params, ids)
+    read = counted(lambda p, i: apply(model, p, "read_text", i), params, ids)
+    assert flops.read_text(config) == pytest.approx(read, rel=0.15)
+    online = counted(lambda p, x, t: apply(model, p, "match_read", x, t), params, text, tokens)
+    # A match logit asks the last layer for one row; a training step's masked LM asks for all.
+    last = dataclasses.replace(config, joint_encoder=dataclasses.replace(joint, deferred_layers=3))
+    assert flops.fused(config) - flops.fused(last) < online < 1.15 * flops.fused(config)
+    vision_tokens = jnp.zeros((1, 64, 128))
+    kept = counted(lambda p, x: apply(model, p, "compress", x), params, vision_tokens)
+    assert flops.stored(config) == pytest.approx(kept, rel=0.15)
+
+
+def test_a_teacher_costs_what_it_is():
+    """One without deferred layers runs all of them for every pair."""
+    joint = dataclasses.replace(CONFIG.joint_encoder, deferred_layers=2)
+    student = dataclasses.replace(CONFIG, joint_encoder=joint)
+    loss = LossConfig()
+    alone = flops.train_step(student, loss, 1, None)
+    expected = flops.stored(CONFIG) + 7 * flops.fused(CONFIG)
+    assert flops.train_step(student, loss, 1, CONFIG) - alone == pytest.approx(expected)
+    assert alone < flops.train_step(CONFIG, loss, 1, None)
+    followed = dataclasses.replace(loss, hidden_states=1.0)
+    more = 3 * (flops.read_text(student) + flops.fused(student)) + flops.fused(CONFIG)
+    got = flops.train_step(student, followed, 1, CONFIG) - flops.train_step(
+        student, loss, 1, CONFIG
+    )
+    assert got == pytest.approx(more)
+
+
 @pytest.mark.parametrize("kind", ["local", "compress"])
 def test_they_are_those_of_the_model(kind):
     config = dataclasses.replace(CONFIG, adapter=AdapterConfig(kind, 32, 512))
@@ -64,16 +100,16 @@ def test_they_are_those_of_the_model(kind):
 
 
 def test_what_is_left_out_is_not_counted():
-    whole = flops.train_step(CONFIG, LossConfig(), 8, teacher=True)
-    alone = flops.train_step(CONFIG, LossConfig(1, 0, 0, 0), 8, teacher=True)
+    whole = flops.train_step(CONFIG, LossConfig(), 8, teacher=CONFIG)
+    alone = flops.train_step(CONFIG, LossConfig(1, 0, 0, 0), 8, teacher=CONFIG)
     assert 0 < 8 * flops.backbone(CONFIG) < alone < whole
-    assert flops.train_step(CONFIG, LossConfig(), 16, True) == pytest.approx(2 * whole)
-    assert flops.train_step(CONFIG, LossConfig(), 8, False) < whole
+    assert flops.train_step(CONFIG, LossConfig(), 16, CONFIG) == pytest.approx(2 * whole)
+    assert flops.train_step(CONFIG, LossConfig(), 8, None) < whole
 
 
 def test_kept_features_cost_nothing():
-    whole = flops.train_step(CONFIG, LossConfig(), 8, False)
-    kept = flops.train_step(CONFIG, LossConfig(), 8, False, cached=True)
+    whole = flops.train_step(CONFIG, LossConfig(), 8, None)
+    kept = flops.train_step(CONFIG, LossConfig(), 8, None, cached=True)
     assert whole - kept == pytest.approx(8 * flops.backbone(CONFIG))
 
 

@@ -64,8 +64,11 @@ class EdjeCrossEncoder(InputModule):
 
     def forward(self, features: dict[str, Tensor], **_) -> dict[str, Tensor]:
         """Match logits, before any activation."""
-        names = ("input_ids", "attention_mask", "tokens")
-        scores = self.model.score(**{name: features[name] for name in names})
+        # Pairs of one caption, as a ranking has them, read it once.
+        texts = torch.stack([features["input_ids"], features["attention_mask"]], dim=1)
+        texts, place = torch.unique(texts, dim=0, return_inverse=True)
+        rows, mask = self.model.read_text(texts[:, 0], texts[:, 1])
+        scores = self.model.score_read(rows[place], mask[place], features["tokens"])
         return {**features, "scores": scores[:, None]}
 
     def save(self, output_path: str, *args, **kwargs) -> None:

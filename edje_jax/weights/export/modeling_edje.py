@@ -119,7 +119,7 @@ class Holder(nn.Module):
 
 
 class BertLayer(nn.Module):
-    """norm(x + attention(x)), then norm(x + mlp(x)); only the first `rows` rows leave."""
+    """norm(x + attention(x)), then norm(x + mlp(x)); only some `rows` leave."""
 
     def __init__(self, width: int, heads: int, inner: int, activation: str, eps: float):
         super().__init__()
@@ -245,7 +245,7 @@ class EdjeModel(PreTrainedModel):
         tokens = self.vision_projection(self.vision_tokens(pixel_values))
         if not self.deferred:
             return tokens
-        start = torch.full_like(tokens[:, :1, 0], self.config.max_text_length).long()
+        start = tokens.new_full((tokens.shape[0], 1), self.config.max_text_length, dtype=torch.long)
         vision = self._embed_vision(tokens, start)
         present = torch.ones_like(vision[:, :, 0], dtype=torch.bool)
         return self.language_model.bert.run(slice(self.deferred), vision, present)
@@ -331,7 +331,7 @@ class EdjeModel(PreTrainedModel):
 
     @property
     def online_vision(self) -> str:
-        """What the other layers do with vision rows."""
+        """What the other layers do with vision rows: they are "updated", or "attended" to alone."""
         return self.config.joint_encoder.get("online_vision", "updated")
 
     def _embed_vision(self, tokens: Tensor, start: Tensor) -> Tensor:
