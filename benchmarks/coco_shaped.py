@@ -28,7 +28,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from edje_jax.cli.program import keep_freed_memory
+from edje_jax.allocator import keep_freed_memory
 from edje_jax.config import (
     AdapterConfig,
     BackboneConfig,

@@ -34,7 +34,7 @@ from side_by_side import machine, ratios, timed
 from transformers import BertConfig as HfBertConfig
 from transformers import BertForMaskedLM
 
-from edje_jax.cli.program import keep_freed_memory
+from edje_jax.allocator import keep_freed_memory
 from edje_jax.config import (
     AdapterConfig,
     BackboneConfig,

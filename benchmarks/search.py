@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from side_by_side import machine
 
-from edje_jax.cli.program import keep_freed_memory
+from edje_jax.allocator import keep_freed_memory
 from edje_jax.models.token_formats import PackedTokens
 from edje_jax.retrieval.first_stage import ENGINES
 

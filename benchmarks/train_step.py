@@ -34,7 +34,7 @@ from side_by_side import forget_peak, machine, ratios, resident_peak, timed
 from transformers import BertConfig as HfBertConfig
 from transformers import BertForMaskedLM, SiglipConfig, SiglipModel
 
-from edje_jax.cli.program import keep_freed_memory
+from edje_jax.allocator import keep_freed_memory
 from edje_jax.config import (
     AdapterConfig,
     BackboneConfig,

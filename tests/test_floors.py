@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = (
-    "config", "types", "models", "weights", "data", "evaluation", "inference",
+    "allocator", "config", "types", "models", "weights", "data", "evaluation", "inference",
     "training", "retrieval", "serving", "cli",
 )  # fmt: skip
 FILES = sorted((ROOT / "edje_jax").rglob("*.py"))

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from edje_jax.allocator import use_one_heap
 from edje_jax.cli.program import UsageError
 from edje_jax.cli.progress import Bars
 from edje_jax.data.sources.registry import open_source
@@ -45,6 +46,7 @@ def build(
         FileNotFoundError, ValueError: the model or the pictures cannot be opened.
     """
     share = share_of(shard)
+    use_one_heap()
     spec = images
     if ":" not in images or os.path.isdir(os.path.expanduser(images)):
         spec = f"folder:{os.path.abspath(os.path.expanduser(images))}"

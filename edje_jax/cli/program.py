@@ -1,7 +1,5 @@
 """What every program shares: logging, one-line errors, exit codes, choosing a config."""
 
-import contextlib
-import ctypes
 import difflib
 import errno
 import importlib
@@ -12,6 +10,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
+
+from edje_jax.allocator import keep_freed_memory
 
 USAGE = 2
 FAILED = 1
@@ -117,18 +117,3 @@ def _set_up() -> None:
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "edje_jax" / "jax"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     keep_freed_memory()
-
-
-def keep_freed_memory() -> None:
-    """Tell glibc not to hand freed buffers back to the system.
-
-    On CPU, JAX frees and takes its largest buffers at every step; page faults would cost more
-    than a tenth of the time. Other C libraries have no such call and need none.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    trim_threshold, mmap_threshold, a_gigabyte = -1, -3, 1 << 30
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(trim_threshold, a_gigabyte)
-        libc.mallopt(mmap_threshold, a_gigabyte)

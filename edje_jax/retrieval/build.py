@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Int
 from PIL import Image
 
+from edje_jax.allocator import give_back_freed_memory
 from edje_jax.config import ImageRecipe
 from edje_jax.data.bad_pictures import BadPictures
 from edje_jax.data.images import BadImage, resize
@@ -190,6 +191,7 @@ def build(
             out, number, tokens, built.embeddings, built.captions, rows, built.thumbnails
         )
         write_json(path, {"shard": record, "rejected": built.rejected})
+        give_back_freed_memory()
     return _commit(out, manifest, list(shards)) if shards else True
 
 
