@@ -6,6 +6,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol, Self
 
 import jax
 from rich.console import Console
@@ -20,6 +21,29 @@ from edje_jax.training.steps import Metrics
 from edje_jax.weights.files import naming, replacing
 
 log = logging.getLogger(__name__)
+
+
+class Log(Protocol):
+    """What a run tells of itself, while it is entered."""
+
+    workdir: Path
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None: ...
+
+    def step(self, number: int, values: Metrics) -> None:
+        """Take note of step `number` (from 0), which is "step" number + 1 in the log."""
+        ...
+
+    def write(self, done: int, figures: dict[str, float]) -> None:
+        """One line after `done` steps."""
+        ...
 
 
 class MetricLog:
@@ -49,7 +73,7 @@ class MetricLog:
         )
         self._bar = self._progress.add_task("train", total=steps, completed=start, rate="")
 
-    def __enter__(self) -> "MetricLog":
+    def __enter__(self) -> Self:
         self._progress.start()
         return self
 
@@ -103,16 +127,21 @@ class MetricLog:
             self._board.write(done, figures)
 
 
-class NoLog(MetricLog):
+class NoLog:
     """What the processes of a run keep that are not its first: nothing."""
 
     def __init__(self, workdir: Path):
         self.workdir = workdir
 
-    def __enter__(self) -> "NoLog":
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
         pass
 
     def step(self, number: int, values: Metrics) -> None:

@@ -21,7 +21,7 @@ from edje_jax.config import RunConfig, to_dict
 from edje_jax.data.bad_pictures import BadPictures
 from edje_jax.data.loader import TrainingBatches, iterate
 from edje_jax.training.checkpoint import Checkpoints
-from edje_jax.training.logs import MetricLog, NoLog
+from edje_jax.training.logs import Log, MetricLog, NoLog
 from edje_jax.training.processes import any_of, is_first, wait_for_all
 from edje_jax.training.steps import Metrics, TrainState
 from edje_jax.types import Batch
@@ -159,7 +159,7 @@ def _train(
     start: int,
     stopped: "StopRequest",
     checkpoints: Checkpoints,
-    metrics: MetricLog,
+    metrics: Log,
 ) -> TrainState:
     config, steps = task.config, len(task.reader)
     # Each process counts its own, which is so much of the set.
@@ -226,7 +226,7 @@ class Profile:
             log.warning("no trace: the run ended before its step %d", self.first)
 
 
-def _check_and_log(number: int, batch: Batch, values: Metrics, metrics: MetricLog) -> None:
+def _check_and_log(number: int, batch: Batch, values: Metrics, metrics: Log) -> None:
     loss = float(values["loss"])
     if not np.isfinite(loss):
         own = f"-process-{jax.process_index()}" if jax.process_count() > 1 else ""
@@ -248,7 +248,7 @@ def _finish(
     task: Task,
     state: TrainState,
     workdir: Path,
-    metrics: MetricLog,
+    metrics: Log,
     compared: Checkpoints | None,
 ) -> None:
     figures = task.evaluate(state)
