@@ -6,7 +6,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
 import jax
 from rich.console import Console
@@ -28,7 +28,7 @@ class Log(Protocol):
 
     workdir: Path
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> "Log": ...
 
     def __exit__(
         self,
@@ -73,7 +73,7 @@ class MetricLog:
         )
         self._bar = self._progress.add_task("train", total=steps, completed=start, rate="")
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "MetricLog":
         self._progress.start()
         return self
 
@@ -133,7 +133,7 @@ class NoLog:
     def __init__(self, workdir: Path):
         self.workdir = workdir
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "NoLog":
         return self
 
     def __exit__(
