@@ -6,7 +6,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 from rich.console import Console
@@ -23,6 +23,7 @@ from edje_jax.weights.files import naming, replacing
 log = logging.getLogger(__name__)
 
 
+@runtime_checkable
 class Log(Protocol):
     """What a run tells of itself, while it is entered."""
 
