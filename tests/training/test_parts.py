@@ -164,6 +164,44 @@ def test_init_with_another_adapter_starts_it_fresh_and_says_so(trained, tmp_path
     assert (kernel != loaded["adapter"]["projection"]["kernel"]).any()
 
 
+def test_layers_of_a_trained_model_are_deferred(trained, tmp_path, caplog):
+    """Its weights stay; a run that says nothing keeps what the model has."""
+    assert assemble(edited(init=str(trained)), SOURCE, tmp_path).config.joint_encoder.as_published
+    config = edited(init=str(trained), deferred_layers=1, online_vision="attended")
+    task = EdjeTask(config, tmp_path)
+    joint = task.model_config.joint_encoder
+    assert (joint.deferred_layers, joint.online_vision) == (1, "attended")
+    assert_same(task.init().params, load_model(str(trained)).params)
+    task.export(task.fetch(task.init()), make_folder(tmp_path / "model"))
+    again = edited(init=str(tmp_path / "model"))
+    kept = assemble(again, SOURCE, tmp_path).config.joint_encoder
+    assert (kept.deferred_layers, kept.online_vision) == (1, "attended")
+    assert "vision rows stand after the longest caption" not in caplog.text
+    model = dataclasses.replace(again.model, max_text_length=20)
+    assemble(dataclasses.replace(again, model=model), SOURCE, tmp_path)
+    assert "vision rows stand after the longest caption" in caplog.text
+
+
+def make_folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+def test_the_last_layer_is_not_deferred(trained, tmp_path):
+    config = edited(init=str(trained), deferred_layers=2)
+    with pytest.raises(ValueError, match=r"--model\.deferred-layers 2: .* 0 to 1 can be"):
+        assemble(config, SOURCE, tmp_path)
+
+
+def test_hidden_states_of_another_width_cannot_be_followed(trained, tmp_path):
+    shape = debug.model.fresh
+    wider = dataclasses.replace(shape, hidden_size=2 * shape.hidden_size)
+    config = edited(fresh=wider, teacher=str(trained), backbone=SIGLIP)
+    config = dataclasses.replace(config, loss=dataclasses.replace(config.loss, hidden_states=1.0))
+    with pytest.raises(ValueError, match=r"--loss\.hidden-states 1\.0: the teacher's states are"):
+        assemble(config, SOURCE, tmp_path)
+
+
 def test_a_named_joint_encoder_goes_before_that_of_init(trained, tmp_path):
     config = edited(init=str(trained), joint_encoder=BERT)
     task = EdjeTask(config, tmp_path)

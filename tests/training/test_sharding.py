@@ -19,7 +19,7 @@ from edje_jax.training.objective import Objective
 from edje_jax.training.sharding import Devices, MeshError, bytes_per_device
 from edje_jax.training.steps import Metrics, TrainState, init_state
 from edje_jax.types import Batch
-from tests.training.test_edje_step import CONFIG, MASK, SPECIAL, make_batch
+from tests.training.test_edje_step import CONFIG, MASK, SPECIAL, deferring, make_batch
 
 ROWS = 16
 MESHES = {"8 x 1": (8, 1), "1 x 8": (1, 8), "2 x 4": (2, 4)}
@@ -56,23 +56,28 @@ def batches(steps: int) -> list[Batch]:
 
 
 @cache
-def trained(data: int, fsdp: int, steps: int, chunks: int = 1) -> tuple[list[Metrics], Any]:
-    """(what each step tells, the parameters after them)."""
+def trained(
+    data: int, fsdp: int, steps: int, chunks: int = 1, deferred: int = 0
+) -> tuple[list[Metrics], Any]:
+    """(what each step tells, the parameters after them); with deferred layers there is a teacher
+    without, whose hidden states are followed too."""
+    config, loss = deferring(deferred), dataclasses.replace(LOSS, hidden_states=float(deferred))
     where = devices(data, fsdp)
     state = where.make(fresh)
     shardings = where.shardings(jax.eval_shape(fresh))
     step = jax.jit(
         partial(
             edje_train_step,
-            objective=Objective(Edje(CONFIG), LOSS, "all", MASK, where), chunks=chunks,
-            backbone=Siglip(CONFIG.backbone), teacher=None,
+            objective=Objective(Edje(config), loss, "all", MASK, where), chunks=chunks,
+            backbone=Siglip(CONFIG.backbone), teacher=Edje(CONFIG) if deferred else None,
             recipe=CONFIG.image, special_ids=tuple(SPECIAL), seed=3, optimiser=OPTIMISER,
             learning_rate=optax.constant_schedule(2e-3),
         ),
         donate_argnums=0,
         out_shardings=(shardings, where.whole),
     )  # fmt: skip
-    towers = Frozen(where.place(frozen()), None)
+    teacher = where.place(jax.device_get(jax.jit(fresh)().params)) if deferred else None
+    towers = Frozen(where.place(frozen()), teacher)
     told = []
     for batch in batches(steps):
         placed = where.batch(batch)
@@ -103,6 +108,13 @@ def test_chunks_on_a_mesh_are_the_same_steps():
     assert_told(chunked[0], one[0], 1e-5)
     for ours, theirs in zip(chunked, one, strict=True):
         assert_told(ours, theirs, 1e-4)
+
+
+def test_deferred_layers_and_their_teacher_on_a_mesh():
+    (one, _), (eight, _) = (trained(*mesh, 3, deferred=1) for mesh in ((1, 1), MESHES["2 x 4"]))
+    assert {"loss/distillation", "loss/hidden_states"} <= one[0].keys()
+    for ours, theirs in zip(eight, one, strict=True):
+        assert_told(ours, theirs, 1e-5 if theirs is one[0] else 1e-4)
 
 
 @pytest.mark.parametrize("mesh", MESHES)
