@@ -105,7 +105,7 @@ class Direction:
     similarities: Float[np.ndarray, "q k"]
     """Cosine of each candidate."""
     scores: Float[np.ndarray, "q k"]
-    """Match logit of each candidate."""
+    """Match logit of each candidate; 0 for a query without a right answer, which is not scored."""
     combined: Float[np.ndarray, "q k"]
     """What the reranking sorts by: score + similarity_weight * similarity."""
     order: Int[np.ndarray, "q k"]
@@ -185,7 +185,8 @@ def rerank(
     """Retrieve in both directions and rerank the first k of each.
 
     Embeddings are unit length. `score_pairs` is called once, with every pair that either direction
-    asks for, each once, sorted by picture and then by caption.
+    asks for, each once, sorted by picture and then by caption. A picture without captions asks for
+    none.
 
     Raises:
         ValueError: k is below 1, the embeddings do not fit the gallery or are not of unit length,
@@ -203,7 +204,9 @@ def rerank(
     owner, pictures = gallery.caption_image, np.arange(len(images), dtype=np.int32)
     t2i = first_stage(texts, images, owner, pictures, k)
     i2t = first_stage(images, texts, pictures, owner, k)
-    t2i_scores, i2t_scores = _score_once(t2i.candidates, i2t.candidates, score_pairs)
+    t2i_scores, i2t_scores = _score_once(
+        t2i.candidates, i2t.candidates, np.unique(owner), score_pairs
+    )
     return Retrieval(
         _direction(t2i, t2i_scores, owner, pictures, similarity_weight),
         _direction(i2t, i2t_scores, pictures, owner, similarity_weight),
@@ -265,13 +268,19 @@ def top_k(values: Float[np.ndarray, "q g"], k: int) -> Int[np.ndarray, "q k"]:
 
 
 def _score_once(
-    t2i: Int[np.ndarray, "t k"], i2t: Int[np.ndarray, "n j"], score_pairs: ScorePairs
+    t2i: Int[np.ndarray, "t k"],
+    i2t: Int[np.ndarray, "n j"],
+    asked: Int[np.ndarray, " a"],
+    score_pairs: ScorePairs,
 ) -> tuple[Float[np.ndarray, "t k"], Float[np.ndarray, "n j"]]:
-    """Logits of both directions' candidates from one list of unique pairs."""
-    texts, images = len(t2i), len(i2t)
+    """Logits of both directions' candidates from one list of unique pairs.
+
+    Of the pictures only those in `asked` are queries; the others' scores stay 0.
+    """
+    texts = len(t2i)
     # Picture first, so that a scorer that reads tokens from disk meets each picture once.
     from_text = t2i.astype(np.int64) * texts + np.arange(texts)[:, None]
-    from_image = np.arange(images)[:, None] * texts + i2t.astype(np.int64)
+    from_image = asked[:, None].astype(np.int64) * texts + i2t[asked]
     pairs, place = np.unique(
         np.concatenate([from_text.ravel(), from_image.ravel()]), return_inverse=True
     )
@@ -286,7 +295,9 @@ def _score_once(
             f"{image_index[i]}; check the model's weights"
         )
     scores = scores[place.ravel()]
-    return scores[: t2i.size].reshape(t2i.shape), scores[t2i.size :].reshape(i2t.shape)
+    of_images = np.zeros(i2t.shape, np.float32)
+    of_images[asked] = scores[t2i.size :].reshape(len(asked), -1)
+    return scores[: t2i.size].reshape(t2i.shape), of_images
 
 
 def _direction(

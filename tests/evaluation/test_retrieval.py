@@ -136,6 +136,24 @@ def test_each_pair_is_scored_once():
     assert len(wanted) < result.t2i.candidates.size + result.i2t.candidates.size
 
 
+def test_distractors_ask_for_no_pairs():
+    rng = np.random.default_rng(0)
+    gallery = Gallery.of([f"{i}" for i in range(50)], [["x", "y"]] * 10 + [[]] * 40)
+    images, texts = corners(rng, 50), corners(rng, 20)
+    pairs = set()
+
+    def score(text_index, image_index):
+        pairs.update(zip(text_index.tolist(), image_index.tolist(), strict=True))
+        return 1.0 + text_index
+
+    result = rerank(gallery, images, texts, score, k=5)
+    from_texts = {(t, i) for t, row in enumerate(result.t2i.candidates.tolist()) for i in row}
+    from_images = {(t, i) for i in range(10) for t in result.i2t.candidates[i].tolist()}
+    assert pairs == from_texts | from_images
+    assert (result.i2t.scores[:10] == 1 + result.i2t.candidates[:10]).all()
+    assert not result.i2t.scores[10:].any()
+
+
 def test_similarity_weight():
     gallery, images, texts = by_hand()
     against = -(texts @ images.T)
