@@ -11,7 +11,7 @@ change; unlike it, a pair that both directions ask for is scored once.
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -240,15 +240,22 @@ def first_stage(
     candidates = np.empty((q, k), np.int32)
     similarities = np.empty((q, k), np.float32)
     best, rank = np.empty(q, np.int32), np.empty(q, np.int32)
-    block = max(1, BLOCK_SIMILARITIES // len(items))
-    for start in range(0, q, block):
-        rows = slice(start, start + block)
-        near = queries[rows] @ items.T
+    for rows, near in similarity_blocks(queries, items):
         candidates[rows] = top_k(near, k)
         similarities[rows] = np.take_along_axis(near, candidates[rows], axis=1)
         positive = query_picture[rows, None] == item_picture[None]
         best[rows], rank[rows] = metrics.best_positive(near, positive)
     return FirstStage(candidates, similarities, best, rank)
+
+
+def similarity_blocks(
+    queries: Float[np.ndarray, "q e"], items: Float[np.ndarray, "g e"]
+) -> Iterator[tuple[slice, Float[np.ndarray, "b g"]]]:
+    """Inner products of some queries at a time with all items: (which queries, products)."""
+    block = max(1, BLOCK_SIMILARITIES // len(items))
+    for start in range(0, len(queries), block):
+        rows = slice(start, start + block)
+        yield rows, queries[rows] @ items.T
 
 
 def top_k(values: Float[np.ndarray, "q g"], k: int) -> Int[np.ndarray, "q k"]:

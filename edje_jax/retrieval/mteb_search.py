@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from edje_jax.data.images import load_image, resize
-from edje_jax.evaluation.retrieval import top_k
+from edje_jax.evaluation.retrieval import similarity_blocks, top_k
 from edje_jax.evaluation.trec import falling
 from edje_jax.inference.engine import Encoded
 from edje_jax.retrieval.reranker import Reranker
@@ -28,7 +28,7 @@ CHUNK = 256
 
 
 class MtebSearch:
-    """Text-to-image and image-to-text tasks; the corpus or the queries have a column "image".
+    """Text-to-image and image-to-text tasks; the task's category tells which side is pictures.
 
     The k nearest by cosine are reordered by match logit + similarity_weight * cosine, as `eval.py`
     does; what mteb wants beyond k follows in the order of the cosine. Where a task brings its own
@@ -40,14 +40,19 @@ class MtebSearch:
         self.reranker, self.k, self.similarity_weight = reranker, k, similarity_weight
         self._corpus: _Side | None = None
 
-    def index(self, corpus: Any, **_: Any) -> None:
-        """Encode the corpus, a dataset with "id" and "image" or "text" (and "title")."""
-        self._corpus = self._read(corpus)
+    def index(self, corpus: Any, *, task_metadata: Any, **_: Any) -> None:
+        """Encode the corpus, a dataset with "id" and "image" or "text" (and "title").
+
+        Raises:
+            ValueError: documents are not of texts alone or of pictures alone, or one is missing.
+        """
+        self._corpus = self._read(corpus, task_metadata, "document")
 
     def search(
         self,
         queries: Any,
         *,
+        task_metadata: Any,
         top_k: int,
         top_ranked: Mapping[str, Sequence[str]] | None = None,
         **_: Any,
@@ -55,25 +60,21 @@ class MtebSearch:
         """{query id: {corpus id: score}}, the best `top_k` of each.
 
         Raises:
-            ValueError: nothing was indexed, or not one side alone is pictures.
+            ValueError: nothing was indexed, not one side alone is pictures, one of the queries is
+                missing, or a logit is NaN.
         """
         if self._corpus is None:
             raise ValueError("index a corpus first, as mteb does")
-        asked, corpus = self._read(queries), self._corpus
+        asked, corpus = self._read(queries, task_metadata, "query"), self._corpus
         if (asked.texts is None) == (corpus.texts is None):
             raise ValueError(
                 "an EDJE scores texts against pictures: one of queries and corpus must be pictures"
             )
-        near = asked.embeddings @ corpus.embeddings.T
         if top_ranked is None:
-            rows = _nearest(near, top_k)
-            depth = min(self.k, rows.shape[1])
-            return self._reranked(asked, corpus, near, list(rows), depth, top_k)
-        place = {name: i for i, name in enumerate(corpus.ids)}
-        given = [np.array([place[x] for x in top_ranked.get(q, ())], int) for q in asked.ids]
-        # By cosine, so that level scores keep the first stage's order.
-        given = [rows[np.argsort(-near[q, rows], kind="stable")] for q, rows in enumerate(given)]
-        return self._reranked(asked, corpus, near, given, len(corpus.ids), top_k)
+            items, near = _nearest(asked, corpus, min(top_k, len(corpus.ids)))
+            return self._reranked(asked, corpus, items, near, self.k, top_k)
+        items, near = _given(asked, corpus, top_ranked)
+        return self._reranked(asked, corpus, items, near, items.shape[1], top_k)
 
     @property
     def mteb_model_meta(self) -> Any:
@@ -103,14 +104,29 @@ class MtebSearch:
             model_type=["cross-encoder"],
         )
 
-    def _read(self, rows: Any) -> "_Side":
+    def _read(self, rows: Any, task_metadata: Any, role: str) -> "_Side":
+        """Encode queries (role "query") or corpus ("document")."""
+        from mteb.types import PromptType
+
+        modalities = list(task_metadata.get_modalities(PromptType(role)))
+        if modalities not in (["text"], ["image"]):
+            raise ValueError(
+                f"{task_metadata.name}: a {role} is {' and '.join(modalities)}; an EDJE scores "
+                "texts against pictures, so it must be either text or image"
+            )
+        (kind,) = modalities
         ids = [str(name) for name in rows["id"]]
-        if "image" not in rows.column_names:
-            texts = [_text(row) for row in rows]
+        if kind not in rows.column_names:
+            raise ValueError(f"{task_metadata.name}: no column {kind!r} for a {role}")
+        if kind == "text":
+            texts = [_text(row, task_metadata.name) for row in rows]
             return _Side(ids, self.reranker.embed_texts(texts), texts=texts)
         parts: list[Encoded] = []
         for start in range(0, len(rows), CHUNK):
             images = rows[start : start + CHUNK]["image"]
+            for name, image in zip(ids[start:], images, strict=False):
+                if image is None:
+                    raise ValueError(f"{task_metadata.name}: {role} {name!r} has no image")
             recipe = self.reranker.config.image
             pixels = np.stack([resize(load_image(image), recipe) for image in images])
             parts.append(self.reranker.engine.encode_images(pixels))
@@ -121,32 +137,40 @@ class MtebSearch:
         self,
         asked: "_Side",
         corpus: "_Side",
-        near: Float[np.ndarray, "q g"],
-        rows: list[Int[np.ndarray, " n"]],
+        items: Int[np.ndarray, "q n"],
+        near: Float[np.ndarray, "q n"],
         depth: int,
         top_k: int,
     ) -> dict[str, dict[str, float]]:
-        """The first `depth` of each query's rows by score, then the others as they stand."""
-        heads = [row[:depth] for row in rows]
-        query = np.repeat(np.arange(len(heads)), [len(head) for head in heads])
-        item = np.concatenate(heads)
+        """The first `depth` of each query's items by score, then the others as they stand.
+
+        Items come nearest first; -1 is no item, and all of a query's stand last.
+        """
+        query, place = np.nonzero(items[:, :depth] >= 0)
+        item = items[query, place]
         texts, pictures = (corpus, asked) if asked.texts is None else (asked, corpus)
         pairs = (item, query) if asked.texts is None else (query, item)
         engine = self.reranker.engine
         assert texts.texts is not None
         logits = engine.score_pairs(engine.joint_tokenizer(texts.texts), pictures.tokens, *pairs)
-        scores = logits + np.float32(self.similarity_weight) * near[query, item]
-        ends = np.cumsum([len(head) for head in heads])[:-1]
-        out = {}
-        for q, (row, head) in enumerate(zip(rows, np.split(scores, ends), strict=True)):
-            order = np.argsort(-head, kind="stable")
-            ranked = np.concatenate([row[: len(head)][order], row[len(head) :]])[:top_k]
-            # What was not scored stands below whatever was, by its cosine.
-            rest = near[q, row[len(head) :]] - 2 + head.min(initial=0.0)
-            values = falling(np.concatenate([head[order], rest])[None, :top_k])[0]
-            names = [corpus.ids[i] for i in ranked.tolist()]
-            out[asked.ids[q]] = dict(zip(names, values.tolist(), strict=True))
-        return out
+        if not np.isfinite(logits).all():
+            i = int(np.flatnonzero(~np.isfinite(logits))[0])
+            raise ValueError(
+                f"the model gave {logits[i]} for query {asked.ids[query[i]]!r} and document "
+                f"{corpus.ids[item[i]]!r}; check the model's weights"
+            )
+        head = np.full_like(items[:, :depth], -np.inf, np.float32)
+        head[query, place] = logits + np.float32(self.similarity_weight) * near[query, place]
+        order = np.argsort(-head, axis=1, kind="stable")
+        # What was not scored stands below whatever was, by its cosine.
+        least = np.min(head, axis=1, keepdims=True, where=np.isfinite(head), initial=0.0)
+        scores = np.hstack([np.take_along_axis(head, order, axis=1), near[:, depth:] - 2 + least])
+        ranked = np.hstack([np.take_along_axis(items[:, :depth], order, axis=1), items[:, depth:]])
+        ranked, values = ranked[:, :top_k].tolist(), falling(scores[:, :top_k]).tolist()
+        return {
+            name: {corpus.ids[i]: value for i, value in zip(*row, strict=True) if i >= 0}
+            for name, *row in zip(asked.ids, ranked, values, strict=True)
+        }
 
 
 class _Side:
@@ -162,9 +186,33 @@ class _Side:
         self.ids, self.embeddings, self.texts, self.tokens = ids, embeddings, texts, tokens
 
 
-def _nearest(near: Float[np.ndarray, "q g"], count: int) -> Int[np.ndarray, "q k"]:
-    return top_k(near, min(count, near.shape[1]))
+Nearest = tuple[Int[np.ndarray, "q n"], Float[np.ndarray, "q n"]]
+"""Items, nearest first, and their cosines; -1 and -inf where there are fewer."""
 
 
-def _text(row: Mapping[str, Any]) -> str:
+def _nearest(asked: _Side, corpus: _Side, count: int) -> Nearest:
+    items = np.empty((len(asked.ids), count), np.int32)
+    near = np.empty(items.shape, np.float32)
+    for rows, cosines in similarity_blocks(asked.embeddings, corpus.embeddings):
+        items[rows] = top_k(cosines, count)
+        near[rows] = np.take_along_axis(cosines, items[rows], axis=1)
+    return items, near
+
+
+def _given(asked: _Side, corpus: _Side, top_ranked: Mapping[str, Sequence[str]]) -> Nearest:
+    """The task's own candidates; by cosine, so that level scores keep the first stage's order."""
+    number = {name: i for i, name in enumerate(corpus.ids)}
+    given = [[number[name] for name in top_ranked.get(query, ())] for query in asked.ids]
+    items = np.full((len(given), max(map(len, given))), -1, np.int32)
+    near = np.full(items.shape, -np.inf, np.float32)
+    for q, row in enumerate(given):
+        items[q, : len(row)] = row
+        near[q, : len(row)] = corpus.embeddings[row] @ asked.embeddings[q]
+    order = np.argsort(-near, axis=1, kind="stable")
+    return np.take_along_axis(items, order, axis=1), np.take_along_axis(near, order, axis=1)
+
+
+def _text(row: Mapping[str, Any], task: str) -> str:
+    if row["text"] is None:
+        raise ValueError(f"{task}: {row['id']!r} has no text")
     return f"{row.get('title') or ''} {row['text']}".strip()

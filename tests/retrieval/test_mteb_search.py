@@ -46,10 +46,29 @@ def sides(spec: str):
     return Dataset.from_list(pictures), Dataset.from_list(captions), owner
 
 
+def about(category: str):
+    """What mteb tells of a task."""
+    from mteb.abstasks.task_metadata import TaskMetadata
+
+    return TaskMetadata(
+        name=f"Local{category.upper()}",
+        description="Scenes.",
+        reference=None,
+        dataset={"path": "local/scenes", "revision": "1"},
+        type="Any2AnyRetrieval",
+        category=category,
+        modalities=["text", "image"],
+        eval_splits=["test"],
+        eval_langs=["eng-Latn"],
+        main_score="hit_rate_at_5",
+        date=None, domains=None, task_subtypes=None, license=None, annotations_creators=None,
+        dialect=None, sample_creation=None, bibtex_citation=None,
+    )  # fmt: skip
+
+
 def local_task(spec: str, category: str):
     """A retrieval task of mteb whose data are made here."""
     from mteb.abstasks.retrieval import AbsTaskRetrieval
-    from mteb.abstasks.task_metadata import TaskMetadata
 
     pictures, captions, owner = sides(spec)
     corpus, queries = (pictures, captions) if category == "t2i" else (captions, pictures)
@@ -59,20 +78,7 @@ def local_task(spec: str, category: str):
         relevant.setdefault(query, {})[item] = 1
 
     class Local(AbsTaskRetrieval):
-        metadata = TaskMetadata(
-            name=f"Local{category.upper()}",
-            description="Scenes.",
-            reference=None,
-            dataset={"path": "local/scenes", "revision": "1"},
-            type="Any2AnyRetrieval",
-            category=category,
-            modalities=["text", "image"],
-            eval_splits=["test"],
-            eval_langs=["eng-Latn"],
-            main_score="hit_rate_at_5",
-            date=None, domains=None, task_subtypes=None, license=None, annotations_creators=None,
-            dialect=None, sample_creation=None, bibtex_citation=None,
-        )  # fmt: skip
+        metadata = about(category)
         k_values = (1, 5, 10)
 
         def load_data(self, *_, **__):
@@ -114,8 +120,8 @@ def test_mteb_finds_what_eval_finds(trained, reranker, spec, category, weight):
 def test_ranks_fall_and_what_was_not_scored_keeps_its_order(reranker, spec):
     pictures, captions, _ = sides(spec)
     model = MtebSearch(reranker, k=4)
-    model.index(pictures)
-    found = model.search(captions, top_k=10)
+    model.index(pictures, task_metadata=about("t2i"))
+    found = model.search(captions, task_metadata=about("t2i"), top_k=10)
     texts = [row["text"] for row in captions]
     tokens = reranker.encode_images(list(pictures["image"]))
     near = reranker.embed_texts(texts) @ reranker.embed_images(list(pictures["image"])).T
@@ -133,10 +139,10 @@ def test_ranks_fall_and_what_was_not_scored_keeps_its_order(reranker, spec):
 def test_candidates_of_a_task_are_all_scored(reranker, spec):
     pictures, captions, _ = sides(spec)
     model = MtebSearch(reranker, k=2)
-    model.index(captions)
+    model.index(captions, task_metadata=about("i2t"))
     own = {row["id"]: [f"{row['id']}#{j}" for j in range(3)] + ["0.png#0"] for row in pictures}
     own = {name: list(dict.fromkeys(rows)) for name, rows in own.items()}
-    found = model.search(pictures, top_k=10, top_ranked=own)
+    found = model.search(pictures, task_metadata=about("i2t"), top_k=10, top_ranked=own)
     assert {name: set(rows) for name, rows in found.items()} == {
         name: set(rows) for name, rows in own.items()
     }
@@ -151,7 +157,46 @@ def test_texts_against_texts_are_refused(reranker, spec):
     _, captions, _ = sides(spec)
     model = MtebSearch(reranker)
     with pytest.raises(ValueError, match="index a corpus first"):
-        model.search(captions, top_k=5)
-    model.index(captions)
+        model.search(captions, task_metadata=about("t2t"), top_k=5)
+    model.index(captions, task_metadata=about("t2t"))
     with pytest.raises(ValueError, match="one of queries and corpus must be pictures"):
-        model.search(captions, top_k=5)
+        model.search(captions, task_metadata=about("t2t"), top_k=5)
+
+
+def test_the_task_tells_what_is_read_and_not_the_columns(reranker, spec):
+    """Sets of mteb carry an empty column of the other kind, or both kinds in every row."""
+    pictures, captions, _ = sides(spec)
+    model, expected = MtebSearch(reranker, k=4), MtebSearch(reranker, k=4)
+    both = pictures.add_column("text", [f"text {i}" for i in range(PICTURES)])
+    empty = captions.add_column("image", [None] * len(captions))
+    model.index(both, task_metadata=about("t2i"))
+    expected.index(pictures, task_metadata=about("t2i"))
+    found, plain = (
+        one.search(asked, task_metadata=about("t2i"), top_k=5)
+        for one, asked in ((model, empty), (expected, captions))
+    )
+    assert found == plain
+
+
+def test_what_cannot_be_read_is_refused(reranker, spec):
+    pictures, captions, _ = sides(spec)
+    model = MtebSearch(reranker)
+    empty = captions.add_column("image", [None] * len(captions))
+    for corpus, category, told in (
+        (pictures, "t2it", "LocalT2IT: a document is image and text; .* either text or image"),
+        (captions, "t2i", "LocalT2I: no column 'image' for a document"),
+        (empty, "t2i", r"LocalT2I: document '0\.png#0' has no image"),
+        (pictures.add_column("text", [None] * PICTURES), "i2t", r"LocalI2T: '0\.png' has no text"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            model.index(corpus, task_metadata=about(category))
+
+
+def test_a_broken_model_is_told(reranker, spec, monkeypatch):
+    pictures, captions, _ = sides(spec)
+    model = MtebSearch(reranker, k=2)
+    model.index(pictures, task_metadata=about("t2i"))
+    broken = lambda self, ids, tokens, text, image: np.full(len(text), np.nan, np.float32)  # noqa: E731
+    monkeypatch.setattr(type(reranker.engine), "score_pairs", broken)
+    with pytest.raises(ValueError, match=r"gave nan for query '0\.png#0' and document"):
+        model.search(captions, task_metadata=about("t2i"), top_k=5)
