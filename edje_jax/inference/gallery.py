@@ -1,6 +1,7 @@
 """A source -> everything an evaluation needs: a gallery, its tokens and its embeddings."""
 
 import math
+import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from edje_jax.data.bad_pictures import BadPictures
+from edje_jax.data.sources.pooled import Pooled
 from edje_jax.evaluation.retrieval import Gallery, Retrieval, ScorePairs, rerank
 from edje_jax.inference.engine import Engine
 from edje_jax.inference.pictures import read_pictures
@@ -42,14 +44,22 @@ def encode_gallery(
 
     Raises:
         ValueError: the source has no captions to ask with (`open_captioned` tells that sooner).
-        TooManyBadPictures: more than `max_bad` of the pictures could not be read.
+        TooManyBadPictures: more than `max_bad` of the pictures could not be read, of the set or,
+            where there is one, of the pool: a large pool hides no damage to the set.
+        OSError: the tokens need a temporary file, and there is no room for it.
     """
     config = engine.config
     record: list[int] = []
     size = (config.num_tokens, config.joint_encoder.hidden_size)
     tokens = _room((len(source), *size))
     embeddings = np.empty((len(source), config.backbone.text.projection_size), np.float32)
-    for indices, images in read_pictures(source, config.image, BadPictures(len(source), max_bad)):
+    own = len(source.source) if isinstance(source, Pooled) else len(source)
+    chunks = (
+        chunk
+        for part in (range(own), range(own, len(source)))
+        for chunk in read_pictures(source, config.image, BadPictures(len(part), max_bad), part)
+    )
+    for indices, images in chunks:
         encoded = engine.encode_images(images)
         rows = slice(len(record), len(record) + len(indices))
         tokens[rows], embeddings[rows] = encoded.tokens, encoded.embeddings
@@ -64,9 +74,17 @@ def encode_gallery(
 
 def _room(shape: tuple[int, ...]) -> np.ndarray:
     """Float32 in memory, or in a file without a name where it is more than `IN_MEMORY`."""
-    if 4 * math.prod(shape) <= IN_MEMORY:
+    size = 4 * math.prod(shape)
+    if size <= IN_MEMORY:
         return np.empty(shape, np.float32)
     with tempfile.TemporaryFile() as file:
+        # A mapped file that finds the disk full ends the process without a word.
+        if hasattr(os, "posix_fallocate"):
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:
+                told = f"{error.strerror} ({size / 1e9:,.1f} GB of tokens; TMPDIR names the folder)"
+                raise OSError(error.errno, told, tempfile.gettempdir()) from error
         return np.memmap(file, np.float32, "w+", shape=shape)
 
 

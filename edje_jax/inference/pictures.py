@@ -15,9 +15,10 @@ CHUNK = 256
 
 
 def read_pictures(
-    source: Source, recipe: ImageRecipe, bad: BadPictures
+    source: Source, recipe: ImageRecipe, bad: BadPictures, rows: range | None = None
 ) -> Iterator[tuple[list[int], np.ndarray]]:
-    """Chunks of (indices, uint8 [n, S, S, 3]) over a source, decoded in threads.
+    """Chunks of (indices, uint8 [n, S, S, 3]) over `rows` of a source (default: all), decoded in
+    threads.
 
     Raises:
         TooManyBadPictures: see `BadPictures`.
@@ -29,9 +30,10 @@ def read_pictures(
         except BadImage as error:
             return str(error)
 
+    rows = range(len(source)) if rows is None else rows
     with ThreadPoolExecutor() as pool:
-        for start in range(0, len(source), CHUNK):
-            indices = range(start, min(start + CHUNK, len(source)))
+        for start in range(0, len(rows), CHUNK):
+            indices = rows[start : start + CHUNK]
             read_back = dict(zip(indices, pool.map(read, indices), strict=True))
             good = {i: x for i, x in read_back.items() if isinstance(x, np.ndarray)}
             bad.add({source.image_id(i): x for i, x in read_back.items() if isinstance(x, str)})

@@ -9,9 +9,11 @@ import pytest
 from edje_jax.data.bad_pictures import TooManyBadPictures
 from edje_jax.data.images import resize
 from edje_jax.data.sources.blip_json import BlipJson
-from edje_jax.data.sources.shapes import Shapes
+from edje_jax.data.sources.pooled import Pooled
+from edje_jax.data.sources.shapes import SPLITS, Shapes
 from edje_jax.inference import gallery
 from edje_jax.inference.gallery import encode_gallery, evaluate
+from tests.small_disk import small_disk as small_disk
 
 
 @pytest.fixture
@@ -48,6 +50,27 @@ def test_bad_pictures_are_named_and_left_out(engine, source, caplog):
 def test_too_many_bad_pictures_stop_it(engine, source):
     with pytest.raises(TooManyBadPictures, match="2 of 10 pictures"):
         encode_gallery(engine, source, max_bad=0.1)
+
+
+def test_a_pool_hides_no_damage_to_the_set(engine, source, monkeypatch):
+    monkeypatch.setitem(SPLITS, "test", 30)
+    pooled = Pooled(source, Shapes("test", image_size=32))
+    with pytest.raises(TooManyBadPictures, match="2 of 10 pictures"):
+        encode_gallery(engine, pooled, max_bad=0.1)
+    damaged = Pooled(Shapes("test", image_size=32), source)
+    with pytest.raises(TooManyBadPictures, match="2 of 10 pictures"):
+        encode_gallery(engine, damaged, max_bad=0.1)
+    encoded = encode_gallery(engine, damaged, max_bad=0.2)
+    assert encoded.record == [*range(30), *(30 + i for i in GOOD)]
+
+
+def test_no_room_for_the_tokens_is_told(engine, source, monkeypatch, small_disk):
+    disk = small_disk(4)
+    monkeypatch.setattr(gallery, "IN_MEMORY", 1000)
+    monkeypatch.setattr(gallery.tempfile, "tempdir", str(disk))
+    with pytest.raises(OSError, match=r"No space left on device .*TMPDIR") as stop:
+        encode_gallery(engine, source, max_bad=0.5)
+    assert stop.value.filename == str(disk)
 
 
 def test_progress_is_told(engine, source):
