@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from html import escape
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from PIL import Image
 
 from edje_jax.evaluation.retrieval import Direction, Gallery
@@ -42,13 +42,17 @@ class Section:
 
 
 def sections(direction: Direction, examples: int, seed: int, queries: str) -> list[Section]:
-    """Gains, losses, what is still wrong, and random queries; right means right at rank 1."""
+    """Gains, losses, what is still wrong, and random queries; right means right at rank 1.
+
+    Gains and losses by places moved, equal moves as in `moves`.
+    """
     base, after, counted = direction.base_rank, direction.reranked_rank, direction.answered
     rng = np.random.default_rng(seed)
+    won = _margins(direction)
 
-    def largest(which: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+    def largest(which: np.ndarray, ranks: np.ndarray, margins: np.ndarray) -> np.ndarray:
         rows = np.flatnonzero(which)
-        return rows[np.argsort(-ranks[rows], kind="stable")][:examples]
+        return rows[np.lexsort((-margins[rows], -ranks[rows]))][:examples]
 
     def some(which: np.ndarray) -> np.ndarray:
         rows = np.flatnonzero(which)
@@ -57,8 +61,15 @@ def sections(direction: Direction, examples: int, seed: int, queries: str) -> li
     gained, lost = (base > 1) & (after == 1), (base == 1) & (after > 1)
     wrong = (base > 1) & (after > 1)
     rows = [
-        ("gains", "Gains", "wrong before, right after", "largest moves first", gained, base),
-        ("losses", "Losses", "right before, wrong after", "largest moves first", lost, after),
+        ("gains", "Gains", "wrong before, right after", "largest moves first", gained, (base, won)),
+        (
+            "losses",
+            "Losses",
+            "right before, wrong after",
+            "largest moves first",
+            lost,
+            (after, -won),
+        ),
         ("wrong", "Still wrong", "wrong before and after", "drawn at random", wrong, None),
         ("random", "Random", f"any of the {queries}", "drawn at random", counted, None),
     ]
@@ -68,24 +79,36 @@ def sections(direction: Direction, examples: int, seed: int, queries: str) -> li
             title,
             kind,
             choice,
-            some(which) if ranks is None else largest(which, ranks),
+            some(which) if keys is None else largest(which, *keys),
             int(np.count_nonzero(which)),
         )
-        for key, title, kind, choice, which, ranks in rows
+        for key, title, kind, choice, which, keys in rows
     ]
 
 
 def moves(direction: Direction) -> tuple[np.ndarray, np.ndarray]:
     """Queries whose best right answer rose by the most places, and those where it fell by the most.
 
-    Furthest first, equal moves in the order of the queries; at most `MOVES` of either.
+    Furthest first; at most `MOVES` of either. Most moves tie, so of equal ones the most decided
+    come first: where the best right candidate's score stands furthest above the best wrong one's,
+    or, of those that fell, furthest below it.
     """
-    risen = direction.base_rank - direction.reranked_rank
+    risen, won = direction.base_rank - direction.reranked_rank, _margins(direction)
     sides = []
-    for places in (risen, -risen):
-        order = np.argsort(-places, kind="stable")[:MOVES]
+    for places, margins in ((risen, won), (-risen, -won)):
+        order = np.lexsort((-margins, -places))[:MOVES]
         sides.append(order[places[order] > 0])
     return sides[0], sides[1]
+
+
+def _margins(direction: Direction) -> Float[np.ndarray, " q"]:
+    """The best right candidate's reranking score less the best wrong one's; infinite where all
+    candidates are of one kind."""
+    right, wrong = (
+        np.where(kind, direction.combined, -np.inf).max(axis=1)
+        for kind in (direction.hits, ~direction.hits)
+    )
+    return right - wrong
 
 
 def moves_html(direction: Direction, gallery: Gallery, album: "Album", texts: bool) -> str:

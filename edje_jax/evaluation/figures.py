@@ -39,31 +39,31 @@ def figures(metrics: Mapping[str, Any]) -> list[Figure]:
         ImportError: matplotlib is not installed.
     """
     made = [
-        Figure(
+        (
             "Recall, base beside reranked",
             "Whiskers: the 95% interval of the gain, from draws of other pictures.",
-            _panels(_bars, metrics),
+            _bars,
         )
     ]
     if "k_sweep" in metrics:
         made.append(
-            Figure(
+            (
                 "Recall against the rerank depth",
                 "Under each depth k, what scoring its candidates costs at the measured rate.",
-                _panels(_depths, metrics),
+                _depths,
             )
         )
     if "calibration" in metrics:
         made.append(
-            Figure(
+            (
                 "Calibration of the match score",
                 "Scored candidates by the sigmoid of their logit, and how many of them are right; a"
                 " calibrated score lies on the diagonal. Areas: pairs. ECE: their mean distance"
                 " from it.",
-                _panels(_calibration, metrics),
+                _calibration,
             )
         )
-    return made
+    return [Figure(title, about, _panels(draw, metrics, title)) for title, about, draw in made]
 
 
 def _bars(axes: "Axes", metrics: Mapping[str, Any], key: str) -> None:
@@ -116,8 +116,8 @@ def _calibration(axes: "Axes", metrics: Mapping[str, Any], key: str) -> None:
     axes.set_ylim(-0.04, 1.04)
 
 
-def _panels(draw, metrics: Mapping[str, Any]) -> str:
-    """A panel for each direction, as SVG."""
+def _panels(draw, metrics: Mapping[str, Any], label: str) -> str:
+    """A panel for each direction, as SVG of this name."""
     import matplotlib
     from matplotlib.figure import Figure as Canvas
 
@@ -137,7 +137,7 @@ def _panels(draw, metrics: Mapping[str, Any]) -> str:
             )  # fmt: skip
         data = io.BytesIO()
         canvas.savefig(data, format="svg", metadata={"Date": None, "Creator": None})
-    return _inline(data.getvalue().decode())
+    return _inline(data.getvalue().decode(), label)
 
 
 def _dress(axes: "Axes", title: str) -> None:
@@ -151,14 +151,15 @@ def _dress(axes: "Axes", title: str) -> None:
         spine.set_color(COLOURS["line"])
 
 
-def _inline(svg: str) -> str:
+def _inline(svg: str, label: str) -> str:
     """An SVG file as an element of an HTML page: no prologue, the page's fonts and colours."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # It would style the whole page.
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-    svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 aria-hidden="true">', svg)
+    told = f'role="img" aria-label="{label}"'
+    svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', rf"<svg \1 {told}>", svg)
     svg = svg.replace("xlink:href", "href")
     svg = re.sub(r"font-family:[^;\"]*;?", "", svg)
     svg = re.sub(r"font: ([^;\"]*?)([\d.]+px)[^;\"]*", r"font-size: \2", svg)

@@ -92,7 +92,8 @@ def render(
             for name, value in facts.items()
         ),
         panels="".join(_panel(NAMES[key], getattr(retrieval, key), retrieval.k) for key in NAMES),
-        contents="".join(_contents(NAMES[key], chosen[key]) for key in NAMES),
+        contents="".join(_contents(NAMES[key], chosen[key]) for key in NAMES)
+        + ('<p><a class="to" href="#words">Where words look</a></p>' if words else ""),
         figures=_figures_html(metrics),
         directions="".join(directions),
         words=words,
@@ -128,6 +129,8 @@ def _words_html(
         except Exception as error:  # A decoder may raise anything; no report is lost to a picture.
             log.warning("report: words of caption %d left out: %s", q, error)
             continue
+        if not one.words:
+            continue
         styles.append(word_style(one, len(cards)))
         cards.append(word_card(gallery.captions[q], one, len(cards)))
     if not cards:
@@ -137,8 +140,8 @@ def _words_html(
         '<h2 id="words-title">Where words look <small>in the picture they describe</small></h2>'
         '<p class="note">A word\'s attention to the compressed tokens, the mean over heads and '
         "layers, times theirs to the patches; lit where a word looks more than the caption's words "
-        "do on average. Attention shows where information may come from, not what decided the "
-        "score.</p>"
+        "do on average, each tile scaled by its own maximum. Attention shows where information may "
+        "come from, not what decided the score.</p>"
         f"{''.join(cards)}</section>"
     ), styles
 
@@ -208,6 +211,7 @@ def _contents(names: Names, chosen: list[Section]) -> str:
     links = "".join(
         f'<a href="#{names.key}-{s.key}">{s.title}{_count(s)}</a>' for s in chosen if len(s.shown)
     )
+    links = f'<a href="#{names.key}-moves">Moved furthest</a>{links}'
     return f'<p><a class="to" href="#{names.key}">{names.title}</a>{links}</p>'
 
 

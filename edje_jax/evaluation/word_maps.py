@@ -30,9 +30,11 @@ def word_card(caption: str, one: WordMaps, number: int) -> str:
     """A caption, and its picture once for each word, lit where that one looks the most.
 
     What all words look at is taken off: their mean is subtracted, and what is below it left dark.
+    Each tile is scaled by its own maximum.
     """
-    more = np.maximum(one.maps - one.maps.mean(axis=0), 0)
-    more = more if len(more) > 1 else one.maps
+    more = one.maps
+    if len(more) > 1:
+        more = np.maximum(more - more.mean(axis=0), 0)
     tiles = "".join(
         f'<li><div class="pic w{number}" role="img" aria-label="{escape(word)}: lit where it'
         f' looks more than others do"><i style="background-image:url({_shade(patches)})"></i></div>'

@@ -9,10 +9,11 @@ from PIL import Image
 
 from edje_jax.evaluation import report
 from edje_jax.evaluation.calibration import direction_reliability, reliability
-from edje_jax.evaluation.examples import moves
+from edje_jax.evaluation.examples import moves, sections
 from edje_jax.evaluation.figures import figures
 from edje_jax.evaluation.intervals import gain_intervals
 from edje_jax.evaluation.protocols import k_sweep
+from edje_jax.evaluation.retrieval import Gallery, rerank
 from edje_jax.evaluation.word_maps import WordMaps
 
 
@@ -67,6 +68,7 @@ def test_figures_show_the_numbers_in_the_pages_colours(make_case):
         # No colour of its own, nothing from outside, no style that reaches the page.
         assert not re.search(r"#[0-9a-f]{6}\b|https?:|<style|font-family", one.svg)
         assert "var(--accent)" in one.svg and one.svg.startswith("<svg viewBox")
+        assert f'role="img" aria-label="{one.title}">' in one.svg.partition("\n")[0]
     assert [one.svg for one in figures(metrics)] == [bars.svg, depths.svg, calibration.svg]
 
 
@@ -96,6 +98,42 @@ def test_moves_are_the_largest(make_case):
     assert risen[rose].tolist() == sorted(risen[risen > 0].tolist(), reverse=True)[:20]
     assert risen[fell].tolist() == sorted(risen[risen < 0].tolist())[:20]
     assert len(rose) == 20 and len(fell) > 0
+
+
+def test_equal_moves_by_how_decided_they_are():
+    """Fifty pictures of which every second one rises, and the others fall, by one place."""
+    count = 50
+    gallery = Gallery.of([str(i) for i in range(count)], [["x"]] * count)
+    angles = np.linspace(0, np.pi, count)
+    images = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    # A caption lies by its own picture, or a little nearer to the next one.
+    asked = angles + np.where(np.arange(count) % 2, 0.1, 0.6) * (angles[1] - angles[0])
+    texts = np.stack([np.cos(asked), np.sin(asked)], axis=1)
+    sure = np.random.default_rng(0).permutation(count) + 1.0
+
+    def score(text_index, image_index):
+        rises = np.where(text_index % 2, -1.0, 1.0)
+        return rises * sure[text_index] * (gallery.caption_image[text_index] == image_index)
+
+    side = rerank(gallery, images, texts, score, 2).t2i
+    rose, fell = moves(side)
+    risen = side.base_rank - side.reranked_rank
+    assert set(risen[rose]) == {1} and set(risen[fell]) == {-1} and len(rose) == len(fell) == 20
+    assert sure[rose].tolist() == sorted(sure[risen > 0].tolist(), reverse=True)[:20]
+    assert sure[fell].tolist() == sorted(sure[risen < 0].tolist(), reverse=True)[:20]
+    chosen = {one.key: one.shown for one in sections(side, 5, 0, "captions")}
+    assert chosen["gains"].tolist() == rose[:5].tolist()
+    assert chosen["losses"].tolist() == fell[:5].tolist()
+
+
+def test_a_caption_without_words_has_no_card(make_case, tmp_path, caplog, recwarn):
+    case = make_case()
+    maps = WordMaps(np.zeros((8, 8, 3), np.uint8), [], np.zeros((0, 4, 4)))
+    path = report.write_report(
+        tmp_path, case.retrieval, case.gallery, square, word_maps=lambda q: maps
+    )
+    assert 'id="words"' not in path.read_text("utf-8")
+    assert not caplog.records and not recwarn.list
 
 
 def test_moves_stand_on_the_page(make_case, tmp_path):
@@ -128,6 +166,7 @@ def test_words_light_their_patches(make_case, tmp_path):
     path = report.write_report(tmp_path, case.retrieval, case.gallery, square, word_maps=word_maps)
     text = path.read_text("utf-8")
     assert len(asked) == 4 and "Where words look" in text
+    assert text.index('href="#t2i-moves"') < text.index('href="#words"') < text.index('id="words"')
     # One of four could not be made, which costs the page nothing else.
     assert len(re.findall(r"\.w\d\{background-image", text)) == 3
     assert "&lt;red&gt;" in text and "<red>" not in text
