@@ -9,8 +9,9 @@ Examples:
     python eval.py --compare runs/a/eval runs/b/eval
 """
 
+import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -37,7 +38,8 @@ class Options:
     similarity_weight: float = 0.0
     """The first stage's cosine times this is added to the match logit."""
     max_bad: float = 0.01
-    """Share of the pictures that may turn out unreadable before the evaluation stops."""
+    """Share of the set's pictures, and of the pool's, that may turn out unreadable before the
+    evaluation stops."""
     folds: int = 0
     """Also the mean over so many disjoint parts of the gallery; 5 is COCO's 1k protocol."""
     pool: str = ""
@@ -110,16 +112,31 @@ def check(options: Options) -> None:
     """
     o = options
     if o.compare:
-        if o.model or o.data or o.compositional:
-            raise UsageError("--compare takes two folders of --out, and no MODEL or --data")
+        if others := _others(o, "compare", "out"):
+            raise UsageError(f"--compare takes two folders of --out, and no {others}")
     elif not o.model or bool(o.data) == bool(o.compositional):
         raise UsageError(
             "name a MODEL, and --data or --compositional to evaluate it on; see eval.py --help"
         )
+    if o.compositional:
+        taken = ("model", "compositional", "out", "image_root", "similarity_weight")
+        if others := _others(o, *taken):
+            raise UsageError(f"--compositional takes no {others}")
     if o.k < 1:
         raise UsageError(f"--k {o.k}: the least is 1")
     if o.folds and (o.folds < 2 or o.pool):
         raise UsageError("--folds takes 2 or more parts, of a gallery without a --pool")
+    if not math.isfinite(o.similarity_weight):
+        raise UsageError(f"--similarity-weight {o.similarity_weight}: give a finite number")
+    if not 0 <= o.max_bad <= 1:
+        raise UsageError(f"--max-bad {o.max_bad:g}: a share from 0 to 1")
+
+
+def _others(options: Options, *taken: str) -> str:
+    """Options that were given and are not among those taken, as they are typed."""
+    given = [f.name for f in fields(options) if getattr(options, f.name) != f.default]
+    names = ("MODEL" if x == "model" else "--" + x.replace("_", "-") for x in given)
+    return ", ".join(name for x, name in zip(given, names, strict=True) if x not in taken)
 
 
 def _numbers(flag: str, text: str, kind: type, least: float = float("-inf")) -> tuple:
@@ -128,7 +145,7 @@ def _numbers(flag: str, text: str, kind: type, least: float = float("-inf")) -> 
         values = sorted({kind(part) for part in text.split(",")} if text else ())
     except ValueError as error:
         raise UsageError(f"{flag} {text}: numbers with commas between, such as 1,5,10") from error
-    if values and not (least <= values[0] and values[-1] < float("inf")):
+    if not all(math.isfinite(value) and value >= least for value in values):
         raise UsageError(f"{flag} {text}: every number must be finite and at least {least:g}")
     return tuple(values)
 

@@ -7,9 +7,10 @@ COCO: 5,000 pictures, 25,010 captions, MiniLM-L6. Flickr30k: 1,000 and 5,000, Mi
 weights are random: the recalls mean nothing and are left out, and image-to-text happens to ask for
 no pair that text-to-image does not (real sets may: a fifth more at most). Everything but scoring
 is done in full, in both directions, the TREC files included. With --pairs, so many of the pairs,
-drawn at random, are scored and the others left at 0: memory is that of the whole, the scoring time
-of all of them is the measured rate times their number. Each shape runs in a process of its own,
-whose resident peak counts the mapped pages too.
+drawn at random, are scored and the others left at 0: the scoring time of all of them is the
+measured rate times their number. Each shape runs in a process of its own, whose resident peak
+counts the mapped pages too. That peak is this script's: `eval.py` holds a vision tower besides, and
+float32 tokens, in memory up to 2 GB.
 """
 
 import argparse

@@ -1,7 +1,8 @@
 """Load a model, evaluate it on a set, print the tables and write the files."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -89,33 +90,43 @@ def evaluate_model(
     if isinstance(source, Pooled):
         extra["pool"] = {"data": pool, "left_out": source.left_out}
     metrics = {**retrieval.metrics(), **extra}
-    console = Console()
-    for shown in tables(metrics):
-        console.print(shown)
-    if out is None:
-        return metrics
-    with naming(out):
-        metrics = write_metrics(
-            out,
-            retrieval,
-            encoded.gallery,
-            model=model,
-            data=data,
-            seconds={name: round(value, 3) for name, value in seconds.items()},
-            extra=extra,
-        )
-        page = write_report(
-            out,
-            retrieval,
-            encoded.gallery,
-            lambda i: source.image(encoded.record[i]),
-            title=f"{data}, reranked by {model}",
-            facts={"model": model, "data": data, **({"pool": pool} if pool else {})},
-            metrics=metrics,
-            word_maps=partial(caption_words, reranker.engine, encoded, source),
-        )
-    console.print(f"report: {page}")
+    with told_after(tables(metrics)):
+        if out is None:
+            return metrics
+        with naming(out):
+            metrics = write_metrics(
+                out,
+                retrieval,
+                encoded.gallery,
+                model=model,
+                data=data,
+                seconds={name: round(value, 3) for name, value in seconds.items()},
+                extra=extra,
+            )
+            page = write_report(
+                out,
+                retrieval,
+                encoded.gallery,
+                lambda i: source.image(encoded.record[i]),
+                title=f"{data}, reranked by {model}",
+                facts={"model": model, "data": data, **({"pool": pool} if pool else {})},
+                metrics=metrics,
+                word_maps=partial(caption_words, reranker.engine, encoded, source),
+            )
+    Console().print(f"report: {page}", markup=False)
     return metrics
+
+
+@contextmanager
+def told_after(made: Iterable[Table]) -> Iterator[None]:
+    """Write files in the block and print tables after it, whatever becomes of either: no numbers
+    are lost to a full disk, and no files to a terminal that is gone."""
+    try:
+        yield
+    finally:
+        console = Console()
+        for one in made:
+            console.print(one)
 
 
 def open_gallery(data: str, pool: str, image_root: str) -> Source:
@@ -195,9 +206,9 @@ def compare_evaluations(a: Path, b: Path, out: Path | None = None) -> dict[str, 
         FileNotFoundError, ValueError: see `compare`.
     """
     result = compare(a, b)
-    Console().print(comparison_table(result))
-    if out is not None:
-        write_json(out / "comparison.json", result)
+    with told_after([comparison_table(result)]):
+        if out is not None:
+            write_json(out / "comparison.json", result)
     return result
 
 
@@ -209,7 +220,7 @@ def evaluate_compositional(
     image_root: str = "",
     similarity_weight: float = 0.0,
 ) -> dict[str, Any]:
-    """Text, image and group scores; with `out`, metrics.json and per_item.csv are written there.
+    """Text, image and group scores; with `out`, compositional.json and per_item.csv are written.
 
     Raises:
         FileNotFoundError, ValueError: the model, a file or a picture cannot be opened.
@@ -222,13 +233,13 @@ def evaluate_compositional(
     with Bars() as bars:
         scored = score_items(reranker.engine, items, similarity_weight, bars.show)
     result = summarise(items, scored)
-    Console().print(compositional_table(result))
-    if out is None:
-        return result
     about = {
         "model": model,
         "compositional": [str(path) for path in files],
         "similarity_weight": similarity_weight,
     }
-    with naming(out):
-        return write_compositional(out, items, scored, about)
+    with told_after([compositional_table(result)]):
+        if out is None:
+            return result
+        with naming(out):
+            return write_compositional(out, items, scored, about)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int
+from rich.markup import escape
 from rich.table import Table
 
 from edje_jax.evaluation.intervals import DRAWS, LEVEL, difference_intervals
@@ -37,7 +38,7 @@ class Evaluated:
     @property
     def summary(self) -> dict[str, Any]:
         """What a comparison repeats of it."""
-        said = {key: self.metrics[key] for key in ("model", "data", "k")}
+        said = {key: self.metrics[key] for key in ("model", "data", "k", "similarity_weight")}
         return {"folder": str(self.folder), **said}
 
 
@@ -83,13 +84,7 @@ def compare(a: Path, b: Path, seed: int = 0) -> dict[str, Any]:
     """
     first, second = read_evaluation(a), read_evaluation(b)
     _check_same(first, second)
-    out: dict[str, Any] = {
-        name: {
-            "folder": str(one.folder),
-            **{key: one.metrics[key] for key in ("model", "data", "k")},
-        }
-        for name, one in (("a", first), ("b", second))
-    }
+    out: dict[str, Any] = {"a": first.summary, "b": second.summary}
     for key in DIRECTIONS:
         names = [query for query, _ in first.queries[key]]
         if key == "t2i":
@@ -112,7 +107,8 @@ def comparison_table(result: dict[str, Any]) -> Table:
     """`compare` on the terminal."""
     out = Table(title="Reranked, A and B (percent)", title_justify="left")
     out.caption = "\n".join(
-        f"{name.upper()}: {one['model']} on {one['data']}, k = {one['k']}"
+        f"{name.upper()}: {escape(one['model'])} on {escape(one['data'])}, k = {one['k']}, "
+        f"similarity weight {one['similarity_weight']:g}"
         for name, one in ((name, result[name]) for name in ("a", "b"))
     )
     out.caption_justify = "left"

@@ -13,6 +13,7 @@ text score alone, which is their accuracy.
 
 import csv
 import json
+import math
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -22,13 +23,14 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from rich.markup import escape
 from rich.table import Table
 
 from edje_jax.evaluation.report import replacing, write_json
 
 STAGES = ("base", "reranked")
-CATEGORIES = ("category", "collapsed_tag", "relation_name")
-"""Fields that sort items; the last two are Winoground's and ARO's."""
+CATEGORIES = ("category", "collapsed_tag", "relation_name", "attributes")
+"""Fields that sort items; the second is Winoground's, the last two are ARO's."""
 BOX = ("bbox_x", "bbox_y", "bbox_w", "bbox_h")
 """ARO's part of a picture that a caption is about: its evaluation crops to it."""
 FORMS = (
@@ -38,7 +40,7 @@ FORMS = (
 )
 """Fields of pictures and captions: SugarCrepe's, ARO's, Winoground's."""
 SHOWN = 30
-"""Categories that the table has room for; metrics.json has all."""
+"""Categories that the table has room for; compositional.json has all."""
 
 
 @dataclass(frozen=True)
@@ -139,9 +141,9 @@ def compositional_table(result: dict[str, Any]) -> Table:
             f"{one[kind][stage]:.2f}" if kind in one else "" for kind in kinds for stage in STAGES
         )
         last = number == min(len(rows), 2) - 1
-        out.add_row(name, f"{one['items']:,}", *values, end_section=last)
+        out.add_row(escape(name), f"{one['items']:,}", *values, end_section=last)
     if len(categories) > SHOWN:
-        out.caption = f"and {len(categories) - SHOWN} more categories in metrics.json"
+        out.caption = f"and {len(categories) - SHOWN} more categories in compositional.json"
     return out
 
 
@@ -151,7 +153,7 @@ def write_compositional(
     scored: Sequence[Scored],
     about: dict[str, Any],
 ) -> dict[str, Any]:
-    """Write `per_item.csv` and `metrics.json`; return the metrics.
+    """Write `per_item.csv` and `compositional.json`; return what the latter says.
 
     Raises:
         OSError: a file cannot be written; none is left half-written.
@@ -172,7 +174,7 @@ def write_compositional(
             ]
             scores = [json.dumps(getattr(one, stage).tolist()) for stage in STAGES]
             rows.writerow((item.name, item.category, *flags, *scores))
-    write_json(out / "metrics.json", metrics)
+    write_json(out / "compositional.json", metrics)
     return metrics
 
 
@@ -198,10 +200,13 @@ def _read_file(path: Path, image_root: str, several: bool) -> Iterator[Item]:
     root = Path(image_root) if image_root else path.parent
     try:
         text = path.read_text("utf-8")
-        lines = path.suffix == ".jsonl"
-        content = [json.loads(x) for x in text.splitlines() if x] if lines else json.loads(text)
+        # At line feeds alone: a caption may hold other characters that Unicode breaks lines at.
+        lines = text.split("\n") if path.suffix == ".jsonl" else None
+        content = json.loads(text) if lines is None else [json.loads(x) for x in lines if x.strip()]
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error})") from error
+    if not isinstance(content, list | dict):
+        raise ValueError(f"{path}: holds one {type(content).__name__}, no list or dict of entries")
     entries = content.items() if isinstance(content, dict) else enumerate(content)
     empty = True
     for name, entry in entries:
@@ -215,11 +220,10 @@ def _item(name: str, entry: Any, root: Path, category: str, path: Path) -> Item:
     for pictures, captions in FORMS:
         fields = (*pictures, *captions)
         if isinstance(entry, dict) and all(isinstance(entry.get(x), str) for x in fields):
-            box = _box(entry) if all(side in entry for side in BOX) else None
-            own = next((str(entry[key]) for key in CATEGORIES if entry.get(key)), category)
+            box = _box(name, entry, path) if all(side in entry for side in BOX) else None
             return Item(
                 name,
-                own,
+                _category(entry) or category,
                 tuple(Picture(_found(root / entry[x], path), box) for x in pictures),
                 tuple(entry[x] for x in captions),
             )
@@ -227,8 +231,19 @@ def _item(name: str, entry: Any, root: Path, category: str, path: Path) -> Item:
     raise ValueError(f"{path}: entry {name} has none of these sets of text fields: {forms}")
 
 
-def _box(entry: dict[str, Any]) -> tuple[int, int, int, int]:
-    x, y, width, height = (int(entry[side]) for side in BOX)
+def _category(entry: dict[str, Any]) -> str:
+    """Of the first field that has one; two attributes are named as ARO does, `white_black`."""
+    value = next((entry[key] for key in CATEGORIES if entry.get(key)), "")
+    return "_".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _box(name: str, entry: dict[str, Any], path: Path) -> tuple[int, int, int, int]:
+    values = [entry[side] for side in BOX]
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+        raise ValueError(f"{path}: entry {name} has {', '.join(BOX)} = {values}; give numbers")
+    x, y, width, height = map(int, values)
+    if width < 1 or height < 1:
+        raise ValueError(f"{path}: entry {name} has an empty box of {width} x {height} pixels")
     return x, y, x + width, y + height
 
 

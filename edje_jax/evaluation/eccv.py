@@ -9,6 +9,7 @@ authors recommend. It knows COCO's own numbers of pictures and captions.
 import json
 import re
 from collections import defaultdict
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -28,8 +29,10 @@ def coco_ids(
     picture and text in COCO's captions_val2014.json.
 
     Raises:
+        ImportError: eccv_caption is not installed.
         FileNotFoundError, ValueError: the file is missing or no such file, a picture's name ends in
-            no number, or a caption is not in the file.
+            no number, a caption is not in the file, or the gallery lacks some of COCO's 5,000 test
+            pictures.
     """
     known: dict[tuple[int, str], list[int]] = defaultdict(list)
     try:
@@ -44,7 +47,15 @@ def coco_ids(
         if not found:
             raise ValueError(f"{annotations}: picture {owner} has no caption {text!r} there")
         captions.append(found.pop(0))
-    return pictures, np.array(captions)
+    numbers = {"pictures": pictures, "captions": np.array(captions)}
+    needed = _judge().coco_gts
+    for what, key in (("pictures", "i2t"), ("captions", "t2i")):
+        if missing := needed[key].keys() - set(numbers[what].tolist()):
+            raise ValueError(
+                f"{len(missing):,} of COCO's {len(needed[key]):,} test {what} are not in this "
+                "gallery; ECCV Caption is measured on all of them"
+            )
+    return numbers["pictures"], numbers["captions"]
 
 
 def eccv_metrics(
@@ -60,22 +71,10 @@ def eccv_metrics(
     query with the most right answers needs.
 
     Raises:
-        ImportError: eccv_caption is not installed.
-        ValueError: see `coco_ids`; also, the gallery lacks some of COCO's 5,000 test pictures.
+        ImportError, FileNotFoundError, ValueError: see `coco_ids`.
     """
-    from eccv_caption import Metrics
-
-    judge = Metrics()
     pictures, captions = coco_ids(gallery, annotations)
-    wanted = (judge.coco_gts["i2t"].keys(), judge.coco_gts["t2i"].keys())
-    for ids, needed, what in zip(
-        (pictures, captions), wanted, ("pictures", "captions"), strict=True
-    ):
-        if missing := set(needed) - set(ids.tolist()):
-            raise ValueError(
-                f"{len(missing):,} of COCO's {len(needed):,} test {what} are not in this gallery; "
-                "ECCV Caption is measured on all of them"
-            )
+    judge = _judge()
     gts = [both[key] for both in (judge.eccv_gts, judge.cxc_gts) for key in ("i2t", "t2i")]
     depth = max(10, *(len(items) for one in gts for items in one.values()))
     owner, own = gallery.caption_image, np.arange(len(pictures), dtype=np.int32)
@@ -108,6 +107,13 @@ def _lists(
         k = min(direction.candidates.shape[1], base.shape[1])
         ranked[:, :k] = direction.reranked(direction.candidates)[:, :k]
     return dict(zip(query_ids.tolist(), item_ids[ranked].tolist(), strict=True))
+
+
+@cache
+def _judge():
+    from eccv_caption import Metrics
+
+    return Metrics()
 
 
 def _picture_id(name: str) -> int:

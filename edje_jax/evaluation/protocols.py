@@ -12,8 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from edje_jax.evaluation.retrieval import Gallery, Retrieval, ScorePairs, rerank
-
-DIRECTIONS = ("t2i", "i2t")
+from edje_jax.evaluation.tables import DIRECTIONS
 
 
 class Timed:
@@ -86,14 +85,16 @@ def k_sweep(retrieval: Retrieval, depths: Sequence[int], pairs_per_second: float
     """Every depth from the scores of the deepest: {"pairs_per_second", "at": [...]}.
 
     An entry is {"k", "ms_per_query", "t2i", "i2t"}. The cost is that of scoring k pairs at the
-    measured rate of large batches; finding the candidates is not in it.
+    measured rate of large batches, or as many as there are in the larger of the two sides; finding
+    the candidates is not in it.
     """
+    most = max(getattr(retrieval, key).candidates.shape[1] for key in DIRECTIONS)
     return {
         "pairs_per_second": pairs_per_second,
         "at": [
             {
                 "k": k,
-                "ms_per_query": 1e3 * k / pairs_per_second,
+                "ms_per_query": 1e3 * min(k, most) / pairs_per_second,
                 **_directions(retrieval.at(k=k)),
             }
             for k in depths

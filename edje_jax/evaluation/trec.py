@@ -3,7 +3,8 @@
 Readers such as trec_eval ignore the rank column and sort by score themselves, breaking ties in an
 order of their own. So the scores of a query fall strictly, in float32 too: where two are level the
 later is written as the next smaller float. The measure that equals our R@k is `Success@k` (TREC's
-own `R@k` divides by the number of right answers, of which a picture has several).
+own `R@k` divides by the number of right answers, of which a picture has several). Runs end where
+the reranking does, so that holds up to its depth; our own recalls know the first stage past it.
 """
 
 import re

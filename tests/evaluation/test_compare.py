@@ -4,7 +4,9 @@ import json
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+from edje_jax.cli.evaluate import compare_evaluations
 from edje_jax.evaluation import report
 from edje_jax.evaluation.compare import compare, comparison_table
 from edje_jax.evaluation.intervals import difference_intervals, gain_intervals
@@ -115,12 +117,42 @@ def test_differences_and_their_intervals(tmp_path):
     assert result["t2i"]["interval"]["R@1"][0] > 0
     assert result["b"] == {
         "folder": str(tmp_path / "b"), "model": "model 2.5", "data": "some:set", "k": 8,
+        "similarity_weight": 0.0,
     }  # fmt: skip
     assert json.loads(json.dumps(result)) == result
     assert comparison_table(result).row_count == 6
     same = compare(tmp_path / "a", tmp_path / "a")["i2t"]
     assert set(same["difference"].values()) == {0.0}
     assert all(interval == [0.0, 0.0] for interval in same["interval"].values())
+
+
+def test_what_was_compared_is_told_letter_by_letter(tmp_path):
+    evaluation(tmp_path / "a", 0.5)
+    result = compare(tmp_path / "a", tmp_path / "a")
+    result["a"]["model"], result["b"]["similarity_weight"] = "runs/[bold]x[/]y", 0.5
+    console = Console(record=True, width=200)
+    console.print(comparison_table(result))
+    text = console.export_text()
+    assert "A: runs/[bold]x[/]y on some:set, k = 10, similarity weight 0" in text
+    assert "B: model 0.5 on some:set, k = 10, similarity weight 0.5" in text
+
+
+def test_files_are_written_before_the_table_and_the_table_is_told_without_them(
+    tmp_path, monkeypatch, capsys
+):
+    evaluation(tmp_path / "a", 0.5)
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(OSError, match="taken"):
+        compare_evaluations(tmp_path / "a", tmp_path / "a", tmp_path / "taken")
+    assert "B - A" in capsys.readouterr().out
+
+    def broken(*_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(Console, "print", broken)
+    with pytest.raises(BrokenPipeError):
+        compare_evaluations(tmp_path / "a", tmp_path / "a", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "comparison.json").read_text())["a"]["k"] == 10
 
 
 def test_other_queries_or_galleries_are_refused(tmp_path):

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from edje_jax.data.images import resize
 from edje_jax.data.sources.shapes import Shapes
@@ -107,11 +108,44 @@ def test_the_three_forms(pictures):
     assert read_items([pictures / "swap.json"], str(pictures))[0].category == ""
 
 
+def test_attributes_sort_and_lines_end_at_line_feeds_alone(pictures):
+    entry = {
+        "image_path": "1.png", "true_caption": "a white\u2028dog", "false_caption": "d",
+        "attributes": ["white", "black"],
+    }  # fmt: skip
+    line = json.dumps(entry, ensure_ascii=False)
+    (pictures / "aro.jsonl").write_text(f"{line}\r\n\n{line}\n", "utf-8")
+    first, second = read_items([pictures / "aro.jsonl"])
+    assert first.captions == second.captions == ("a white\u2028dog", "d")
+    assert first.category == second.category == "white_black"
+
+
+def test_a_category_in_brackets_is_told():
+    scores = np.array([[1.0], [0.0]])
+    items = [item("0", "[red]", 1), item("1", "[/]", 1)]
+    console = Console(record=True, width=120)
+    console.print(compositional_table(summarise(items, [Scored(scores, scores)] * 2)))
+    text = console.export_text()
+    assert "[red]" in text and "[/]" in text
+
+
+def boxed(sides: str) -> str:
+    """A file of one entry with these sides of a box."""
+    box = dict(zip(("bbox_x", "bbox_y", "bbox_w", "bbox_h"), json.loads(sides), strict=True))
+    entry = {"image_path": "0.png", "true_caption": "a", "false_caption": "b"}
+    return json.dumps([{**entry, **box}])
+
+
 @pytest.mark.parametrize(
     ("content", "error", "told"),
     [
         ("{", ValueError, "set.json: not JSON"),
         ("[]", ValueError, "set.json: no items"),
+        ("7", ValueError, "set.json: holds one int, no list or dict"),
+        ("null", ValueError, "set.json: holds one NoneType"),
+        (boxed("[null, 0, 4, 4]"), ValueError, r"set.json: entry set.json:0 has bbox_x, .*None"),
+        (boxed('["a", 0, 4, 4]'), ValueError, r"set.json: entry set.json:0 has bbox_x, .*'a'"),
+        (boxed("[0, 0, 0, 4]"), ValueError, "set.json:0 has an empty box of 0 x 4 pixels"),
         ('[{"image": "0.png"}]', ValueError, "entry set.json:0 has none of these"),
         ('[{"filename": "0.png", "caption": "a", "negative_caption": null}]', ValueError, "none"),
         (
@@ -165,7 +199,9 @@ def test_files(engine, pictures, tmp_path):
     items = scenes(pictures)
     scored = score_items(engine, items)
     metrics = write_compositional(tmp_path / "out", items, scored, {"model": "m"})
-    assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == metrics
+    assert json.loads((tmp_path / "out" / "compositional.json").read_text()) == metrics
+    # An evaluation that lies in the same folder keeps its own.
+    assert not (tmp_path / "out" / "metrics.json").exists()
     assert metrics["model"] == "m" and set(metrics["categories"]) == {"one", "two"}
     assert "group" in metrics["categories"]["two"] and "group" not in metrics
     with (tmp_path / "out" / "per_item.csv").open(newline="") as file:

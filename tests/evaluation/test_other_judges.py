@@ -44,6 +44,20 @@ def test_ir_measures_finds_the_same_recalls(tmp_path, make_case, weight):
             assert (recall == pytest.approx(success)) == (key == "t2i")
 
 
+def test_runs_are_as_deep_as_what_was_reranked(tmp_path, make_case):
+    """Up to that depth `Success@k` is our R@k; past it, a run of TREC has nothing more to find."""
+    gallery, retrieval = make_case(pictures=80, k=3)
+    report.write_metrics(tmp_path, retrieval, gallery, model="m", data="d", seconds={})
+    for key in ("t2i", "i2t"):
+        qrels = list(ir_measures.read_trec_qrels(str(tmp_path / f"{key}.qrels")))
+        lines = list(ir_measures.read_trec_run(str(tmp_path / f"{key}.run")))
+        found = ir_measures.calc_aggregate([Success @ k for k in (1, 3, 5)], qrels, lines)
+        ranks = getattr(retrieval, key).reranked_rank
+        for k in (1, 3):
+            assert found[Success @ k] == pytest.approx(np.mean(ranks <= k))
+        assert found[Success @ 5] == found[Success @ 3] < np.mean(ranks <= 5)
+
+
 # --- eccv_caption ---------------------------------------------------------------------------------
 
 
@@ -111,13 +125,12 @@ def test_what_is_not_coco_is_refused(coco, tmp_path):
 
 
 def test_a_part_of_coco_is_refused(coco):
-    _, gallery, images, texts, _, path = coco
+    _, gallery, *_, path = coco
     owner = gallery.caption_image
     part = Gallery.of(
         gallery.image_ids[:5],
         [[gallery.captions[t] for t in np.flatnonzero(owner == i)] for i in range(5)],
     )
-    texts = texts[owner < 5]
-    retrieval = rerank(part, images[:5], texts, lambda t, i: np.zeros(len(t)), 2)
+    # By the numbers alone, which are looked up before anything is scored.
     with pytest.raises(ValueError, match="4,995 of COCO's 5,000 test pictures are not in this"):
-        eccv_metrics(retrieval, images[:5], texts, part, path)
+        coco_ids(part, path)

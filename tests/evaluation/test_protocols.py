@@ -64,6 +64,10 @@ def test_sweeps_score_nothing_again_and_tell_the_cost():
     assert timed.pairs == scored
     assert [at["k"] for at in sweep["at"]] == [1, 4, 9]
     assert [at["ms_per_query"] for at in sweep["at"]] == [2.0, 8.0, 18.0]
+    # No more can be scored than there are.
+    whole = rerank(gallery, images, texts, lambda t, i: logits[t, i], 1000)
+    most = len(gallery.captions)
+    assert protocols.k_sweep(whole, (1000,), 500.0)["at"][0]["ms_per_query"] == 2.0 * most
     # One candidate cannot be reordered, and the ceiling rises with the depth.
     assert sweep["at"][0]["t2i"]["base"] == sweep["at"][0]["t2i"]["reranked"]
     ceilings = [at["t2i"]["ceiling"] for at in sweep["at"]]

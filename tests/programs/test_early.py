@@ -66,6 +66,30 @@ def test_a_place_that_cannot_be_written_to(call, trained, folder):
 
 
 @pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (
+            ("m", "--compare", "a", "b", "--data", "x:y", "--k-sweep", "1"),
+            "--compare takes two folders of --out, and no MODEL, --data, --k-sweep",
+        ),
+        (("--compare", "a", "b", "--max-bad", "0"), "and no --max-bad"),
+        (
+            ("m", "--compositional", "a.json", "--k", "5", "--folds", "2", "--eccv", "x"),
+            "--compositional takes no --k, --folds, --eccv",
+        ),
+        (("m", "--data", "x:y", "--similarity-weight", "nan"), "--similarity-weight nan: give a"),
+        (("m", "--data", "x:y", "--max-bad", "nan"), "--max-bad nan: a share from 0 to 1"),
+        (("m", "--data", "x:y", "--similarity-weights", "0,nan,1"), "must be finite"),
+        (("m", "--data", "x:y", "--similarity-weights=-inf,1"), "must be finite"),
+    ],
+)
+def test_options_that_do_not_apply_are_bad_usage(arguments, told, call):
+    code, out, err = call(evaluation.main, *arguments)
+    assert code == 2
+    assert told in " ".join((out + err).replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
     ("flag", "value", "least"),
     [
         ("--data.batch-size", 0, 1),

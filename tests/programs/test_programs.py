@@ -171,7 +171,7 @@ def test_bad_pictures_are_skipped_up_to_a_share(call, trained, tmp_path, caplog)
         (("m", "--data", "x:y", "--folds", "5", "--pool", "x:z"), "without a --pool"),
         (("m", "--data", "x:y", "--compositional", "a.json"), "name a MODEL, and --data"),
         (("m", "--data", "x:y", "--eccv", "no.json"), "--eccv no.json: needs COCO's"),
-        (("m", "--compare", "a", "b"), "no MODEL or --data"),
+        (("m", "--compare", "a", "b"), "no MODEL"),
     ],
 )
 def test_what_eval_cannot_do_is_bad_usage(call, arguments, message):
@@ -230,7 +230,7 @@ def test_compositional_files(call, trained, tmp_path):
     arguments = (trained, "--compositional", tmp_path / "swap.json", "--out", tmp_path / "out")
     code, shown, err = call("eval.py", *arguments)
     assert code == 0 and "text reranked" in " ".join(shown.split()), err
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    metrics = json.loads((tmp_path / "out" / "compositional.json").read_text())
     assert metrics["items"] == 3 and set(metrics["text"]) == {"base", "reranked"}
     (tmp_path / "1.png").write_text("no picture")
     code, _, err = call("eval.py", *arguments)
