@@ -4,6 +4,7 @@ import importlib.util
 import re
 import shlex
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,28 @@ def test_commands_parse(page, line):
         return
     _, default = choose_config(ROOT / "configs", arguments, "")
     tyro.cli(type(default), default=default, args=arguments[1:])
+
+
+def test_recipes_start_from_what_they_made():
+    """Each run that a recipe starts from or evaluates is a --workdir above it, and each comparison
+    is of folders that an evaluation above it wrote."""
+    made, written, asked = set(), set(), []
+    for line in commands(ROOT / "docs" / "recipes.md"):
+        _, program, *arguments = shlex.split(line)
+        named = dict(pairwise(arguments))
+        if "--compare" in named:
+            place = arguments.index("--compare")
+            assert set(arguments[place + 1 : place + 3]) <= written, line
+            continue
+        runs = [named[flag] for flag in ("--init", "--teacher") if flag in named]
+        runs += arguments[:1] if program == "eval.py" else []
+        assert set(runs) <= made, line
+        asked += runs
+        made.add(named.get("--workdir"))
+        written.add(named.get("--out"))
+    assert len(set(asked)) > 15
+    # Every run is used: evaluated as it is, or started from.
+    assert made - {None} == set(asked)
 
 
 def test_a_command_that_does_not_parse_is_found():
