@@ -203,7 +203,7 @@ def _given(asked: _Side, corpus: _Side, top_ranked: Mapping[str, Sequence[str]])
     """The task's own candidates; by cosine, so that level scores keep the first stage's order."""
     number = {name: i for i, name in enumerate(corpus.ids)}
     given = [[number[name] for name in top_ranked.get(query, ())] for query in asked.ids]
-    items = np.full((len(given), max(map(len, given))), -1, np.int32)
+    items = np.full((len(given), max(map(len, given), default=0)), -1, np.int32)
     near = np.full(items.shape, -np.inf, np.float32)
     for q, row in enumerate(given):
         items[q, : len(row)] = row
