@@ -78,6 +78,7 @@ def _table(found: Statistics) -> Table:
     each = sorted(found.captions_each.items())
     for name, value in (
         ("pictures", f"{found.pictures:,}"),
+        ("places in an epoch", f"{found.places:,}"),
         ("different ids", f"{found.ids:,}"),
         ("captions", f"{found.captions:,}"),
         ("captions a picture", ", ".join(f"{n}: {count:,}" for n, count in each)),

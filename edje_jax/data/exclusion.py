@@ -15,19 +15,23 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, UInt8
-from PIL import Image
+import PIL
+from jaxtyping import Bool, Int64, UInt8
+from PIL import Image, features
 
 from edje_jax.config import DataConfig
 from edje_jax.data.caches import cache_folder
 from edje_jax.data.encoding import file_bytes
 from edje_jax.data.feature_cache import stamp_of_set
 from edje_jax.data.images import BadImage
+from edje_jax.data.sources.mixture import Mixture
 from edje_jax.types import Source
 from edje_jax.weights.files import replacing
 
 log = logging.getLogger(__name__)
 
+VERSION = 1
+"""Of the hashes: another one makes them anew."""
 BYTES = 16
 """Of a picture's SHA-256."""
 
@@ -66,50 +70,97 @@ class Subset:
 def without(train: Source, excluded: Source, data: DataConfig, image_size: int) -> Source:
     """`data.train` without the pictures of `data.exclude`; how many were left out is logged.
 
+    Of a mixture each part loses its own before they are mixed, so that the shares hold.
+
     Raises:
-        ValueError: nothing is left.
+        ValueError: nothing is left of a part, or more of the excluded pictures than `data.max_bad`
+            allows cannot be read.
     """
     setting = [os.path.abspath(os.path.expanduser(data.image_root)), image_size]
-    unwanted = pixel_hashes(excluded, [data.exclude, *setting])
-    unwanted = {row.tobytes() for row in unwanted if row.any()}
-    hashes = pixel_hashes(train, [data.train, *setting])
-    kept = np.array([row.tobytes() not in unwanted for row in hashes])
-    log.info("%d of %d pictures left out: they are in %s", (~kept).sum(), len(kept), data.exclude)
+    found = [pixel_hashes(part, [name, *setting]) for name, part in _parts(excluded, data.exclude)]
+    unwanted = _readable(np.concatenate(found), data)
+    left = [
+        _without(part, pixel_hashes(part, [name, *setting]), unwanted, name, data.exclude)
+        for name, part in _parts(train, data.train)
+    ]
+    return train.of(left) if isinstance(train, Mixture) else left[0]
+
+
+def _parts(source: Source, spec: str) -> list[tuple[str, Source]]:
+    """(name, set) of each: a mixture repeats pictures, its parts do not."""
+    if isinstance(source, Mixture):
+        return list(zip(source.prefixes, source.sources, strict=True))
+    return [(spec, source)]
+
+
+def _readable(hashes: UInt8[np.ndarray, "n 16"], data: DataConfig) -> set[bytes]:
+    """The hashes of the excluded pictures, most of which must be there to be told from others."""
+    there = hashes.any(axis=1)
+    if missing := int((~there).sum()):
+        told = f"--data.exclude {data.exclude}: {missing} of {len(there)} pictures cannot be read"
+        if missing == len(there) or missing > data.max_bad * len(there):
+            raise ValueError(f"{told}, so they cannot be left out; check --data.image-root")
+        log.warning("%s; they are not left out", told)
+    return {row.tobytes() for row in hashes[there]}
+
+
+def _without(
+    train: Source, hashes: UInt8[np.ndarray, "n 16"], unwanted: set[bytes], name: str, excluded: str
+) -> Subset:
+    kept = np.array([row.tobytes() not in unwanted for row in hashes], bool)
+    log.info(
+        "%d of %d pictures of %s left out: they are in %s", (~kept).sum(), len(kept), name, excluded
+    )
     if not kept.any():
-        raise ValueError(f"--data.exclude {data.exclude}: it has every picture of {data.train}")
+        raise ValueError(
+            f"--data.exclude {excluded}: it has every picture of {name}; leave one of them out"
+        )
     return Subset(train, kept)
 
 
 def pixel_hashes(source: Source, name: Sequence[object]) -> UInt8[np.ndarray, "n 16"]:
     """A hash of the pixels of every picture; zeros for one that cannot be read.
 
-    They are kept in `~/.cache/edje_jax/pixels/`. Sets are told apart by `name`, ids and captions:
-    delete that folder if pictures changed under the same names.
+    They are kept in `~/.cache/edje_jax/pixels/`, and those that could not be read are tried again.
+    Sets are told apart by `name`, ids and captions: delete that folder if pictures changed under
+    the same names.
     """
-    stamp = json.dumps([*name, stamp_of_set(source)[0]])
-    kept = cache_folder("pixels") / f"{hashlib.sha256(stamp.encode()).hexdigest()[:32]}.npy"
-    if kept.exists():
-        try:
-            hashes = np.load(kept, allow_pickle=False)
-            if hashes.shape == (len(source), BYTES) and hashes.dtype == np.uint8:
-                return hashes
-        except (OSError, ValueError, EOFError) as error:
-            log.warning("%s: damaged (%s); made anew", kept, error)
-    hashes = _hashed(source, str(name[0]))
-    _keep(kept, hashes)
+    # Another decoder may make other pixels of the same file.
+    decoders = [VERSION, PIL.__version__, features.version("jpg")]
+    stamp = json.dumps([*name, stamp_of_set(source)[0], decoders])
+    path = cache_folder("pixels") / f"{hashlib.sha256(stamp.encode()).hexdigest()[:32]}.npy"
+    hashes = _kept(path, len(source))
+    missing = np.flatnonzero(~hashes.any(axis=1))
+    if len(missing):
+        hashes[missing] = found = _hashed(source, missing, str(name[0]))
+        if found.any():
+            _keep(path, hashes)
     return hashes
 
 
-def _hashed(source: Source, name: str) -> UInt8[np.ndarray, "n 16"]:
-    hashes = np.zeros((len(source), BYTES), np.uint8)
+def _kept(path: Path, count: int) -> UInt8[np.ndarray, "n 16"]:
+    """What was kept; zeros where nothing was."""
+    if path.exists():
+        try:
+            hashes = np.load(path, allow_pickle=False)
+            if hashes.shape == (count, BYTES) and hashes.dtype == np.uint8:
+                return hashes
+        except Exception as error:  # A damaged file makes NumPy raise nearly anything
+            log.warning("%s: damaged (%s); made anew", path, error)
+    return np.zeros((count, BYTES), np.uint8)
+
+
+def _hashed(source: Source, rows: Int64[np.ndarray, " m"], name: str) -> UInt8[np.ndarray, "m 16"]:
+    hashes = np.zeros((len(rows), BYTES), np.uint8)
     last = time.monotonic()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(source), 1024):  # The pool takes no more at a time
-            rows = range(start, min(start + 1024, len(source)))
-            hashes[rows.start : rows.stop] = list(pool.map(lambda row: _hash(source, row), rows))
+        for start in range(0, len(rows), 1024):  # The pool takes no more at a time
+            part = rows[start : start + 1024].tolist()
+            done = start + len(part)
+            hashes[start:done] = list(pool.map(lambda row: _hash(source, row), part))
             if time.monotonic() - last > 20:
                 last = time.monotonic()
-                log.info("%s: %d of %d pictures hashed", name, rows.stop, len(source))
+                log.info("%s: %d of %d pictures hashed", name, done, len(rows))
     return hashes
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from edje_jax.data.images import BadImage
+from edje_jax.data.sources.mixture import Mixture
 from edje_jax.types import Source
 
 TILE, LINES = 256, 4
@@ -24,6 +25,8 @@ class Statistics:
     """A set in numbers."""
 
     pictures: int
+    places: int
+    """Pictures of an epoch: more, where a mixture repeats some."""
     ids: int
     """How many different ids the pictures have."""
     captions_each: Counter[int]
@@ -56,7 +59,8 @@ def statistics(
         words_each.update(len(caption.split()) for caption in captions)
     sizes, bad = _look(source, spread(len(source), look_at), progress)
     ids = {source.image_id(index) for index in range(len(source))}
-    return Statistics(len(source), len(ids), captions_each, words_each, sizes, bad)
+    pictures = source.pictures if isinstance(source, Mixture) else len(source)
+    return Statistics(pictures, len(source), len(ids), captions_each, words_each, sizes, bad)
 
 
 def spread(total: int, wanted: int) -> list[int]:

@@ -4,6 +4,7 @@ import json
 import logging
 import pickle
 from collections import Counter
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,11 +13,12 @@ import pytest
 
 from edje_jax.config import DataConfig
 from edje_jax.data.encoding import file_bytes
-from edje_jax.data.exclusion import Subset, without
+from edje_jax.data.exclusion import Subset, _hash, pixel_hashes, without
 from edje_jax.data.images import BadImage
 from edje_jax.data.sources.mixture import Mixture
 from edje_jax.data.sources.registry import open_source
 from edje_jax.data.sources.shapes import Shapes
+from edje_jax.data.statistics import statistics
 from tests.real_sets import scenes, write_blip, write_webdataset
 
 
@@ -151,7 +153,7 @@ def test_pictures_are_left_out_by_their_pixels(tmp_path, cache, caplog):
     data = DataConfig(train=train, exclude=test)
     left = without(open_source(train), open_source(test), data, 64)
     assert [left.image_id(i) for i in range(len(left))] == ["0", "1", "5", "6", "7"]
-    assert f"3 of 8 pictures left out: they are in {test}" in caplog.text
+    assert f"3 of 8 pictures of {train} left out: they are in {test}" in caplog.text
     copy = pickle.loads(pickle.dumps(left))
     assert file_bytes(copy, 2) == made[5].png and copy.captions(2) == made[5].captions
     with pytest.raises(IndexError):
@@ -175,10 +177,62 @@ def test_hashes_are_kept_and_a_damaged_file_is_made_anew(tmp_path, cache, monkey
     assert {path: path.read_bytes() for path in cache.iterdir()} == kept
 
 
-def test_unreadable_pictures_equal_no_other_and_nothing_left_is_an_error(tmp_path, cache):
-    gone = blip(tmp_path / "gone", "abc")
-    assert len(without(open_source(gone), open_source(gone), DataConfig(train=gone), 64)) == 3
+def test_nothing_left_is_an_error(tmp_path, cache):
     train = write_blip(tmp_path / "train", scenes(4))
     data = DataConfig(train=train, exclude=train)
     with pytest.raises(ValueError, match=r"--data\.exclude .*: it has every picture of blip:"):
         without(open_source(train), open_source(train), data, 64)
+
+
+def test_excluded_pictures_that_were_absent_are_looked_for_again(tmp_path, cache, caplog):
+    made = scenes(4)
+    train, test = write_blip(tmp_path / "train", made), write_blip(tmp_path / "test", made[:2])
+    files = [tmp_path / "test" / scene.file for scene in made[:2]]
+    data = DataConfig(train=train, exclude=test, max_bad=0.5)
+
+    def left(data: DataConfig) -> int:
+        return len(without(open_source(train), open_source(test), data, 64))
+
+    for file in files:
+        file.unlink()
+    with pytest.raises(ValueError, match=r"2 of 2 pictures cannot be read.*--data\.image-root"):
+        left(data)
+    files[0].write_bytes(made[0].png)
+    assert left(data) == 3
+    assert "1 of 2 pictures cannot be read; they are not left out" in caplog.text
+    with pytest.raises(ValueError, match=r"1 of 2 pictures cannot be read"):
+        left(replace(data, max_bad=0.1))
+    files[1].write_bytes(made[1].png)
+    assert left(data) == 2
+
+
+def test_hashes_of_another_decoder_are_others(tmp_path, cache, monkeypatch):
+    two = Subset(Shapes("val"), np.arange(1000) < 2)
+    pixel_hashes(two, ["two"])
+    monkeypatch.setattr("PIL.__version__", "0")
+    pixel_hashes(two, ["two"])
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_pictures_are_left_out_of_each_part_before_mixing(tmp_path, cache, monkeypatch):
+    made = scenes(12)
+    a, b = write_blip(tmp_path / "a", made[:4]), write_blip(tmp_path / "b", made[4:])
+    test = write_blip(tmp_path / "test", [made[0], made[4], made[5]])
+    spec = f"{a}@0.75+{b}@0.25"
+    hashed = []
+
+    def counted(source, index):
+        hashed.append(source.image_id(index))
+        return _hash(source, index)
+
+    monkeypatch.setattr("edje_jax.data.exclusion._hash", counted)
+    data = DataConfig(train=spec, exclude=f"{test}@0.5+{test}@0.5")
+    left = without(open_source(spec), open_source(data.exclude), data, 64)
+    # Three of a fill three places for each of the six of b.
+    ids = [left.image_id(i) for i in range(len(left))]
+    assert Counter(ids) == Counter(
+        {f"{a}/{n}": 6 for n in (1, 2, 3)} | {f"{b}/{n}": 1 for n in range(6, 12)}
+    )
+    assert len(hashed) == 12 + 3
+    found = statistics(left, look_at=1)
+    assert (found.pictures, found.places) == (9, 24)

@@ -31,6 +31,7 @@ class Mixture:
         self, sources: Sequence[Source], prefixes: Sequence[str], weights: Sequence[Fraction] = ()
     ):
         self.sources, self.prefixes = tuple(sources), tuple(prefixes)
+        self.weights = tuple(weights)
         sizes = [len(source) for source in sources]
         if weights:
             shares = [weight / sum(weights) for weight in weights]
@@ -42,6 +43,15 @@ class Mixture:
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    @property
+    def pictures(self) -> int:
+        """Pictures of all sets, each counted once."""
+        return sum(map(len, self.sources))
+
+    def of(self, sources: Sequence[Source]) -> "Mixture":
+        """Other sets under the same prefixes, mixed with the same weights."""
+        return Mixture(sources, self.prefixes, self.weights)
 
     def image_id(self, index: int) -> str:
         """The set's prefix and the picture's id in it."""
