@@ -95,7 +95,7 @@ def _parts(source: Source, spec: str) -> list[tuple[str, Source]]:
 
 def _readable(hashes: UInt8[np.ndarray, "n 16"], data: DataConfig) -> set[bytes]:
     """The hashes of the excluded pictures, most of which must be there to be told from others."""
-    there = hashes.any(axis=1)
+    there: Bool[np.ndarray, " n"] = np.any(hashes, axis=1)
     if missing := int((~there).sum()):
         told = f"--data.exclude {data.exclude}: {missing} of {len(there)} pictures cannot be read"
         if missing == len(there) or missing > data.max_bad * len(there):

@@ -1,6 +1,8 @@
 """Sets in other people's formats: the same scenes come out of each, and mistakes are named."""
 
+import gzip
 import json
+import logging
 import os
 import pickle
 import re
@@ -8,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edje_jax.data.encoding import file_bytes
@@ -162,7 +165,7 @@ def test_samples_of_one_image_id_are_one_picture(tmp_path):
     assert [file_bytes(source, i) for i in range(2)] == [a, b]
 
 
-def test_an_index_is_kept_and_made_anew_when_stale_or_damaged(tmp_path, caplog):
+def test_an_index_is_kept_and_made_anew_when_stale_or_damaged(tmp_path, caplog, monkeypatch):
     tar = tar_of_three(tmp_path)
     spec, index = f"webdataset:{tar}", Path(f"{tar}.index.npz")
     open_source(spec)
@@ -175,6 +178,19 @@ def test_an_index_is_kept_and_made_anew_when_stale_or_damaged(tmp_path, caplog):
         assert open_source(spec).captions(1) == ("two", "zwei")
         assert f"{index}: damaged" in caplog.text and index.read_bytes() == kept
         caplog.clear()
+    arrays = dict(np.load(index))
+    for name, values in (
+        ("starts", arrays["starts"][:-1]), ("size", arrays["size"][1:]), ("tar", np.array(3)),
+    ):  # fmt: skip
+        np.savez(index, **{**arrays, name: values})
+        assert open_source(spec).captions(1) == ("two", "zwei")
+        assert f"{index}: damaged" in caplog.text
+        caplog.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr("edje_jax.data.sources.tar_index.VERSION", 99)
+        open_source(spec)
+    assert f"{index}: written by another version; made anew" in caplog.text
+    open_source(spec)
     write_tar(tar, [("9.jpg", b"x"), ("9.txt", b"nine")])
     assert open_source(spec).captions(0) == ("nine",)
     assert f"{index}: the tar has changed since; made anew" in caplog.text
@@ -188,6 +204,17 @@ def test_where_nothing_can_be_written_the_index_lies_in_the_cache(tmp_path, cach
     (kept,) = (cache / "tars").iterdir()
     made = kept.stat().st_mtime_ns
     assert len(open_source(f"webdataset:{tar}")) == 3 and kept.stat().st_mtime_ns == made
+
+
+def test_a_stale_index_in_a_read_only_folder_does_not_hide_the_kept_one(tmp_path, monkeypatch):
+    tar = tar_of_three(tmp_path / "tars")
+    open_source(f"webdataset:{tar}")
+    write_tar(tar, [("9.jpg", b"x"), ("9.txt", b"nine")])
+    with monkeypatch.context() as patch:
+        patch.setattr("edje_jax.data.sources.tar_index.replacing", refusing(tar.parent))
+        open_source(f"webdataset:{tar}")
+    monkeypatch.setattr("edje_jax.data.sources.tar_index.build", None)
+    assert open_source(f"webdataset:{tar}").captions(0) == ("nine",)
 
 
 def refusing(folder: Path):
@@ -221,6 +248,69 @@ def test_broken_tars_are_named(tmp_path):
     tar.write_bytes(b"no tar at all" * 100)
     with pytest.raises(ValueError, match="not a whole tar"):
         open_source(f"webdataset:{tar}")
+
+
+@pytest.mark.parametrize("cut", [512, 700, 1024, 1500, 1536, 2000, 2048, 2100, 2560, 3000])
+def test_a_tar_cut_anywhere_is_no_set(cut, tmp_path):
+    path = tmp_path / "a.tar"
+    write_tar(path, [("1.jpg", b"x"), ("1.txt", b"one"), ("2.jpg", b"y")])
+    whole = path.read_bytes()
+    assert any(whole[2048:2560]) and not any(whole[3072:])
+    path.write_bytes(whole[:cut])
+    with pytest.raises(ValueError, match=r"a\.tar: not a whole tar"):
+        open_source(f"webdataset:{path}")
+
+
+def test_a_tar_with_a_smashed_header_in_its_middle_is_no_set(tmp_path):
+    path = tmp_path / "a.tar"
+    write_tar(path, [("1.jpg", b"x"), ("1.txt", b"one"), ("2.jpg", b"y")])
+    whole = path.read_bytes()
+    for smashed in (b"\xff" * 512, bytes(512)):
+        path.write_bytes(whole[:1024] + smashed + whole[1536:])
+        with pytest.raises(ValueError, match=r"not a whole tar \(a broken header, 1,024 bytes in"):
+            open_source(f"webdataset:{path}")
+    # Some writers close with fewer zeros than others.
+    for end in (3072 + 512, 3072 + 1024, len(whole)):
+        path.write_bytes(whole[:end])
+        assert len(open_source(f"webdataset:{path}")) == 2
+    path.write_bytes(gzip.compress(whole))
+    with pytest.raises(ValueError, match="compressed; gunzip it first"):
+        open_source(f"webdataset:{path}")
+
+
+@pytest.mark.parametrize("caption", ["NaN", "5", "true", "null", '{"en": "x"}', '""', "[5, null]"])
+def test_what_is_no_text_is_no_caption(caption, tmp_path):
+    told = f'{{"caption": {caption}, "image_id": NaN}}'.encode()
+    write_tar(tmp_path / "a.tar", [("1.jpg", b"x"), ("1.json", told), ("2.jpg", b"y")])
+    source = open_source(f"webdataset:{tmp_path}/a.tar")
+    assert source.captions(0) == () and source.image_id(0) == "a/1"
+
+
+def test_an_empty_txt_leaves_the_caption_to_the_json(tmp_path):
+    members = [("1.jpg", b"x"), ("1.txt", b" \n"), ("1.json", b'{"caption": "one"}')]
+    write_tar(tmp_path / "a.tar", members)
+    assert open_source(f"webdataset:{tmp_path}/a.tar").captions(0) == ("one",)
+
+
+def test_keys_of_one_picture_of_img2dataset_are_one(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    facts = (
+        {"sha256": "5f", "url": "http://a/1", "caption": "one"},
+        {"sha256": "5f", "url": "http://b/1", "caption": "two"},
+        {"sha256": "", "url": "http://c/2", "caption": "three"},
+        {"url": "http://c/2", "caption": "four", "image_id": None},
+        {"sha256": "5f", "image_id": 7, "caption": "five"},
+    )
+    members = [
+        member
+        for key, told in enumerate(facts)
+        for member in ((f"{key}.jpg", b"x"), (f"{key}.json", json.dumps(told).encode()))
+    ]
+    write_tar(tmp_path / "a.tar", members)
+    source = open_source(f"webdataset:{tmp_path}/a.tar")
+    assert [source.image_id(i) for i in range(len(source))] == ["5f", "http://c/2", "7"]
+    assert [source.captions(i) for i in range(2)] == [("one", "two"), ("three", "four")]
+    assert "5 rows are 3 pictures" in caplog.text
 
 
 def test_a_tar_cut_short_after_it_was_opened_is_a_bad_picture(tmp_path):

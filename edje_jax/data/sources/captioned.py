@@ -1,5 +1,6 @@
 """What sources share that hold ids and captions in memory and read pictures when asked."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 
@@ -9,6 +10,8 @@ from PIL import Image
 
 from edje_jax.data.images import decode
 from edje_jax.data.sources.packed import PackedStrings
+
+log = logging.getLogger(__name__)
 
 
 class Captioned(ABC):
@@ -78,10 +81,13 @@ def merged(
     place: dict[str, int] = {}
     rows: list[int] = []
     texts: list[list[str]] = []
+    row = -1
     for row, (name, own) in enumerate(zip(ids, captions, strict=True)):
         at = place.setdefault(name, len(rows))
         if at == len(rows):
             rows.append(row)
             texts.append([])
         texts[at].extend(own)
+    if len(rows) < (count := row + 1):
+        log.info("%d rows are %d pictures", count, len(rows))
     return rows, list(place), texts

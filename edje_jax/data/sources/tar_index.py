@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import tarfile
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,10 @@ from edje_jax.weights.files import replacing
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
+"""Of the index: another one makes it anew."""
+NAMES = ("image_id", "sha256", "url")
+"""What a sample's JSON may tell its picture by, the best first; img2dataset writes the last two."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class TarIndex:
     size: Int64[np.ndarray, " n"]
     keys: PackedStrings
     ids: PackedStrings
-    """The "image_id" of a sample's JSON; empty where it names none."""
+    """The first of `NAMES` that a sample's JSON has; empty where it has none."""
     captions: PackedStrings
     starts: Int64[np.ndarray, " n+1"]
 
@@ -63,13 +65,15 @@ def index_of(tar: str) -> TarIndex:
     """
     found = os.stat(tar)
     stamp = np.array([VERSION, found.st_size, found.st_mtime_ns])
+    wrong = []
     for path in _places(tar):
         if path.exists():
             kept = _load(path, stamp)
             if not isinstance(kept, str):
                 return kept
-            log.warning("%s: %s; made anew", path, kept)
-            break
+            wrong.append(f"{path}: {kept}")
+    if wrong:
+        log.warning("%s; made anew", "; ".join(wrong))
     index = build(tar)
     log.info("%s: indexed, %d samples", tar, len(index.size))
     _keep(index, stamp, _places(tar))
@@ -85,15 +89,21 @@ def _load(path: Path, stamp: np.ndarray) -> TarIndex | str:
     """The index in a file, or what is wrong with it."""
     try:
         with np.load(path, allow_pickle=False) as kept:
+            if kept["tar"][0] != VERSION:
+                return "written by another version"
             if not np.array_equal(kept["tar"], stamp):
                 return "the tar has changed since"
             strings = {
                 name: PackedStrings.of_arrays(kept[name], kept[f"{name}_offsets"])
                 for name in ("keys", "ids", "captions")
             }
-            return TarIndex(kept["offset"], kept["size"], starts=kept["starts"], **strings)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            index = TarIndex(kept["offset"], kept["size"], starts=kept["starts"], **strings)
+    except Exception as error:  # A damaged file makes zipfile and NumPy raise nearly anything
         return f"damaged ({error})"
+    count = len(index.keys)
+    if not len(index.offset) == len(index.size) == len(index.ids) == len(index.starts) - 1 == count:
+        return "damaged (its lists differ in length)"
+    return index
 
 
 def _keep(index: TarIndex, stamp: np.ndarray, places: tuple[Path, Path]) -> None:
@@ -120,6 +130,8 @@ def build(tar: str) -> TarIndex:
     """
     samples: dict[str, dict[str, Member]] = {}
     with open(tar, "rb") as file:
+        if file.read(2) == b"\x1f\x8b":
+            raise ValueError(f"{tar}: compressed; gunzip it first, as it is read in any order")
         for member in _members(tar):
             sample = samples.setdefault(member.key, {})
             if member.extension in sample:
@@ -144,18 +156,30 @@ def _members(tar: str) -> Iterator[Member]:
     at = 0
     try:
         with tarfile.open(tar, "r:") as archive:
-            for info in archive:
+            while info := archive.next():
                 at = info.offset
+                archive.members.clear()  # type: ignore[attr-defined]  # Else it remembers millions
                 folder, name = os.path.split(info.name)
                 stem, _, extension = name.partition(".")
                 if info.isfile() and stem and extension:
                     key = os.path.join(folder, stem).removeprefix("./")
                     yield Member(key, extension.lower(), info.offset_data, info.size)
+            at = archive.offset
+        _check_end(tar, at)
     except tarfile.TarError as error:
         raise ValueError(
             f"{tar}: not a whole tar ({error}, {at:,} bytes in); download or write it again, or"
             " leave it out"
         ) from error
+
+
+def _check_end(tar: str, at: int) -> None:
+    """tarfile takes a broken header for the end of a tar, which two blocks of zeros mark."""
+    with open(tar, "rb") as file:
+        file.seek(at)
+        mark = file.read(2 * tarfile.BLOCKSIZE)
+    if len(mark) < tarfile.BLOCKSIZE or any(mark):
+        raise tarfile.ReadError("no end mark" if not mark else "a broken header")
 
 
 def _picture(sample: dict[str, Member]) -> Member | None:
@@ -174,11 +198,20 @@ def _told(file: Any, tar: str, sample: dict[str, Member]) -> tuple[str, list[str
         facts = json.loads(text("json")) if "json" in sample else {}
         if not isinstance(facts, dict):
             raise ValueError("not an object")
-        captions = text("txt") if "txt" in sample else facts.get("caption")
+        captions = text("txt") if "txt" in sample else ""
     except ValueError as error:  # Of JSON and of UTF-8 alike
         key = next(iter(sample.values())).key
         raise ValueError(f"{tar}: {key}: unreadable .json or .txt ({error})") from error
-    image_id = facts.get("image_id")
-    captions = [captions] if isinstance(captions, str) else captions or []
-    texts = [text.strip() for text in captions if isinstance(text, str) and text.strip()]
-    return "" if image_id is None else str(image_id), texts
+    if not captions.strip():
+        captions = facts.get("caption")
+    texts = captions if isinstance(captions, list) else [captions]
+    kept = [text.strip() for text in texts if isinstance(text, str) and text.strip()]
+    return _identity(facts), kept
+
+
+def _identity(facts: dict[str, Any]) -> str:
+    for name in NAMES:
+        value = facts.get(name)
+        if isinstance(value, str | int | float) and value != "" and value == value:  # Not NaN
+            return str(value)
+    return ""

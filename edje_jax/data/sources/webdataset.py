@@ -3,8 +3,9 @@
     00000.tar: 000000000.jpg, 000000000.txt, 000000000.json, 000000001.jpg, ...
 
 Members whose path is the same up to the first dot of the name are one sample. The caption is the
-`.txt`, else "caption" in the `.json` (a string or a list). Nothing is unpacked: an index of byte
-offsets (`tar_index`) gives random access, so that shuffling is over all tars.
+`.txt`, else (or if that is empty) "caption" in the `.json` (a string or a list). Nothing is
+unpacked: an index of byte offsets (`tar_index`) gives random access, so that shuffling is over all
+tars.
 """
 
 import numpy as np
@@ -19,9 +20,9 @@ from edje_jax.data.sources.tar_index import TarIndex, index_of
 class WebDataset(Captioned):
     """Samples of many tars, in the order of the pattern.
 
-    A picture's id is "image_id" of its `.json`, else tar and key, as in `00000/000000012`. Samples
-    of one "image_id" are one picture with all their captions. A sample without a picture raises
-    `BadImage` when it is read.
+    A picture's id is "image_id" of its `.json`, else "sha256" or "url", which img2dataset writes,
+    else tar and key, as in `00000/000000012`. Samples of one id are one picture with all their
+    captions. A sample without a picture raises `BadImage` when it is read.
 
     Raises:
         FileNotFoundError: the pattern fits no tar.
@@ -37,11 +38,12 @@ class WebDataset(Captioned):
         self._offset = np.concatenate([index.offset for index in indices])
         self._size = np.concatenate([index.size for index in indices])
         self._keys = PackedStrings.joined([index.keys for index in indices])
-        ids, repeated = _ids(self.tars, indices)
+        ids = _ids(self.tars, indices)
         captions = PackedStrings.joined([index.captions for index in indices])
         starts = joined_offsets([index.starts for index in indices])
         super().__init__(pattern, ids, captions, starts)
-        if repeated:
+        # Most sets name every picture once, and are not copied.
+        if len({ids[i] for i in range(len(ids))}) < len(ids):
             self._merge()
 
     def encoded(self, index: int) -> bytes:
@@ -73,11 +75,10 @@ class WebDataset(Captioned):
         super().__init__(self.name, PackedStrings(ids), *packed(captions))
 
 
-def _ids(tars: list[str], indices: list[TarIndex]) -> tuple[PackedStrings, bool]:
-    """(ids, whether some may repeat)."""
+def _ids(tars: list[str], indices: list[TarIndex]) -> PackedStrings:
     # Two sets have the same keys.
     parts = [
         PackedStrings(index.ids[i] or f"{name}/{index.keys[i]}" for i in range(len(index.keys)))
         for name, index in zip(short_names(tars), indices, strict=True)
     ]
-    return PackedStrings.joined(parts), any(len(index.ids.arrays()[0]) for index in indices)
+    return PackedStrings.joined(parts)
