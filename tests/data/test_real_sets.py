@@ -15,10 +15,12 @@ import pytest
 
 from edje_jax.data.encoding import file_bytes
 from edje_jax.data.images import BadImage
+from edje_jax.data.pack import pack
+from edje_jax.data.sources import array_record
 from edje_jax.data.sources.matching import expand, matching_files
 from edje_jax.data.sources.registry import open_captioned, open_source
 from edje_jax.types import Encoded, OnDisk, Source
-from tests.real_sets import COUNT, WRITERS, scenes, write_every_format, write_tar
+from tests.real_sets import COUNT, WRITERS, scenes, write_blip, write_every_format, write_tar
 
 KINDS = [*WRITERS, "arrayrecord"]
 
@@ -92,16 +94,18 @@ def test_karpathy_pictures_may_stand_elsewhere(specs, tmp_path):
 
 
 def test_parquet_splits_and_rows_of_one_picture(specs, tmp_path):
-    assert open_source(f"{specs['parquet']}#val").image_id(0) == "3"
-    assert len(open_source(f"{specs['parquet']}#train")) == COUNT - 1
+    whole = specs["parquet"].removesuffix("#train")
+    assert open_source(f"{whole}#val").image_id(0) == "99"
     with pytest.raises(ValueError, match=r'"vall"; did you mean "#val"\? There are train, val$'):
-        open_source(f"{specs['parquet']}#vall")
+        open_source(f"{whole}#vall")
+    with pytest.raises(ValueError, match=r"which split\? Add #train, or another of train, val$"):
+        open_source(whole)
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     a, b, _ = (scene.png for scene in scenes(3))
     rows = {"jpg": [a, b, a, None], "text": ["one", "two", "three", " "], "key": [*"xyxz"]}
     pq.write_table(pa.table(rows), tmp_path / "a.parquet")
     source = open_source(f"parquet:{tmp_path}/a.parquet")
-    assert [source.image_id(i) for i in range(3)] == [*"xyz"]
+    assert [source.image_id(i) for i in range(3)] == ["a/x", "a/y", "a/z"]
     assert [source.captions(i) for i in range(3)] == [("one", "three"), ("two",), ()]
     assert file_bytes(source, 1) == b
     with pytest.raises(BadImage, match="holds no bytes of a picture"):
@@ -113,10 +117,33 @@ def test_parquet_splits_and_rows_of_one_picture(specs, tmp_path):
     source = open_source(f"parquet:{tmp_path}/*/0000.parquet")
     # What has no id is a picture of its own.
     ids = [source.image_id(i) for i in range(len(source))]
+    assert ids == [f"{name}/0000/{row}" for name in ("test", "train") for row in (0, "y", 2, 3)]
+    # These names count pictures over all files; a missing one is NaN where pandas wrote it.
+    rows["cocoid"] = [1.0, 2.0, float("nan"), float("nan")]
+    for name in ("train", "test"):
+        pq.write_table(pa.table(rows), tmp_path / name / "0000.parquet")
+    source = open_source(f"parquet:{tmp_path}/*/0000.parquet")
+    ids = [source.image_id(i) for i in range(len(source))]
     assert ids == [
-        "test/0000/0", "y", "test/0000/2", "test/0000/3",
-        "train/0000/0", "train/0000/2", "train/0000/3",
-    ]  # fmt: skip
+        "1.0",
+        "2.0",
+        *(f"{name}/0000/{i}" for name in ("test", "train") for i in (2, 3)),
+    ]
+
+
+def test_parquet_columns_of_other_encodings(tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    made = scenes(2)
+    texts = pa.array([scene.captions for scene in made], pa.list_(pa.string(), 2))
+    pictures = pa.array([scene.png for scene in made])
+    for image, caption in (
+        (pictures, texts),
+        (pictures.dictionary_encode(), pa.array(["one", "two"]).dictionary_encode()),
+    ):
+        pq.write_table(pa.table({"image": image, "caption": caption}), tmp_path / "a.parquet")
+        source = open_source(f"parquet:{tmp_path}/a.parquet")
+        assert [file_bytes(source, i) for i in range(2)] == [scene.png for scene in made]
+        assert source.captions(1) == (made[1].captions if caption is texts else ("two",))
 
 
 # --- tars -----------------------------------------------------------------------------------------
@@ -347,6 +374,24 @@ def test_a_pack_with_a_missing_or_damaged_shard_is_no_set(specs, tmp_path):
         open_source(f"arrayrecord:{tfds}")
 
 
+def test_packs_of_two_sets_whose_ids_collide_are_no_one_set(tmp_path):
+    made = scenes(4)
+    for name, part in (("a", made[:2]), ("b", [made[3]._replace(number=1), made[2]])):
+        pack(open_source(write_blip(tmp_path / f"of_{name}", part)), tmp_path / name)
+    with pytest.raises(ValueError, match=r'id "1" stands in .*join the packs with \+'):
+        open_source(f"arrayrecord:{tmp_path}/{{a,b}}/*.array_record")
+    joined = "+".join(f"arrayrecord:{tmp_path}/{name}/*.array_record" for name in "ab")
+    assert len(open_source(joined)) == 4
+
+
+def test_opening_a_pack_leaves_no_file_open(specs):
+    array_record._opened.cache_clear()
+    source = open_source(specs["arrayrecord"])
+    assert not array_record._opened.cache_info().currsize
+    source.image(0)
+    assert array_record._opened.cache_info().currsize == 1
+
+
 # --- mistakes -------------------------------------------------------------------------------------
 
 
@@ -435,6 +480,12 @@ def test_a_damaged_shard_of_tfds_makes_bad_pictures(specs, tmp_path):
         source.image(0)
 
 
+def test_a_karpathy_picture_without_a_folder(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({"images": [{**image(), "filepath": None}]}))
+    assert open_source(f"karpathy:{path}#test").path(0) == str(tmp_path / "1.jpg")
+
+
 def test_lists_of_urls_are_explained(tmp_path):
     path = tmp_path / "cc3m.json"
     path.write_text(json.dumps([{"url": "http://example.com/1.jpg", "caption": "x"}]))
@@ -457,16 +508,37 @@ def test_patterns(tmp_path):
     assert expand("{098..101}") == ["098", "099", "100", "101"]
     for name in ("00.tar", "01.tar", "02.tar", "[odd].tar"):
         (tmp_path / name).touch()
+    for name in ("00.tar.index.npz", "00.parquet.tmp", "00_stats.json", "00.parquet"):
+        (tmp_path / "others" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "others" / name).touch()
     for pattern, names in (
         ("0{2,0,2}.tar", ["02.tar", "00.tar"]),
         ("*.tar", ["00.tar", "01.tar", "02.tar", "[odd].tar"]),
         ("[odd].tar", ["[odd].tar"]),
+        # Of what a wildcard fits, what it is for; failing that, what is not ours.
+        ("{*,others/*.parquet}", ["00.tar", "01.tar", "02.tar", "[odd].tar", "00.parquet"]),
+        ("others/*", ["00.parquet", "00_stats.json"]),
     ):
-        assert [Path(p).name for p in matching_files(f"{tmp_path}/{pattern}")] == names
+        assert [Path(p).name for p in matching_files(f"{tmp_path}/{pattern}", ".tar")] == names
     for pattern, message in (
         ("{00..03}.tar", r"03\.tar \(of .*/\{00\.\.03\}\.tar\): no such file"),
         ("*.parquet", r"\*\.parquet: no such file"),
-        ("", "a folder; name the files in it"),
+        ("others/*.npz", r"others/\*\.npz: no such file"),
+        ("", r"a folder; name the files in it, as in .*/\*\.tar"),
     ):
         with pytest.raises(FileNotFoundError, match=message):
-            matching_files(f"{tmp_path}/{pattern}")
+            matching_files(f"{tmp_path}/{pattern}", ".tar")
+    with pytest.raises(ValueError, match=r"\{3\.\.1\}: an empty range"):
+        matching_files(f"{tmp_path}/{{3..1}}.tar", ".tar")
+
+
+def test_a_wildcard_works_a_second_time(specs, tmp_path):
+    tar_of_three(tmp_path)
+    (tmp_path / "a.b_stats.json").write_text("{}")
+    for _ in range(2):
+        assert len(open_source(f"webdataset:{tmp_path}/*")) == 3
+    folder = Path(specs["arrayrecord"].removeprefix("arrayrecord:")).parent
+    for file in folder.glob("*.array_record"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "rejected.csv").write_text("id,reason\n")
+    assert len(open_source(f"arrayrecord:{tmp_path}/*")) == COUNT

@@ -24,6 +24,8 @@ from edje_jax.data.sources.matching import matching_files, modified
 from edje_jax.data.sources.packed import PackedStrings
 
 FORMAT, VERSION = "edje_jax pictures", 1
+OPEN = 256
+"""Shards that a process keeps open: systems allow few files more."""
 
 
 class ArrayRecord(Captioned):
@@ -32,14 +34,15 @@ class ArrayRecord(Captioned):
     Raises:
         ImportError: array-record is not installed.
         FileNotFoundError: the pattern fits no file, or a shard of a pack is missing.
-        ValueError: a file is none of ours, or damaged.
+        ValueError: a file is none of ours, or damaged, or an id stands in the packs of two sets.
     """
 
     def __init__(self, pattern: str):
-        self.files = matching_files(pattern)
+        self.files = matching_files(pattern, ".array_record")
         self._modified = [modified(file) for file in self.files]
         tables = [read_table(file) for file in self.files]
         _refuse_gaps(self.files, tables)
+        _refuse_two_sets(self.files, tables)
         pictures = [picture for table in tables for picture in table["pictures"]]
         rows, ids, captions = merged(
             (picture["id"] for picture in pictures), (picture["captions"] for picture in pictures)
@@ -66,11 +69,12 @@ def read_table(file: str) -> dict[str, Any]:
         ValueError: the file is none of ours, or damaged.
     """
     try:
-        records = _opened(file, modified(file))
-        table = json.loads(records[len(records) - 1])
+        with _records(file) as records:
+            count = len(records) - 1
+            table = json.loads(records[count])
         if table["format"] != FORMAT or table["version"] > VERSION:
             raise ValueError(f"format {table['format']!r}, version {table['version']}")
-        if len(table["pictures"]) != len(records) - 1:
+        if len(table["pictures"]) != count:
             raise ValueError("its table counts other pictures than it holds")
     except ImportError as error:
         raise ImportError(
@@ -78,15 +82,19 @@ def read_table(file: str) -> dict[str, Any]:
         ) from error
     except Exception as error:  # The library raises several kinds
         raise ValueError(
-            f"{file}: not a whole file of edje data pack ({error}); pack it again. Sets of"
-            " TensorFlow Datasets are read by tfds:"
+            f"{file}: not a whole file of edje data pack ({error}); delete it and pack again."
+            " Sets of TensorFlow Datasets are read by tfds:"
         ) from error
     return table
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=OPEN)
 def _opened(file: str, modified: int) -> Any:
     """The records of a file, opened once in each process."""
+    return _records(file)
+
+
+def _records(file: str) -> Any:
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
     return ArrayRecordDataSource(file)
@@ -103,3 +111,18 @@ def _refuse_gaps(files: list[str], tables: list[dict[str, Any]]) -> None:
                 f"{folder}: {len(missing)} of {count} shards are not there, first number"
                 f" {missing[0]}; run edje data pack again to finish, or copy them too"
             )
+
+
+def _refuse_two_sets(files: list[str], tables: list[dict[str, Any]]) -> None:
+    """Different sets may number their pictures alike, which makes no two of them one."""
+    first: dict[str, tuple[str, str]] = {}
+    if len({table["set"] for table in tables}) < 2:
+        return
+    for file, table in zip(files, tables, strict=True):
+        for picture in table["pictures"]:
+            name, other = first.setdefault(picture["id"], (table["set"], file))
+            if name != table["set"]:
+                raise ValueError(
+                    f'{file}: id "{picture["id"]}" stands in {other} too, which was packed from'
+                    " another set; join the packs with +, as in arrayrecord:A+arrayrecord:B"
+                )

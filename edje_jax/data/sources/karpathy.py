@@ -91,7 +91,7 @@ def _of_split(file: str, entries: list[Any], split: str) -> list[tuple[int, dict
 
 
 def _name(where: str, entry: dict[str, Any]) -> str:
-    folder, name = entry.get("filepath", ""), entry.get("filename")
+    folder, name = entry.get("filepath") or "", entry.get("filename")
     if not isinstance(name, str) or not name or not isinstance(folder, str):
         raise ValueError(f'{where}: no "filename"; expected {_EXAMPLE}')
     return os.path.join(folder, name)

@@ -8,19 +8,26 @@ from collections.abc import Sequence
 
 from etils import epath
 
+_OWN = (".index.npz", ".tmp")
+"""What we write beside other people's files."""
 _BRACES = re.compile(r"\{([^{}]*)\}")
 
 
-def matching_files(pattern: str) -> list[str]:
+def matching_files(pattern: str, suffix: str) -> list[str]:
     """The files that a pattern names, in its order; those of a wildcard are sorted.
+
+    Of what a wildcard fits, files that end in `suffix` are taken if there are any: lists, indices
+    and statistics often lie beside them.
 
     Ranges keep their width, as in `{000..012}`. Wildcards of remote folders (`gs://...`) may stand
     in the file's name alone.
 
     Raises:
         FileNotFoundError: a name or wildcard fits no file; a folder was named.
+        ValueError: a range is empty.
     """
-    files = [file for one in expand(os.path.expanduser(pattern)) for file in _globbed(one, pattern)]
+    names = expand(os.path.expanduser(pattern))
+    files = [file for name in names for file in _globbed(name, pattern, suffix)]
     return list(dict.fromkeys(files))
 
 
@@ -52,24 +59,34 @@ def expand(pattern: str) -> list[str]:
 def _choices(inner: str) -> list[str]:
     if numbers := re.fullmatch(r"(\d+)\.\.(\d+)", inner):
         first, last = numbers.groups()
+        if int(first) > int(last):
+            raise ValueError(f"{{{inner}}}: an empty range; write the smaller number first")
         width = len(first) if first.startswith("0") or len(first) == len(last) else 0
         return [f"{i:0{width}d}" for i in range(int(first), int(last) + 1)]
     return inner.split(",") if "," in inner else [f"{{{inner}}}"]
 
 
-def _globbed(path: str, pattern: str) -> list[str]:
-    if "://" in path:
-        folder, name = os.path.split(path)
-        found = sorted(os.fspath(file) for file in epath.Path(folder).glob(name))
+def _globbed(path: str, pattern: str, suffix: str) -> list[str]:
+    # As a name first: a folder may be called "[old]".
+    if "://" not in path and os.path.exists(path):
+        found = [path]
     else:
-        # As a name first: a folder may be called "[old]".
-        found = [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
+        found = _fitting(path)
+        wanted = [file for file in found if file.endswith(suffix)]
+        found = wanted or [file for file in found if not file.endswith(_OWN)]
     if not found:
         told = path if path == pattern else f"{path} (of {pattern})"
         raise FileNotFoundError(f"{told}: no such file")
     for file in found:
         if "://" not in file and os.path.isdir(file):
             raise FileNotFoundError(
-                f"{file}: a folder; name the files in it, as in {os.path.join(file, '*')}"
+                f"{file}: a folder; name the files in it, as in {os.path.join(file, f'*{suffix}')}"
             )
     return found
+
+
+def _fitting(path: str) -> list[str]:
+    if "://" not in path:
+        return sorted(glob.glob(path, recursive=True))
+    folder, name = os.path.split(path)
+    return sorted(os.fspath(file) for file in epath.Path(folder).glob(name))

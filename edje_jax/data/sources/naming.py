@@ -7,7 +7,10 @@ CAPTIONS = (
     "caption", "captions", "text", "texts", "sentence", "sentences", "sentences_raw", "raw",
     "alt_text", "description", "txt",
 )  # fmt: skip
-IDS = ("image_id", "img_id", "imgid", "cocoid", "id", "key", "filename", "file_name")
+PICTURE_IDS = ("image_id", "img_id", "imgid", "cocoid")
+"""These name a picture in every file of a set."""
+ROW_IDS = ("id", "key", "filename", "file_name")
+"""These often begin anew in every file."""
 
 
 def first_named(wanted: Iterable[str], there: Iterable[str]) -> str:

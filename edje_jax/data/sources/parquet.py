@@ -14,7 +14,7 @@ import numpy as np
 from edje_jax.data.images import BadImage
 from edje_jax.data.sources.captioned import Captioned, merged, packed
 from edje_jax.data.sources.matching import matching_files, modified, short_names
-from edje_jax.data.sources.naming import CAPTIONS, IDS, PICTURES, first_named
+from edje_jax.data.sources.naming import CAPTIONS, PICTURE_IDS, PICTURES, ROW_IDS, first_named
 from edje_jax.data.sources.packed import PackedStrings
 
 GROUPS = 4
@@ -24,18 +24,19 @@ GROUPS = 4
 class Parquet(Captioned):
     """Rows of many files. Rows of one id are one picture with all their captions.
 
-    A picture's id is that of its row where a column names one, else file and row, as in
-    `train-00000/12`. Ids and captions are read at once, pictures by row groups, the last few of
-    which stay in memory.
+    A picture's id is that of its row where a column names one (with the file before it where the
+    column is of `ROW_IDS`), else file and row, as in `train-00000/12`. Ids and captions are read at
+    once, pictures by row groups, the last few of which stay in memory.
 
     Raises:
         ImportError: pyarrow is not installed.
         FileNotFoundError: the pattern fits no file.
-        ValueError: a file is no Parquet, or misses a column; the message lists those there are.
+        ValueError: a file is no Parquet, or misses a column, or there is a column "split" and
+            `split` is not in it; the message lists those there are.
     """
 
     def __init__(self, pattern: str, split: str = ""):
-        self.files = matching_files(pattern)
+        self.files = matching_files(pattern, ".parquet")
         self._modified = [modified(file) for file in self.files]
         self._picture: list[str] = []
         ids, captions, places = [], [], []
@@ -49,7 +50,7 @@ class Parquet(Captioned):
                     ids.append(image_id)
                     captions.append(texts)
                     places.append((number, row))
-        if not ids:
+        if not ids or (not split and splits != {""}):
             raise ValueError(_nothing(pattern, split, splits))
         rows, ids, captions = merged(ids, captions)
         self._places = np.array(places, np.int64)[rows]
@@ -82,14 +83,19 @@ def _told(file: str, short: str, split: str) -> tuple[dict[str, list[Any]], str]
             f'{file}: no column "split" to look for "{split}" in; its columns are'
             f" {', '.join(schema.names)}. Leave #{split} out"
         )
-    wanted = [column for column in (caption, name, "split" if split else "") if column]
+    has_split = "split" in schema.names
+    wanted = [column for column in (caption, name, "split" if has_split else "") if column]
     table = opened.read(columns=wanted)
     count = table.num_rows
     named = table[name].to_pylist() if name else [None] * count
+    prefix = f"{short}/" if name in ROW_IDS else ""
     return {
-        "id": [f"{short}/{i}" if own is None else str(own) for i, own in enumerate(named)],
+        "id": [
+            f"{short}/{i}" if own is None or own != own else f"{prefix}{own}"  # NaN is none too
+            for i, own in enumerate(named)
+        ],
         "captions": [_texts(value) for value in table[caption].to_pylist()],
-        "split": table["split"].to_pylist() if split else [""] * count,
+        "split": table["split"].to_pylist() if has_split else [""] * count,
     }, picture
 
 
@@ -97,12 +103,17 @@ def _columns(file: str, schema: Any) -> tuple[str, str, str]:
     """Names of the columns of (pictures, captions, ids or "")."""
     import pyarrow.types as of
 
+    def plain(kind: Any) -> Any:
+        return kind.value_type if of.is_dictionary(kind) else kind
+
     def is_picture(kind: Any) -> bool:
+        kind = plain(kind)
         holds = kind.field("bytes").type if of.is_struct(kind) and "bytes" in kind.names else kind
         return of.is_binary(holds) or of.is_large_binary(holds)
 
     def is_text(kind: Any) -> bool:
-        holds = kind.value_type if of.is_list(kind) or of.is_large_list(kind) else kind
+        is_list = of.is_list(kind) or of.is_large_list(kind) or of.is_fixed_size_list(kind)
+        holds = plain(kind.value_type if is_list else kind)
         return of.is_string(holds) or of.is_large_string(holds)
 
     pictures = [field.name for field in schema if is_picture(field.type)]
@@ -117,7 +128,7 @@ def _columns(file: str, schema: Any) -> tuple[str, str, str]:
                 f"{file}: no column of {what}; looked for {', '.join(names)}, and there are"
                 f" {', '.join(f'{field.name} ({field.type})' for field in schema)}. Rename yours"
             )
-    return picture, caption, first_named(IDS, schema.names)
+    return picture, caption, first_named((*PICTURE_IDS, *ROW_IDS), schema.names)
 
 
 def _texts(value: Any) -> list[str]:
@@ -126,9 +137,11 @@ def _texts(value: Any) -> list[str]:
 
 
 def _nothing(pattern: str, split: str, splits: set[str]) -> str:
-    if not split:
-        return f"{pattern}: the tables have no row"
     there = sorted(map(str, splits))
+    if not there:
+        return f"{pattern}: the tables have no row"
+    if not split:
+        return f"{pattern}: which split? Add #{there[0]}, or another of {', '.join(there)}"
     near = difflib.get_close_matches(split, there, n=1)
     guess = f'did you mean "#{near[0]}"? ' if near else ""
     return f'{pattern}: no row of split "{split}"; {guess}There are {", ".join(there)}'

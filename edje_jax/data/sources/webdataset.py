@@ -30,7 +30,7 @@ class WebDataset(Captioned):
     """
 
     def __init__(self, pattern: str):
-        self.tars = matching_files(pattern)
+        self.tars = matching_files(pattern, ".tar")
         indices = [index_of(tar) for tar in self.tars]
         if not any(len(index.size) for index in indices):
             raise ValueError(f"{pattern}: no sample in these tars, such as 000.jpg with 000.txt")
