@@ -90,7 +90,8 @@ class TrainingBatches:
         captions = [self._caption(row) for row in everyone]
         for row, record in enumerate(records):
             if not captions[own][row]:
-                valid[row], bad[record] = False, "has no caption"
+                valid[row] = False
+                bad.setdefault(record, "has no caption")
         return Batch(
             images=images,
             backbone_ids=encoder.backbone_tokenizer(captions[own]),

@@ -8,7 +8,7 @@ that the same call goes on where a killed one stopped.
 import csv
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,12 @@ from edje_jax.data.feature_cache import stamp_of_set
 from edje_jax.data.images import BadImage, decode
 from edje_jax.data.sources.array_record import FORMAT, VERSION, read_table
 from edje_jax.types import Source
-from edje_jax.weights.files import replacing
+from edje_jax.weights.files import is_abandoned, replacing
 
 OPTIONS = "group_size:1,uncompressed"
 """Of ArrayRecord: one record is read alone; picture files are compressed as they are."""
+AHEAD = 64
+"""Pictures that are read before they are written."""
 
 
 def pack(
@@ -57,7 +59,7 @@ def pack(
         for shard, (start, name) in enumerate(zip(starts, names, strict=True)):
             rows = range(start, min(start + shard_size, total))
             if not (out / name).exists():
-                files = list(pool.map(lambda row: _file(source, row), rows))
+                files = _files(source, rows, pool)
                 _write(out / name, source, rows, files, {**head, "shard": shard})
             table = read_table(str(out / name))
             written += len(table["pictures"])
@@ -65,9 +67,17 @@ def pack(
             if progress:
                 progress(rows.stop, total)
     _list_rejected(out / "rejected.csv", rejected)
-    for cut_short in out.glob("*.tmp"):
-        cut_short.unlink()
+    for temporary in out.glob("*.array_record.*.tmp"):
+        if is_abandoned(temporary):
+            temporary.unlink(missing_ok=True)
     return written, rejected
+
+
+def _files(source: Source, rows: range, pool: ThreadPoolExecutor) -> Iterator[bytes | BadImage]:
+    """Pictures' files in order, few of them in memory at a time."""
+    for start in range(rows.start, rows.stop, AHEAD):
+        part = range(start, min(start + AHEAD, rows.stop))
+        yield from pool.map(lambda row: _file(source, row), part)
 
 
 def _file(source: Source, index: int) -> bytes | BadImage:
@@ -81,7 +91,7 @@ def _file(source: Source, index: int) -> bytes | BadImage:
 
 
 def _write(
-    path: Path, source: Source, rows: range, files: list[bytes | BadImage], head: dict[str, Any]
+    path: Path, source: Source, rows: range, files: Iterable[bytes | BadImage], head: dict[str, Any]
 ) -> None:
     from array_record.python.array_record_module import ArrayRecordWriter
 

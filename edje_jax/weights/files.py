@@ -194,6 +194,18 @@ def replacing(path: Path) -> Iterator[Path]:
             raise
 
 
+def is_abandoned(temporary: Path) -> bool:
+    """Whether no process of this machine writes to a temporary name of `replacing` any more."""
+    writer = temporary.suffixes[-2][1:]
+    try:
+        os.kill(int(writer), 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, ValueError):
+        return False
+    return False
+
+
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Let errors of the system name `path`: Python's say where only if a file cannot be opened.

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from edje_jax.cli.program import UsageError
 from edje_jax.data import pack as packing
 from edje_jax.data.encoding import file_bytes
 from edje_jax.data.sources.registry import open_source
+from edje_jax.data.sources.shapes import Shapes
 from edje_jax.data.statistics import quantiles, spread
 from tests.real_sets import scenes, write_blip, write_tar
 
@@ -109,8 +111,6 @@ def test_a_pack_holds_every_picture_that_can_be_read(spec, tmp_path, caplog):
 
 
 def test_pictures_that_are_drawn_are_packed_as_png(tmp_path, monkeypatch):
-    from edje_jax.data.sources.shapes import Shapes
-
     monkeypatch.setattr(Shapes, "__len__", lambda self: 4)
     pack("shapes:val", tmp_path / "packed")
     source = open_source(f"arrayrecord:{tmp_path}/packed/*.array_record")
@@ -136,7 +136,8 @@ def test_a_pack_that_was_killed_goes_on(spec, tmp_path, monkeypatch):
     assert [path.name for path in out.iterdir()] == ["pictures-00000-of-00003.array_record"]
     with pytest.raises(FileNotFoundError, match="2 of 3 shards are not there"):
         open_source(f"arrayrecord:{out}/*.array_record")
-    (out / "pictures-00001-of-00003.array_record.1.tmp").write_bytes(b"cut short")
+    gone = 2**22 + 1  # More than any process's number
+    (out / f"pictures-00001-of-00003.array_record.{gone}.tmp").write_bytes(b"cut short")
     made = []
     with monkeypatch.context() as patch:
         write = packing._write
@@ -144,6 +145,32 @@ def test_a_pack_that_was_killed_goes_on(spec, tmp_path, monkeypatch):
         assert pack(spec, out).keys() == straight.keys()
     assert made == [f"pictures-0000{i}-of-00003.array_record" for i in (1, 2)]
     assert tables(out) == tables(tmp_path / "straight")
+
+
+def test_a_pack_leaves_the_files_of_a_process_that_lives(spec, tmp_path):
+    out = tmp_path / "packed"
+    pack(spec, out)
+    living = out / f"pictures-00001-of-00003.array_record.{os.getpid()}.tmp"
+    living.write_bytes(b"being written")
+    assert living.name in pack(spec, out)
+
+
+def test_a_shard_is_written_without_holding_it_in_memory(monkeypatch):
+    read = []
+    monkeypatch.setattr(packing, "AHEAD", 2)
+    monkeypatch.setattr(packing, "_file", lambda source, row: read.append(row) or b"%d" % row)
+    with ThreadPoolExecutor(2) as pool:
+        files = packing._files(Shapes("val"), range(3, 8), pool)
+        assert next(files) == b"3"
+        assert set(read) <= {3, 4}
+        assert [*files] == [b"4", b"5", b"6", b"7"] and sorted(read) == [3, 4, 5, 6, 7]
+
+
+def test_a_damaged_shard_of_a_pack_is_named(spec, tmp_path):
+    pack(spec, tmp_path / "packed")
+    (tmp_path / "packed" / "pictures-00001-of-00003.array_record").write_bytes(b"cut short")
+    with pytest.raises(ValueError, match=r"00001-of.*delete it and pack again"):
+        pack(spec, tmp_path / "packed")
 
 
 def tables(folder: Path) -> list[dict]:

@@ -13,15 +13,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edje_jax.config import DataConfig, ImageRecipe
 from edje_jax.data.encoding import file_bytes
 from edje_jax.data.images import BadImage
+from edje_jax.data.loader import Encoder, TrainingBatches
 from edje_jax.data.pack import pack
 from edje_jax.data.sources import array_record
 from edje_jax.data.sources.matching import expand, matching_files
 from edje_jax.data.sources.registry import open_captioned, open_source
+from edje_jax.data.statistics import statistics
+from edje_jax.data.text import BackboneTokenizer
 from edje_jax.types import Encoded, OnDisk, Source
 from tests.real_sets import COUNT, WRITERS, scenes, write_blip, write_every_format, write_tar
 
+ROOT = Path(__file__).parents[2]
 KINDS = [*WRITERS, "arrayrecord"]
 
 
@@ -70,7 +75,7 @@ def test_tfds_reads_by_name_without_tensorflow(specs):
         "print(len(source), source.image_id(3), 'tensorflow' in sys.modules)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=Path(__file__).parents[2],
+        [sys.executable, "-c", program], cwd=ROOT,
         env={**os.environ, "TFDS_DATA_DIR": str(folder)}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.stdout.split() == ["12", "3", "False"], done.stderr
@@ -478,6 +483,16 @@ def test_a_damaged_shard_of_tfds_makes_bad_pictures(specs, tmp_path):
     source = open_source(f"tfds:{tmp_path}#train")
     with pytest.raises(BadImage, match=r"#train: record 0 cannot be read"):
         source.image(0)
+    # Neither counting nor training ends there.
+    assert (source.image_id(0), source.captions(0)) == ("train/0", ())
+    found = statistics(source)
+    assert found.pictures == COUNT and "record 0 cannot be read" in found.bad["train/0"]
+    tokenizer = BackboneTokenizer(ROOT / "tests" / "goldens" / "reference_tiny" / "siglip", 16)
+    encoder = Encoder(ImageRecipe(size=8), tokenizer)
+    data = DataConfig(batch_size=COUNT)
+    batch, bad = TrainingBatches(source, encoder, data, seed=0, steps=1)[0]
+    assert bad.keys() == found.bad.keys() and batch.valid.sum() == COUNT - len(bad)
+    assert "record 0 cannot be read" in bad["train/0"]
 
 
 def test_a_karpathy_picture_without_a_folder(tmp_path):

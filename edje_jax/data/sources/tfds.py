@@ -47,11 +47,11 @@ class Tfds:
         return self._count
 
     def image_id(self, index: int) -> str:
-        """The record's id, else split and number."""
+        """The record's id, else (or if it is damaged) split and number."""
         return self._told(index)[0]
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """All captions of the record."""
+        """All captions of the record; none if it is damaged."""
         return self._told(index)[1]
 
     def encoded(self, index: int) -> bytes:
@@ -94,9 +94,16 @@ class Tfds:
 
 @lru_cache(maxsize=KEPT)
 def _told(source: Tfds, index: int) -> tuple[str, tuple[str, ...]]:
-    """(id, captions): asked for more often than the picture beside them is."""
-    record = source._record(index)
-    image_id = record[source._id] if source._id else f"{source.split}/{index}"
+    """(id, captions): asked for more often than the picture beside them is.
+
+    A damaged record has its place for an id and no captions: one must not end a run of millions.
+    """
+    place = f"{source.split}/{index}"
+    try:
+        record = source._record(index)
+    except BadImage:
+        return place, ()
+    image_id = record[source._id] if source._id else place
     return _text(image_id), tuple(filter(str.strip, _texts(record[source._captions])))
 
 
