@@ -16,7 +16,7 @@ from edje_jax.config import BertConfig, DataConfig, EdjeConfig, EdjeRun, ModelSp
 from edje_jax.data.exclusion import without
 from edje_jax.data.sources.registry import open_captioned, open_source
 from edje_jax.data.text import JointTokenizer, train_wordpiece
-from edje_jax.training.processes import is_first, wait_for_all
+from edje_jax.training.processes import first_alone, is_first, wait_for_all
 from edje_jax.types import Source
 from edje_jax.weights import bert, edje
 from edje_jax.weights.backbone import Backbone, load_backbone
@@ -112,11 +112,13 @@ def open_sets(data: DataConfig, image_size: int = 64) -> tuple[Source, Source | 
     Raises:
         ValueError, FileNotFoundError: see `open_captioned`.
     """
-    train = open_captioned(data.train, data.image_root, image_size)
-    if data.exclude:
-        excluded = open_source(data.exclude, data.image_root, image_size)
-        train = without(train, excluded, data, image_size)
-    val = open_captioned(data.val, data.image_root, image_size) if data.val else None
+    # Tars are indexed and pictures hashed once, by the first process for all of its machine.
+    with first_alone("sets"):
+        train = open_captioned(data.train, data.image_root, image_size)
+        if data.exclude:
+            excluded = open_source(data.exclude, data.image_root, image_size)
+            train = without(train, excluded, data, image_size)
+        val = open_captioned(data.val, data.image_root, image_size) if data.val else None
     return train, val
 
 

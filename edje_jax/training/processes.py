@@ -5,10 +5,12 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
 
 from edje_jax.config import RunConfig
 
@@ -16,6 +18,9 @@ log = logging.getLogger(__name__)
 
 LOST_AFTER = 30
 """Seconds without a sign of life after which a process counts as dead and the others end."""
+
+PATIENCE = 7 * 24 * 3600 * 1000
+"""Milliseconds that processes wait for the first one's work; if it dies they learn of it anyway."""
 
 
 class NoCluster(RuntimeError):
@@ -71,6 +76,22 @@ def wait_for_all(what: str) -> None:
     """Block until every process has come this far."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
+
+
+@contextmanager
+def first_alone(what: str) -> Iterator[None]:
+    """A block that the first process runs before the others, however long it takes; all leave it
+    together. What it keeps on disk they find there.
+
+    Not `wait_for_all`: between CPUs a collective that one process reaches late is an error.
+    """
+    wait = partial(multihost.get_barrier_sync_fn(), timeout_ms=PATIENCE)
+    if not is_first():
+        wait(key=what)
+    yield
+    if is_first():
+        wait(key=what)
+    wait(key=f"{what}, all")
 
 
 def any_of(flag: bool) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import DEVICES, ROOT
+from tests.real_sets import scenes, write_tar
 from tests.small_runs import TINY, read_log
 
 pytestmark = pytest.mark.slow
@@ -35,11 +36,15 @@ def start(workdir: Path, devices: int, *more: str) -> subprocess.Popen[str]:
 
 def start_two(workdir: Path, *more: str) -> list[subprocess.Popen[str]]:
     """Two processes of four devices that know of each other."""
+    common = ("--distributed", "auto", "--coordinator", free_address(), "--num-processes", "2")
+    return [start(workdir, 4, *common, "--process-id", str(i), *more) for i in range(2)]
+
+
+def free_address() -> str:
+    """Where nobody listens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    common = ("--distributed", "auto", "--coordinator", address, "--num-processes", "2")
-    return [start(workdir, 4, *common, "--process-id", str(i), *more) for i in range(2)]
+        return f"127.0.0.1:{free.getsockname()[1]}"
 
 
 def finish(*processes: subprocess.Popen[str]) -> None:
@@ -136,6 +141,38 @@ def test_sigterm_to_one_of_two_saves_both(tmp_path):
     finish(*both)
     saved = [int(path.name) for path in (tmp_path / "checkpoints").iterdir()]
     assert max(saved) == len(losses(tmp_path)) < STEPS
+
+
+def test_the_first_process_opens_the_sets_before_the_others(tmp_path):
+    write_tar(tmp_path / "a.tar", [("1.png", scenes(1)[0].png), ("1.txt", b"one")])
+    program = f"""
+import sys, time, jax
+from edje_jax.config import DataConfig
+from edje_jax.data.sources import tar_index
+from edje_jax.training import processes
+from edje_jax.training.parts import open_sets
+
+def build(tar):
+    # Longer than a collective waits
+    assert processes.is_first()
+    time.sleep(35)
+    return made(tar)
+
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+made, tar_index.build = tar_index.build, build
+assert len(open_sets(DataConfig(train="webdataset:{tmp_path}/a.tar"))[0]) == 1
+"""
+    command = [sys.executable, "-c", program, free_address()]
+    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    finish(
+        *(
+            subprocess.Popen(
+                [*command, str(i)], cwd=ROOT, env=env, text=True,
+                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            )
+            for i in range(2)
+        )
+    )  # fmt: skip
 
 
 def test_processes_that_find_nobody_say_what_to_set(tmp_path):
