@@ -547,11 +547,13 @@ def test_patterns(tmp_path):
         matching_files(f"{tmp_path}/{{3..1}}.tar", ".tar")
 
 
-def test_a_wildcard_works_a_second_time(specs, tmp_path):
+def test_a_wildcard_works_a_second_time(specs, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
     tar_of_three(tmp_path)
     (tmp_path / "a.b_stats.json").write_text("{}")
     for _ in range(2):
         assert len(open_source(f"webdataset:{tmp_path}/*")) == 3
+    assert "2 files that do not end in .tar passed over" in caplog.text
     folder = Path(specs["arrayrecord"].removeprefix("arrayrecord:")).parent
     for file in folder.glob("*.array_record"):
         (tmp_path / file.name).write_bytes(file.read_bytes())

@@ -2,11 +2,14 @@
 
 import glob
 import itertools
+import logging
 import os
 import re
 from collections.abc import Sequence
 
 from etils import epath
+
+log = logging.getLogger(__name__)
 
 _OWN = (".index.npz", ".tmp")
 """What we write beside other people's files."""
@@ -73,6 +76,8 @@ def _globbed(path: str, pattern: str, suffix: str) -> list[str]:
     else:
         found = _fitting(path)
         wanted = [file for file in found if file.endswith(suffix)]
+        if wanted and (others := len(found) - len(wanted)):
+            log.info("%s: %d files that do not end in %s passed over", path, others, suffix)
         found = wanted or [file for file in found if not file.endswith(_OWN)]
     if not found:
         told = path if path == pattern else f"{path} (of {pattern})"
