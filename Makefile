@@ -10,8 +10,9 @@ TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 # Named here, not left to pyproject.toml: pyright passes over a path there that does not exist.
 TYPED := edje_jax configs train.py eval.py
 PIP := $(PY) -m pip --disable-pip-version-check
-# Compiling, which takes most of the time, keeps one core busy. A file's tests stay together.
-PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
+# Compiling, which takes most of the time, keeps one core busy. A file's tests stay together, and files
+# keep their order: the longest have few tests, and would come last.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 CHECK_VERSION := import sys; sys.exit(sys.version_info < (3, 11))
 
 # The type checker that was installed is the one that runs; it looks for no newer one.
