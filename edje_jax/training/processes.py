@@ -73,8 +73,10 @@ def is_first() -> bool:
 
 
 def wait_for_all(what: str) -> None:
-    """Block until every process has come this far."""
+    """Block until every process has come this far, and its devices too."""
     if jax.process_count() > 1:
+        # Between CPUs a collective that one process reaches 30 seconds late is an error.
+        multihost.get_barrier_sync_fn()(key=what, timeout_ms=PATIENCE)
         multihost_utils.sync_global_devices(what)
 
 
@@ -82,8 +84,6 @@ def wait_for_all(what: str) -> None:
 def first_alone(what: str) -> Iterator[None]:
     """A block that the first process runs before the others, however long it takes; all leave it
     together. What it keeps on disk they find there.
-
-    Not `wait_for_all`: between CPUs a collective that one process reaches late is an error.
     """
     wait = partial(multihost.get_barrier_sync_fn(), timeout_ms=PATIENCE)
     if not is_first():
