@@ -11,6 +11,8 @@ from typing import Any, Literal, get_args
 Activation = Literal["gelu", "gelu_pytorch_tanh", "quick_gelu"]
 Precision = Literal["auto", "float32", "bfloat16"]
 OnlineVision = Literal["updated", "attended"]
+TokenDtype = Literal["bfloat16", "float16", "int8", "int4"]
+"""What compressed tokens are kept as (`models.token_formats`)."""
 
 
 # --- models ---------------------------------------------------------------------------------------

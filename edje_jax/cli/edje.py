@@ -10,9 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from edje_jax.cli.program import run_program
-
-TokenDtype = Literal["bfloat16", "float16", "int8", "int4"]
-"""As `models.token_formats` has it, which would import JAX to print a --help."""
+from edje_jax.config import TokenDtype
 
 
 @dataclass(frozen=True)

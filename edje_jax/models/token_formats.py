@@ -4,14 +4,15 @@ A token x of width d becomes round(x / s), s = max|x| / 127 for int8 and max|x| 
 which two share a byte: element i and element i + d/2. Zero stays zero.
 """
 
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
-TokenDtype = Literal["bfloat16", "float16", "int8", "int4"]
+from edje_jax.config import TokenDtype as TokenDtype
+
 TOKEN_DTYPES: tuple[TokenDtype, ...] = get_args(TokenDtype)
 LARGEST = {"int8": 127, "int4": 7}
 

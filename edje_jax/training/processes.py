@@ -83,8 +83,7 @@ def wait_for_all(what: str) -> None:
 @contextmanager
 def first_alone(what: str) -> Iterator[None]:
     """A block that the first process runs before the others, however long it takes; all leave it
-    together. What it keeps on disk they find there.
-    """
+    together. What it keeps on disk they find there."""
     wait = partial(multihost.get_barrier_sync_fn(), timeout_ms=PATIENCE)
     if not is_first():
         wait(key=what)
