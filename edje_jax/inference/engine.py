@@ -1,9 +1,8 @@
 """The models behind plain array functions: any number of rows in, NumPy out."""
 
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import jax
@@ -16,6 +15,7 @@ from edje_jax.data.buckets import batches, bucket, lengths_up_to
 from edje_jax.data.images import normalise
 from edje_jax.data.text import BackboneTokenizer, JointTokenizer
 from edje_jax.inference.dual import IMAGE_BATCHES, TEXT_BATCHES, DualEncoder
+from edje_jax.inference.in_turn import default_devices, in_turn, up_to_share
 from edje_jax.models.apply import apply
 from edje_jax.models.backbone import DualTower, make_backbone
 from edje_jax.models.edje import Edje
@@ -27,8 +27,6 @@ PAIR_BATCHES = {"cpu": (1, 8, 32, 128), "gpu": (16, 128, 1024), "tpu": (16, 128,
 CHUNKS = {"cpu": 8, "gpu": 1024, "tpu": 1024}
 """Pairs whose activations exist at once: on a CPU so many as its caches hold, which takes a third
 off the time of 128."""
-AHEAD = 2
-"""Batches of pairs handed to the device before the first one's scores are waited for."""
 
 
 class TokenTable(Protocol):
@@ -61,6 +59,9 @@ class Engine:
     backbone_tokenizer: BackboneTokenizer
     dtype: jax.typing.DTypeLike = jnp.float32
     """Compute dtype."""
+    devices: tuple[Any, ...] = ()
+    """jax.Devices that take batches in turn, each with a copy of the parameters; () is every
+    accelerator of this process, or one CPU device."""
 
     @property
     def model(self) -> Edje:
@@ -92,12 +93,17 @@ class Engine:
         return self._encode(pixel_values, None)
 
     def _encode(self, images: np.ndarray, recipe: ImageRecipe | None) -> Encoded:
-        encode = partial(_encode_images, self.backbone, self.model, recipe)
         width, count = self.config.joint_encoder.hidden_size, len(images)
         tokens = np.empty((count, self.config.num_tokens, width), np.float32)
         embeddings = np.empty((count, self.config.backbone.text.projection_size), np.float32)
-        for rows, real in batches(np.arange(count), IMAGE_BATCHES):
-            made = encode(self.backbone_params, self.params, images[rows])
+
+        def encode(share: tuple[np.ndarray, int], place: int) -> tuple[Array, Array]:
+            params = self._backbone_copies[place], self._copies[place]
+            return _encode_images(self.backbone, self.model, recipe, *params, images[share[0]])
+
+        sizes = up_to_share(IMAGE_BATCHES, count, len(self._places))
+        shares = batches(np.arange(count), sizes)
+        for (rows, real), made in in_turn(shares, encode, len(self._places)):
             tokens[rows[:real]], embeddings[rows[:real]] = (x[:real] for x in jax.device_get(made))
         return Encoded(tokens, embeddings)
 
@@ -123,56 +129,76 @@ class Engine:
         used = (ids != self.config.joint_encoder.pad_token_id).sum(axis=1)
         wanted = np.array([bucket(n, lengths) for n in used])[text_index]
         out = np.empty(len(text_index), np.float32)
-        ahead: deque[tuple[np.ndarray, Array]] = deque()
 
-        def take() -> None:
-            rows, logits = ahead.popleft()
-            out[rows] = np.asarray(logits)[: len(rows)]
+        def shares() -> Iterator[tuple[int, np.ndarray, int]]:
+            for length in np.unique(wanted):
+                pairs = np.flatnonzero(wanted == length)
+                if self._deferred:  # So that a caption's pairs share a batch
+                    pairs = pairs[np.argsort(text_index[pairs], kind="stable")]
+                sizes = up_to_share(_pair_batches(), len(pairs), len(self._places))
+                for rows, real in batches(pairs, sizes):
+                    yield int(length), rows, real
 
-        for length in np.unique(wanted):
-            pairs = np.flatnonzero(wanted == length)
-            if self._deferred:  # So that a caption's pairs share a batch
-                pairs = pairs[np.argsort(text_index[pairs], kind="stable")]
-            for rows, real in batches(pairs, _pair_batches()):
-                # Gathered before, as the tables' sizes would be compiled into the program.
-                text = self._texts(ids[:, :length], text_index[rows])
-                score = partial(_score, self.model, self.params, text)
-                ahead.append((rows[:real], score(tokens[image_index[rows]])))
-                if len(ahead) > AHEAD:
-                    take()
-        while ahead:
-            take()
+        def score(share: tuple[int, np.ndarray, int], place: int) -> Array:
+            length, rows, _ = share
+            # Gathered before, as the tables' sizes would be compiled into the program.
+            text = self._texts(ids[:, :length], text_index[rows], place)
+            gathered = jax.device_put(tokens[image_index[rows]], self._places[place])
+            return _score(self.model, self._copies[place], text, gathered)
+
+        for (_, rows, real), logits in in_turn(shares(), score, len(self._places)):
+            out[rows[:real]] = np.asarray(logits)[:real]
         return out
 
-    def _texts(self, ids: Int[np.ndarray, "t l"], index: np.ndarray) -> Any:
+    def _texts(self, ids: Int[np.ndarray, "t l"], index: np.ndarray, place: int) -> Any:
         """Captions of a batch of pairs: their ids, or what the deferred layers make of each."""
         if not self._deferred:
             return ids[index]
-        texts, place = np.unique(index, return_inverse=True)
+        texts, of = np.unique(index, return_inverse=True)
         size = bucket(len(texts), _pair_batches(1))
-        read = _read_texts(self.model, self.params, ids[np.resize(texts, size)])
-        return _repeat(read, place)
+        read = _read_texts(self.model, self._copies[place], ids[np.resize(texts, size)])
+        return _repeat(read, of)
+
+    @cached_property
+    def _copies(self) -> tuple[PyTree, ...]:
+        return tuple(jax.device_put(self.params, device) for device in self._places)
+
+    @cached_property
+    def _backbone_copies(self) -> tuple[PyTree, ...]:
+        return tuple(jax.device_put(self.backbone_params, device) for device in self._places)
+
+    @property
+    def _places(self) -> tuple[Any, ...]:
+        return self.devices or default_devices()
 
     @property
     def _deferred(self) -> bool:
         return self.config.joint_encoder.deferred_layers > 0
 
     def warm(self, tokens: TokenTable) -> None:
-        """Compile every shape that scoring and embedding texts will ask for.
+        """Compile every shape that scoring and embedding texts will ask for, on every device.
 
         `tokens` are those that will be scored: their format is part of the program.
         """
-        pad = self.config.joint_encoder.pad_token_id
+        pad, devices = self.config.joint_encoder.pad_token_id, len(self._places)
         for length in lengths_up_to(self.config.max_text_length):
             # An id that is not padding, so often that this is the text's bucket.
             ids = np.full((1, self.config.max_text_length), pad, np.int32)
             ids[0, :length] = pad + 1
             for size in _pair_batches():
                 for texts in _pair_batches(1) if self._deferred else (1,):
-                    rows = np.arange(size, dtype=np.int32) % texts
-                    self.score_pairs(np.repeat(ids, texts, axis=0), tokens, rows, 0 * rows)
+                    device, row = np.divmod(np.arange(size * devices), size)
+                    index = device * texts + row % texts
+                    copies = np.repeat(ids, devices * texts, axis=0)
+                    self.score_pairs(copies, tokens, index, 0 * index)
         for size in TEXT_BATCHES:
             self.embed_texts(["warm"] * size)
+
+    def warm_images(self) -> None:
+        """Compile every shape that encoding pictures will ask for, on every device."""
+        side = self.config.image.size
+        for size in IMAGE_BATCHES:
+            self.encode_images(np.zeros((size * len(self._places), side, side, 3), np.uint8))
 
 
 def _pair_batches(*more: int) -> tuple[int, ...]:

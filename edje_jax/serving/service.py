@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from edje_jax.inference.dual import IMAGE_BATCHES
 from edje_jax.models.token_formats import unpack
 from edje_jax.retrieval.first_stage import QUERY_BATCHES
 from edje_jax.retrieval.index import ImageIndex
@@ -160,9 +159,7 @@ class Service:
         # Tokens as they are kept, and as pictures that come with a request have them.
         engine.warm(self.index.tokens)
         engine.warm(np.zeros((1, manifest.num_tokens, manifest.width), np.float32))
-        side = self.reranker.config.image.size
-        for size in IMAGE_BATCHES:
-            engine.encode_images(np.zeros((size, side, side, 3), np.uint8))
+        engine.warm_images()
         stages = [self.index.images] + ([self.index.texts] if self.index.store.captions else [])
         for stage in stages:
             for k in ks:

@@ -148,3 +148,43 @@ def test_engines_of_one_shape_share_their_programs(engine, ids, tokens):
     before = engine_module._score._cache_size()
     np.testing.assert_array_equal(again.score_pairs(ids, tokens, text, text), first)
     assert engine_module._score._cache_size() == before
+
+
+@pytest.fixture(scope="module")
+def four(engine) -> Engine:
+    """The same model on four devices."""
+    return dataclasses.replace(engine, devices=tuple(jax.devices()[2:6]))
+
+
+def test_several_devices_take_batches_in_turn(four, ids, tokens, reference, monkeypatch):
+    """Every device computes, nearly equal shares, and the scores are those of one."""
+    used: list[int] = []
+    score = engine_module._score
+
+    def spied(model, params, text, rows):
+        (device,) = jax.tree.leaves(rows)[0].devices()
+        assert all(leaf.devices() == {device} for leaf in jax.tree.leaves(params))
+        used.append(device.id)
+        return score(model, params, text, rows)
+
+    monkeypatch.setattr(engine_module, "_score", spied)
+    text, image = np.indices((20, 30)).reshape(2, -1)
+    for held in (tokens, jnp.asarray(tokens)):
+        used.clear()
+        scores = four.score_pairs(ids, held, text, image)
+        np.testing.assert_allclose(scores.reshape(20, 30), reference, rtol=0, atol=1e-5)
+        assert {used.count(device) for device in range(2, 6)} <= {
+            len(used) // 4,
+            len(used) // 4 + 1,
+        }
+    used.clear()
+    four.score_pairs(ids[:1], tokens, np.zeros(30, int), np.arange(30))
+    assert used == [2, 3, 4, 5]  # One batch of a single device's would have done
+
+
+def test_several_devices_encode_pictures(engine, four):
+    side = engine.config.image.size
+    pictures = np.random.default_rng(3).integers(0, 256, (11, side, side, 3), dtype=np.uint8)
+    one, many = engine.encode_images(pictures), four.encode_images(pictures)
+    np.testing.assert_allclose(many.tokens, one.tokens, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(many.embeddings, one.embeddings, rtol=0, atol=1e-6)
