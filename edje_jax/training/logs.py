@@ -2,8 +2,10 @@
 
 import json
 import logging
+import os
 import time
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, runtime_checkable
@@ -61,7 +63,7 @@ class MetricLog:
         self._path = workdir / "metrics.jsonl"
         self._last = (start, time.perf_counter())
         drop_after(self._path, start)
-        self._file = self._path.open("a")
+        self._file = self._path.open("ab", buffering=0)
         self._board = Board(workdir, start)
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
@@ -123,8 +125,7 @@ class MetricLog:
     def write(self, done: int, figures: dict[str, float]) -> None:
         """One line after `done` steps."""
         with naming(self._path):
-            self._file.write(json.dumps({"step": done, **figures}) + "\n")
-            self._file.flush()
+            append(self._file, json.dumps({"step": done, **figures}) + "\n")
             self._board.write(done, figures)
 
 
@@ -179,6 +180,17 @@ class Board:
     def close(self) -> None:
         """Write what is left."""
         self._events.close()
+
+
+def append(file: FileIO, line: str) -> None:
+    """A whole line, or nothing of it where the disk is full."""
+    end, left = file.seek(0, os.SEEK_END), line.encode()
+    try:
+        while left:
+            left = left[file.write(left) :]
+    except OSError:
+        file.truncate(end)
+        raise
 
 
 def drop_after(path: Path, start: int) -> None:

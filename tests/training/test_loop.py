@@ -1,6 +1,8 @@
 """The loop on the smallest real task: what it keeps, refuses, resumes and leaves behind."""
 
 import dataclasses
+import errno
+import io
 import json
 import os
 import re
@@ -17,7 +19,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from edje_jax.config import DataConfig, EdjeRun, OptimConfig, RunConfig
 from edje_jax.training.checkpoint import CheckpointError
-from edje_jax.training.logs import drop_after
+from edje_jax.training.logs import append, drop_after
 from edje_jax.training.loop import NotFinite, OtherRun, claim, run, stop_requests, whole_folder
 from tests.small_disk import fill
 from tests.small_runs import read_log
@@ -418,6 +420,27 @@ def test_lines_past_a_checkpoint_are_dropped(start, kept, tmp_path):
     drop_after(path, start)
     assert path.read_text() == "".join(whole[: len(kept)])
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+@pytest.mark.parametrize("room", [0, 1, 20, 21, 40, 59])
+def test_a_full_disk_takes_whole_lines_only(room, tmp_path):
+    """However little of a line still fitted."""
+
+    class Full(io.FileIO):
+        left = room
+
+        def write(self, data) -> int:
+            taken = bytes(data)[: self.left]
+            if not taken:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self.left -= len(taken)
+            return super().write(taken)
+
+    path, line = tmp_path / "metrics.jsonl", '{"step": 1, "x": 22}\n'
+    with Full(path, "ab") as file, pytest.raises(OSError, match="space"):
+        for _ in range(3):
+            append(file, line)
+    assert path.read_text() == line * (room // len(line))
 
 
 def test_there_may_be_no_lines_to_drop(tmp_path):
