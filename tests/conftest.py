@@ -1,8 +1,11 @@
 """What every test runs under: eight CPU devices, no network, checked array annotations.
 
-`EDJE_TEST_PLATFORM=cuda` (or `tpu`) runs the tests on an accelerator instead.
+`EDJE_TEST_PLATFORM=cuda` (or `tpu`) runs the tests on an accelerator instead. Flags in `XLA_FLAGS`
+stand: `XLA_FLAGS="--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true"` compiles
+as programs do outside the tests.
 """
 
+import gc
 import importlib
 import os
 from collections.abc import Iterator
@@ -12,16 +15,29 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PLATFORM = os.environ.get("EDJE_TEST_PLATFORM") or "cpu"
-DEVICES = "--xla_force_host_platform_device_count"
+MAPPINGS = 20_000
+"""Linux gives a process 65,530 memory mappings. Every compiled program takes ten and more, and
+where none is left the process dies of a segmentation fault."""
+
+
+def xla_flags(given: str, devices: int = 8) -> str:
+    """Flags of a process that has so many CPU devices; those that are given come first."""
+    ours = {
+        "xla_force_host_platform_device_count": devices,
+        # Compiling takes most of the tests' time, and most of that goes into making programs fast
+        # that run once: without, it takes a seventh.
+        "xla_backend_optimization_level": 0,
+        "xla_cpu_use_fusion_emitters": "false",
+    }
+    added = [f"--{name}={value}" for name, value in ours.items() if name not in given]
+    return " ".join([given, *added]).strip()
 
 
 def _set_environment() -> None:
     """Before JAX is imported. Programs that a test starts inherit it."""
     os.environ["JAX_PLATFORMS"] = PLATFORM
-    flags = os.environ.get("XLA_FLAGS", "")
-    if DEVICES not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} {DEVICES}=8".strip()
-    # Compiling takes most of the tests' time; a second run reads the programs from disk.
+    os.environ["XLA_FLAGS"] = xla_flags(os.environ.get("XLA_FLAGS", ""))
+    # A second run reads the programs from disk.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
@@ -58,6 +74,18 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         return
     if not any(reporter.stats.get(outcome) for outcome in ("passed", "xfailed")):
         session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_mappings() -> Iterator[None]:
+    """Where compiled programs have become many, they go with the file that asked for the last."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_bytes().splitlines()) > MAPPINGS:
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture

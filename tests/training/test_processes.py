@@ -1,6 +1,7 @@
 """Real processes on one run: two of four devices each, against one of eight and one of one."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import DEVICES, ROOT
+from tests.conftest import ROOT, xla_flags
 from tests.real_sets import scenes, write_tar
 from tests.small_runs import TINY, read_log
 
@@ -27,7 +28,7 @@ TOLD = ("loss", "loss/match", "loss/masked_lm", "loss/text_recovery", "grad_norm
 
 def start(workdir: Path, devices: int, *more: str) -> subprocess.Popen[str]:
     """One process on so many virtual devices."""
-    env = {**os.environ, "XLA_FLAGS": f"{DEVICES}={devices}"}
+    env = {**os.environ, "XLA_FLAGS": xla_flags("", devices)}
     return subprocess.Popen(
         [*RUN, "--workdir", str(workdir), *more],
         cwd=ROOT, env=env, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
@@ -79,48 +80,54 @@ def eight(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory) -> Path:
-    """A finished run of two processes on eight devices together."""
-    workdir = tmp_path_factory.mktemp("two")
-    finish(*start_two(workdir))
+def half(tmp_path_factory) -> Path:
+    """A run of one process on eight devices, stopped at half of its way."""
+    workdir = tmp_path_factory.mktemp("half")
+    process = start(workdir, 8)
+    await_step(workdir, 10, [process])
+    process.send_signal(signal.SIGTERM)
+    finish(process)
+    assert 10 <= len(losses(workdir)) < STEPS
     return workdir
 
 
-def test_two_processes_take_the_steps_of_one(eight, two):
-    ours, theirs = losses(two), losses(eight)
-    assert len(ours) == STEPS
-    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5)
-    np.testing.assert_allclose(ours, theirs, rtol=1e-4)
-
-
-def test_the_first_process_exports_for_all(eight, two):
-    names = {path.relative_to(eight) for path in (eight / "model").rglob("*")}
-    assert names == {path.relative_to(two) for path in (two / "model").rglob("*")}
-    assert not list(two.glob(".model*"))
-
-
 @pytest.mark.parametrize("where", ["one device", "two processes, fsdp = 4"])
-def test_a_run_goes_on_elsewhere(where, eight, tmp_path):
-    """Ten steps on a mesh, ten more on another."""
-    first = start(tmp_path, 8)
-    await_step(tmp_path, 10, [first])
-    first.send_signal(signal.SIGTERM)
-    finish(first)
-    done = len(losses(tmp_path))
-    assert 10 <= done < STEPS
+def test_a_run_goes_on_elsewhere(where, eight, half, tmp_path):
+    workdir, done = tmp_path / "run", len(losses(half))
+    shutil.copytree(half, workdir)
     if where == "one device":
-        finish(start(tmp_path, 1))
+        finish(start(workdir, 1))
     else:
-        finish(*start_two(tmp_path, "--mesh.fsdp", "4"))
-    ours, theirs = losses(tmp_path), losses(eight)
+        finish(*start_two(workdir, "--mesh.fsdp", "4"))
+    ours, theirs = losses(workdir), losses(eight)
     assert len(ours) == STEPS
     np.testing.assert_allclose(ours[done : done + 10], theirs[done : done + 10], rtol=1e-4)
 
 
-@pytest.mark.parametrize("killed", [0, 1])
-def test_a_process_that_dies_ends_the_other_and_a_rerun_goes_on(killed, eight, tmp_path):
+def test_two_processes_stopped_and_killed_take_the_steps_of_one(eight, tmp_path):
+    """A run of two that one's SIGTERM stops, that loses process 0, then process 1, then ends."""
     both = start_two(tmp_path)
-    await_step(tmp_path, 12, both)
+    await_step(tmp_path, 5, both)
+    both[1].send_signal(signal.SIGTERM)
+    finish(*both)
+    saved = [int(path.name) for path in (tmp_path / "checkpoints").iterdir()]
+    assert max(saved) == len(losses(tmp_path)) < STEPS
+    for killed in (0, 1):
+        both = start_two(tmp_path)
+        await_step(tmp_path, 12 + 2 * killed, both)
+        assert_ends_when_the_other_dies(both, killed)
+        assert not (tmp_path / "model").exists()
+    finish(*start_two(tmp_path))
+    ours, theirs = losses(tmp_path), losses(eight)
+    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+    names = {path.relative_to(eight) for path in (eight / "model").rglob("*")}
+    assert names == {path.relative_to(tmp_path) for path in (tmp_path / "model").rglob("*")}
+    assert not list(tmp_path.glob(".model*"))
+
+
+def assert_ends_when_the_other_dies(both: list[subprocess.Popen[str]], killed: int) -> None:
+    """Within a minute, and with a message."""
     both[killed].kill()
     died, left = time.monotonic(), 1 - killed
     _, err = both[left].communicate(timeout=60)
@@ -129,18 +136,6 @@ def test_a_process_that_dies_ends_the_other_and_a_rerun_goes_on(killed, eight, t
     # of what failed before.
     assert "another task died" in err or f"error: process {left}" in err
     both[killed].communicate()
-    assert not (tmp_path / "model").exists()
-    finish(*start_two(tmp_path))
-    np.testing.assert_allclose(losses(tmp_path), losses(eight), rtol=1e-4)
-
-
-def test_sigterm_to_one_of_two_saves_both(tmp_path):
-    both = start_two(tmp_path)
-    await_step(tmp_path, 5, both)
-    both[1].send_signal(signal.SIGTERM)
-    finish(*both)
-    saved = [int(path.name) for path in (tmp_path / "checkpoints").iterdir()]
-    assert max(saved) == len(losses(tmp_path)) < STEPS
 
 
 def test_the_first_process_opens_the_sets_before_the_others(tmp_path):
