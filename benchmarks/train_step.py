@@ -118,17 +118,17 @@ class Work:
         )
 
 
-def ours(work: Work) -> Callable[[], float]:
-    """Returns the loss of a step."""
+def ours(work: Work, chunks: int = 1) -> Callable[[], float]:
+    """Returns the loss of a step, worked through in so many parts."""
     config, dtype = work.config, compute_dtype("auto")
-    devices = Devices.of(MeshConfig(data=1), len(work.batch.valid))
+    devices = Devices.of(MeshConfig(data=1), len(work.batch.valid), chunks)
     optimiser = optax.adamw(1e-4, weight_decay=0.05)
     step = jax.jit(
         partial(
             edje_train_step,
             objective=Objective(Edje(config, dtype), LOSS, "all", MASK, devices),
             backbone=make_backbone(config.backbone, dtype),
-            teacher=None, chunks=1, recipe=config.image, special_ids=SPECIAL, seed=0,
+            teacher=None, chunks=chunks, recipe=config.image, special_ids=SPECIAL, seed=0,
             optimiser=optimiser, learning_rate=optax.constant_schedule(1e-4),
         ),
         donate_argnums=0,

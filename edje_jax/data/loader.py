@@ -7,7 +7,7 @@ instead of moving every later one.
 
 import signal
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol, TypeVar, cast
@@ -190,7 +190,9 @@ class Reader(Protocol[Read]):
         ...
 
 
-def iterate(reader: Reader[T], start: int, bad: BadPictures, workers: int = 0) -> Iterator[T]:
+def iterate(
+    reader: Reader[T], start: int, bad: BadPictures, workers: int = 0
+) -> Generator[T, None, None]:
     """Batches `start`, `start + 1`, ..., prepared ahead; bad pictures are handed to `bad`.
 
     Raises:

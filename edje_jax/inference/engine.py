@@ -1,9 +1,9 @@
 """The models behind plain array functions: any number of rows in, NumPy out."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,8 @@ PAIR_BATCHES = {"cpu": (1, 8, 32, 128), "gpu": (16, 128, 1024), "tpu": (16, 128,
 CHUNKS = {"cpu": 8, "gpu": 1024, "tpu": 1024}
 """Pairs whose activations exist at once: on a CPU so many as its caches hold, which takes a third
 off the time of 128."""
+
+T = TypeVar("T")
 
 
 class TokenTable(Protocol):
@@ -92,20 +94,48 @@ class Engine:
         """The same from pixels that are normalised already."""
         return self._encode(pixel_values, None)
 
+    def encode_each(
+        self, batches: Iterable[T], images: Callable[[T], UInt8[np.ndarray, "b s s 3"]]
+    ) -> Iterator[tuple[T, Encoded]]:
+        """(batch, its pictures encoded), in order, of batches of at most 32 pictures.
+
+        Devices take whole batches in turn, while the next ones are taken from `batches`.
+        """
+        recipe = self.config.image
+        started = in_turn(
+            ((batch, images(batch)) for batch in batches),
+            lambda batch, place: self._start_encoding(batch[1], recipe, place),
+            len(self._places),
+        )
+        for (batch, pictures), made in started:
+            yield batch, _fetch(made, len(pictures))
+
     def _encode(self, images: np.ndarray, recipe: ImageRecipe | None) -> Encoded:
-        width, count = self.config.joint_encoder.hidden_size, len(images)
-        tokens = np.empty((count, self.config.num_tokens, width), np.float32)
-        embeddings = np.empty((count, self.config.backbone.text.projection_size), np.float32)
+        size = max(up_to_share(IMAGE_BATCHES, len(images), len(self._places)))
+        shares = [images[start : start + size] for start in range(0, len(images), size)]
+        started = in_turn(
+            shares or [images],
+            lambda share, place: self._start_encoding(share, recipe, place),
+            len(self._places),
+        )
+        parts = [_fetch(made, len(share)) for share, made in started]
+        return Encoded(
+            np.concatenate([part.tokens for part in parts]),
+            np.concatenate([part.embeddings for part in parts]),
+        )
 
-        def encode(share: tuple[np.ndarray, int], place: int) -> tuple[Array, Array]:
-            params = self._backbone_copies[place], self._copies[place]
-            return _encode_images(self.backbone, self.model, recipe, *params, images[share[0]])
-
-        sizes = up_to_share(IMAGE_BATCHES, count, len(self._places))
-        shares = batches(np.arange(count), sizes)
-        for (rows, real), made in in_turn(shares, encode, len(self._places)):
-            tokens[rows[:real]], embeddings[rows[:real]] = (x[:real] for x in jax.device_get(made))
-        return Encoded(tokens, embeddings)
+    def _start_encoding(
+        self, images: np.ndarray, recipe: ImageRecipe | None, place: int
+    ) -> tuple[Any, Any]:
+        """Tokens and embeddings under way on a device, of a batch filled up to a program's size."""
+        if not len(images):
+            width = self.config.joint_encoder.hidden_size
+            return np.empty((0, self.config.num_tokens, width), np.float32), np.empty(
+                (0, self.config.backbone.text.projection_size), np.float32
+            )
+        rows = np.resize(np.arange(len(images)), bucket(len(images), IMAGE_BATCHES))
+        params = self._backbone_copies[place], self._copies[place]
+        return _encode_images(self.backbone, self.model, recipe, *params, images[rows])
 
     def embed_texts(self, captions: Sequence[str]) -> Float32[np.ndarray, "n e"]:
         """First-stage text embeddings, unit length."""
@@ -199,6 +229,11 @@ class Engine:
         side = self.config.image.size
         for size in IMAGE_BATCHES:
             self.encode_images(np.zeros((size * len(self._places), side, side, 3), np.uint8))
+
+
+def _fetch(made: tuple[Any, Any], real: int) -> Encoded:
+    tokens, embeddings = jax.device_get(made)
+    return Encoded(tokens[:real], embeddings[:real])
 
 
 def _pair_batches(*more: int) -> tuple[int, ...]:

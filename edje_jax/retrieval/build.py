@@ -14,8 +14,10 @@ import json
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -100,20 +102,20 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Random access to batches of some records of a source, for worker processes."""
+    """Random access to batches of records of a source, for worker processes."""
 
     source: Source
-    records: list[int]
+    batches: list[np.ndarray]
     recipe: ImageRecipe
 
     def __len__(self) -> int:
-        return -(-len(self.records) // BATCH)
+        return len(self.batches)
 
     def __getitem__(self, index: int) -> tuple[tuple[Decoded, dict[int, str]], dict[str, str]]:
         """((what could be read, {bad record: reason}), nothing to warn of)."""
         good: list[int] = []
         images, thumbnails, bad = [], [], {}
-        for record in self.records[index * BATCH : (index + 1) * BATCH]:
+        for record in self.batches[index].tolist():
             try:
                 self.source.image_id(record).encode()
             except UnicodeEncodeError:
@@ -180,19 +182,26 @@ def build(
         if progress:
             progress(done, total)
 
-    for number in mine:
-        path = out / f"shard-{number:05d}.json"
-        if path.exists():
-            note(len(shards[number]))
-            continue
-        built = _encode(reranker, source, todo, shards[number], workers, note)
-        rows, tokens = built.rows, pack(built.tokens, token_dtype)
-        record = write_shard(
-            out, number, tokens, built.embeddings, built.captions, rows, built.thumbnails
-        )
-        write_json(path, {"shard": record, "rejected": built.rejected})
-        give_back_freed_memory()
+    paths = {number: out / f"shard-{number:05d}.json" for number in mine}
+    note(sum(len(shards[number]) for number, path in paths.items() if path.exists()))
+    left = {number: _cut(shards[number]) for number, path in paths.items() if not path.exists()}
+    batches = [batch for cut in left.values() for batch in cut]
+    pictures = Pictures(source, batches, reranker.config.image)
+    # One stream for all shards: the next one's pictures are decoded while one is written.
+    with closing(iterate(pictures, 0, BadPictures(0, 0.0), workers)) as decoded:
+        for number, cut in left.items():
+            built = _encode(reranker, source, todo, islice(decoded, len(cut)), note)
+            rows, tokens = built.rows, pack(built.tokens, token_dtype)
+            record = write_shard(
+                out, number, tokens, built.embeddings, built.captions, rows, built.thumbnails
+            )
+            write_json(paths[number], {"shard": record, "rejected": built.rejected})
+            give_back_freed_memory()
     return _commit(out, manifest, list(shards)) if shards else True
+
+
+def _cut(records: np.ndarray) -> list[np.ndarray]:
+    return [records[start : start + BATCH] for start in range(0, len(records), BATCH)]
 
 
 def _manifest(reranker: Reranker, spec: str, out: Path, token_dtype: TokenDtype) -> Manifest:
@@ -310,17 +319,16 @@ def _encode(
     reranker: Reranker,
     source: Source,
     todo: Todo,
-    records: np.ndarray,
-    workers: int,
+    batches: Iterable[tuple[Decoded, dict[int, str]]],
     note: Callable[[int], None],
 ) -> Built:
-    encoded: list[Encoded] = []
+    parts: list[Encoded] = []
     thumbnails: list[bytes] = []
     rows: list[Row] = []
     rejected: dict[str, str] = {}
-    pictures = Pictures(source, records.tolist(), reranker.config.image)
-    for decoded, bad in iterate(pictures, 0, BadPictures(0, 0.0), workers):
-        encoded.append(reranker.engine.encode_images(decoded.images))
+    each = reranker.engine.encode_each(batches, lambda batch: batch[0].images)
+    for (decoded, bad), encoded in each:
+        parts.append(encoded)
         thumbnails += decoded.thumbnails
         for record in decoded.records:
             path = os.path.abspath(source.path(record)) if isinstance(source, OnDisk) else ""
@@ -330,8 +338,8 @@ def _encode(
         note(len(decoded.records) + len(bad))
     return Built(
         rows,
-        np.concatenate([part.tokens for part in encoded]),
-        np.concatenate([part.embeddings for part in encoded]),
+        np.concatenate([part.tokens for part in parts]),
+        np.concatenate([part.embeddings for part in parts]),
         reranker.engine.embed_texts([caption for row in rows for caption in row.captions]),
         thumbnails,
         rejected,

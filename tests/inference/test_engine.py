@@ -188,3 +188,27 @@ def test_several_devices_encode_pictures(engine, four):
     one, many = engine.encode_images(pictures), four.encode_images(pictures)
     np.testing.assert_allclose(many.tokens, one.tokens, rtol=0, atol=1e-5)
     np.testing.assert_allclose(many.embeddings, one.embeddings, rtol=0, atol=1e-6)
+
+
+def test_batches_are_encoded_one_by_one_in_order(engine, four):
+    """Each beside what it came with, the next ones asked for before the first one's results, and
+    an empty one too."""
+    whole, taken = pictures(57), []
+    cuts = [slice(0, 32), slice(32, 32), slice(32, 40), slice(40, 57)]
+    expected = engine.encode_images(whole)
+
+    def batches():
+        for cut in cuts:
+            taken.append(cut)
+            yield cut
+
+    for one in (engine, four):
+        taken.clear()
+        for cut, encoded in one.encode_each(batches(), lambda cut: whole[cut]):
+            if cut is cuts[0]:
+                assert len(taken) > 1
+            np.testing.assert_allclose(encoded.tokens, expected.tokens[cut], rtol=0, atol=1e-5)
+            np.testing.assert_allclose(
+                encoded.embeddings, expected.embeddings[cut], rtol=0, atol=1e-5
+            )
+        assert taken == cuts

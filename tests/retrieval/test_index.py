@@ -170,6 +170,21 @@ def test_building_again_changes_nothing(reranker, built, tmp_path):
     assert files(tmp_path / "index") == before
 
 
+def test_one_stream_of_pictures_fills_all_shards(reranker, built, tmp_path, monkeypatch):
+    """Worker processes are started once, and what is built already is not read again."""
+    source, folder = built
+    read, iterate = [], building.iterate
+
+    def spied(reader, *arguments):
+        read.append(len(reader))
+        return iterate(reader, *arguments)
+
+    monkeypatch.setattr(building, "iterate", spied)
+    assert not build(reranker, source, "blip:set", tmp_path, share=(0, 2))
+    assert build(reranker, source, "blip:set", tmp_path)
+    assert read == [2, 2] and files(tmp_path) == files(folder)
+
+
 def test_many_machines_fill_one_index(reranker, built, tmp_path):
     source, folder = built
     assert not build(reranker, source, "blip:set", tmp_path, share=(1, 3))
