@@ -34,7 +34,7 @@ from side_by_side import forget_peak, machine, ratios, resident_peak, timed
 from transformers import BertConfig as HfBertConfig
 from transformers import BertForMaskedLM, SiglipConfig, SiglipModel
 
-from edje_jax.allocator import keep_freed_memory
+from edje_jax.allocator import give_back_freed_memory, keep_freed_memory
 from edje_jax.config import (
     AdapterConfig,
     BackboneConfig,
@@ -123,6 +123,9 @@ def ours(work: Work, chunks: int = 1) -> Callable[[], float]:
     config, dtype = work.config, compute_dtype("auto")
     devices = Devices.of(MeshConfig(data=1), len(work.batch.valid), chunks)
     optimiser = optax.adamw(1e-4, weight_decay=0.05)
+    state = init_state(jax.tree.map(jnp.array, work.params), optimiser)
+    shardings = devices.shardings(state)
+    state = jax.device_put(state, shardings)
     step = jax.jit(
         partial(
             edje_train_step,
@@ -132,8 +135,9 @@ def ours(work: Work, chunks: int = 1) -> Callable[[], float]:
             optimiser=optimiser, learning_rate=optax.constant_schedule(1e-4),
         ),
         donate_argnums=0,
+        # Else the second step's state would lie another way than the first one's: compiled again.
+        out_shardings=(shardings, devices.whole),
     )  # fmt: skip
-    state = init_state(jax.tree.map(jnp.array, work.params), optimiser)
     frozen = Frozen(work.frozen, None)
 
     def run() -> float:
@@ -250,7 +254,7 @@ class Torch:
         vision = torch.ones_like(positions[:, : m + 1])
         segments = torch.cat([vision, torch.zeros_like(text)], 1)
         mask = torch.cat([vision, present.long()], 1).bool()
-        rows = bert(content, positions, segments, mask, slice(m + 1, None))[self.masked]
+        rows = through(bert, content, positions, segments, mask, slice(m + 1, None))[self.masked]
         rows = cls.transform.LayerNorm(F.gelu(cls.transform.dense(rows)))
         return F.linear(rows, table.weight, cls.bias)
 
@@ -264,7 +268,7 @@ class Torch:
         bert = self.model.language_model.bert
         count = torch.arange(self.ids.shape[1], device=self.device).expand_as(self.ids)
         content = bert.embeddings.word_embeddings(self.ids)
-        return bert(content, count, torch.zeros_like(count), present, slice(0, 1))[:, 0]
+        return through(bert, content, count, torch.zeros_like(count), present, slice(0, 1))[:, 0]
 
     def everything(self, ids, present, tokens) -> Any:
         """The published pass: [CLS] caption [SEP] vision [SEP] padding, all heads everywhere.
@@ -288,6 +292,19 @@ class Torch:
         )
 
 
+def through(
+    bert: modeling_edje.Bert,
+    content: torch.Tensor,
+    positions: torch.Tensor,
+    segments: torch.Tensor,
+    present: torch.Tensor,
+    rows: slice,
+) -> torch.Tensor:
+    """All layers, of which the last computes some rows only."""
+    x = bert.run(slice(-1), bert.embed(content, positions, segments), present)
+    return bert.encoder.layer[-1](x, present[:, None, None, :], rows)
+
+
 SIDES: dict[str, Callable[[Work], Callable[[], float]]] = {
     "ours": ours,
     "good": partial(Torch, published=False),
@@ -309,6 +326,7 @@ def main() -> None:
     if options.only:
         run = SIDES[options.only](work)
         run()
+        give_back_freed_memory()
         forget_peak()  # That of compiling is another matter
         run()
         peak = resident_peak() / 2**20
