@@ -17,7 +17,7 @@ from edje_jax.evaluation.retrieval import Gallery, Retrieval
 
 DRAWS = 5000
 LEVEL = 95
-BLOCK = 1 << 22
+BLOCK = 1 << 20
 """Counts held at once while drawing."""
 
 

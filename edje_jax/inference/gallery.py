@@ -93,17 +93,16 @@ def second_stage(
 ) -> ScorePairs:
     """The joint encoder as a function of (caption, picture) numbers of the gallery."""
     ids = engine.joint_tokenizer(encoded.gallery.captions)
-    # What is on disk stays there; a batch's rows are read while the one before is computed.
-    on_disk = isinstance(encoded.tokens, np.memmap)
-    tokens = encoded.tokens if on_disk else jax.tree.map(jnp.asarray, encoded.tokens)
+    # What is on disk stays there, a batch's rows are read while the one before is computed; and a
+    # CPU would keep a second copy in the same memory.
+    stays = isinstance(encoded.tokens, np.memmap) or jax.default_backend() == "cpu"
+    tokens = encoded.tokens if stays else jax.tree.map(jnp.asarray, encoded.tokens)
 
     def score_pairs(text_index: np.ndarray, image_index: np.ndarray) -> np.ndarray:
         out = np.empty(len(text_index), np.float32)
         order = np.arange(len(out))
-        if (
-            engine.config.joint_encoder.deferred_layers
-        ):  # A caption's pairs together: it is read once
-            order = np.argsort(text_index, kind="stable")
+        if engine.config.joint_encoder.deferred_layers:
+            order = np.argsort(text_index, kind="stable")  # A caption's pairs together: read once
         step = 16_384
         for start in range(0, len(out), step):
             part = order[start : start + step]
