@@ -167,7 +167,7 @@ class MadeUp(Engine):
         rows = np.arange(len(out))
         if self.limit:
             total = len(ids) * K  # Image-to-text asks for no others
-            wanted = round(self.limit * len(out) / total)
+            wanted = min(round(self.limit * len(out) / total), len(out))
             rows = np.sort(np.random.default_rng(1).choice(rows, wanted, replace=False))
         began = time.perf_counter()
         out[rows] = super().score_pairs(ids, tokens, text_index[rows], image_index[rows])

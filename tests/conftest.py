@@ -16,19 +16,18 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PLATFORM = os.environ.get("EDJE_TEST_PLATFORM") or "cpu"
 MAPPINGS = 20_000
-"""Linux gives a process 65,530 memory mappings. Every compiled program takes ten and more, and
-where none is left the process dies of a segmentation fault."""
+"""Linux gives a process 65,530 memory mappings unless told otherwise. Every compiled program takes
+ten and more, and where none is left the process dies of a segmentation fault. No one file of tests
+comes near it."""
 
 
 def xla_flags(given: str, devices: int = 8) -> str:
     """Flags of a process that has so many CPU devices; those that are given come first."""
-    ours = {
-        "xla_force_host_platform_device_count": devices,
+    ours = {"xla_force_host_platform_device_count": devices}
+    if PLATFORM == "cpu":
         # Compiling takes most of the tests' time, and most of that goes into making programs fast
         # that run once: without, it takes a seventh.
-        "xla_backend_optimization_level": 0,
-        "xla_cpu_use_fusion_emitters": "false",
-    }
+        ours |= {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": "false"}
     added = [f"--{name}={value}" for name, value in ours.items() if name not in given]
     return " ".join([given, *added]).strip()
 

@@ -16,7 +16,13 @@ def lengths_up_to(longest: int) -> tuple[int, ...]:
 
 
 def bucket(value: int, buckets: Sequence[int]) -> int:
-    """The smallest bucket that holds `value`."""
+    """The smallest bucket that holds `value`.
+
+    Raises:
+        ValueError: none does.
+    """
+    if value > max(buckets):
+        raise ValueError(f"{value} is more than the largest of {tuple(buckets)}")
     return next(b for b in buckets if b >= value)
 
 

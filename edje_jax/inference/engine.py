@@ -62,8 +62,9 @@ class Engine:
     dtype: jax.typing.DTypeLike = jnp.float32
     """Compute dtype."""
     devices: tuple[Any, ...] = ()
-    """jax.Devices that take batches in turn, each with a copy of the parameters; () is every
-    accelerator of this process, or one CPU device."""
+    """jax.Devices that take batches of pairs and of pictures in turn, each with a copy of the
+    parameters; () is every accelerator of this process, or one CPU device. Texts are embedded where
+    the backbone's parameters are."""
 
     @property
     def model(self) -> Edje:
@@ -111,17 +112,24 @@ class Engine:
             yield batch, _fetch(made, len(pictures))
 
     def _encode(self, images: np.ndarray, recipe: ImageRecipe | None) -> Encoded:
+        encoded = self._room(len(images))
         size = max(up_to_share(IMAGE_BATCHES, len(images), len(self._places)))
-        shares = [images[start : start + size] for start in range(0, len(images), size)]
+        shares = (slice(start, start + size) for start in range(0, len(images), size))
         started = in_turn(
-            shares or [images],
-            lambda share, place: self._start_encoding(share, recipe, place),
+            shares,
+            lambda share, place: self._start_encoding(images[share], recipe, place),
             len(self._places),
         )
-        parts = [_fetch(made, len(share)) for share, made in started]
+        for share, made in started:
+            part = _fetch(made, len(images[share]))
+            encoded.tokens[share], encoded.embeddings[share] = part.tokens, part.embeddings
+        return encoded
+
+    def _room(self, count: int) -> Encoded:
+        width, embedding = self.config.joint_encoder.hidden_size, self.config.backbone.text
         return Encoded(
-            np.concatenate([part.tokens for part in parts]),
-            np.concatenate([part.embeddings for part in parts]),
+            np.empty((count, self.config.num_tokens, width), np.float32),
+            np.empty((count, embedding.projection_size), np.float32),
         )
 
     def _start_encoding(
@@ -129,10 +137,8 @@ class Engine:
     ) -> tuple[Any, Any]:
         """Tokens and embeddings under way on a device, of a batch filled up to a program's size."""
         if not len(images):
-            width = self.config.joint_encoder.hidden_size
-            return np.empty((0, self.config.num_tokens, width), np.float32), np.empty(
-                (0, self.config.backbone.text.projection_size), np.float32
-            )
+            nothing = self._room(0)
+            return nothing.tokens, nothing.embeddings
         rows = np.resize(np.arange(len(images)), bucket(len(images), IMAGE_BATCHES))
         params = self._backbone_copies[place], self._copies[place]
         return _encode_images(self.backbone, self.model, recipe, *params, images[rows])

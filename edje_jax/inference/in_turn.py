@@ -10,17 +10,16 @@ from typing import Any, TypeVar
 
 import jax
 
-from edje_jax.data.buckets import bucket
-
-AHEAD = 2
-"""Batches handed to a device before the first one's results are waited for."""
+AHEAD = 1
+"""Batches that wait on a device behind the one that it computes."""
 
 Batch = TypeVar("Batch")
 Result = TypeVar("Result")
 
 
 def default_devices() -> tuple[Any, ...]:
-    """Every accelerator of this process; None is the only one, or the CPU, wherever data lie."""
+    """Every accelerator of this process; (None,), JAX's own choice, if that is one, or on a CPU,
+    whose devices share its cores."""
     devices = tuple(jax.local_devices())
     return devices if len(devices) > 1 and jax.default_backend() != "cpu" else (None,)
 
@@ -28,7 +27,7 @@ def default_devices() -> tuple[Any, ...]:
 def in_turn(
     batches: Iterable[Batch], start: Callable[[Batch, int], Result], devices: int
 ) -> Iterator[tuple[Batch, Result]]:
-    """(batch, what `start(batch, device)` returned), in order; `AHEAD` a device are under way."""
+    """(batch, what `start(batch, device)` returned), in order; the next are started before."""
     started: deque[tuple[Batch, Result]] = deque()
     for number, batch in enumerate(batches):
         started.append((batch, start(batch, number % devices)))
@@ -38,6 +37,7 @@ def in_turn(
 
 
 def up_to_share(sizes: Sequence[int], count: int, devices: int) -> tuple[int, ...]:
-    """Those of the batch sizes that leave no device idle while `count` rows are worked on."""
-    share = -(-count // devices)
-    return tuple(size for size in sizes if size <= bucket(min(share, max(sizes)), sorted(sizes)))
+    """Batch sizes of which no batch is more than one device's share of `count` rows, if any are so
+    small: one batch more than its share is then the most that a device gets."""
+    share = max(-(-count // devices), min(sizes))
+    return tuple(size for size in sizes if devices == 1 or size <= share)

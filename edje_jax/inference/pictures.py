@@ -11,7 +11,7 @@ from edje_jax.data.images import BadImage, resize
 from edje_jax.types import Source
 
 CHUNK = 256
-"""Pictures decoded ahead; bounds the memory held by pixels."""
+"""Pictures of a chunk; two chunks are what memory holds of pixels."""
 
 
 def read_pictures(
@@ -31,10 +31,13 @@ def read_pictures(
             return str(error)
 
     rows = range(len(source)) if rows is None else rows
+    chunks = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
     with ThreadPoolExecutor() as pool:
-        for start in range(0, len(rows), CHUNK):
-            indices = rows[start : start + CHUNK]
-            read_back = dict(zip(indices, pool.map(read, indices), strict=True))
+        coming = [pool.map(read, indices) for indices in chunks[:1]]
+        for number, indices in enumerate(chunks):
+            # The next chunk is decoded while this one is worked on.
+            coming += [pool.map(read, following) for following in chunks[number + 1 : number + 2]]
+            read_back = dict(zip(indices, coming.pop(0), strict=True))
             good = {i: x for i, x in read_back.items() if isinstance(x, np.ndarray)}
             bad.add({source.image_id(i): x for i, x in read_back.items() if isinstance(x, str)})
             if good:

@@ -29,6 +29,7 @@ from edje_jax.config import ImageRecipe
 from edje_jax.data.bad_pictures import BadPictures
 from edje_jax.data.images import BadImage, resize
 from edje_jax.data.loader import iterate
+from edje_jax.inference.dual import IMAGE_BATCHES
 from edje_jax.inference.engine import Encoded
 from edje_jax.models.token_formats import TokenDtype, pack
 from edje_jax.retrieval.reranker import Reranker
@@ -47,8 +48,8 @@ from edje_jax.weights.files import read_json, replacing, write_json
 
 log = logging.getLogger(__name__)
 
-BATCH = 32
-"""Pictures encoded in one call."""
+BATCH = max(IMAGE_BATCHES)
+"""Pictures decoded together, and encoded in one call."""
 SHARD_ROWS = 1024
 SHARD_BYTES = 64 << 20
 """Most pictures, and most bytes of tokens, of a shard: it is built in memory."""

@@ -158,6 +158,7 @@ class EdjeTask:
             self.joint_tokenizer,
             self.backbone_tokenizer,
             self.dtype,
+            self.devices.own,
         )
         encoded = encode_gallery(engine, self.validation, self.config.data.max_bad)
         metrics = evaluate(engine, encoded, self.config.k).metrics()

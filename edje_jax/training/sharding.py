@@ -79,6 +79,14 @@ class Devices:
         return self.mesh.size
 
     @property
+    def own(self) -> tuple[Any, ...]:
+        """This process's accelerators in use, for what it computes by itself; () on a CPU, whose
+        devices share its cores."""
+        here, devices = jax.process_index(), self.mesh.devices.flat
+        own = tuple(device for device in devices if device.process_index == here)
+        return () if own[0].platform == "cpu" else own
+
+    @property
     def whole(self) -> NamedSharding:
         """Of arrays that every device holds."""
         return NamedSharding(self.mesh, PartitionSpec())

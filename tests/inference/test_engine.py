@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edje_jax.data.buckets import lengths_up_to
+from edje_jax.data.buckets import batches, lengths_up_to
 from edje_jax.inference import engine as engine_module
 from edje_jax.inference.engine import PAIR_BATCHES, Engine
+from edje_jax.inference.in_turn import up_to_share
 
 WORDS = [
     "circle",
@@ -153,6 +154,7 @@ def test_engines_of_one_shape_share_their_programs(engine, ids, tokens):
 @pytest.fixture(scope="module")
 def four(engine) -> Engine:
     """The same model on four devices."""
+    assert len(jax.devices()) == 8
     return dataclasses.replace(engine, devices=tuple(jax.devices()[2:6]))
 
 
@@ -180,6 +182,31 @@ def test_several_devices_take_batches_in_turn(four, ids, tokens, reference, monk
     used.clear()
     four.score_pairs(ids[:1], tokens, np.zeros(30, int), np.arange(30))
     assert used == [2, 3, 4, 5]  # One batch of a single device's would have done
+
+
+@pytest.mark.parametrize("sizes", [(1, 8, 32), (16, 128, 1024)])
+def test_no_device_gets_more_than_a_batch_above_its_share(sizes):
+    for devices in (2, 3, 8):
+        for count in (1, 11, 30, 100, 1024, 1032, 1100, 6400):
+            given = [0] * devices
+            cut = batches(np.arange(count), up_to_share(sizes, count, devices))
+            for number, (rows, _) in enumerate(cut):
+                given[number % devices] += len(rows)
+            share = max(count / devices, min(sizes))
+            assert max(given) <= 2 * share
+    assert up_to_share(sizes, 33, 1) == sizes
+
+
+def test_a_warm_up_reaches_every_device(four, ids, tokens):
+    programs = [engine_module._score, engine_module._encode_images, engine_module._read_texts]
+    four.warm(tokens)
+    four.warm_images()
+    warm = [program._cache_size() for program in programs]
+    rng = np.random.default_rng(5)
+    for count in (1, 9, 33, 300):
+        four.score_pairs(ids, tokens, rng.integers(0, 20, count), rng.integers(0, 30, count))
+        four.encode_images(pictures(min(count, 40)))
+    assert [program._cache_size() for program in programs] == warm
 
 
 def test_several_devices_encode_pictures(engine, four):

@@ -33,6 +33,7 @@ def reranker(trained) -> Reranker:
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
     monkeypatch.setattr(building, "SHARD_ROWS", 5)
+    monkeypatch.setattr(building, "BATCH", 2)
 
 
 def write_set(folder: Path, pictures: int = PICTURES, bad: tuple[int, ...] = ()) -> Source:
@@ -60,6 +61,7 @@ def built(reranker, tmp_path_factory) -> tuple[Source, Path]:
     folder = tmp_path_factory.mktemp("index")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(building, "SHARD_ROWS", 5)
+        patch.setattr(building, "BATCH", 2)
         source = write_set(folder / "set")
         assert build(reranker, source, "blip:set", folder / "index")
     return source, folder / "index"
@@ -182,7 +184,7 @@ def test_one_stream_of_pictures_fills_all_shards(reranker, built, tmp_path, monk
     monkeypatch.setattr(building, "iterate", spied)
     assert not build(reranker, source, "blip:set", tmp_path, share=(0, 2))
     assert build(reranker, source, "blip:set", tmp_path)
-    assert read == [2, 2] and files(tmp_path) == files(folder)
+    assert read == [6, 4] and files(tmp_path) == files(folder)
 
 
 def test_many_machines_fill_one_index(reranker, built, tmp_path):

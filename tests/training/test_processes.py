@@ -1,18 +1,20 @@
 """Real processes on one run: two of four devices each, against one of eight and one of one."""
 
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT, xla_flags
+from tests.conftest import ROOT
 from tests.real_sets import scenes, write_tar
 from tests.small_runs import TINY, read_log
 
@@ -23,16 +25,28 @@ RUN = (
     sys.executable, "train.py", "debug", "--steps", str(STEPS), "--precision", "float32",
     "--model.backbone", str(TINY / "siglip"), "--checkpoint-every", "10",
 )  # fmt: skip
+STARTED: list[subprocess.Popen[str]] = []
 TOLD = ("loss", "loss/match", "loss/masked_lm", "loss/text_recovery", "grad_norm")
+
+
+@pytest.fixture(autouse=True)
+def nobody_left() -> Iterator[None]:
+    """A test that failed leaves no training behind, beside which the next would be slow."""
+    yield
+    while STARTED:
+        STARTED.pop().kill()
 
 
 def start(workdir: Path, devices: int, *more: str) -> subprocess.Popen[str]:
     """One process on so many virtual devices."""
-    env = {**os.environ, "XLA_FLAGS": xla_flags("", devices)}
-    return subprocess.Popen(
+    flags = re.sub(r"(device_count=)\d+", rf"\g<1>{devices}", os.environ["XLA_FLAGS"])
+    process = subprocess.Popen(
         [*RUN, "--workdir", str(workdir), *more],
-        cwd=ROOT, env=env, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        cwd=ROOT, env={**os.environ, "XLA_FLAGS": flags}, text=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
+    STARTED.append(process)
+    return process
 
 
 def start_two(workdir: Path, *more: str) -> list[subprocess.Popen[str]]:
@@ -59,12 +73,21 @@ def losses(workdir: Path) -> np.ndarray:
     return np.array([[line[name] for name in TOLD] for line in read_log(workdir)])
 
 
-def await_step(workdir: Path, step: int, processes: list[subprocess.Popen[str]]) -> None:
-    """Until the log tells of a step."""
+def log_file(workdir: Path) -> int:
+    """Which file the log is: a run that goes on writes another."""
+    path = workdir / "metrics.jsonl"
+    return path.stat().st_ino if path.exists() else 0
+
+
+def await_step(
+    workdir: Path, step: int, processes: list[subprocess.Popen[str]], before: int = 0
+) -> None:
+    """Until the log tells of a step, and is not the file that it was before."""
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         path = workdir / "metrics.jsonl"
-        if path.exists() and len(path.read_text().splitlines()) >= step:
+        new = log_file(workdir) not in (0, before)
+        if new and len(path.read_text().splitlines()) >= step:
             return
         assert all(process.poll() is None for process in processes), processes[0].communicate()
         time.sleep(0.1)
@@ -113,8 +136,8 @@ def test_two_processes_stopped_and_killed_take_the_steps_of_one(eight, tmp_path)
     saved = [int(path.name) for path in (tmp_path / "checkpoints").iterdir()]
     assert max(saved) == len(losses(tmp_path)) < STEPS
     for killed in (0, 1):
-        both = start_two(tmp_path)
-        await_step(tmp_path, 12 + 2 * killed, both)
+        before, both = log_file(tmp_path), start_two(tmp_path)
+        await_step(tmp_path, 12, both, before)
         assert_ends_when_the_other_dies(both, killed)
         assert not (tmp_path / "model").exists()
     finish(*start_two(tmp_path))
