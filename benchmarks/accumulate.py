@@ -1,6 +1,6 @@
 """Memory and time of a train step whose batch is worked through in parts (`--accumulate`).
 
-    python benchmarks/accumulate.py [--size small] [--batch 64] [--parts 1 2 4 8] [--out FILE]
+    python benchmarks/accumulate.py [--size small] [--batch 32] [--parts 1 2 4 8] [--out FILE]
 
 Every number of parts has a process of its own, whose resident peak during the second step is told,
 and what it held before that step. Losses and gradients are the same (tests say how closely).
@@ -25,7 +25,7 @@ def main() -> None:
     """Measure, print a table, write JSON if asked to."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--size", choices=["small", "B", "L"], default="small")
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--parts", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--only", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--out", default="", help="JSON file to write")
