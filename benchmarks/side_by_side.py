@@ -12,10 +12,13 @@ import jax
 import torch
 
 
-def timed(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+def timed(
+    sides: Mapping[str, Callable[[], Any]], rounds: int, warm: bool = False
+) -> dict[str, list[float]]:
     """Seconds of every call; each side takes its turn in every round, so that what slows the
-    machine for a while slows all. Sides are called once before, uncounted."""
-    for run in sides.values():
+    machine for a while slows all. Sides are called once before, uncounted, unless they are `warm`.
+    """
+    for run in () if warm else sides.values():
         run()
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):

@@ -15,7 +15,7 @@ from edje_jax.config import (
 
 config = EdjeRun(
     steps=1600,
-    data=DataConfig(train="shapes:train", batch_size=64, block_size=4),
+    data=DataConfig(train="shapes:train", limit=25_600, batch_size=64, block_size=4),
     model=ModelSpec(
         backbone=str(Path(edje_jax.__file__).parent / "assets" / "shapes_backbone"),
         adapter=AdapterConfig("compress", num_tokens=16, intermediate_size=384),

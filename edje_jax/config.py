@@ -180,6 +180,8 @@ class DataConfig:
     exclude: str = ""
     """SPEC of pictures that the training set shall not hold, such as the test set's: those with the
     very same pixels are left out, whatever they are called."""
+    limit: int = 0
+    """Pictures to train on, from the first of the set; 0 takes all."""
     batch_size: int = 64
     block_size: int = 1
     """Records that stay together in a shuffle: neighbours in the set are then each other's
@@ -194,7 +196,14 @@ class DataConfig:
 
     def __post_init__(self):
         _at_least(1, {"--data.batch-size": self.batch_size, "--data.block-size": self.block_size})
-        _at_least(0, {"--data.workers": self.workers, "--data.max-bad": self.max_bad})
+        _at_least(
+            0,
+            {
+                "--data.workers": self.workers,
+                "--data.max-bad": self.max_bad,
+                "--data.limit": self.limit,
+            },
+        )
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,14 @@ from pathlib import Path
 import numpy as np
 import PIL
 from jaxtyping import Bool, Int64, UInt8
-from PIL import Image, features
+from PIL import features
 
 from edje_jax.config import DataConfig
 from edje_jax.data.caches import cache_folder
-from edje_jax.data.encoding import file_bytes
 from edje_jax.data.feature_cache import stamp_of_set
 from edje_jax.data.images import BadImage
 from edje_jax.data.sources.mixture import Mixture
+from edje_jax.data.sources.subset import subset
 from edje_jax.types import Source
 from edje_jax.weights.files import replacing
 
@@ -34,37 +34,6 @@ VERSION = 1
 """Of the hashes: another one makes them anew."""
 BYTES = 16
 """Of a picture's SHA-256."""
-
-
-class Subset:
-    """Some pictures of a source; captions and ids are theirs."""
-
-    def __init__(self, source: Source, kept: Bool[np.ndarray, " n"]):
-        self.source, self._rows = source, np.flatnonzero(kept)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def image_id(self, index: int) -> str:
-        """The picture's id in the whole set."""
-        return self.source.image_id(self._row(index))
-
-    def captions(self, index: int) -> Sequence[str]:
-        """The picture's captions."""
-        return self.source.captions(self._row(index))
-
-    def encoded(self, index: int) -> bytes:
-        """The picture's file; `BadImage` if it cannot be read."""
-        return file_bytes(self.source, self._row(index))
-
-    def image(self, index: int) -> Image.Image:
-        """The picture, upright and RGB; `BadImage` if it cannot be read."""
-        return self.source.image(self._row(index))
-
-    def _row(self, index: int) -> int:
-        if not 0 <= index < len(self):
-            raise IndexError(f"{len(self)} pictures are left, asked for {index}")
-        return int(self._rows[index])
 
 
 def without(train: Source, excluded: Source, data: DataConfig, image_size: int) -> Source:
@@ -106,7 +75,7 @@ def _readable(hashes: UInt8[np.ndarray, "n 16"], data: DataConfig) -> set[bytes]
 
 def _without(
     train: Source, hashes: UInt8[np.ndarray, "n 16"], unwanted: set[bytes], name: str, excluded: str
-) -> Subset:
+) -> Source:
     kept = np.array([row.tobytes() not in unwanted for row in hashes], bool)
     log.info(
         "%d of %d pictures of %s left out: they are in %s", (~kept).sum(), len(kept), name, excluded
@@ -115,7 +84,7 @@ def _without(
         raise ValueError(
             f"--data.exclude {excluded}: it has every picture of {name}; leave one of them out"
         )
-    return Subset(train, kept)
+    return subset(train, kept)
 
 
 def pixel_hashes(source: Source, name: Sequence[object]) -> UInt8[np.ndarray, "n 16"]:

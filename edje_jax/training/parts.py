@@ -15,6 +15,7 @@ from jaxtyping import PyTree
 from edje_jax.config import BertConfig, DataConfig, EdjeConfig, EdjeRun, ModelSpec
 from edje_jax.data.exclusion import without
 from edje_jax.data.sources.registry import open_captioned, open_source
+from edje_jax.data.sources.subset import subset
 from edje_jax.data.text import JointTokenizer, train_wordpiece
 from edje_jax.training.processes import first_alone, is_first, wait_for_all
 from edje_jax.types import Source
@@ -118,6 +119,8 @@ def open_sets(data: DataConfig, image_size: int = 64) -> tuple[Source, Source | 
         if data.exclude:
             excluded = open_source(data.exclude, data.image_root, image_size)
             train = without(train, excluded, data, image_size)
+        if data.limit:
+            train = subset(train, np.arange(len(train)) < data.limit)
         val = open_captioned(data.val, data.image_root, image_size) if data.val else None
     return train, val
 

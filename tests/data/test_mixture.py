@@ -13,12 +13,15 @@ import pytest
 
 from edje_jax.config import DataConfig
 from edje_jax.data.encoding import file_bytes
-from edje_jax.data.exclusion import Subset, _hash, pixel_hashes, without
+from edje_jax.data.exclusion import _hash, pixel_hashes, without
 from edje_jax.data.images import BadImage
 from edje_jax.data.sources.mixture import Mixture
 from edje_jax.data.sources.registry import open_source
 from edje_jax.data.sources.shapes import Shapes
+from edje_jax.data.sources.subset import subset
 from edje_jax.data.statistics import statistics
+from edje_jax.training.parts import open_sets
+from edje_jax.types import PatchLabelled
 from tests.real_sets import scenes, write_blip, write_webdataset
 
 
@@ -161,10 +164,29 @@ def test_pictures_are_left_out_by_their_pixels(tmp_path, cache, caplog):
     assert len(list(cache.iterdir())) == 2
 
 
+def test_a_limit_takes_the_first_pictures_and_what_is_known_of_their_patches():
+    whole = Shapes("train")
+    few, _ = open_sets(DataConfig(train="shapes:train", limit=5))
+    assert [few.image_id(i) for i in range(len(few))] == [whole.image_id(i) for i in range(5)]
+    assert few.captions(4) == whole.captions(4)
+    assert isinstance(few, PatchLabelled)
+    assert few.patch_label_sizes == whole.patch_label_sizes
+    np.testing.assert_array_equal(few.patch_labels(4, 8), whole.patch_labels(4, 8))
+    with pytest.raises(IndexError, match="5 pictures are left, asked for 5"):
+        few.captions(5)
+
+
+def test_a_limit_past_the_end_takes_all(tmp_path):
+    spec = write_blip(tmp_path / "set", scenes(4))
+    assert len(open_sets(DataConfig(train=spec, limit=9))[0]) == 4
+    with pytest.raises(ValueError, match=r"--data\.limit"):
+        DataConfig(limit=-1)
+
+
 def test_hashes_are_kept_and_a_damaged_file_is_made_anew(tmp_path, cache, monkeypatch, caplog):
     train = write_blip(tmp_path / "train", scenes(4))
     data = DataConfig(train=train, exclude="shapes:val")
-    small = Subset(Shapes("val"), np.arange(1000) < 2)
+    small = subset(Shapes("val"), np.arange(1000) < 2)
     assert len(without(open_source(train), small, data, 64)) == 4
     kept = {path: path.read_bytes() for path in cache.iterdir()}
     with monkeypatch.context() as patch:
@@ -207,7 +229,7 @@ def test_excluded_pictures_that_were_absent_are_looked_for_again(tmp_path, cache
 
 
 def test_hashes_of_another_decoder_are_others(tmp_path, cache, monkeypatch):
-    two = Subset(Shapes("val"), np.arange(1000) < 2)
+    two = subset(Shapes("val"), np.arange(1000) < 2)
     pixel_hashes(two, ["two"])
     monkeypatch.setattr("PIL.__version__", "0")
     pixel_hashes(two, ["two"])
