@@ -250,7 +250,10 @@ class Reranker:
 
     @cached_property
     def num_parameters(self) -> dict[str, int]:
-        """Parameters of the part that runs offline and of the one that runs online."""
+        """Parameters of the part that runs offline and of the one that runs online.
+
+        Deferred layers run in both, and are counted as online.
+        """
 
         def count(tree: Any) -> int:
             return sum(leaf.size for leaf in jax.tree.leaves(tree))
