@@ -1,10 +1,7 @@
 # Every goal does its own set-up, in .venv; `make` alone lists them.
 PYTHON ?= python3
 EXTRAS ?= test,torch
-# Huge pages: on a CPU, page faults of small ones take a fifth of a train step. glibc reads this when
-# a process starts, and no later; other C libraries do not.
-HUGE_PAGES := GLIBC_TUNABLES=glibc.malloc.hugetlb=1
-DEMO = $(HUGE_PAGES) $(PY) -m edje_jax.cli.demo
+DEMO = $(PY) -m edje_jax.cli.demo
 
 VENV := .venv
 PY := $(VENV)/bin/python

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import tyro
 
+from edje_jax.allocator import start_with_huge_pages
 from edje_jax.cli.program import choose_config, config_names, run_program
 from edje_jax.config import BackboneRun, EdjeRun
 
@@ -50,4 +51,5 @@ def build_task(config: BackboneRun | EdjeRun, workdir: Path):
 
 
 if __name__ == "__main__":
+    start_with_huge_pages()
     run_program(main)

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from configs.demo import config
+from edje_jax.allocator import start_with_huge_pages
 from edje_jax.cli.evaluate import evaluate_model
 from edje_jax.cli.program import UsageError, run_program
 from edje_jax.data.sources.registry import open_source
@@ -73,4 +74,5 @@ def show_search(pictures: int = 200, k: int = 10) -> None:
 
 
 if __name__ == "__main__":
+    start_with_huge_pages()
     run_program(main)
