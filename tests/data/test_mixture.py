@@ -172,7 +172,7 @@ def test_a_limit_takes_the_first_pictures_and_what_is_known_of_their_patches():
     assert isinstance(few, PatchLabelled)
     assert few.patch_label_sizes == whole.patch_label_sizes
     np.testing.assert_array_equal(few.patch_labels(4, 8), whole.patch_labels(4, 8))
-    with pytest.raises(IndexError, match="5 pictures are left, asked for 5"):
+    with pytest.raises(IndexError, match="there are 5 pictures, asked for 5"):
         few.captions(5)
 
 

@@ -42,7 +42,7 @@ class Subset:
 
     def _row(self, index: int) -> int:
         if not 0 <= index < len(self):
-            raise IndexError(f"{len(self)} pictures are left, asked for {index}")
+            raise IndexError(f"there are {len(self)} pictures, asked for {index}")
         return int(self._rows[index])
 
 
