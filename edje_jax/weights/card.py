@@ -103,7 +103,7 @@ ONNX: `edje convert {name} onnx/ --to onnx` writes `offline.onnx` (pixel_values 
 _ONLINE = {
     False: "`online.onnx` (input_ids, attention_mask, tokens -> logits)",
     True: """`text.onnx` (input_ids, attention_mask -> text, text_mask), once per caption, and
-`online.onnx` (text, text_mask, tokens -> logits)""",
+`online.onnx` (text, text_mask, each pair's `caption` among them, tokens -> logits)""",
 }
 
 

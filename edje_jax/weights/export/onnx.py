@@ -43,14 +43,15 @@ class Text(nn.Module):
 
 
 class OnlineRead(nn.Module):
-    """Captions after the deferred layers and compressed tokens -> match logits."""
+    """Captions after the deferred layers, each pair's caption by number, and what is stored of
+    its picture -> match logits."""
 
     def __init__(self, model: EdjeModel):
         super().__init__()
         self.model = model
 
-    def forward(self, text: Tensor, text_mask: Tensor, tokens: Tensor) -> Tensor:
-        return self.model.score_read(text, text_mask, tokens)
+    def forward(self, text: Tensor, text_mask: Tensor, caption: Tensor, tokens: Tensor) -> Tensor:
+        return self.model.score_read(text[caption], text_mask[caption], tokens)
 
 
 class Offline(nn.Module):
@@ -77,8 +78,8 @@ def export_onnx(folder: Path, out: Path, note: Callable[[str], None] = lambda pa
     """Write `online.onnx`, `offline.onnx` and their `-fp16` twins, with what feeds them: the
     tokenizer and `preprocessor_config.json`. `note` is told of every file.
 
-    Where layers are deferred there is a `text.onnx` too, whose two outputs `online.onnx` then takes
-    in the place of ids and mask, repeated for each of a caption's candidates.
+    Where layers are deferred there is a `text.onnx` too, run once per caption. `online.onnx` then
+    takes its two outputs in the place of ids and mask, and each pair's row in them.
 
     Raises:
         FileNotFoundError, ValueError: not a model folder.
@@ -107,6 +108,7 @@ def _graphs(model: EdjeModel) -> dict[str, Graph]:
 
 _ROWS = {0: "pairs"}
 _TEXT = {**_ROWS, 1: "length"}
+_CAPTIONS = {0: "captions", 1: "length"}
 
 
 def _ids() -> dict[str, Tensor]:
@@ -127,15 +129,20 @@ def _online(model: EdjeModel) -> Graph:
 
 
 def _text(model: EdjeModel) -> Graph:
-    dynamic = {"input_ids": _TEXT, "attention_mask": _TEXT}
+    dynamic = {"input_ids": _CAPTIONS, "attention_mask": _CAPTIONS}
     return Graph(Text(model), _ids(), ("text", "text_mask"), dynamic)
 
 
 def _online_read(model: EdjeModel) -> Graph:
     tokens = _tokens(model)
-    text = torch.zeros(2, 8, tokens.shape[-1], dtype=model.dtype)
-    inputs = {"text": text, "text_mask": torch.ones(2, 8, dtype=torch.bool), "tokens": tokens}
-    dynamic = {"text": _TEXT, "text_mask": _TEXT, "tokens": _ROWS}
+    text = torch.zeros(3, 8, tokens.shape[-1], dtype=model.dtype)
+    inputs = {
+        "text": text,
+        "text_mask": torch.ones(3, 8, dtype=torch.bool),
+        "caption": torch.zeros(2, dtype=torch.long),
+        "tokens": tokens,
+    }
+    dynamic = {"text": _CAPTIONS, "text_mask": _CAPTIONS, "caption": _ROWS, "tokens": _ROWS}
     return Graph(OnlineRead(model), inputs, ("logits",), dynamic)
 
 

@@ -274,10 +274,29 @@ def test_onnxruntime(onnx, folder, pixels, expected, ending, dtype, tolerance, c
     (tokens,) = run(onnx / f"offline{ending}.onnx", pixel_values=pictures)
     if model.deferred:
         rows, there = run(onnx / f"text{ending}.onnx", **text)
-        text = {"text": rows, "text_mask": there}
+        text = {"text": rows, "text_mask": there, "caption": np.arange(count)}
     (logits,) = run(onnx / f"online{ending}.onnx", **text, tokens=tokens)
     assert tokens.dtype == np.dtype(dtype) and logits.dtype == np.float32
     agree((tokens, logits), [x[:count] for x in expected], tolerance)
+
+
+@pytest.mark.slow
+def test_onnxruntime_reads_a_caption_once_for_all_its_candidates(onnx, folder, expected):
+    model, tokens = EdjeModel.from_folder(folder), expected[0]
+    if not model.deferred:
+        assert not (onnx / "text.onnx").exists()
+        return
+    two = model.tokenize(CAPTIONS[:2])
+    rows, there = run(onnx / "text.onnx", **{name: ids.numpy() for name, ids in two.items()})
+    caption, picture = np.array([1, 0, 1, 1, 0]), np.array([0, 0, 1, 2, 2])
+    (logits,) = run(
+        onnx / "online.onnx", text=rows, text_mask=there, caption=caption, tokens=tokens[picture]
+    )
+    whole = model.score(
+        **{name: ids[caption] for name, ids in two.items()},
+        tokens=torch.from_numpy(tokens[picture]),
+    )
+    np.testing.assert_allclose(logits, whole.detach().numpy(), rtol=0, atol=2e-4)
 
 
 @pytest.mark.slow
