@@ -11,7 +11,7 @@ from edje_jax.config import (
 )
 
 config = EdjeRun(
-    epochs=44,
+    epochs=30,
     data=DataConfig(batch_size=64),
     model=ModelSpec(
         adapter=AdapterConfig("compress", num_tokens=16, intermediate_size=384),
@@ -32,7 +32,7 @@ config = EdjeRun(
     # Masked LM alone first, without which a joint encoder from scratch takes far longer to look at
     # the picture; K = 3, as one negative alone is nearly always of the same thing, and then the
     # model never learns to reject other things.
-    loss=LossConfig(negatives=3, masked_lm_first=0.15),
+    loss=LossConfig(negatives=3, masked_lm_first=0.2),
     optim=OptimConfig(lr=1.5e-3, schedule="cosine", hold=0.6, clip_norm=1.0),
     log_every=20,
 )

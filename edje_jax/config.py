@@ -182,6 +182,9 @@ class DataConfig:
     very same pixels are left out, whatever they are called."""
     limit: int = 0
     """Pictures to train on, from the first of the set; 0 takes all."""
+    crop: float = 1.0
+    """Least area of the random window of a picture that is trained on (RandomResizedCrop), as a
+    share; 1 takes pictures whole. Not for features that are kept, nor for patches with labels."""
     batch_size: int = 64
     block_size: int = 1
     """Records that stay together in a shuffle: neighbours in the set are then each other's
@@ -204,6 +207,15 @@ class DataConfig:
                 "--data.limit": self.limit,
             },
         )
+        if not 0 < self.crop <= 1:
+            raise ValueError(
+                f"--data.crop {self.crop}: a share of the picture's area, above 0 up to 1"
+            )
+        if self.crop < 1 and self.cache_features:
+            raise ValueError(
+                f"--data.crop {self.crop} draws other windows every epoch, and"
+                f" --data.cache-features {self.cache_features} keeps whole pictures; leave one out"
+            )
 
 
 @dataclass(frozen=True)

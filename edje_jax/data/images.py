@@ -227,6 +227,21 @@ def resize(image: Image.Image, recipe: ImageRecipe) -> UInt8[np.ndarray, "s s 3"
     return np.array(image.resize((side, side), resample, box=box))
 
 
+def random_crop(image: Image.Image, smallest: float, rng: np.random.Generator) -> Image.Image:
+    """A window of a picture, of an area of at least the share `smallest` of it, drawn evenly.
+
+    The picture's proportions are kept within 3/4 to 4/3 (arXiv 1409.4842, section 6).
+    """
+    area, stretch = rng.uniform(smallest, 1.0), np.exp(rng.uniform(-1, 1) * np.log(4 / 3))
+    box = []
+    for length, share in zip(image.size, np.sqrt((area * stretch, area / stretch)), strict=True):
+        size = min(max(round(length * share), 1), length)
+        start = int(rng.integers(length - size + 1))
+        box.append((start, start + size))
+    (left, right), (top, bottom) = box
+    return image.crop((left, top, right, bottom))
+
+
 def normalise(
     images: UInt8[AnyArray, "*b s s 3"], recipe: ImageRecipe
 ) -> Float32[AnyArray, "*b s s 3"]:

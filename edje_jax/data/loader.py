@@ -7,7 +7,7 @@ instead of moving every later one.
 
 import signal
 import zlib
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol, TypeVar, cast
@@ -16,14 +16,18 @@ import grain
 import numpy as np
 from absl import flags
 from jaxtyping import Bool, UInt8
+from PIL import Image
 
 from edje_jax.config import DataConfig, ImageRecipe
 from edje_jax.data.bad_pictures import BadPictures
 from edje_jax.data.buckets import bucket, lengths_up_to
 from edje_jax.data.feature_cache import Caption, FeatureCache
-from edje_jax.data.images import BadImage, resize
+from edje_jax.data.images import BadImage, random_crop, resize
 from edje_jax.data.text import BackboneTokenizer, JointTokenizer, canonicalise
 from edje_jax.types import Batch, PatchLabelled, Source
+
+_CROPS = 1
+"""Tells the draws of windows from those of captions."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class TrainingBatches:
     def __getitem__(self, index: int) -> tuple[Batch, dict[str, str]]:
         first = index * self.data.batch_size
         positions = range(first, first + self.data.batch_size)
-        return self._batch([self._record(position) for position in positions])
+        return self._batch([self._record(position) for position in positions], first)
 
     def _record(self, position: int) -> Caption:
         """What stands at a position of the endless shuffled stream."""
@@ -75,7 +79,8 @@ class TrainingBatches:
         pick = np.random.default_rng([self.seed, epoch, record])
         return Caption(record, int(pick.integers(max(len(self.source.captions(record)), 1))))
 
-    def _batch(self, everyone: list[Caption]) -> tuple[Batch, dict[str, str]]:
+    def _batch(self, everyone: list[Caption], first: int) -> tuple[Batch, dict[str, str]]:
+        """The rows from position `first` on."""
         source, encoder = self.source, self.encoder
         own = part_of(len(everyone), self.process)
         rows = everyone[own]
@@ -86,7 +91,7 @@ class TrainingBatches:
             unreadable = "unreadable when its features were made"
             bad = {i: unreadable for i, good in zip(records, valid, strict=True) if not good}
         else:
-            images, valid, bad = read(source, records, encoder.image)
+            images, valid, bad = read(source, records, encoder.image, self._crop(first + own.start))
         captions = [self._caption(row) for row in everyone]
         for row, record in enumerate(records):
             if not captions[own][row]:
@@ -102,6 +107,17 @@ class TrainingBatches:
             patch_labels=self._patch_labels(records),
             features=features,
         ), {source.image_id(record): reason for record, reason in bad.items()}
+
+    def _crop(self, first: int) -> Callable[[int, Image.Image], Image.Image] | None:
+        """(row, picture) -> the window of it that stands at position `first` + row."""
+        if self.data.crop == 1:
+            return None
+
+        def crop(row: int, image: Image.Image) -> Image.Image:
+            rng = np.random.default_rng([self.seed, first + row, _CROPS])
+            return random_crop(image, self.data.crop, rng)
+
+        return crop
 
     def _caption(self, row: Caption) -> str:
         """A row's caption; of a picture that has none, an empty one."""
@@ -151,9 +167,15 @@ class PicturesInOrder:
 
 
 def read(
-    source: Source, records: Sequence[int], recipe: ImageRecipe
+    source: Source,
+    records: Sequence[int],
+    recipe: ImageRecipe,
+    crop: Callable[[int, Image.Image], Image.Image] | None = None,
 ) -> tuple[UInt8[np.ndarray, "b s s 3"], Bool[np.ndarray, " b"], dict[int, str]]:
-    """(resized pictures, which could be read, {bad record: reason}); past the end there is none."""
+    """(resized pictures, which could be read, {bad record: reason}); past the end there is none.
+
+    `crop` makes of (row, picture) what is resized.
+    """
     images = np.zeros((len(records), recipe.size, recipe.size, 3), np.uint8)
     valid = np.zeros(len(records), bool)
     bad: dict[int, str] = {}
@@ -161,7 +183,8 @@ def read(
         if record >= len(source):
             continue
         try:
-            images[row] = resize(source.image(record), recipe)
+            image = source.image(record)
+            images[row] = resize(crop(row, image) if crop else image, recipe)
             valid[row] = True
         except BadImage as error:
             bad[record] = str(error)

@@ -80,6 +80,11 @@ class BackboneTask:
         self.heads: dict[str, nn.Module] = {}
         grid = vision.image_size // vision.patch_size
         if config.patch_naming > 0 and isinstance(source, PatchLabelled):
+            if config.data.crop < 1:
+                raise ValueError(
+                    f"--data.crop {config.data.crop}: what patches hold is told of whole pictures;"
+                    " set it to 1, or --patch-naming to 0"
+                )
             self.heads["patch_naming"] = PatchNaming(
                 (*source.patch_label_sizes, grid, grid), config.patch_sharpness
             )

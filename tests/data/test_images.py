@@ -19,7 +19,7 @@ from transformers.image_utils import load_image as reference_load
 
 from edje_jax.config import ImageRecipe
 from edje_jax.data import images
-from edje_jax.data.images import BadImage, load_image, normalise, resize
+from edje_jax.data.images import BadImage, load_image, normalise, random_crop, resize
 from edje_jax.weights.preprocessor import recipe_to_preprocessor
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "images.npz"
@@ -403,3 +403,18 @@ def test_other_types_are_a_mistake_of_the_caller():
 
 if __name__ == "__main__":
     write_golden()
+
+
+@pytest.mark.parametrize("size", [(200, 100), (33, 77), (1, 1), (2, 5000)])
+def test_a_random_window_is_as_large_as_asked(size):
+    picture, area = Image.new("RGB", size), size[0] * size[1]
+    shares = []
+    for draw in range(200):
+        window = random_crop(picture, 0.6, np.random.default_rng(draw))
+        shares.append(window.width * window.height / area)
+        if min(size) > 30:
+            stretch = (window.width / size[0]) / (window.height / size[1])
+            assert 0.7 < stretch < 1.42
+    assert max(shares) <= 1
+    if min(size) > 30:
+        assert 0.55 < min(shares) < 0.7 and max(shares) > 0.9

@@ -274,3 +274,43 @@ def test_a_picture_without_a_caption_counts_as_bad(tmp_path):
     batch, bad = reader(Silent(6), batch_size=6)[0]
     assert bad == {"picture-0": "has no caption", "picture-3": "has no caption"}
     assert batch.valid.tolist() == [index % 3 > 0 for index in order(reader(Numbered(6), 6), 1)]
+
+
+class Ramp(Numbered):
+    """Pictures of which every pixel has a colour of its own."""
+
+    def image(self, index: int) -> Image.Image:
+        rows, columns = np.mgrid[:48, :64].astype(np.uint8) * 4
+        return Image.fromarray(np.stack([rows, columns, rows], axis=2))
+
+
+def test_windows_are_drawn_anew_every_epoch_and_the_same_every_time():
+    cropped, whole = reader(Ramp(4), crop=0.5), reader(Ramp(4))
+    first, again, later = cropped[0][0].images, cropped[0][0].images, cropped[1][0].images
+    np.testing.assert_array_equal(first, again)
+    views = [picture.tobytes() for picture in (*first, *later, whole[0][0].images[0])]
+    assert len(set(views)) == 9
+    assert len({picture.tobytes() for picture in whole[0][0].images}) == 1
+
+
+def test_processes_draw_the_windows_of_one():
+    alone = reader(Ramp(4), crop=0.5)[3][0].images
+    encoder, data = ENCODER, DataConfig(batch_size=4, crop=0.5)
+    parts = [TrainingBatches(Ramp(4), encoder, data, 0, 10, (i, 2))[3][0].images for i in range(2)]
+    np.testing.assert_array_equal(np.concatenate(parts), alone)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"crop": 0.0}, r"--data.crop 0.0: a share of the picture's area, above 0 up to 1"),
+        ({"crop": 1.5}, r"--data.crop 1.5"),
+        (
+            {"crop": 0.5, "cache_features": "kept"},
+            "--data.cache-features kept keeps whole pictures",
+        ),
+    ],
+)
+def test_a_window_that_cannot_be(values, message):
+    with pytest.raises(ValueError, match=message):
+        DataConfig(**values)

@@ -139,3 +139,11 @@ def test_patch_naming_learns_from_scenes(config, tmp_path):
 def test_an_epoch_counts_where_steps_do_not(config, tmp_path):
     task = BackboneTask(dataclasses.replace(config, steps=0, epochs=3.0), tmp_path)
     assert len(task.reader) == 3 * 32 // 16
+
+
+def test_what_patches_hold_is_told_of_whole_pictures(config, tmp_path):
+    data = DataConfig(train="shapes:train", crop=0.8, batch_size=16)
+    cropped = dataclasses.replace(config, data=data, patch_naming=1.0)
+    with pytest.raises(ValueError, match="set it to 1, or --patch-naming to 0"):
+        BackboneTask(cropped, tmp_path)
+    BackboneTask(dataclasses.replace(cropped, patch_naming=0.0), tmp_path / "whole")
