@@ -183,8 +183,8 @@ class DataConfig:
     limit: int = 0
     """Pictures to train on, from the first of the set; 0 takes all."""
     crop: float = 1.0
-    """Least area of the random window of a picture that is trained on (RandomResizedCrop), as a
-    share; 1 takes pictures whole. Not for features that are kept, nor for patches with labels."""
+    """Least area, about, of the random window of a picture that is trained on (RandomResizedCrop),
+    as a share; 1 takes pictures whole. Not for features that are kept or patches with labels."""
     batch_size: int = 64
     block_size: int = 1
     """Records that stay together in a shuffle: neighbours in the set are then each other's

@@ -228,9 +228,10 @@ def resize(image: Image.Image, recipe: ImageRecipe) -> UInt8[np.ndarray, "s s 3"
 
 
 def random_crop(image: Image.Image, smallest: float, rng: np.random.Generator) -> Image.Image:
-    """A window of a picture, of an area of at least the share `smallest` of it, drawn evenly.
+    """A window of a picture, its share of the area drawn evenly from `smallest` to 1.
 
-    The picture's proportions are kept within 3/4 to 4/3 (arXiv 1409.4842, section 6).
+    It is up to 4/3 wider or higher than the picture's own proportions (arXiv 1409.4842, section 6).
+    One that would reach past the picture is cut to it, and may then be a little below `smallest`.
     """
     area, stretch = rng.uniform(smallest, 1.0), np.exp(rng.uniform(-1, 1) * np.log(4 / 3))
     box = []
