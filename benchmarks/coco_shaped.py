@@ -43,9 +43,10 @@ from edje_jax.config import (
 from edje_jax.data.buckets import bucket, lengths_up_to
 from edje_jax.evaluation.report import write_metrics
 from edje_jax.evaluation.retrieval import Gallery
-from edje_jax.inference.engine import PAIR_BATCHES, Engine, TokenTable
+from edje_jax.inference.engine import Engine, TokenTable
 from edje_jax.inference.gallery import EncodedGallery
 from edje_jax.inference.precision import compute_dtype
+from edje_jax.inference.scoring import pair_batches
 from edje_jax.models.backbone import make_backbone
 from edje_jax.models.edje import Edje
 from edje_jax.weights.mapping import to_device
@@ -243,7 +244,7 @@ def warm(engine: MadeUp, tokens: Any) -> None:
     buckets = np.array([bucket(n, lengths) for n in np.count_nonzero(ids, axis=1)])
     for length in np.unique(buckets):
         row = np.flatnonzero(buckets == length)[0]
-        for size in PAIR_BATCHES[jax.default_backend()]:
+        for size in pair_batches():
             Engine.score_pairs(engine, ids, tokens, np.full(size, row), np.zeros(size, np.int32))
 
 

@@ -27,15 +27,19 @@ def bucket(value: int, buckets: Sequence[int]) -> int:
 
 
 def batches(
-    rows: Int[np.ndarray, " n"], sizes: Sequence[int]
+    rows: Int[np.ndarray, " n"], sizes: Sequence[int], filled: float = 0.5
 ) -> Iterator[tuple[Int[np.ndarray, " b"], int]]:
     """Cut `rows` into batches of the given sizes: (row numbers, how many of them count).
 
-    The largest size is used while it fills; the rest goes into the smallest that holds it, padded
-    by repeating its first row.
+    The largest size is used while it fills, and the next smaller ones for the rest, until at least
+    a share `filled` of the size that holds what is left would count: that is filled up with its
+    first row. 0 is for work whose time depends on the number of batches, not on their rows.
     """
-    for start in range(0, len(rows), max(sizes)):
-        chunk = rows[start : start + max(sizes)]
-        size = bucket(len(chunk), sorted(sizes))
-        padding = np.full(size - len(chunk), chunk[0], chunk.dtype)
-        yield np.concatenate([chunk, padding]), len(chunk)
+    sizes, start = sorted(sizes), 0
+    while start < len(rows):
+        left = len(rows) - start
+        fitting = (size for size in sizes if size * filled <= left <= size)
+        size = next(fitting, max((size for size in sizes if size <= left), default=sizes[0]))
+        batch = rows[start : start + size]
+        yield np.concatenate([batch, np.repeat(batch[:1], size - len(batch))]), len(batch)
+        start += size

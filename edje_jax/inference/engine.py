@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import product
 from typing import Any, Protocol, TypeVar
 
 import jax
@@ -16,17 +17,10 @@ from edje_jax.data.images import normalise
 from edje_jax.data.text import BackboneTokenizer, JointTokenizer
 from edje_jax.inference.dual import IMAGE_BATCHES, TEXT_BATCHES, DualEncoder
 from edje_jax.inference.in_turn import default_devices, in_turn, up_to_share
+from edje_jax.inference.scoring import pair_batches, read_texts, repeat, score, text_batches
 from edje_jax.models.apply import apply
 from edje_jax.models.backbone import DualTower, make_backbone
 from edje_jax.models.edje import Edje
-from edje_jax.models.joint_encoder import TextSide
-from edje_jax.models.token_formats import PackedTokens, unpack
-
-PAIR_BATCHES = {"cpu": (1, 8, 32, 128), "gpu": (16, 128, 1024), "tpu": (16, 128, 1024)}
-"""Pairs scored in one call, per platform."""
-CHUNKS = {"cpu": 8, "gpu": 1024, "tpu": 1024}
-"""Pairs whose activations exist at once: on a CPU so many as its caches hold, which takes a third
-off the time of 128."""
 
 T = TypeVar("T")
 
@@ -113,16 +107,15 @@ class Engine:
 
     def _encode(self, images: np.ndarray, recipe: ImageRecipe | None) -> Encoded:
         encoded = self._room(len(images))
-        size = max(up_to_share(IMAGE_BATCHES, len(images), len(self._places)))
-        shares = (slice(start, start + size) for start in range(0, len(images), size))
+        sizes = up_to_share(IMAGE_BATCHES, len(images), len(self._places))
         started = in_turn(
-            shares,
-            lambda share, place: self._start_encoding(images[share], recipe, place),
+            batches(np.arange(len(images)), sizes),
+            lambda share, place: self._start_encoding(images[share[0]], recipe, place),
             len(self._places),
         )
-        for share, made in started:
-            part = _fetch(made, len(images[share]))
-            encoded.tokens[share], encoded.embeddings[share] = part.tokens, part.embeddings
+        for (rows, real), made in started:
+            part, rows = _fetch(made, real), rows[:real]
+            encoded.tokens[rows], encoded.embeddings[rows] = part.tokens, part.embeddings
         return encoded
 
     def _room(self, count: int) -> Encoded:
@@ -171,29 +164,41 @@ class Engine:
                 pairs = np.flatnonzero(wanted == length)
                 if self._deferred:  # So that a caption's pairs share a batch
                     pairs = pairs[np.argsort(text_index[pairs], kind="stable")]
-                sizes = up_to_share(_pair_batches(), len(pairs), len(self._places))
+                sizes = up_to_share(pair_batches(), len(pairs), len(self._places))
                 for rows, real in batches(pairs, sizes):
                     yield int(length), rows, real
 
-        def score(share: tuple[int, np.ndarray, int], place: int) -> Array:
-            length, rows, _ = share
-            # Gathered before, as the tables' sizes would be compiled into the program.
-            text = self._texts(ids[:, :length], text_index[rows], place)
-            gathered = jax.device_put(tokens[image_index[rows]], self._places[place])
-            return _score(self.model, self._copies[place], text, gathered)
+        def start(share: tuple[int, np.ndarray, int], place: int) -> Array:
+            length, rows, real = share
+            index = text_index[rows], image_index[rows]
+            return self._start_scoring(ids[:, :length], tokens, *index, real, place)
 
-        for (_, rows, real), logits in in_turn(shares(), score, len(self._places)):
+        for (_, rows, real), logits in in_turn(shares(), start, len(self._places)):
             out[rows[:real]] = np.asarray(logits)[:real]
         return out
+
+    def _start_scoring(
+        self,
+        ids: Int[np.ndarray, "t l"],
+        tokens: TokenTable,
+        text_index: Int[np.ndarray, " p"],
+        image_index: Int[np.ndarray, " p"],
+        real: int,
+        place: int,
+    ) -> Array:
+        """Logits under way on a device, of a batch filled up to a program's size."""
+        # Gathered before, as the tables' sizes would be compiled into the program.
+        text = self._texts(ids, text_index, place)
+        gathered = jax.device_put(tokens[image_index], self._places[place])
+        return score(self.model, self._copies[place], real, text, gathered)
 
     def _texts(self, ids: Int[np.ndarray, "t l"], index: np.ndarray, place: int) -> Any:
         """Captions of a batch of pairs: their ids, or what the deferred layers make of each."""
         if not self._deferred:
             return ids[index]
         texts, of = np.unique(index, return_inverse=True)
-        size = bucket(len(texts), _pair_batches(1))
-        read = _read_texts(self.model, self._copies[place], ids[np.resize(texts, size)])
-        return _repeat(read, of)
+        padded = np.resize(texts, bucket(len(texts), text_batches()))
+        return repeat(read_texts(self.model, self._copies[place], len(texts), ids[padded]), of)
 
     @cached_property
     def _copies(self) -> tuple[PyTree, ...]:
@@ -216,17 +221,12 @@ class Engine:
 
         `tokens` are those that will be scored: their format is part of the program.
         """
-        pad, devices = self.config.joint_encoder.pad_token_id, len(self._places)
-        for length in lengths_up_to(self.config.max_text_length):
-            # An id that is not padding, so often that this is the text's bucket.
-            ids = np.full((1, self.config.max_text_length), pad, np.int32)
-            ids[0, :length] = pad + 1
-            for size in _pair_batches():
-                for texts in _pair_batches(1) if self._deferred else (1,):
-                    device, row = np.divmod(np.arange(size * devices), size)
-                    index = device * texts + row % texts
-                    copies = np.repeat(ids, devices * texts, axis=0)
-                    self.score_pairs(copies, tokens, index, 0 * index)
+        lengths, one = lengths_up_to(self.config.max_text_length), np.zeros(1, np.int64)
+        for place, length, size in product(range(len(self._places)), lengths, pair_batches()):
+            ids = np.zeros((size, length), np.int32)
+            self._start_scoring(ids, tokens, one.repeat(size), one.repeat(size), 1, place)
+            for texts in text_batches() if self._deferred else ():
+                self._texts(ids, np.arange(size) % texts, place)
         for size in TEXT_BATCHES:
             self.embed_texts(["warm"] * size)
 
@@ -242,39 +242,9 @@ def _fetch(made: tuple[Any, Any], real: int) -> Encoded:
     return Encoded(tokens[:real], embeddings[:real])
 
 
-def _pair_batches(*more: int) -> tuple[int, ...]:
-    """Sizes of batches of pairs on this platform, and other ones."""
-    return tuple(sorted({*PAIR_BATCHES[jax.default_backend()], *more}))
-
-
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _encode_images(backbone, model, recipe, backbone_params, params, images):
     pixels = images if recipe is None else normalise(images, recipe)
     image = apply(backbone, backbone_params, "encode_image", pixels)
     tokens = apply(model, params, "compress", image.tokens)
     return tokens.astype(jnp.float32), image.embedding
-
-
-@partial(jax.jit, static_argnums=0)
-def _read_texts(model, params, ids):
-    return apply(model, params, "read_text", ids)
-
-
-@jax.jit
-def _repeat(texts: TextSide, place: Int[Array, " p"]) -> TextSide:
-    return jax.tree.map(lambda leaf: leaf[place], texts)
-
-
-@partial(jax.jit, static_argnums=0)
-def _score(model, params, text, tokens):
-    def some(rows: tuple[Any, Any]) -> Array:
-        text, tokens = rows
-        tokens = unpack(tokens) if isinstance(tokens, PackedTokens) else tokens
-        method = "match_read" if isinstance(text, TextSide) else "match"
-        return apply(model, params, method, text, tokens)
-
-    size, rows = CHUNKS[jax.default_backend()], (text, tokens)
-    if len(jax.tree.leaves(text)[0]) <= size:
-        return some(rows)
-    chunks = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), rows)
-    return jax.lax.map(some, chunks).reshape(-1)

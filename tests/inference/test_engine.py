@@ -9,7 +9,8 @@ import pytest
 
 from edje_jax.data.buckets import batches, lengths_up_to
 from edje_jax.inference import engine as engine_module
-from edje_jax.inference.engine import PAIR_BATCHES, Engine
+from edje_jax.inference import scoring
+from edje_jax.inference.engine import Engine
 from edje_jax.inference.in_turn import up_to_share
 
 WORDS = [
@@ -92,9 +93,11 @@ def test_no_pairs_no_scores(engine, ids, tokens):
 def test_ragged_requests_compile_nothing_after_the_warm_up(engine, tokens):
     """Whatever texts, pictures and pairs there are."""
     engine.warm(tokens)
-    programs = (engine_module._score, engine_module._read_texts, engine_module._repeat)
+    programs = (scoring.score, scoring.read_texts, scoring.repeat)
     warm = [program._cache_size() for program in programs]
-    assert warm[0] >= len(lengths_up_to(engine.config.max_text_length)) * len(PAIR_BATCHES["cpu"])
+    assert warm[0] >= len(lengths_up_to(engine.config.max_text_length)) * len(
+        scoring.pair_batches()
+    )
     rng = np.random.default_rng(3)
     for request in range(50):
         texts = engine.joint_tokenizer(captions(int(rng.integers(1, 40)), seed=request))
@@ -104,6 +107,34 @@ def test_ragged_requests_compile_nothing_after_the_warm_up(engine, tokens):
             texts, held, rng.integers(0, len(texts), count), rng.integers(0, len(held), count)
         )
     assert [program._cache_size() for program in programs] == warm
+
+
+def test_what_fills_a_batch_up_is_not_computed(engine, ids, tokens, reference):
+    rows = np.resize(np.arange(20), 128)
+    texts = ids[rows]
+    if engine.config.joint_encoder.deferred_layers:
+        texts = scoring.read_texts(engine.model, engine.params, 100, texts)
+        assert np.abs(texts.rows[:104]).min(axis=(1, 2)).max() > 0
+        assert not np.any(texts.rows[104:])
+    logits = np.asarray(scoring.score(engine.model, engine.params, 100, texts, tokens[rows]))
+    np.testing.assert_allclose(logits[:100], reference[rows, rows][:100], rtol=0, atol=1e-5)
+    assert logits[:104].all() and not logits[104:].any()
+
+
+def test_a_caption_is_read_once_for_a_batch_of_its_pairs(engine, ids, tokens, monkeypatch):
+    """Not once per pair; not at all where no layers are deferred."""
+    read: list[tuple[int, int]] = []
+
+    def spied(model, params, real, ids):
+        read.append((real, len(ids)))
+        return scoring.read_texts(model, params, real, ids)
+
+    monkeypatch.setattr(engine_module, "read_texts", spied)
+    engine.score_pairs(ids, tokens, np.zeros(100, int), np.arange(100) % 30)
+    shuffled = np.random.default_rng(7).permutation(np.repeat([3, 5], 64))
+    engine.score_pairs(ids[:, :16], tokens, shuffled, np.arange(128) % 30)
+    deferred = engine.config.joint_encoder.deferred_layers > 0
+    assert read == ([(1, 1), (2, 8)] if deferred else [])
 
 
 def pictures(count: int) -> np.ndarray:
@@ -146,9 +177,9 @@ def test_engines_of_one_shape_share_their_programs(engine, ids, tokens):
     again = Engine(**{f.name: getattr(engine, f.name) for f in dataclasses.fields(engine)})
     text = np.arange(8)
     first = engine.score_pairs(ids, tokens, text, text)
-    before = engine_module._score._cache_size()
+    before = scoring.score._cache_size()
     np.testing.assert_array_equal(again.score_pairs(ids, tokens, text, text), first)
-    assert engine_module._score._cache_size() == before
+    assert scoring.score._cache_size() == before
 
 
 @pytest.fixture(scope="module")
@@ -161,15 +192,14 @@ def four(engine) -> Engine:
 def test_several_devices_take_batches_in_turn(four, ids, tokens, reference, monkeypatch):
     """Every device computes, nearly equal shares, and the scores are those of one."""
     used: list[int] = []
-    score = engine_module._score
 
-    def spied(model, params, text, rows):
+    def spied(model, params, real, text, rows):
         (device,) = jax.tree.leaves(rows)[0].devices()
         assert all(leaf.devices() == {device} for leaf in jax.tree.leaves(params))
         used.append(device.id)
-        return score(model, params, text, rows)
+        return scoring.score(model, params, real, text, rows)
 
-    monkeypatch.setattr(engine_module, "_score", spied)
+    monkeypatch.setattr(engine_module, "score", spied)
     text, image = np.indices((20, 30)).reshape(2, -1)
     for held in (tokens, jnp.asarray(tokens)):
         used.clear()
@@ -198,7 +228,7 @@ def test_no_device_gets_more_than_a_batch_above_its_share(sizes):
 
 
 def test_a_warm_up_reaches_every_device(four, ids, tokens):
-    programs = [engine_module._score, engine_module._encode_images, engine_module._read_texts]
+    programs = [scoring.score, engine_module._encode_images, scoring.read_texts]
     four.warm(tokens)
     four.warm_images()
     warm = [program._cache_size() for program in programs]
