@@ -18,6 +18,8 @@ CHUNKS = {"cpu": 8, "gpu": 1024, "tpu": 1024}
 """Rows whose activations exist at once: on a CPU so many as its caches hold, which takes a third
 off the time of 128; and what only fills a batch up costs nothing there."""
 
+Count = int | Int[Array, ""]
+
 
 def pair_batches() -> tuple[int, ...]:
     """Sizes of batches of pairs on this platform, ascending."""
@@ -30,7 +32,7 @@ def text_batches() -> tuple[int, ...]:
 
 
 @partial(jax.jit, static_argnums=0)
-def read_texts(model: Any, params: PyTree, real: int, ids: Int[Array, "t l"]) -> TextSide:
+def read_texts(model: Any, params: PyTree, real: Count, ids: Int[Array, "t l"]) -> TextSide:
     """What the deferred layers make of the first `real` captions."""
     return _in_chunks(lambda ids: apply(model, params, "read_text", ids), real, ids)
 
@@ -42,7 +44,7 @@ def repeat(texts: TextSide, place: Int[Array, " p"]) -> TextSide:
 
 
 @partial(jax.jit, static_argnums=0)
-def score(model: Any, params: PyTree, real: int, text: Any, tokens: Any) -> Float32[Array, " p"]:
+def score(model: Any, params: PyTree, real: Count, text: Any, tokens: Any) -> Float32[Array, " p"]:
     """Match logits of the first `real` pairs of ids, or captions read, and tokens."""
 
     def some(rows: tuple[Any, Any]) -> Array:
@@ -54,7 +56,7 @@ def score(model: Any, params: PyTree, real: int, text: Any, tokens: Any) -> Floa
     return _in_chunks(some, real, (text, tokens))
 
 
-def _in_chunks(compute: Callable[[Any], Any], real: int, rows: Any) -> Any:
+def _in_chunks(compute: Callable[[Any], Any], real: Count, rows: Any) -> Any:
     """`compute` of the chunks that hold the first `real` rows; zeros behind them."""
     size, count = CHUNKS[jax.default_backend()], len(jax.tree.leaves(rows)[0])
     if count <= size:

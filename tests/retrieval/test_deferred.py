@@ -1,20 +1,29 @@
 """An index of a model with deferred layers keeps what those make of a picture's tokens."""
 
+import dataclasses
+import functools
 import json
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from edje_jax import ImageIndex, Reranker
 from edje_jax.cli import edje
+from edje_jax.config import EdjeConfig
+from edje_jax.data.buckets import lengths_up_to
 from edje_jax.data.sources.shapes import Shapes
-from edje_jax.models.token_formats import pack, unpack
+from edje_jax.models.edje import Edje
+from edje_jax.models.token_formats import TokenDtype, pack, unpack
 from edje_jax.retrieval.build import build
 from edje_jax.retrieval.search import search_images
 from edje_jax.retrieval.store import BadStore
+from edje_jax.weights.folder import load_model
+from tests.models.test_edje import weights
 
 PICTURES = 12
 TEXTS = ["a red circle", "a small striped green star left of a large dotted blue square", "ring"]
@@ -43,22 +52,78 @@ def reranker(model) -> Reranker:
     return Reranker.from_pretrained(model)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int4"])
-def test_a_store_scores_as_one_pass_over_equally_rounded_states(reranker, dtype, tmp_path, capsys):
+def wide(folder: Path, deferred: int, online_vision: str) -> Reranker:
+    """The trained model's backbone below four layers with large random weights."""
+    model = load_model(str(folder))
+    joint = dataclasses.replace(
+        model.config.joint_encoder,
+        num_hidden_layers=4, deferred_layers=deferred, online_vision=online_vision,
+    )  # fmt: skip
+    config = dataclasses.replace(model.config, joint_encoder=joint)
+    return Reranker(dataclasses.replace(model, config=config, params=weights(config)), "float32")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def one_pass(config: EdjeConfig, params, ids, states) -> jax.Array:
+    """Match logits by `Layer`s that see the rows of both sides at once, as a mask lets them; the
+    picture's rows are the stored ones after the deferred layers."""
+
+    def whole(module: Edje) -> jax.Array:
+        joint, bert, m = module.joint_encoder, config.joint_encoder, config.num_tokens
+        text, there = joint._text(ids)
+        vision = jnp.arange(m + there.shape[1]) < m
+        there = jnp.concatenate([jnp.ones((len(ids), m), bool), there], axis=1)
+        start = [jnp.zeros_like(states), joint.embeddings(*text, False)]
+        x = jnp.concatenate(start, axis=1)
+        for number, layer in enumerate(joint.layers):
+            if number < bert.deferred_layers:
+                x = layer(x, there & ~vision[None])
+                x = x.at[:, :m].set(states)
+            elif bert.online_vision == "attended":
+                x = jnp.where(vision[None, :, None], x, layer(x, there))
+            else:
+                x = layer(x, there)
+        return joint.classifier(jnp.tanh(joint.pooler(x[:, m + 1])))[:, 0]
+
+    return Edje(config).apply({"params": params}, method=whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("online_vision", ["updated", "attended"])
+@pytest.mark.parametrize("deferred", [1, 2, 3])
+def test_a_store_scores_as_one_pass_over_equally_rounded_states(
+    trained, deferred, online_vision, tmp_path
+):
+    """In every dtype, with captions of every length bucket, each with as many candidates as it
+    likes."""
+    reranker, source = wide(trained, deferred, online_vision), Some("val")
+    engine, longest = reranker.engine, reranker.config.max_text_length
+    states = reranker.encode_images([source.image(i) for i in range(PICTURES)])
+    rng = np.random.default_rng(deferred)
+    used = np.array([2, 9, *lengths_up_to(longest)])
+    ids = rng.integers(1, reranker.config.joint_encoder.vocab_size, (len(used), longest))
+    ids = np.where(np.arange(longest) < used[:, None], ids, 0).astype(np.int32)
+    text = np.repeat(np.arange(len(used)), rng.permutation(PICTURES)[: len(used)])
+    text = np.concatenate([text, rng.integers(0, len(used), 40)])
+    picture = rng.integers(0, PICTURES, len(text))
+    for dtype in get_args(TokenDtype):
+        folder = tmp_path / dtype
+        assert build(reranker, source, "shapes:val", folder, token_dtype=dtype)
+        rounded = np.asarray(unpack(pack(states, dtype)), np.float32)
+        expected = np.asarray(one_pass(reranker.config, engine.params, ids[text], rounded[picture]))
+        assert expected.std() > 0.05
+        tokens = ImageIndex.open(folder).tokens
+        logits = engine.score_pairs(ids, tokens, text, picture)
+        np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5, err_msg=dtype)
+
+
+def test_a_search_shows_the_scores_of_the_stored_states(reranker, tmp_path, capsys):
     source = Some("val")
-    assert build(reranker, source, "shapes:val", tmp_path / "index", token_dtype=dtype)
+    assert build(reranker, source, "shapes:val", tmp_path / "index", token_dtype="int8")
     tokens = reranker.encode_images([source.image(i) for i in range(PICTURES)])
-    rounded = np.asarray(unpack(pack(tokens, dtype)), np.float32)
-    engine = reranker.engine
-    text, picture = np.indices((len(TEXTS), PICTURES)).reshape(2, -1)
-    # One pass, every caption padded to the full length, pair by pair.
-    one_pass = jax.jit(lambda ids, tokens: engine.model.apply(
-        {"params": engine.params}, ids, tokens, method="match"
-    ))  # fmt: skip
-    ids = engine.joint_tokenizer(TEXTS)
-    expected = np.asarray(one_pass(ids[text], rounded[picture])).reshape(len(TEXTS), PICTURES)
+    expected = reranker.score_matrix(TEXTS, np.asarray(unpack(pack(tokens, "int8")), np.float32))
     index = ImageIndex.open(tmp_path / "index")
-    found, _ = search_images(engine, index, TEXTS, PICTURES)
+    found, _ = search_images(reranker.engine, index, TEXTS, PICTURES)
     for row, one in zip(expected, found, strict=True):
         assert sorted(one.rows) == list(range(PICTURES))
         np.testing.assert_allclose(one.logits, row[one.rows], rtol=0, atol=1e-5)

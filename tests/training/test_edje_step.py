@@ -328,12 +328,36 @@ def test_a_student_of_its_teachers_weights_has_its_states():
     assert gradients["joint_encoder/layers_1/output/kernel"].any()
 
 
-def test_a_deferring_student_learns_the_states_of_layers_that_both_have_online():
-    """With the teacher's weights it sees the picture a layer later, and so has other states."""
-    weights = fresh_params()
-    gradients, metrics = one_step(make_batch(), teacher=weights, loss=STATES, deferred=1)
-    assert 1e-3 < float(metrics["loss/hidden_states"]) < 10
-    assert all(gradient.any() for name, gradient in gradients.items() if "layers_" in name)
+@pytest.mark.parametrize("deferred", [0, 1])
+def test_states_are_compared_after_the_layers_that_both_have_online(deferred):
+    """Against the mean of squares over the captions' own rows, made here."""
+    alone = dataclasses.replace(DISTIL, distillation=0.0, hidden_states=1.0)
+    batch, teacher = make_batch(), fresh_params(1)
+    gradients, metrics = one_step(batch, teacher=teacher, loss=alone, deferred=deferred)
+
+    @partial(jax.jit, static_argnums=0)
+    def states(config: EdjeConfig, params, vision_tokens):
+        run = partial(apply, Edje(config), params)
+        return run("hidden_states", batch.joint_ids, run("compress", vision_tokens))
+
+    batch = jax.tree.map(jnp.asarray, batch)
+    seen = encode(Siglip(CONFIG.backbone), backbone_params(), batch, CONFIG.image).vision_tokens
+    ours = states(deferring(deferred), fresh_params(), seen)[deferred - 2 :]
+    theirs = states(CONFIG, teacher, seen)[deferred - 2 :]
+    captions = slice(CONFIG.num_tokens + 1, None)
+    squares = np.mean(
+        [np.square(np.asarray(a - b))[:, captions] for a, b in zip(ours, theirs, strict=True)],
+        axis=(0, 3),
+    )
+    there = batch.joint_ids != PAD
+    expected = [row[mask].mean() for row, mask in zip(squares, there, strict=True)]
+    assert np.std(expected) > 1e-3
+    np.testing.assert_allclose(metrics["loss/hidden_states"], np.mean(expected), rtol=1e-4)
+    heads = tuple(
+        f"joint_encoder/{head}" for head in ("masked_lm", "text_rec", "pooler", "classifier")
+    )
+    for name, gradient in gradients.items():
+        assert idle(name, gradient) == name.startswith(heads), name
 
 
 # --- randomness and precision ---------------------------------------------------------------------

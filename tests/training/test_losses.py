@@ -86,6 +86,25 @@ def test_distillation_loss_survives_large_logits():
     )
 
 
+def test_hidden_states_loss_is_a_mean_over_captions_of_means_over_their_rows():
+    """Captions of 0 to 5 rows count alike, but for one without any; what pads them does not."""
+    student, teacher = normal(B, 2, 5, 3), normal(B, 2, 5, 3, seed=1)
+    there = np.arange(5) < np.array([5, 2, 1, 0, 3, 4])[:, None]
+    expected = np.mean(
+        [
+            np.mean(np.square((a - b)[:, mask]))
+            for a, b, mask in zip(student, teacher, there, strict=True)
+            if mask.any()
+        ]
+    )
+    rows = np.repeat(there[:, None, :, None], 2, axis=1)
+    spoiled = np.where(rows, student, 1e6)
+    assert call(losses.hidden_states_loss, spoiled, teacher, there) == pytest.approx(
+        expected, rel=1e-6
+    )
+    assert call(losses.hidden_states_loss, student, teacher, np.zeros_like(there)) == 0.0
+
+
 def test_masked_lm_loss_is_cross_entropy_over_the_masked():
     logits = normal(B, V)
     labels = np.random.default_rng(1).integers(0, V, B).astype(np.int32)
