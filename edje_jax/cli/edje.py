@@ -359,6 +359,8 @@ class Tune:
     """Folder for tune.json and tune.png."""
     image_root: str = ""
     """Folder that relative picture paths start from (default: the JSON's own)."""
+    max_bad: float = 0.01
+    """Share of the pictures that may be unreadable."""
 
     def run(self) -> None:
         from edje_jax.cli.tune import tune
@@ -370,6 +372,7 @@ class Tune:
             token_dtypes=self.token_dtypes,
             out=self.out,
             image_root=self.image_root,
+            max_bad=self.max_bad,
         )
 
 

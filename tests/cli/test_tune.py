@@ -8,8 +8,11 @@ import pytest
 from PIL import Image
 
 from edje_jax.cli import edje
+from edje_jax.cli import tune as tune_module
+from edje_jax.cli.choice import Choice, front_of, short_names
 from edje_jax.cli.evaluate import Protocol, evaluate_model
 from edje_jax.cli.program import UsageError
+from edje_jax.cli.tune_plot import draw
 from edje_jax.data.sources.shapes import Shapes
 from edje_jax.evaluation.pareto import pareto_front
 from edje_jax.retrieval.reranker import Reranker
@@ -39,7 +42,9 @@ def test_every_choice_is_measured(trained, data, tmp_path, capsys):
         scales = 0 if choice["token_dtype"] == "float16" else 2 * config.num_tokens
         each = 2 if choice["token_dtype"] == "float16" else 0.5
         assert choice["bytes_per_picture"] == numbers * each + scales
-        assert choice["pairs_per_second"] > 0 and choice["deferred_layers"] == 0
+        speeds = [choice[f"{which}pairs_per_second"] for which in ("slowest_", "", "fastest_")]
+        assert 0 < speeds[0] <= speeds[1] <= speeds[2] and speeds[0] < speeds[2]
+        assert choice["deferred_layers"] == 0 and choice["online_vision"] == "updated"
     for choice in choices[:2]:
         expected = evaluate_model(str(trained), data, Protocol(k=choice["k"]))
         for direction in ("t2i", "i2t"):
@@ -51,23 +56,58 @@ def test_every_choice_is_measured(trained, data, tmp_path, capsys):
     assert "Pareto front" in capsys.readouterr().out
 
 
-def test_models_compare(trained, data, tmp_path):
-    """One with a deferred layer beside the one without."""
-    other = tmp_path / "s1"
-    shutil.copytree(trained / "model", other)
-    config = json.loads((other / "config.json").read_text())
-    config["joint_encoder"]["deferred_layers"] = 1
-    (other / "config.json").write_text(json.dumps(config))
+def test_models_compare(trained, data, tmp_path, monkeypatch, capsys):
+    """Without deferred layers, with one, and with one beside attended vision, which a name, a
+    colour and a row each tell apart."""
+    models = [str(trained)]
+    for online_vision in ("updated", "attended"):
+        other = tmp_path / online_vision / "s1"
+        shutil.copytree(trained / "model", other)
+        config = json.loads((other / "config.json").read_text())
+        config["joint_encoder"] |= {"deferred_layers": 1, "online_vision": online_vision}
+        (other / "config.json").write_text(json.dumps(config))
+        models.append(str(other))
+    drawn = []
+    monkeypatch.setattr(tune_module, "draw", lambda choices, front, path: drawn.append(choices))
     arguments = ["--k", "5", "--token-dtypes", "int8", "--out", str(tmp_path / "out")]
-    edje.main(["tune", str(trained), str(other), "--data", data, *arguments])
+    edje.main(["tune", *models, "--data", data, *arguments])
     choices = json.loads((tmp_path / "out" / "tune.json").read_text())["choices"]
-    assert [choice["deferred_layers"] for choice in choices] == [0, 1]
-    assert choices[0]["bytes_per_picture"] == choices[1]["bytes_per_picture"]
-    values = [
-        ((c["t2i"] + c["i2t"]) / 2, c["pairs_per_second"] / c["k"], -c["bytes_per_picture"])
-        for c in choices
+    told = [(choice["deferred_layers"], choice["online_vision"]) for choice in choices]
+    assert told == [(0, "updated"), (1, "updated"), (1, "attended")]
+    assert len({choice["bytes_per_picture"] for choice in choices}) == 1
+    assert [len(part) for part in drawn] == [1, 2, 3]  # A model that fails loses none before it
+    assert "1 attended" in capsys.readouterr().out
+
+
+def a_choice(recall: float, speed: float, size: int, model: str = "a") -> Choice:
+    return Choice(model, 0, "updated", "int8", 10, recall, recall, size, 10 * speed)
+
+
+def test_the_front_is_of_recall_time_and_bytes():
+    choices = [
+        a_choice(80, 100, 50),
+        a_choice(80, 100, 100),  # as good, and larger
+        a_choice(79, 101, 50),  # its time is another's but for noise
+        a_choice(79, 200, 100),
+        a_choice(90, 50, 100),
+        a_choice(90, 40, 100),
     ]
-    assert [choice["on_front"] for choice in choices] == pareto_front(values).tolist()
+    assert front_of(choices) == [True, False, False, True, True, False]
+
+
+def test_the_plot_names_every_model_once(tmp_path):
+    choices = [
+        a_choice(80, 100, 50, "x/s2/model"),
+        a_choice(70, 200, 50, "y/s2/model"),
+        a_choice(60, 300, 25, "z/model"),
+    ]
+    names = short_names([choice.model for choice in choices])
+    assert list(names.values()) == ["x/s2/model", "y/s2/model", "z"]
+    draw(choices, front_of(choices), tmp_path / "tune.png")
+    with Image.open(tmp_path / "tune.png") as picture:
+        pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    for colour in ((31, 119, 180), (255, 127, 14), (44, 160, 44)):  # C0, C1, C2 at full strength
+        assert (pixels == colour).all(axis=1).sum() > 100
 
 
 def test_nothing_to_measure(data):
