@@ -11,6 +11,7 @@ import pytest
 import tyro
 
 import eval as evaluation
+from edje_jax.cli.edje import COMMANDS
 from edje_jax.cli.program import choose_config, config_names
 
 ROOT = Path(__file__).parents[1]
@@ -18,7 +19,7 @@ PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
 
 def commands(page: Path) -> list[str]:
-    """Lines of fenced blocks that call train.py or eval.py; a synopsis with [..] is none."""
+    """Lines of fenced blocks that call train.py, eval.py or edje; a synopsis with [..] is none."""
     text = page.read_text("utf-8")
     blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     lines = (
@@ -26,8 +27,8 @@ def commands(page: Path) -> list[str]:
         .replace("\\\n", " ")
         .splitlines()
     )
-    calls = [line for line in lines if re.match(r"python (train|eval)\.py ", line)]
-    return [line for line in calls if "[" not in line and "CONFIG" not in line]
+    calls = [line for line in lines if re.match(r"(python (train|eval)\.py|edje) ", line)]
+    return [line for line in calls if not re.search(r"\[|CONFIG|\|", line)]
 
 
 CASES = [(page, line) for page in PAGES for line in commands(page)]
@@ -41,7 +42,11 @@ def test_there_are_commands_to_test():
     ("page", "line"), CASES, ids=[f"{page.name}: {line}" for page, line in CASES]
 )
 def test_commands_parse(page, line):
-    _, program, *arguments = shlex.split(line, comments=True)
+    first, program, *arguments = shlex.split(line.split("   ")[0], comments=True)
+    if first == "edje":
+        if "..." not in line:
+            tyro.cli(COMMANDS, args=[program, *arguments])
+        return
     if program == "eval.py":
         options = tyro.cli(evaluation.Options, args=arguments)
         evaluation.check(options)
@@ -55,7 +60,9 @@ def test_recipes_start_from_what_they_made():
     is of folders that an evaluation above it wrote."""
     made, written, asked = set(), set(), []
     for line in commands(ROOT / "docs" / "recipes.md"):
-        _, program, *arguments = shlex.split(line)
+        first, program, *arguments = shlex.split(line, comments=True)
+        if first == "edje":
+            continue
         named = dict(pairwise(arguments))
         if "--compare" in named:
             place = arguments.index("--compare")
@@ -72,14 +79,17 @@ def test_recipes_start_from_what_they_made():
     assert made - {None} == set(asked)
 
 
-def test_a_command_that_does_not_parse_is_found():
+@pytest.mark.parametrize(
+    "line", ["python train.py pretrain_local --model.tokens 64", "edje tune runs/s0 --depth 10"]
+)
+def test_a_command_that_does_not_parse_is_found(line):
     with pytest.raises(SystemExit):
-        test_commands_parse(None, "python train.py pretrain_local --model.tokens 64")
+        test_commands_parse(None, line)
 
 
 def test_configs_that_are_named_exist():
     text = "".join(page.read_text("utf-8") for page in PAGES)
-    named = set(re.findall(r"`((?:pretrain|finetune)_\w+)`", text))
+    named = set(re.findall(r"`((?:pretrain|finetune|distil)_\w+)`", text))
     assert named and named <= set(config_names(ROOT / "configs"))
 
 

@@ -48,8 +48,8 @@ def pack(tokens: Float32[np.ndarray, "n m d"], dtype: TokenDtype) -> PackedToken
     """
     if dtype == "bfloat16":
         return PackedTokens(tokens.astype(ml_dtypes.bfloat16))
-    largest = float(np.abs(tokens).max(initial=0.0))
     if dtype == "float16":
+        largest = float(np.abs(tokens).max(initial=0.0))
         if largest > float(np.finfo(np.float16).max):
             raise ValueError(f"tokens as large as {largest:g} overflow float16; keep bfloat16")
         return PackedTokens(tokens.astype(np.float16))

@@ -63,7 +63,8 @@ def assemble(config: EdjeRun, source: Source | None, workdir: Path) -> Parts:
     spec = config.model
     joint = _deferred(joint, spec)
     whole = EdjeConfig(backbone.config, spec.adapter, joint, backbone.image, spec.max_text_length)
-    if init and joint.deferred_layers and init.config.max_text_length != spec.max_text_length:
+    stood = init and init.config.joint_encoder.deferred_layers and init.config.max_text_length
+    if init and stood and joint.deferred_layers and stood != spec.max_text_length:
         log.warning(
             "vision rows stand after the longest caption, which --init %s took for %d pieces and"
             " this run for %d; --model.max-text-length %d leaves them where they were",
@@ -73,7 +74,10 @@ def assemble(config: EdjeRun, source: Source | None, workdir: Path) -> Parts:
     if init and init.config.adapter == spec.adapter:
         params = {"adapter": init.params["adapter"], **params}
     elif init:
-        log.info("the adapter of %s is another: it starts fresh", config.init)
+        log.warning(
+            "the adapter of --init %s is another, and starts fresh: %s there, %s here",
+            config.init, init.config.adapter, spec.adapter,
+        )  # fmt: skip
     _check_shapes(params, whole, config.init or config.model.joint_encoder)
     if teacher and config.loss.hidden_states > 0:
         theirs = teacher.config.joint_encoder.hidden_size

@@ -70,7 +70,8 @@ edje_jax.
 def _deferred(joint: BertConfig) -> str:
     if joint.as_published:
         return ""
-    return f", {joint.deferred_layers} of them offline; vision {joint.online_vision} in the others"
+    offline = f", {joint.deferred_layers} of them offline" if joint.deferred_layers else ""
+    return f"{offline}; vision {joint.online_vision} online"
 
 
 def _usage(name: str, deferred: bool) -> str:

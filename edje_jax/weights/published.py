@@ -47,15 +47,18 @@ def save_published(path: Path, model: Model) -> None:
     """Write a model as the published code saves it: frozen towers and repeated tensors included.
 
     Raises:
-        ValueError: the model has deferred layers, which the published code would run as others.
+        ValueError: the model has deferred layers or attended vision, which the published code
+            would run as others.
         BadWeights: PyTorch is not installed.
         OSError: the file could not be written; nothing is left of it.
     """
     import torch
 
-    if not model.config.joint_encoder.as_published:
+    joint = model.config.joint_encoder
+    if not joint.as_published:
+        what = "deferred layers" if joint.deferred_layers else "attended vision"
         raise ValueError(
-            f"{model.source}: has deferred layers, of which the published code knows nothing: its"
+            f"{model.source}: has {what}, of which the published code knows nothing: its"
             " scores would be others; use --to edje or --to onnx"
         )
     params, backbone_params = jax.device_get((model.params, model.backbone.params))

@@ -156,7 +156,8 @@ def test_init_with_another_adapter_starts_it_fresh_and_says_so(trained, tmp_path
     caplog.set_level(logging.INFO)
     config = edited(init=str(trained), adapter=AdapterConfig("compress", 4, 64))
     task = EdjeTask(config, tmp_path)
-    assert f"the adapter of {trained} is another: it starts fresh" in caplog.text
+    assert f"the adapter of --init {trained} is another, and starts fresh" in caplog.text
+    assert "num_tokens=8" in caplog.text and "num_tokens=4" in caplog.text
     params, loaded = task.init().params, load_model(str(trained)).params
     assert_same(params["joint_encoder"], loaded["joint_encoder"])
     assert params["adapter"]["query"].shape == (1, 4, 48)
@@ -176,7 +177,9 @@ def test_layers_of_a_trained_model_are_deferred(trained, tmp_path, caplog):
     again = edited(init=str(tmp_path / "model"))
     kept = assemble(again, SOURCE, tmp_path).config.joint_encoder
     assert (kept.deferred_layers, kept.online_vision) == (1, "attended")
-    assert "vision rows stand after the longest caption" not in caplog.text
+    model = dataclasses.replace(config.model, max_text_length=20)
+    assemble(dataclasses.replace(config, model=model), SOURCE, tmp_path)
+    assert "vision rows stand after the longest caption" not in caplog.text  # They never did
     model = dataclasses.replace(again.model, max_text_length=20)
     assemble(dataclasses.replace(again, model=model), SOURCE, tmp_path)
     assert "vision rows stand after the longest caption" in caplog.text
