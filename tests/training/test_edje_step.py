@@ -20,6 +20,7 @@ from edje_jax.config import (
     ImageRecipe,
     LossConfig,
     MeshConfig,
+    OnlineVision,
     TextConfig,
     VisionConfig,
 )
@@ -97,8 +98,8 @@ def fresh_params(seed: int = 0) -> Any:
     return jax.tree.map(lambda x: 10 * x if x.ndim == 2 else x, params)
 
 
-def deferring(layers: int) -> EdjeConfig:
-    joint = dataclasses.replace(CONFIG.joint_encoder, deferred_layers=layers)
+def deferring(layers: int, vision: OnlineVision = "updated") -> EdjeConfig:
+    joint = dataclasses.replace(CONFIG.joint_encoder, deferred_layers=layers, online_vision=vision)
     return dataclasses.replace(CONFIG, joint_encoder=joint, max_text_length=9)
 
 
@@ -112,9 +113,10 @@ def compiled(
     teacher: bool = False,
     chunks: int = 1,
     deferred: int = 0,
+    vision: OnlineVision = "updated",
 ):
     """(state, frozen, batch) -> (state, metrics), the same for the same settings."""
-    model = Edje(deferring(deferred), jnp.dtype(dtype), dropout, remat)
+    model = Edje(deferring(deferred, vision), jnp.dtype(dtype), dropout, remat)
     step = partial(
         edje_train_step,
         objective=Objective(model, loss, phase, MASK, ONE),
@@ -391,9 +393,11 @@ def test_other_pieces_are_masked_at_another_step():
     assert losses[0] == losses[2] != losses[1]
 
 
-def test_recomputing_activations_changes_no_number():
-    plain, told = one_step(make_batch(), dropout=0.5)
-    again, told_again = one_step(make_batch(), dropout=0.5, remat=True)
+@pytest.mark.parametrize("settings", [{}, {"deferred": 1, "vision": "attended"}])
+def test_recomputing_activations_changes_no_number(settings):
+    plain, told = one_step(make_batch(), dropout=0.5, **settings)
+    assert all(g.any() for name, g in plain.items() if "layers_" in name or "adapter" in name)
+    again, told_again = one_step(make_batch(), dropout=0.5, remat=True, **settings)
     assert_close(plain, again)
     assert_close(told, told_again)
 

@@ -1,0 +1,62 @@
+"""A service of a model with deferred layers answers with what the model gives."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from edje_jax import ImageIndex, Reranker
+from edje_jax.data.sources.blip_json import BlipJson
+from edje_jax.inference import scoring
+from edje_jax.retrieval.build import build
+from edje_jax.serving.documents import Pictures
+from edje_jax.serving.service import Captions, Rerank, Search, Service
+
+TEXTS = ["a red circle", "a small striped green star left of a large dotted blue square"]
+
+
+@pytest.fixture(scope="module")
+def deferred(trained, indexed, tmp_path_factory) -> Service:
+    """The same pictures behind the trained model as if its first layer were deferred."""
+    folder = tmp_path_factory.mktemp("deferred")
+    shutil.copytree(trained / "model", folder / "model")
+    config = json.loads((folder / "model" / "config.json").read_text())
+    config["joint_encoder"]["deferred_layers"] = 1
+    (folder / "model" / "config.json").write_text(json.dumps(config))
+    reranker = Reranker.from_pretrained(folder / "model", precision="float32")
+    source = BlipJson(str(indexed.parent / "set.json"))
+    assert build(reranker, source, "blip:set", folder / "index")
+    return Service(reranker, ImageIndex.open(folder / "index"))
+
+
+def test_every_kind_of_request(deferred, service):
+    reranker, index = deferred.reranker, deferred.index
+    pictures = len(index)
+    stored = np.asarray(index.tokens[np.arange(pictures)].values, np.float32)
+    expected = reranker.score_matrix(TEXTS, stored)
+    deferred.warm(ks=(pictures,))
+    programs = (scoring.score, scoring.read_texts, scoring.repeat)
+    warm = [program._cache_size() for program in programs]
+
+    for row, answer in zip(
+        expected, deferred.run([Search(text, pictures) for text in TEXTS]), strict=True
+    ):
+        np.testing.assert_allclose(answer.found.logits, row[answer.found.rows], atol=1e-5)
+
+    side = reranker.config.image.size
+    sent = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), np.uint8)
+    fresh = reranker.score_matrix(TEXTS, reranker.engine.encode_images(sent).tokens)
+    jobs = [Rerank(text, Pictures({0: 4, 2: 7}, {1: sent[0], 3: sent[1]})) for text in TEXTS]
+    for number, logits in enumerate(deferred.run(jobs)):
+        wanted = [expected[number, 4], fresh[number, 0], expected[number, 7], fresh[number, 1]]
+        np.testing.assert_allclose(logits, wanted, atol=1e-5)
+
+    (answer,) = deferred.run([Captions(3, 5)])
+    captions = [index.store.captions[row][1] for row in answer.found.rows]
+    wanted = reranker.score_matrix(captions, stored[3:4])[:, 0]
+    np.testing.assert_allclose(answer.found.logits, wanted, atol=1e-5)
+
+    assert [program._cache_size() for program in programs] == warm
+    (other,) = service.run([Search(TEXTS[0], pictures)])
+    assert np.abs(other.found.logits - expected[0][other.found.rows]).max() > 1e-3
