@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -147,9 +148,9 @@ def timed(scored: Sequence[Scored]) -> list[Choice]:
 def table(choices: Sequence[Choice], front: Sequence[bool], data: str) -> Table:
     """All of them, best recall first."""
     title = f"R@1 on {data} against cost on this machine; * on the Pareto front"
-    out = Table(title=title, title_justify="left")
-    out.add_column("")
-    out.add_column("model", overflow="fold")
+    out = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    out.add_column("", min_width=1)
+    out.add_column("model", overflow="fold", min_width=10)
     for name in ("s", "tokens", "k", "T2I", "I2T", "bytes", "pairs/s", "ms/query"):
         out.add_column(name, justify="right", no_wrap=True)
     names = short_names([choice.model for choice in choices])

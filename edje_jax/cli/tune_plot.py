@@ -30,6 +30,9 @@ def draw(choices: Sequence[Choice], front: Sequence[bool], path: Path) -> None:
     panel(size, choices, front, [choice.bytes_per_picture for choice in choices])
     time.set(xlabel="ms per query, reranking alone", ylabel="R@1, mean of both ways")
     size.set(xlabel="bytes per picture")
+    size.minorticks_off()
+    sizes = sorted({choice.bytes_per_picture for choice in choices})
+    size.set_xticks(sizes, [f"{bytes_:,}" for bytes_ in sizes])
     names = short_names([choice.model for choice in choices])
     for number, (model, name) in enumerate(names.items()):
         one = next(choice for choice in choices if choice.model == model)

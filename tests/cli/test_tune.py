@@ -76,7 +76,9 @@ def test_models_compare(trained, data, tmp_path, monkeypatch, capsys):
     assert told == [(0, "updated"), (1, "updated"), (1, "attended")]
     assert len({choice["bytes_per_picture"] for choice in choices}) == 1
     assert [len(part) for part in drawn] == [1, 2, 3]  # A model that fails loses none before it
-    assert "1 attended" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "1 attended" in out and "\n *" in out  # Nothing squeezed away
+    assert "trained" in out
 
 
 def a_choice(recall: float, speed: float, size: int, model: str = "a") -> Choice:
