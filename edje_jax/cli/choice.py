@@ -10,7 +10,7 @@ from edje_jax.evaluation.pareto import pareto_front
 from edje_jax.models.token_formats import TokenDtype
 
 TIE = 0.05
-"""Times nearer than this share are one to the Pareto front: another run may swap them."""
+"""The Pareto front tells times apart in steps of this share: another run may swap nearer ones."""
 
 
 @dataclass(frozen=True)
