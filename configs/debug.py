@@ -1,7 +1,7 @@
 """Seconds, on the built-in scenes: every part of a run, small."""
 
 from edje_jax.config import (
-    AdapterConfig,
+    AdapterSpec,
     BertConfig,
     DataConfig,
     EdjeRun,
@@ -14,7 +14,7 @@ config = EdjeRun(
     steps=20,
     data=DataConfig(train="shapes:train", batch_size=16, block_size=4),
     model=ModelSpec(
-        adapter=AdapterConfig("compress", num_tokens=8, intermediate_size=64),
+        adapter=AdapterSpec("compress", num_tokens=8, intermediate_size=64),
         fresh=BertConfig(
             vocab_size=200,
             hidden_size=32,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import edje_jax
 from edje_jax.config import (
-    AdapterConfig,
+    AdapterSpec,
     BertConfig,
     DataConfig,
     EdjeRun,
@@ -18,7 +18,7 @@ config = EdjeRun(
     data=DataConfig(train="shapes:train", limit=25_600, batch_size=64, block_size=4),
     model=ModelSpec(
         backbone=str(Path(edje_jax.__file__).parent / "assets" / "shapes_backbone"),
-        adapter=AdapterConfig("compress", num_tokens=16, intermediate_size=384),
+        adapter=AdapterSpec("compress", num_tokens=16, intermediate_size=384),
         fresh=BertConfig(
             vocab_size=200,
             hidden_size=96,

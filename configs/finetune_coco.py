@@ -7,13 +7,13 @@ Published: matching (and distillation) alone, learning rate 2e-5, the rest as in
 import dataclasses
 
 from configs.pretrain_compressed import config as pretrain
-from edje_jax.config import DataConfig, LossConfig, OptimConfig
+from edje_jax.config import AdapterSpec, DataConfig, LossConfig, OptimConfig
 
 config = dataclasses.replace(
     pretrain,
     epochs=10,
-    # What --init loads brings its own backbone and joint encoder.
-    model=dataclasses.replace(pretrain.model, backbone="", joint_encoder=""),
+    # What --init loads brings its own backbone, adapter and joint encoder.
+    model=dataclasses.replace(pretrain.model, backbone="", joint_encoder="", adapter=AdapterSpec()),
     data=DataConfig(train="blip:coco_karpathy_train.json", batch_size=256, workers=16),
     loss=LossConfig(masked_lm=0.0, text_recovery=0.0, negatives=3),
     optim=OptimConfig(lr=2e-5),

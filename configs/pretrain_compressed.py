@@ -7,9 +7,9 @@ the teacher; distillation weighs 1, as the other losses do (arXiv 2510.06820 and
 import dataclasses
 
 from configs.pretrain_local import config as local
-from edje_jax.config import AdapterConfig
+from edje_jax.config import AdapterSpec
 
 config = dataclasses.replace(
     local,
-    model=dataclasses.replace(local.model, adapter=AdapterConfig("compress", num_tokens=64)),
+    model=dataclasses.replace(local.model, adapter=AdapterSpec("compress", num_tokens=64)),
 )

@@ -8,7 +8,7 @@ to 45 epochs (code; what the paper's runs used is not published). Betas are Adam
 set is yours to name: docs/recipes.md tells how to get the paper's.
 """
 
-from edje_jax.config import AdapterConfig, DataConfig, EdjeRun, LossConfig, ModelSpec, OptimConfig
+from edje_jax.config import AdapterSpec, DataConfig, EdjeRun, LossConfig, ModelSpec, OptimConfig
 
 config = EdjeRun(
     epochs=45,
@@ -16,7 +16,7 @@ config = EdjeRun(
     model=ModelSpec(
         backbone="google/siglip2-large-patch16-384",
         joint_encoder="microsoft/MiniLM-L12-H384-uncased",
-        adapter=AdapterConfig("local", num_tokens=0),
+        adapter=AdapterSpec("local"),
     ),
     loss=LossConfig(negatives=3),
     optim=OptimConfig(lr=3e-4),

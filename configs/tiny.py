@@ -1,7 +1,7 @@
 """A small EDJE on a tiny backbone, on any SPEC."""
 
 from edje_jax.config import (
-    AdapterConfig,
+    AdapterSpec,
     BertConfig,
     DataConfig,
     EdjeRun,
@@ -14,7 +14,7 @@ config = EdjeRun(
     epochs=30,
     data=DataConfig(batch_size=64),
     model=ModelSpec(
-        adapter=AdapterConfig("compress", num_tokens=16, intermediate_size=384),
+        adapter=AdapterSpec("compress", num_tokens=16, intermediate_size=384),
         fresh=BertConfig(
             vocab_size=2000,
             hidden_size=96,

@@ -106,7 +106,7 @@ class BertConfig:
     layer_norm_eps: float = 1e-12
     initializer_range: float = 0.02
     """Deviation of fresh weights. BERT's is meant for widths near 768: a small one trained from
-    scratch learns faster with about width ** -0.5."""
+    scratch learns faster with about 0.02 * sqrt(768 / width) (docs/ablation.md)."""
     deferred_layers: int = 0
     """Layers, from the first, in which vision and text attend within their own side alone, so that
     each side's are computed once per picture and once per caption; 0 is the published model."""
@@ -279,6 +279,44 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
+class AdapterSpec:
+    """The adapter of a run. What is left out is that of --init, or else as published: `compress`,
+    64 tokens, 8192 wide."""
+
+    kind: Literal["", "local", "compress"] = ""
+    num_tokens: int = 0
+    """Of `compress`; `local` keeps every vision token."""
+    intermediate_size: int = 0
+
+    def __post_init__(self):
+        _at_least(
+            0,
+            {
+                "--model.adapter.num-tokens": self.num_tokens,
+                "--model.adapter.intermediate-size": self.intermediate_size,
+            },
+        )
+
+    def beside(self, start: AdapterConfig | None) -> AdapterConfig:
+        """The whole of it, for a run that starts from a model with the adapter `start`, if any.
+
+        Raises:
+            ValueError: a number of tokens is asked of an adapter that does not compress.
+        """
+        base = start or AdapterConfig()
+        kind = self.kind or base.kind
+        tokens = self.num_tokens or base.num_tokens or AdapterConfig().num_tokens
+        if kind == "local":
+            if self.num_tokens:
+                raise ValueError(
+                    f"--model.adapter.num-tokens {self.num_tokens}: a local adapter keeps every"
+                    " vision token; leave it out, or add --model.adapter.kind compress"
+                )
+            tokens = base.num_tokens if base.kind == "local" else 0
+        return AdapterConfig(kind, tokens, self.intermediate_size or base.intermediate_size)
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """Which parts an EDJE is assembled from."""
 
@@ -291,10 +329,11 @@ class ModelSpec:
     """Keep CLIP's class token among the vision tokens."""
     joint_encoder: str = ""
     """Folder or hub id of the BERT; empty for a fresh one of the shape in `fresh`."""
-    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    adapter: AdapterSpec = field(default_factory=AdapterSpec)
     fresh: BertConfig = field(default_factory=BertConfig)
     """Shape of a joint encoder trained from scratch (`vocab_size` is its tokenizer's limit)."""
-    max_text_length: int = 63
+    max_text_length: int = 0
+    """[CLS] + caption + [SEP]; 0 for that of --init, or else 63 (published)."""
     dropout: float = 0.1
     deferred_layers: int = -1
     """Layers of the joint encoder that run offline on the vision side (see `BertConfig`); -1 keeps

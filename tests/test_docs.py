@@ -13,6 +13,7 @@ import tyro
 import eval as evaluation
 from edje_jax.cli.edje import COMMANDS
 from edje_jax.cli.program import choose_config, config_names
+from edje_jax.config import AdapterConfig
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -77,6 +78,24 @@ def test_recipes_start_from_what_they_made():
     assert len(set(asked)) > 15
     # Every run is used: evaluated as it is, or started from.
     assert made - {None} == set(asked)
+
+
+def test_recipes_train_the_adapters_that_they_are_named_after():
+    """Through fine-tuning too, which names none; only runs with --init leave the backbone out."""
+    adapters: dict[str, AdapterConfig] = {}
+    for line in commands(ROOT / "docs" / "recipes.md"):
+        first, program, *arguments = shlex.split(line, comments=True)
+        if (first, program) != ("python", "train.py"):
+            continue
+        _, default = choose_config(ROOT / "configs", arguments, "")
+        run = tyro.cli(type(default), default=default, args=arguments[1:])
+        assert run.init or run.model.backbone, line
+        adapters[run.workdir] = run.model.adapter.beside(adapters.get(run.init))
+    for workdir, adapter in adapters.items():
+        stated = re.match(r"runs/c(\d+)", workdir)
+        assert (adapter.kind == "compress") == bool(stated), workdir
+        assert not stated or adapter.num_tokens == int(stated[1]), workdir
+    assert {"runs/local_coco", "runs/c128_coco"} <= set(adapters)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from itertools import product
 from typing import Any, Protocol, TypeVar
 
@@ -21,8 +21,13 @@ from edje_jax.inference.scoring import pair_batches, read_texts, repeat, score, 
 from edje_jax.models.apply import apply
 from edje_jax.models.backbone import DualTower, make_backbone
 from edje_jax.models.edje import Edje
+from edje_jax.models.joint_encoder import TextSide
 
 T = TypeVar("T")
+
+Texts = Callable[[Int[np.ndarray, " p"], int], Any]
+"""(numbers of captions, a device) -> what the joint encoder there takes of them: ids or what it has
+read."""
 
 
 class TokenTable(Protocol):
@@ -152,26 +157,26 @@ class Engine:
         `ids` are [CLS] caption [SEP] padded to one length; each pair is computed at its own
         caption's bucket. Of tokens in host memory or on disk only the rows asked for are read,
         while the device works on the batch before; a JAX array is gathered from on its device.
-        Where layers are deferred, a batch of pairs reads each of its captions once.
+        Where layers are deferred, each caption is read once, by every device that scores it.
         """
         lengths = lengths_up_to(self.config.max_text_length)
         used = (ids != self.config.joint_encoder.pad_token_id).sum(axis=1)
         wanted = np.array([bucket(n, lengths) for n in used])[text_index]
         out = np.empty(len(text_index), np.float32)
 
-        def shares() -> Iterator[tuple[int, np.ndarray, int]]:
+        def shares() -> Iterator[tuple[Texts, np.ndarray, int]]:
             for length in np.unique(wanted):
-                pairs = np.flatnonzero(wanted == length)
-                if self._deferred:  # So that a caption's pairs share a batch
-                    pairs = pairs[np.argsort(text_index[pairs], kind="stable")]
-                sizes = up_to_share(pair_batches(), len(pairs), len(self._places))
-                for rows, real in batches(pairs, sizes):
-                    yield int(length), rows, real
+                of_length = np.flatnonzero(wanted == length)
+                for texts, pairs in self._texts(ids[:, :length], text_index, of_length):
+                    sizes = up_to_share(pair_batches(), len(pairs), len(self._places))
+                    for rows, real in batches(pairs, sizes):
+                        yield texts, rows, real
 
-        def start(share: tuple[int, np.ndarray, int], place: int) -> Array:
-            length, rows, real = share
-            index = text_index[rows], image_index[rows]
-            return self._start_scoring(ids[:, :length], tokens, *index, real, place)
+        def start(share: tuple[Texts, np.ndarray, int], place: int) -> Array:
+            texts, rows, real = share
+            return self._start_scoring(
+                texts(text_index[rows], place), tokens, image_index[rows], real, place
+            )
 
         for (_, rows, real), logits in in_turn(shares(), start, len(self._places)):
             out[rows[:real]] = np.asarray(logits)[:real]
@@ -179,26 +184,44 @@ class Engine:
 
     def _start_scoring(
         self,
-        ids: Int[np.ndarray, "t l"],
+        text: Any,
         tokens: TokenTable,
-        text_index: Int[np.ndarray, " p"],
         image_index: Int[np.ndarray, " p"],
         real: int,
         place: int,
     ) -> Array:
         """Logits under way on a device, of a batch filled up to a program's size."""
-        # Gathered before, as the tables' sizes would be compiled into the program.
-        text = self._texts(ids, text_index, place)
+        # Gathered before, as the table's size would be compiled into the program.
         gathered = jax.device_put(tokens[image_index], self._places[place])
         return score(self.model, self._copies[place], real, text, gathered)
 
-    def _texts(self, ids: Int[np.ndarray, "t l"], index: np.ndarray, place: int) -> Any:
-        """Captions of a batch of pairs: their ids, or what the deferred layers make of each."""
+    def _texts(
+        self,
+        ids: Int[np.ndarray, "t l"],
+        text_index: Int[np.ndarray, " p"],
+        pairs: Int[np.ndarray, " n"],
+    ) -> Iterator[tuple[Texts, Int[np.ndarray, " b"]]]:
+        """Some of the pairs at a time, with their captions: ids as they are, or what the deferred
+        layers make of as many captions as they read at once."""
         if not self._deferred:
-            return ids[index]
-        texts, of = np.unique(index, return_inverse=True)
-        padded = np.resize(texts, bucket(len(texts), text_batches()))
-        return repeat(read_texts(self.model, self._copies[place], len(texts), ids[padded]), of)
+            yield (lambda index, place: ids[index]), pairs
+            return
+        pairs = pairs[np.argsort(text_index[pairs], kind="stable")]
+        asked, first = np.unique(text_index[pairs], return_index=True)
+        most = max(text_batches())
+        for start in range(0, len(asked), most):
+            stop = first[start + most] if start + most < len(asked) else len(pairs)
+            yield self._reading(ids, asked[start : start + most]), pairs[first[start] : stop]
+
+    def _reading(self, ids: Int[np.ndarray, "t l"], asked: Int[np.ndarray, " n"]) -> Texts:
+        """Captions of which each is read once by each device: the ascending rows `asked`."""
+        rows = np.resize(asked, bucket(len(asked), text_batches()))
+
+        @cache
+        def read(place: int) -> TextSide:
+            return read_texts(self.model, self._copies[place], len(asked), ids[rows])
+
+        return lambda index, place: repeat(read(place), np.searchsorted(asked, index))
 
     @cached_property
     def _copies(self) -> tuple[PyTree, ...]:
@@ -222,11 +245,15 @@ class Engine:
         `tokens` are those that will be scored: their format is part of the program.
         """
         lengths, one = lengths_up_to(self.config.max_text_length), np.zeros(1, np.int64)
-        for place, length, size in product(range(len(self._places)), lengths, pair_batches()):
-            ids = np.zeros((size, length), np.int32)
-            self._start_scoring(ids, tokens, one.repeat(size), one.repeat(size), 1, place)
-            for texts in text_batches() if self._deferred else ():
-                self._texts(ids, np.arange(size) % texts, place)
+        for place, length in product(range(len(self._places)), lengths):
+            ids = np.zeros((max(text_batches()), length), np.int32)
+            asked = [np.arange(size) for size in text_batches()] if self._deferred else []
+            readings = [self._reading(ids, rows) for rows in asked]
+            for size in pair_batches():
+                for reading in readings:
+                    reading(one.repeat(size), place)
+                text = readings[0](one.repeat(size), place) if readings else ids[:size]
+                self._start_scoring(text, tokens, one.repeat(size), 1, place)
         for size in TEXT_BATCHES:
             self.embed_texts(["warm"] * size)
 

@@ -43,55 +43,83 @@ def assemble(config: EdjeRun, source: Source | None, workdir: Path) -> Parts:
     """Load what the config names and make what it leaves out, from `source` if there is one.
 
     Raises:
-        ValueError: nothing names a backbone, or the parts do not belong together.
+        ValueError: nothing names a backbone, the parts do not belong together, or a teacher's
+            states are asked for and there is none.
     """
+    if config.loss.hidden_states > 0 and not config.teacher:
+        raise ValueError(
+            f"--loss.hidden-states {config.loss.hidden_states}: whose? Name a --teacher, which may"
+            " be the model of --init, or set it to 0"
+        )
     init = load_model(config.init) if config.init else None
     teacher = load_model(config.teacher) if config.teacher else None
     backbone = _backbone(config, init, teacher)
-    if teacher and _vision_tokens(teacher.backbone) != _vision_tokens(backbone):
+    if teacher:
+        _check_vision(config, teacher, backbone)
+    joint, tokenizer, params = _joint_encoder(config, init, teacher, source, workdir)
+    joint = _deferred(joint, config.model)
+    whole = EdjeConfig(
+        backbone.config,
+        config.model.adapter.beside(init.config.adapter if init else None),
+        joint,
+        backbone.image,
+        config.model.max_text_length or (init.config if init else EdjeConfig).max_text_length,
+    )
+    if init:
+        params = {**_adapter_params(config, init, whole), **params}
+    _check_shapes(params, whole, config.init or config.model.joint_encoder)
+    if teacher:
+        _check_texts(config, teacher, joint, tokenizer)
+    return Parts(whole, backbone, tokenizer, params, teacher)
+
+
+def _adapter_params(config: EdjeRun, init: Model, whole: EdjeConfig) -> PyTree[np.ndarray]:
+    """The adapter of --init, if this run has the same; what it does not take over is told."""
+    joint, longest = whole.joint_encoder, init.config.max_text_length
+    stood = init.config.joint_encoder.deferred_layers and joint.deferred_layers
+    if stood and longest != whole.max_text_length:
+        log.warning(
+            "vision rows stand after the longest caption, which --init %s took for %d pieces and"
+            " this run for %d; --model.max-text-length %d leaves them where they were",
+            config.init, longest, whole.max_text_length, longest,
+        )  # fmt: skip
+    if init.config.adapter == whole.adapter:
+        return {"adapter": init.params["adapter"]}
+    log.warning(
+        "the adapter of --init %s is another, and starts fresh: %s there, %s here",
+        config.init, init.config.adapter, whole.adapter,
+    )  # fmt: skip
+    return {}
+
+
+def _check_vision(config: EdjeRun, teacher: Model, backbone: Backbone) -> None:
+    """A teacher reads the vision tokens of this run's backbone."""
+    if _vision_tokens(teacher.backbone) != _vision_tokens(backbone):
         raise ValueError(
             f"--teacher {config.teacher}: reads other vision tokens of the backbone than this run;"
             " set --model.token-layer and --model.class-token as its run did"
         )
-    if teacher and not _same_tree(teacher.backbone.params, backbone.params):
+    if not _same_tree(teacher.backbone.params, backbone.params):
         raise ValueError(
             f"--teacher {config.teacher}: its backbone is another than this run's. Both read the"
             " same vision tokens, so train the teacher on this backbone or leave --model.backbone"
             " out to use the teacher's"
         )
-    joint, tokenizer, params = _joint_encoder(config, init, teacher, source, workdir)
-    spec = config.model
-    joint = _deferred(joint, spec)
-    whole = EdjeConfig(backbone.config, spec.adapter, joint, backbone.image, spec.max_text_length)
-    stood = init and init.config.joint_encoder.deferred_layers and init.config.max_text_length
-    if init and stood and joint.deferred_layers and stood != spec.max_text_length:
-        log.warning(
-            "vision rows stand after the longest caption, which --init %s took for %d pieces and"
-            " this run for %d; --model.max-text-length %d leaves them where they were",
-            config.init, init.config.max_text_length, spec.max_text_length,
-            init.config.max_text_length,
-        )  # fmt: skip
-    if init and init.config.adapter == spec.adapter:
-        params = {"adapter": init.params["adapter"], **params}
-    elif init:
-        log.warning(
-            "the adapter of --init %s is another, and starts fresh: %s there, %s here",
-            config.init, init.config.adapter, spec.adapter,
-        )  # fmt: skip
-    _check_shapes(params, whole, config.init or config.model.joint_encoder)
-    if teacher and config.loss.hidden_states > 0:
-        theirs = teacher.config.joint_encoder.hidden_size
-        if theirs != joint.hidden_size:
-            raise ValueError(
-                f"--loss.hidden-states {config.loss.hidden_states}: the teacher's states are"
-                f" {theirs} wide and this run's {joint.hidden_size}; set it to 0 to distil logits"
-            )
-    if teacher and not _same_tokenizer(teacher.tokenizer, tokenizer):
+
+
+def _check_texts(config: EdjeRun, teacher: Model, joint: BertConfig, tokenizer: Path) -> None:
+    """A teacher reads this run's captions, and has states that can be followed if they shall be."""
+    theirs = teacher.config.joint_encoder.hidden_size
+    if config.loss.hidden_states > 0 and theirs != joint.hidden_size:
+        raise ValueError(
+            f"--loss.hidden-states {config.loss.hidden_states}: the teacher's states are"
+            f" {theirs} wide and this run's {joint.hidden_size}; set it to 0 to distil logits"
+        )
+    if not _same_tokenizer(teacher.tokenizer, tokenizer):
         raise ValueError(
             f"--teacher {config.teacher}: its tokenizer is another than this run's, so the two"
             " cannot read the same captions; leave --model.joint-encoder out to use the teacher's"
         )
-    return Parts(whole, backbone, tokenizer, params, teacher)
 
 
 def _check_shapes(params: PyTree[np.ndarray], config: EdjeConfig, source: str) -> None:
@@ -176,11 +204,17 @@ def _joint_encoder(
         }  # fmt: skip
     if teacher:
         folder = teacher.tokenizer
+        if not config.model.backbone:
+            log.warning(
+                "the adapter and the joint encoder start fresh, beside the backbone of --teacher"
+                " %s; to begin with what it has learned, name it as --init too",
+                config.teacher,
+            )
     else:
         folder = workdir / "tokenizer"
         if source:
             train_tokenizer(source, config.model.fresh.vocab_size - 1, folder)
-    pieces = JointTokenizer(folder, config.model.max_text_length)
+    pieces = JointTokenizer(folder, EdjeConfig.max_text_length)
     # One row more than words: the image placeholder's, as the published layout has it.
     shape = dataclasses.replace(
         config.model.fresh, vocab_size=pieces.vocab_size + 1, pad_token_id=pieces.pad_id

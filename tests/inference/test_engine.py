@@ -121,8 +121,9 @@ def test_what_fills_a_batch_up_is_not_computed(engine, ids, tokens, reference):
     assert logits[:104].all() and not logits[104:].any()
 
 
-def test_a_caption_is_read_once_for_a_batch_of_its_pairs(engine, ids, tokens, monkeypatch):
-    """Not once per pair; not at all where no layers are deferred."""
+def test_a_caption_is_read_once(engine, ids, tokens, monkeypatch):
+    """However many batches its pairs fill, and in whatever order they come; not at all where no
+    layers are deferred."""
     read: list[tuple[int, int]] = []
 
     def spied(model, params, real, ids):
@@ -130,11 +131,20 @@ def test_a_caption_is_read_once_for_a_batch_of_its_pairs(engine, ids, tokens, mo
         return scoring.read_texts(model, params, real, ids)
 
     monkeypatch.setattr(engine_module, "read_texts", spied)
-    engine.score_pairs(ids, tokens, np.zeros(100, int), np.arange(100) % 30)
-    shuffled = np.random.default_rng(7).permutation(np.repeat([3, 5], 64))
-    engine.score_pairs(ids[:, :16], tokens, shuffled, np.arange(128) % 30)
     deferred = engine.config.joint_encoder.deferred_layers > 0
-    assert read == ([(1, 1), (2, 8)] if deferred else [])
+    rng, short = np.random.default_rng(7), np.resize(ids[:, :16], (150, 16))
+    for text, expected in (
+        (np.zeros(300, int), [(1, 1)]),
+        (rng.permutation(np.repeat([3, 5, 120], 64)), [(3, 8)]),
+        (rng.permutation(np.repeat(np.arange(150), 2)), [(128, 128), (22, 128)]),
+    ):
+        image = np.arange(len(text)) % 30
+        scores = engine.score_pairs(short, tokens, text, image)
+        assert read == (expected if deferred else [])
+        read.clear()
+        alone = [engine.score_pairs(short, tokens, text[[i]], image[[i]]) for i in (0, -1)]
+        np.testing.assert_allclose(scores[[0, -1]], np.concatenate(alone), rtol=0, atol=1e-5)
+        read.clear()
 
 
 def pictures(count: int) -> np.ndarray:

@@ -15,7 +15,9 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 
 from configs.debug import config as debug
-from edje_jax.config import AdapterConfig, EdjeRun, LossConfig
+from configs.distil_deferred import config as distil
+from configs.finetune_coco import config as finetune
+from edje_jax.config import AdapterConfig, AdapterSpec, EdjeRun, LossConfig
 from edje_jax.data.sources.shapes import Shapes
 from edje_jax.training.edje import EdjeTask
 from edje_jax.training.parts import assemble, some_captions
@@ -152,9 +154,47 @@ def test_init_starts_from_all_of_a_model(trained, tmp_path):
     assert not (tmp_path / "tokenizer").exists()
 
 
+LOCAL, SMALL = AdapterConfig("local", 0, 32), AdapterConfig("compress", 8, 32)
+
+
+@pytest.mark.parametrize(
+    ("spec", "start", "expected"),
+    [
+        (AdapterSpec(), None, AdapterConfig("compress", 64, 8192)),
+        (AdapterSpec(), SMALL, SMALL),
+        (AdapterSpec(), LOCAL, LOCAL),
+        (AdapterSpec("local"), LOCAL, LOCAL),
+        # Written by a run that named a local adapter and left its tokens at 64.
+        (AdapterSpec("local"), AdapterConfig("local", 64, 32), AdapterConfig("local", 64, 32)),
+        (AdapterSpec("local"), SMALL, LOCAL),
+        (AdapterSpec("compress"), LOCAL, AdapterConfig("compress", 64, 32)),
+        (AdapterSpec("compress", 4), LOCAL, AdapterConfig("compress", 4, 32)),
+        (AdapterSpec(num_tokens=4), SMALL, AdapterConfig("compress", 4, 32)),
+        (AdapterSpec("compress", 4, 64), SMALL, AdapterConfig("compress", 4, 64)),
+    ],
+)
+def test_what_a_run_leaves_out_of_its_adapter_is_that_of_init(spec, start, expected):
+    assert spec.beside(start) == expected
+
+
+def test_a_number_of_tokens_is_refused_where_nothing_compresses():
+    for spec, start in ((AdapterSpec(num_tokens=4), LOCAL), (AdapterSpec("local", 4), None)):
+        with pytest.raises(ValueError, match=r"num-tokens 4: a local adapter .*kind compress"):
+            spec.beside(start)
+    with pytest.raises(ValueError, match=r"--model\.adapter\.num-tokens -1"):
+        AdapterSpec("compress", -1)
+
+
+def test_fine_tuning_keeps_an_adapter_of_another_size(trained, tmp_path):
+    parts = assemble(dataclasses.replace(finetune, init=str(trained)), None, tmp_path)
+    model = load_model(str(trained))
+    assert_same(parts.params, model.params)
+    assert parts.config == model.config
+
+
 def test_init_with_another_adapter_starts_it_fresh_and_says_so(trained, tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    config = edited(init=str(trained), adapter=AdapterConfig("compress", 4, 64))
+    config = edited(init=str(trained), adapter=AdapterSpec("compress", 4, 64))
     task = EdjeTask(config, tmp_path)
     assert f"the adapter of --init {trained} is another, and starts fresh" in caplog.text
     assert "num_tokens=8" in caplog.text and "num_tokens=4" in caplog.text
@@ -203,6 +243,21 @@ def test_hidden_states_of_another_width_cannot_be_followed(trained, tmp_path):
     config = dataclasses.replace(config, loss=dataclasses.replace(config.loss, hidden_states=1.0))
     with pytest.raises(ValueError, match=r"--loss\.hidden-states 1\.0: the teacher's states are"):
         assemble(config, SOURCE, tmp_path)
+
+
+def test_hidden_states_are_somebodys(trained, tmp_path):
+    """As of a distillation whose --teacher was forgotten."""
+    with pytest.raises(ValueError, match=r"--loss\.hidden-states 1\.0: whose\? Name a --teacher"):
+        assemble(dataclasses.replace(distil, init=str(trained)), SOURCE, tmp_path)
+
+
+def test_a_student_that_starts_fresh_is_told_so(trained, tmp_path, caplog):
+    assemble(edited(init=str(trained), teacher=str(trained)), SOURCE, tmp_path)
+    assert "start fresh" not in caplog.text
+    assemble(edited(teacher=str(trained)), SOURCE, tmp_path)
+    assert (
+        f"the joint encoder start fresh, beside the backbone of --teacher {trained}" in caplog.text
+    )
 
 
 def test_a_named_joint_encoder_goes_before_that_of_init(trained, tmp_path):
