@@ -58,7 +58,8 @@ def layers(choice: Choice) -> str:
 
 
 def short_names(models: Sequence[str]) -> dict[str, str]:
-    """A workdir's own name, of its path or its model folder's; all of it where two have one."""
+    """A workdir's own name, of its path or its model folder's; all of it where two have one, or
+    where there is none."""
     models = list(dict.fromkeys(models))
     names = [_last(model) for model in models]
     return {
@@ -68,5 +69,5 @@ def short_names(models: Sequence[str]) -> dict[str, str]:
 
 
 def _last(model: str) -> str:
-    *_, above, name = ("", *Path(model).parts)
-    return above if name == "model" and above else name
+    *_, above, name = ("", "", *Path(model).parts)
+    return (above if name == "model" and above else name) or model

@@ -1,6 +1,7 @@
 """`edje tune`: which model, token dtype and depth to take, by what was measured on a set."""
 
 import dataclasses
+import logging
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -9,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from edje_jax.cli.choice import Choice, front_of, layers, short_names
+from edje_jax.cli.evaluate import told_after
 from edje_jax.cli.program import UsageError
 from edje_jax.cli.progress import Bars
 from edje_jax.cli.tune_plot import draw
@@ -23,6 +24,8 @@ from edje_jax.models.token_formats import TokenDtype, pack, row_bytes
 from edje_jax.retrieval.reranker import Reranker
 from edje_jax.weights.files import write_json
 from edje_jax.weights.folder import model_folder, read_model_config
+
+log = logging.getLogger(__name__)
 
 ROUNDS = 5
 """Timings of each choice, of which the median counts."""
@@ -44,7 +47,7 @@ def tune(
     max_bad: float = 0.01,
 ) -> None:
     """Measure every choice, print them with those on the Pareto front marked, and with `out` write
-    `tune.json` and `tune.png`, after each model.
+    `tune.json` and `tune.png`. A model that fails loses nothing of those before it.
 
     Raises:
         UsageError: a depth is not positive, or there is no model or token dtype.
@@ -62,21 +65,30 @@ def tune(
     for model in models:
         read_model_config(model_folder(model))
     source = open_captioned(data, image_root)
+    depths = sorted({min(depth, len(source)) for depth in k})
+    if max(k) > len(source):
+        log.warning("--k %d: all of the %d pictures are reranked", max(k), len(source))
     scored: list[Scored] = []
-    choices: list[Choice] = []
-    with Bars() as bars:
-        for model in models:
-            reranker = Reranker.from_pretrained(model)
-            encoded = encode_gallery(reranker.engine, source, max_bad, bars.show)
-            scored += recalled(reranker, encoded, sorted(set(k)), token_dtypes, bars)
-            choices = timed(scored)
-            if folder:
-                save(choices, data, folder)
-    Console().print(table(choices, front_of(choices), data))
+    try:
+        with Bars() as bars:
+            for model in models:
+                reranker = Reranker.from_pretrained(model)
+                encoded = encode_gallery(reranker.engine, source, max_bad, bars.show)
+                scored += recalled(reranker, encoded, depths, token_dtypes, bars)
+    finally:
+        if scored:
+            tell(timed(scored), data, folder)
+
+
+def tell(choices: Sequence[Choice], data: str, folder: Path | None) -> None:
+    """Print what was measured, and write it if there is a folder."""
+    with told_after([table(choices, front_of(choices), data)]):
+        if folder:
+            save(choices, data, folder)
 
 
 def save(choices: Sequence[Choice], data: str, folder: Path) -> None:
-    """Write what was measured so far."""
+    """Write `tune.json` and `tune.png`."""
     front = front_of(choices)
     rows = [
         {**dataclasses.asdict(choice), "on_front": best}
@@ -128,12 +140,14 @@ def recalled(
 def timed(scored: Sequence[Scored]) -> list[Choice]:
     """All choices in turns, so that what slows the machine for a while slows all."""
     seconds: list[list[float]] = [[] for _ in scored]
-    for number in range(ROUNDS + 1):
-        for (*_, run), own in zip(scored, seconds, strict=True):
-            began = time.perf_counter()
-            run()
-            if number:  # The first compiles
-                own.append(time.perf_counter() - began)
+    with Bars() as bars:
+        for number in range(ROUNDS + 1):
+            for (*_, run), own in zip(scored, seconds, strict=True):
+                began = time.perf_counter()
+                run()
+                if number:  # The first compiles
+                    own.append(time.perf_counter() - began)
+            bars.show("timings", number, ROUNDS)
     return [
         dataclasses.replace(
             choice,
@@ -147,7 +161,7 @@ def timed(scored: Sequence[Scored]) -> list[Choice]:
 
 def table(choices: Sequence[Choice], front: Sequence[bool], data: str) -> Table:
     """All of them, best recall first."""
-    title = f"R@1 on {data} against cost on this machine; * on the Pareto front"
+    title = f"R@1 on {data} against cost on this machine, {QUERIES} queries at once; * on the front"
     out = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     out.add_column("", min_width=1)
     out.add_column("model", overflow="fold", min_width=10)

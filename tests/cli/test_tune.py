@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 from edje_jax.cli import edje
-from edje_jax.cli import tune as tune_module
 from edje_jax.cli.choice import Choice, front_of, short_names
 from edje_jax.cli.evaluate import Protocol, evaluate_model
 from edje_jax.cli.program import UsageError
@@ -16,6 +15,7 @@ from edje_jax.cli.tune_plot import draw
 from edje_jax.data.sources.shapes import Shapes
 from edje_jax.evaluation.pareto import pareto_front
 from edje_jax.retrieval.reranker import Reranker
+from edje_jax.weights.files import BadWeights
 from tests.small_runs import trained as trained
 
 
@@ -53,10 +53,10 @@ def test_every_choice_is_measured(trained, data, tmp_path, capsys):
             )
     with Image.open(tmp_path / "tune.png") as picture:
         assert len(np.unique(np.asarray(picture.convert("L")))) > 10
-    assert "Pareto front" in capsys.readouterr().out
+    assert "* on the front" in capsys.readouterr().out
 
 
-def test_models_compare(trained, data, tmp_path, monkeypatch, capsys):
+def test_models_compare(trained, data, tmp_path, capsys):
     """Without deferred layers, with one, and with one beside attended vision, which a name, a
     colour and a row each tell apart."""
     models = [str(trained)]
@@ -67,15 +67,12 @@ def test_models_compare(trained, data, tmp_path, monkeypatch, capsys):
         config["joint_encoder"] |= {"deferred_layers": 1, "online_vision": online_vision}
         (other / "config.json").write_text(json.dumps(config))
         models.append(str(other))
-    drawn = []
-    monkeypatch.setattr(tune_module, "draw", lambda choices, front, path: drawn.append(choices))
     arguments = ["--k", "5", "--token-dtypes", "int8", "--out", str(tmp_path / "out")]
     edje.main(["tune", *models, "--data", data, *arguments])
     choices = json.loads((tmp_path / "out" / "tune.json").read_text())["choices"]
     told = [(choice["deferred_layers"], choice["online_vision"]) for choice in choices]
     assert told == [(0, "updated"), (1, "updated"), (1, "attended")]
     assert len({choice["bytes_per_picture"] for choice in choices}) == 1
-    assert [len(part) for part in drawn] == [1, 2, 3]  # A model that fails loses none before it
     out = capsys.readouterr().out
     assert "1 attended" in out and "\n *" in out  # Nothing squeezed away
     assert "trained" in out
@@ -103,6 +100,7 @@ def test_the_plot_names_every_model_once(tmp_path):
         a_choice(70, 200, 50, "y/s2/model"),
         a_choice(60, 300, 25, "z/model"),
     ]
+    assert short_names(["."]) == {".": "."}
     names = short_names([choice.model for choice in choices])
     assert list(names.values()) == ["x/s2/model", "y/s2/model", "z"]
     draw(choices, front_of(choices), tmp_path / "tune.png")
@@ -110,6 +108,19 @@ def test_the_plot_names_every_model_once(tmp_path):
         pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
     for colour in ((31, 119, 180), (255, 127, 14), (44, 160, 44)):  # C0, C1, C2 at full strength
         assert (pixels == colour).all(axis=1).sum() > 100
+
+
+def test_a_model_that_fails_loses_nothing_before_it(trained, data, tmp_path, capsys, caplog):
+    broken = shutil.copytree(trained / "model", tmp_path / "broken")
+    (broken / "model.safetensors").write_bytes(b"\0" * 100)
+    arguments = ["--k", "5", "100", "--token-dtypes", "int8", "--out", str(tmp_path / "out")]
+    with pytest.raises(BadWeights, match="broken"):
+        edje.main(["tune", str(trained), str(broken), "--data", data, *arguments])
+    choices = json.loads((tmp_path / "out" / "tune.json").read_text())["choices"]
+    # There is no deeper than all pictures, nor is it timed.
+    assert [choice["k"] for choice in choices] == [5, 30]
+    assert "--k 100: all of the 30 pictures are reranked" in caplog.text
+    assert "* on the front" in capsys.readouterr().out
 
 
 def test_nothing_to_measure(data):

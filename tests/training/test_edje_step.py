@@ -393,9 +393,11 @@ def test_other_pieces_are_masked_at_another_step():
     assert losses[0] == losses[2] != losses[1]
 
 
-@pytest.mark.parametrize("settings", [{}, {"deferred": 1, "vision": "attended"}])
+@pytest.mark.parametrize("settings", [{}, {"deferred": 1}, {"vision": "attended"}])
 def test_recomputing_activations_changes_no_number(settings):
     plain, told = one_step(make_batch(), dropout=0.5, **settings)
+    if settings:
+        assert told["loss"] != one_step(make_batch(), dropout=0.5)[1]["loss"]
     assert all(g.any() for name, g in plain.items() if "layers_" in name or "adapter" in name)
     again, told_again = one_step(make_batch(), dropout=0.5, remat=True, **settings)
     assert_close(plain, again)
@@ -423,6 +425,7 @@ def test_bfloat16_is_for_activations_only():
         (True, {}),
         # A chunk of two rows has fewer pairs than there are captions, and reads those alone.
         (True, {"deferred": 1, "loss": STATES}),
+        (False, {"vision": "attended"}),
     ],
 )
 def test_chunks_give_the_gradients_of_the_whole_batch(taught, settings):

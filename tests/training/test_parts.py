@@ -214,6 +214,8 @@ def test_layers_of_a_trained_model_are_deferred(trained, tmp_path, caplog):
     assert (joint.deferred_layers, joint.online_vision) == (1, "attended")
     assert_same(task.init().params, load_model(str(trained)).params)
     task.export(task.fetch(task.init()), make_folder(tmp_path / "model"))
+    formats = [read_config(folder)["format"] for folder in (trained / "model", tmp_path / "model")]
+    assert formats == [1, 2]  # Of which the second is refused by versions that know neither
     again = edited(init=str(tmp_path / "model"))
     kept = assemble(again, SOURCE, tmp_path).config.joint_encoder
     assert (kept.deferred_layers, kept.online_vision) == (1, "attended")
@@ -223,6 +225,10 @@ def test_layers_of_a_trained_model_are_deferred(trained, tmp_path, caplog):
     model = dataclasses.replace(again.model, max_text_length=20)
     assemble(dataclasses.replace(again, model=model), SOURCE, tmp_path)
     assert "vision rows stand after the longest caption" in caplog.text
+
+
+def read_config(folder: Path) -> dict:
+    return json.loads((folder / "config.json").read_text())
 
 
 def make_folder(path: Path) -> Path:

@@ -81,6 +81,20 @@ def of_torch(model: EdjeModel, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return tokens.numpy(), model.score(**model.tokenize(CAPTIONS), tokens=tokens).numpy()
 
 
+def of_onnx(
+    onnx: Path, ending: str, model: EdjeModel, pixels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Through the files, each picture with its caption."""
+    count = len(pixels)
+    text = {name: ids.numpy() for name, ids in model.tokenize(CAPTIONS[:count]).items()}
+    (tokens,) = run(onnx / f"offline{ending}.onnx", pixel_values=np.moveaxis(pixels, -1, 1))
+    if model.deferred:
+        rows, there = run(onnx / f"text{ending}.onnx", **text)
+        text = {"text": rows, "text_mask": there, "caption": np.arange(count)}
+    (logits,) = run(onnx / f"online{ending}.onnx", **text, tokens=tokens)
+    return tokens, logits
+
+
 def agree(got, expected, tolerance: float = 2e-4) -> None:
     tokens, logits = got
     scale = np.abs(expected[0]).max()
@@ -250,6 +264,18 @@ def test_vision_may_be_attended_to_alone(folder, pixels, expected, tmp_path):
     agree(of_torch(EdjeModel.from_folder(other), pixels), (tokens, logits))
 
 
+@pytest.mark.slow
+def test_onnxruntime_attends_to_vision_alone(folder, pixels, expected, tmp_path):
+    other = shutil.copytree(folder, tmp_path / "attended")
+    edit_joint_encoder(other, online_vision="attended")
+    convert(str(other), str(tmp_path / "onnx"), "onnx")
+    tokens, logits = of_onnx(tmp_path / "onnx", "", EdjeModel.from_folder(other), pixels)
+    assert np.abs(logits - expected[1]).max() > 1e-3
+    np.testing.assert_allclose(
+        logits, Reranker.from_pretrained(other).score(CAPTIONS, tokens), rtol=0, atol=2e-4
+    )
+
+
 def test_deferred_layers_cannot_be_published(folder, tmp_path):
     model = load_model(str(folder))
     if model.config.joint_encoder.as_published:
@@ -268,14 +294,8 @@ def test_deferred_layers_cannot_be_published(folder, tmp_path):
 @pytest.mark.parametrize("count", [1, 3])
 def test_onnxruntime(onnx, folder, pixels, expected, ending, dtype, tolerance, count):
     """Also at another batch size and text length than the graphs were traced at."""
-    model = EdjeModel.from_folder(folder)
-    text = {name: ids.numpy() for name, ids in model.tokenize(CAPTIONS[:count]).items()}
-    pictures = np.moveaxis(pixels, -1, 1)[:count].astype(dtype)
-    (tokens,) = run(onnx / f"offline{ending}.onnx", pixel_values=pictures)
-    if model.deferred:
-        rows, there = run(onnx / f"text{ending}.onnx", **text)
-        text = {"text": rows, "text_mask": there, "caption": np.arange(count)}
-    (logits,) = run(onnx / f"online{ending}.onnx", **text, tokens=tokens)
+    model, pictures = EdjeModel.from_folder(folder), pixels[:count].astype(dtype)
+    tokens, logits = of_onnx(onnx, ending, model, pictures)
     assert tokens.dtype == np.dtype(dtype) and logits.dtype == np.float32
     agree((tokens, logits), [x[:count] for x in expected], tolerance)
 
