@@ -31,7 +31,7 @@ def serve(asked: Any) -> None:
         raise UsageError(f"serving needs more ({error}); pip install 'edje-jax[serve]'") from error
     index = ImageIndex.open(asked.index, tokens_on=asked.tokens_on, first_stage=asked.first_stage)
     reranker = model_of(index, asked.model)
-    check_model(index.store, reranker.fingerprint, reranker.source)
+    check_model(index.store, reranker.stamp)
     service = Service(reranker, index)
     if asked.warm:
         log.info("compiling every shape; --no-warm leaves that to the first requests")

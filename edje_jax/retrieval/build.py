@@ -209,11 +209,7 @@ def _manifest(reranker: Reranker, spec: str, out: Path, token_dtype: TokenDtype)
     """The index's so far, or that of an empty one."""
     config = reranker.config
     fresh = Manifest(
-        {
-            "fingerprint": reranker.fingerprint,
-            "source": _absolute(reranker.source),
-            "deferred_layers": config.joint_encoder.deferred_layers,
-        },
+        reranker.stamp,
         token_dtype,
         config.num_tokens,
         config.joint_encoder.hidden_size,
@@ -223,7 +219,7 @@ def _manifest(reranker: Reranker, spec: str, out: Path, token_dtype: TokenDtype)
     if not (out / "manifest.json").exists():
         return fresh
     store = Store(out)
-    check_model(store, reranker.fingerprint, reranker.source)
+    check_model(store, reranker.stamp)
     found = store.manifest
     if found.token_dtype != token_dtype:
         raise BadStore(
@@ -236,12 +232,6 @@ def _manifest(reranker: Reranker, spec: str, out: Path, token_dtype: TokenDtype)
 def _printable(name: str) -> str:
     """A name that is not UTF-8, with its odd bytes escaped."""
     return name.encode("utf-8", "backslashreplace").decode()
-
-
-def _absolute(source: str) -> str:
-    """A folder's whole path, as an index is opened from anywhere; a hub id stays one."""
-    path = Path(source).expanduser()
-    return str(path.resolve()) if path.exists() else source
 
 
 def _begin(out: Path, manifest: Manifest, todo: Todo) -> dict[int, np.ndarray]:

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -168,7 +169,7 @@ class Reranker:
         Raises:
             BadStore: the index was built with another model.
         """
-        check_model(index.store, self.fingerprint, self.source)
+        check_model(index.store, self.stamp)
         found, _ = search_images(self.engine, index, _texts(queries), k)
         return [
             [
@@ -190,7 +191,7 @@ class Reranker:
             BadImage: a picture cannot be read.
             ValueError: the index has no captions.
         """
-        check_model(index.store, self.fingerprint, self.source)
+        check_model(index.store, self.stamp)
         encoded = self._encode(images, None)
         found, _ = search_texts(self.engine, index, encoded.tokens, encoded.embeddings, k)
         out = []
@@ -202,9 +203,19 @@ class Reranker:
             out.append(results)
         return out
 
+    @property
+    def stamp(self) -> dict[str, Any]:
+        """What an index is stamped with; a folder's whole path, as it is opened from anywhere."""
+        path = Path(self.source).expanduser()
+        return {
+            "fingerprint": self.fingerprint,
+            "source": str(path.resolve()) if path.exists() else self.source,
+            "deferred_layers": self.config.joint_encoder.deferred_layers,
+        }
+
     @cached_property
     def fingerprint(self) -> str:
-        """What an index is stamped with: every parameter and shape of the model."""
+        """Of every parameter and shape of the model."""
         engine = self.engine
         params = jax.device_get((engine.params, engine.backbone_params))
         config = to_dict(self.config)

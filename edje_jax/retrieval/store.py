@@ -234,18 +234,21 @@ class Store:
         return out
 
 
-def check_model(store: Store, fingerprint: str, source: str) -> None:
-    """Compare the model that an index was built with and the one at hand, called `source`.
+def check_model(store: Store, stamp: dict[str, Any]) -> None:
+    """Compare the model that an index was built with and the one at hand, by its `stamp`.
 
     Raises:
         BadStore: they differ.
     """
-    model = store.manifest.model
-    if model["fingerprint"] != fingerprint:
-        layers = model.get("deferred_layers", 0)
+    own = store.manifest.model
+    if own["fingerprint"] != stamp["fingerprint"]:
+        built, given = (
+            f"{model['source']}, {model.get('deferred_layers', 0)} deferred layers"
+            for model in (own, stamp)
+        )
         raise BadStore(
-            f"{store.folder}: built with another model ({model['source']}, {layers} deferred"
-            f" layers) than {source}; open it with its own, or build another index"
+            f"{store.folder}: built with another model ({built}) than this one ({given}); open it"
+            " with its own, or build another index"
         )
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import train
 from edje_jax import ImageIndex, Reranker
 from edje_jax.cli import edje
 from edje_jax.config import EdjeConfig
@@ -24,6 +25,7 @@ from edje_jax.retrieval.search import search_images
 from edje_jax.retrieval.store import BadStore
 from edje_jax.weights.folder import load_model
 from tests.models.test_edje import weights
+from tests.small_runs import COMMAND, read_log
 
 PICTURES = 12
 TEXTS = ["a red circle", "a small striped green star left of a large dotted blue square", "ring"]
@@ -151,3 +153,26 @@ def test_states_take_as_many_bytes_as_tokens(reranker, trained, dtype, tmp_path)
     pictures = [Shapes("val").image(i) for i in range(3)]
     states, tokens = reranker.encode_images(pictures), plain.encode_images(pictures)
     assert states.shape == tokens.shape and np.abs(states - tokens).max() > 1e-2
+
+
+@pytest.mark.slow
+def test_layers_of_a_trained_model_are_deferred_by_distillation_and_searched(trained, tmp_path):
+    """As users do it: `train.py`, `eval.py`'s numbers, an index, a query."""
+    run = tmp_path / "run"
+    given = ["--init", trained, "--teacher", trained, "--model.deferred-layers", 1,
+             "--loss.hidden-states", 1, "--steps", 5, "--workdir", run]  # fmt: skip
+    assert train.main([*COMMAND, *map(str, given)]) == 0
+    told = [line for line in read_log(run) if "loss/match" in line][-1]
+    for name in ("loss/hidden_states", "loss/distillation"):
+        assert 0 < told[name] < 10, name
+    model = load_model(str(run))
+    assert model.config.joint_encoder.deferred_layers == 1
+    assert model.config.adapter == load_model(str(trained)).config.adapter
+    reranker, source = Reranker.from_pretrained(run), Some("val")
+    assert build(reranker, source, "shapes:val", tmp_path / "index", token_dtype="bfloat16")
+    (found,) = reranker.search(ImageIndex.open(tmp_path / "index"), TEXTS[:1], k=PICTURES)
+    states = reranker.encode_images([source.image(i) for i in range(PICTURES)])
+    expected = reranker.score_matrix(TEXTS[:1], states)[0]
+    assert [hit["id"] for hit in found[:1]] == [source.image_id(int(np.argmax(expected)))]
+    with pytest.raises(BadStore, match=r"1 deferred layers.*than this one .*, 0 deferred layers"):
+        Reranker.from_pretrained(trained).search(ImageIndex.open(tmp_path / "index"), TEXTS)
