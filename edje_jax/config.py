@@ -301,18 +301,20 @@ class AdapterSpec:
         """The whole of it, for a run that starts from a model with the adapter `start`, if any.
 
         Raises:
-            ValueError: a number of tokens is asked of an adapter that does not compress.
+            ValueError: a number of tokens is asked of a `start` that does not compress.
         """
         base = start or AdapterConfig()
         kind = self.kind or base.kind
-        tokens = self.num_tokens or base.num_tokens or AdapterConfig().num_tokens
         if kind == "local":
-            if self.num_tokens:
+            if self.num_tokens and not self.kind:
                 raise ValueError(
-                    f"--model.adapter.num-tokens {self.num_tokens}: a local adapter keeps every"
-                    " vision token; leave it out, or add --model.adapter.kind compress"
+                    f"--model.adapter.num-tokens {self.num_tokens}: the adapter of --init is local"
+                    " and keeps every vision token; leave it out, or add --model.adapter.kind"
+                    " compress for another"
                 )
             tokens = base.num_tokens if base.kind == "local" else 0
+        else:
+            tokens = self.num_tokens or base.num_tokens or AdapterConfig().num_tokens
         return AdapterConfig(kind, tokens, self.intermediate_size or base.intermediate_size)
 
 

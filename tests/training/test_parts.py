@@ -167,6 +167,7 @@ LOCAL, SMALL = AdapterConfig("local", 0, 32), AdapterConfig("compress", 8, 32)
         # Written by a run that named a local adapter and left its tokens at 64.
         (AdapterSpec("local"), AdapterConfig("local", 64, 32), AdapterConfig("local", 64, 32)),
         (AdapterSpec("local"), SMALL, LOCAL),
+        (AdapterSpec("local", 16, 32), None, LOCAL),  # A config's number, of the kind it had
         (AdapterSpec("compress"), LOCAL, AdapterConfig("compress", 64, 32)),
         (AdapterSpec("compress", 4), LOCAL, AdapterConfig("compress", 4, 32)),
         (AdapterSpec(num_tokens=4), SMALL, AdapterConfig("compress", 4, 32)),
@@ -177,10 +178,11 @@ def test_what_a_run_leaves_out_of_its_adapter_is_that_of_init(spec, start, expec
     assert spec.beside(start) == expected
 
 
-def test_a_number_of_tokens_is_refused_where_nothing_compresses():
-    for spec, start in ((AdapterSpec(num_tokens=4), LOCAL), (AdapterSpec("local", 4), None)):
-        with pytest.raises(ValueError, match=r"num-tokens 4: a local adapter .*kind compress"):
-            spec.beside(start)
+def test_a_number_of_tokens_is_refused_where_init_compresses_nothing():
+    with pytest.raises(
+        ValueError, match=r"num-tokens 4: the adapter of --init is local .*compress"
+    ):
+        AdapterSpec(num_tokens=4).beside(LOCAL)
     with pytest.raises(ValueError, match=r"--model\.adapter\.num-tokens -1"):
         AdapterSpec("compress", -1)
 
