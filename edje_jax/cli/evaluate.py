@@ -67,7 +67,7 @@ def evaluate_model(
     image_root: str = "",
     max_bad: float = 0.01,
 ) -> dict[str, Any]:
-    """The metrics as metrics.json has them; with `out`, the report and every table are written there.
+    """The metrics as metrics.json has them; with `out`, the report and every table lie there.
 
     Raises:
         FileNotFoundError, ValueError: the model or the set cannot be opened.
