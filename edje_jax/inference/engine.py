@@ -203,7 +203,7 @@ class Engine:
     ) -> Iterator[tuple[Texts, Int[np.ndarray, " b"]]]:
         """Some of the pairs at a time, with their captions: ids as they are, or what the deferred
         layers make of as many captions as they read at once."""
-        if not self._deferred:
+        if not self._reads_ahead:
             yield (lambda index, place: ids[index]), pairs
             return
         pairs = pairs[np.argsort(text_index[pairs], kind="stable")]
@@ -236,7 +236,8 @@ class Engine:
         return self.devices or default_devices()
 
     @property
-    def _deferred(self) -> bool:
+    def _reads_ahead(self) -> bool:
+        """Whether captions are read before they meet a picture."""
         return self.config.joint_encoder.deferred_layers > 0
 
     def warm(self, tokens: TokenTable) -> None:
@@ -247,7 +248,7 @@ class Engine:
         lengths, one = lengths_up_to(self.config.max_text_length), np.zeros(1, np.int64)
         for place, length in product(range(len(self._places)), lengths):
             ids = np.zeros((max(text_batches()), length), np.int32)
-            asked = [np.arange(size) for size in text_batches()] if self._deferred else []
+            asked = [np.arange(size) for size in text_batches()] if self._reads_ahead else []
             readings = [self._reading(ids, rows) for rows in asked]
             for size in pair_batches():
                 for reading in readings:

@@ -57,7 +57,7 @@ def assemble(config: EdjeRun, source: Source | None, workdir: Path) -> Parts:
     if teacher:
         _check_vision(config, teacher, backbone)
     joint, tokenizer, params = _joint_encoder(config, init, teacher, source, workdir)
-    joint = _deferred(joint, config.model)
+    joint = _with_layers_deferred(joint, config.model)
     whole = EdjeConfig(
         backbone.config,
         config.model.adapter.beside(init.config.adapter if init else None),
@@ -222,7 +222,7 @@ def _joint_encoder(
     return shape, folder, {}
 
 
-def _deferred(joint: BertConfig, spec: ModelSpec) -> BertConfig:
+def _with_layers_deferred(joint: BertConfig, spec: ModelSpec) -> BertConfig:
     """With as many deferred layers as the run asks for, if it does."""
     layers, vision = spec.deferred_layers, spec.online_vision
     try:
