@@ -57,6 +57,8 @@ def measured(groups: dict[str, list[Path]], beside: str) -> dict[str, Any]:
     if odd := next((one for one in settings if one != settings[0]), None):
         raise ValueError(f"these were evaluated differently: {settings[0]} and {odd}")
     first = next(iter(every.values()))[0].metrics
+    kind, _, place = settings[0]["data"].partition(":")
+    settings[0]["data"] = f"{kind}:{Path(place).name}"  # Where it lay says nothing elsewhere
     base = {key: first[key]["base"]["R@1"] for key in DIRECTIONS}
     out: dict[str, Any] = {**settings[0], "base": base, "beside": beside, "groups": {}}
     for name, group in every.items():
