@@ -60,7 +60,7 @@ def assemble(config: EdjeRun, source: Source | None, workdir: Path) -> Parts:
     joint = _with_layers_deferred(joint, config.model)
     whole = EdjeConfig(
         backbone.config,
-        config.model.adapter.beside(init.config.adapter if init else None),
+        config.model.adapter.completed_by(init.config.adapter if init else None),
         joint,
         backbone.image,
         config.model.max_text_length or (init.config if init else EdjeConfig).max_text_length,

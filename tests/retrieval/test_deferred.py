@@ -157,7 +157,7 @@ def test_states_take_as_many_bytes_as_tokens(reranker, trained, dtype, tmp_path)
 
 @pytest.mark.slow
 def test_layers_of_a_trained_model_are_deferred_by_distillation_and_searched(trained, tmp_path):
-    """As users do it: `train.py`, `eval.py`'s numbers, an index, a query."""
+    """As users do it: `train.py`, an index, a query."""
     run = tmp_path / "run"
     given = ["--init", trained, "--teacher", trained, "--model.deferred-layers", 1,
              "--loss.hidden-states", 1, "--steps", 5, "--workdir", run]  # fmt: skip

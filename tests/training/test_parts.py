@@ -175,14 +175,14 @@ LOCAL, SMALL = AdapterConfig("local", 0, 32), AdapterConfig("compress", 8, 32)
     ],
 )
 def test_what_a_run_leaves_out_of_its_adapter_is_that_of_init(spec, start, expected):
-    assert spec.beside(start) == expected
+    assert spec.completed_by(start) == expected
 
 
 def test_a_number_of_tokens_is_refused_where_init_compresses_nothing():
     with pytest.raises(
         ValueError, match=r"num-tokens 4: the adapter of --init is local .*compress"
     ):
-        AdapterSpec(num_tokens=4).beside(LOCAL)
+        AdapterSpec(num_tokens=4).completed_by(LOCAL)
     with pytest.raises(ValueError, match=r"--model\.adapter\.num-tokens -1"):
         AdapterSpec("compress", -1)
 
