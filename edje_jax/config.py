@@ -163,6 +163,11 @@ class EdjeConfig:
             return self.backbone.num_vision_tokens
         return self.adapter.num_tokens
 
+    @property
+    def num_positions(self) -> int:
+        """Positions of the longest caption with an image's tokens and the [SEP] behind them."""
+        return self.max_text_length + self.num_tokens + 1
+
 
 # --- runs -----------------------------------------------------------------------------------------
 

@@ -14,6 +14,8 @@ import tokenizers
 from jaxtyping import Int
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from edje_jax.weights.tokenizer import load_tokenizer
+
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _SPACES = re.compile(r"\s+")
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -122,29 +124,6 @@ def pad_rows(
         start = length - len(row) if left else 0
         out[i, start : start + len(row)] = row
     return out
-
-
-def load_tokenizer(folder: str | os.PathLike[str], kind: str = ""):
-    """The Hugging Face tokenizer of a folder, in its fast form.
-
-    `kind` is a model type to assume where the tokenizer's files do not say whose they are; without
-    one the folder's config.json is asked, which in a model folder of ours is another's.
-    """
-    # Late, as transformers takes seconds to import and many callers never tokenise.
-    from transformers import AutoConfig, AutoTokenizer
-    from transformers.utils import logging as hub_logging
-
-    names = ("tokenizer.json", "vocab.txt", "spiece.model", "tokenizer.model", "vocab.json")
-    if not any((Path(folder) / name).exists() for name in names):
-        raise FileNotFoundError(f"{folder}: no tokenizer here; looked for {', '.join(names)}")
-    # It warns about the config.json beside the tokenizer, which is another model's business.
-    verbosity = hub_logging.get_verbosity()
-    hub_logging.set_verbosity_error()
-    try:
-        stated = {"config": AutoConfig.for_model(kind)} if kind else {}
-        return AutoTokenizer.from_pretrained(str(folder), **stated)
-    finally:
-        hub_logging.set_verbosity(verbosity)
 
 
 def train_wordpiece(

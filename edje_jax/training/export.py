@@ -31,7 +31,11 @@ def load_checkpoint(path: Path) -> tuple[Model, str]:
     config = from_dict(EdjeRun, raw)
     parts = assemble(config, None, workdir)
     params = read_params(workdir / "checkpoints" / str(step))
-    model = Model(parts.config, params, parts.backbone, parts.tokenizer, str(path))
+    # A run of an earlier version may have fewer rows of positions than one begins with today.
+    rows = len(params["joint_encoder"]["embeddings"]["position"]["embedding"])
+    joint = dataclasses.replace(parts.config.joint_encoder, max_position_embeddings=rows)
+    whole = dataclasses.replace(parts.config, joint_encoder=joint)
+    model = Model(whole, params, parts.backbone, parts.tokenizer, str(path))
     return model, model_card(model, config)
 
 

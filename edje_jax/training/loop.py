@@ -25,7 +25,7 @@ from edje_jax.training.logs import Log, MetricLog, NoLog
 from edje_jax.training.processes import any_of, is_first, wait_for_all
 from edje_jax.training.steps import Metrics, TrainState
 from edje_jax.types import Batch
-from edje_jax.weights.files import naming, replacing, write_json
+from edje_jax.weights.files import move, naming, replacing, write_json
 
 log = logging.getLogger(__name__)
 
@@ -292,11 +292,11 @@ def whole_folder(target: Path) -> Iterator[Path]:
     if target.exists():
         old = target.with_name(f".{target.name}.old")
         shutil.rmtree(old, ignore_errors=True)
-        target.rename(old)
-        temporary.rename(target)
+        move(target, old)
+        move(temporary, target)
         shutil.rmtree(old)
     else:
-        temporary.rename(target)
+        move(temporary, target)
 
 
 @dataclasses.dataclass

@@ -23,6 +23,7 @@ from edje_jax.weights import bert, edje
 from edje_jax.weights.backbone import Backbone, load_backbone
 from edje_jax.weights.folder import Model, load_model
 from edje_jax.weights.mapping import to_ours, under
+from edje_jax.weights.tokenizer import same_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ def assemble(config: EdjeRun, source: Source | None, workdir: Path) -> Parts:
         backbone.image,
         config.model.max_text_length or (init.config if init else EdjeConfig).max_text_length,
     )
+    whole, params = _with_rows_for_every_position(whole, params)
     if init:
         params = {**_adapter_params(config, init, whole), **params}
     _check_shapes(params, whole, config.init or config.model.joint_encoder)
@@ -115,7 +117,7 @@ def _check_texts(config: EdjeRun, teacher: Model, joint: BertConfig, tokenizer: 
             f"--loss.hidden-states {config.loss.hidden_states}: the teacher's states are"
             f" {theirs} wide and this run's {joint.hidden_size}; set it to 0 to distil logits"
         )
-    if not _same_tokenizer(teacher.tokenizer, tokenizer):
+    if not same_tokenizer(teacher.tokenizer, tokenizer):
         raise ValueError(
             f"--teacher {config.teacher}: its tokenizer is another than this run's, so the two"
             " cannot read the same captions; leave --model.joint-encoder out to use the teacher's"
@@ -235,6 +237,23 @@ def _with_layers_deferred(joint: BertConfig, spec: ModelSpec) -> BertConfig:
         raise ValueError(f"--model.deferred-layers {layers}: {error}") from None
 
 
+def _with_rows_for_every_position(
+    config: EdjeConfig, params: PyTree[np.ndarray]
+) -> tuple[EdjeConfig, PyTree[np.ndarray]]:
+    """Many vision tokens lengthen the position table (published code: 640 rows for 576 tokens)."""
+    joint, rows = config.joint_encoder, config.num_positions
+    if joint.max_position_embeddings >= rows:
+        return config, params
+    joint = dataclasses.replace(joint, max_position_embeddings=rows)
+    flat: dict[str, Any] = dict(flatten_dict(params, sep="/"))
+    if _POSITIONS in flat:
+        flat[_POSITIONS] = bert.lengthened(flat[_POSITIONS], rows)
+    return dataclasses.replace(config, joint_encoder=joint), unflatten_dict(flat, sep="/")
+
+
+_POSITIONS = "joint_encoder/embeddings/position/embedding"
+
+
 def _language_params(language: bert.LanguageModel) -> PyTree[np.ndarray]:
     rules = bert.trunk_rules(language.config)
     if language.has_head:
@@ -254,12 +273,3 @@ def _same_tree(a: PyTree, b: PyTree) -> bool:
     if jax.tree.structure(a) != jax.tree.structure(b):
         return False
     return all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))
-
-
-def _same_tokenizer(a: Path, b: Path) -> bool:
-    def content(folder: Path) -> list[bytes | None]:
-        names = ("tokenizer.json", "vocab.txt")
-        paths = [folder / name for name in names]
-        return [path.read_bytes() if path.exists() else None for path in paths]
-
-    return a == b or content(a) == content(b)

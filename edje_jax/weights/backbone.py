@@ -1,7 +1,6 @@
 """Hugging Face folders of dual encoders: config, parameters, image recipe, tokenizer."""
 
 import dataclasses
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +16,9 @@ from edje_jax.weights import clip, siglip
 from edje_jax.weights.files import open_weights, read_json, write_json, write_safetensors
 from edje_jax.weights.hub import resolve
 from edje_jax.weights.mapping import Rule, to_ours, to_theirs
+from edje_jax.weights.other_formats import other_format
 from edje_jax.weights.preprocessor import recipe_from_preprocessor, recipe_to_preprocessor
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.txt",
-    "spiece.model",
-    "tokenizer.model",
-)
+from edje_jax.weights.tokenizer import copy_tokenizer
 
 
 @dataclass(frozen=True)
@@ -89,7 +81,9 @@ def read_backbone_config(folder: Path) -> tuple[BackboneConfig, ImageRecipe]:
     try:
         raw = read_json(path)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path}: missing; is this a Hugging Face model folder?") from error
+        raise FileNotFoundError(
+            f"{path}: missing; is this a Hugging Face model folder?{other_format(folder)}"
+        ) from error
     tokenizer = folder / "tokenizer_config.json"
     told = read_json(tokenizer) if tokenizer.exists() else {}
     config = _table(raw, path).read_config(raw, str(path), told)
@@ -115,13 +109,6 @@ def save_backbone(
     copy_tokenizer(tokenizer, folder)
     tensors = to_theirs(backbone_rules(config), jax.device_get(params))
     write_safetensors(folder / "model.safetensors", tensors)
-
-
-def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy whatever tokenizer files a folder has."""
-    for name in TOKENIZER_FILES:
-        if (source / name).exists():
-            shutil.copyfile(source / name, target / name)
 
 
 def expected_params(config: BackboneConfig) -> PyTree[jax.ShapeDtypeStruct]:
@@ -166,6 +153,11 @@ def _table(raw: dict[str, Any], path: Path):
             f"{path}: a SigLIP2 NaFlex model, whose pictures keep their shape, is not supported as"
             " a backbone; use one of the fixed-resolution SigLIP2 models (their model_type is"
             " 'siglip')"
+        )
+    if "architecture" in raw and not kind:
+        raise ValueError(
+            f"{path}: in timm's format ({raw['architecture']}), an image tower alone; use the"
+            " SigLIP or CLIP that it was taken from, in Hugging Face's format"
         )
     if kind not in _TABLES:
         raise ValueError(

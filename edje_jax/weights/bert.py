@@ -12,8 +12,11 @@ from edje_jax.config import BertConfig
 from edje_jax.weights.files import BadWeights, open_weights, read_json
 from edje_jax.weights.hub import resolve
 from edje_jax.weights.mapping import Rule, linear, norm, under
+from edje_jax.weights.other_formats import other_format
+from edje_jax.weights.tokenizer import padded_as_tokenized
 
 HEAD_PREFIX = "cls.predictions."
+POSITIONS = "bert.embeddings.position_embeddings.weight"
 
 
 def trunk_rules(config: BertConfig) -> list[Rule]:
@@ -30,7 +33,7 @@ def trunk_rules(config: BertConfig) -> list[Rule]:
     ]
     return [
         Rule("embeddings/word/embedding", "bert.embeddings.word_embeddings.weight"),
-        Rule("embeddings/position/embedding", "bert.embeddings.position_embeddings.weight"),
+        Rule("embeddings/position/embedding", POSITIONS),
         Rule("embeddings/segment/embedding", "bert.embeddings.token_type_embeddings.weight"),
         *norm("embeddings/norm", "bert.embeddings.LayerNorm"),
         *(
@@ -62,6 +65,24 @@ class LanguageModel:
     """Whether the folder had a masked-LM head; else it starts fresh, tied to the word table."""
 
 
+def read_language_config(name: str) -> tuple[Path, BertConfig]:
+    """The folder of a BERT, and its config with the image placeholder's row and the tokenizer's
+    pad id.
+
+    Raises:
+        FileNotFoundError: no such folder or id.
+        ValueError: not a BERT.
+    """
+    folder = resolve(name, "the joint encoder")
+    path = folder / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path}: missing; is this a Hugging Face model folder?{other_format(folder)}"
+        )
+    config = padded_as_tokenized(read_config(read_json(path), str(path)), folder)
+    return folder, dataclasses.replace(config, vocab_size=config.vocab_size + 1)
+
+
 def load_language_model(name: str, seed: int = 0) -> LanguageModel:
     """Read a BERT folder or hub id: with or without the masked-LM head, the `bert.` prefix, or
     the old `gamma` and `beta`. The placeholder's row is drawn from N(0, 0.02).
@@ -71,11 +92,7 @@ def load_language_model(name: str, seed: int = 0) -> LanguageModel:
         BadWeights: the weights are damaged.
         ValueError: not a BERT.
     """
-    folder = resolve(name, "the joint encoder")
-    path = folder / "config.json"
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: missing; is this a Hugging Face model folder?")
-    config = read_config(read_json(path), str(path))
+    folder, config = read_language_config(name)
     tensors = normalise_names(open_weights(folder))
     word = tensors.get("bert.embeddings.word_embeddings.weight")
     if word is None:
@@ -85,8 +102,16 @@ def load_language_model(name: str, seed: int = 0) -> LanguageModel:
     has_head = HEAD_PREFIX + "transform.dense.weight" in tensors
     if has_head:
         tensors[HEAD_PREFIX + "bias"] = np.append(tensors[HEAD_PREFIX + "bias"], np.float32(0))
-    config = dataclasses.replace(config, vocab_size=config.vocab_size + 1)
     return LanguageModel(folder, config, tensors, has_head)
+
+
+def lengthened(table: np.ndarray, rows: int) -> np.ndarray:
+    """A position table of at least `rows` rows: the last one repeated where rows are missing.
+
+    As the published code lengthens BERT's 512 rows for the many vision tokens of a local adapter.
+    """
+    missing = max(rows - len(table), 0)
+    return np.concatenate([table, np.repeat(table[-1:], missing, axis=0)]) if missing else table
 
 
 def normalise_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

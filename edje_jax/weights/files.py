@@ -2,11 +2,13 @@
 
 import errno
 import json
+import logging
 import os
 import re
+import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+
+from edje_jax.weights.other_formats import other_format
+from edje_jax.weights.torch_states import refusal, unwrapped, wrappings
+
+log = logging.getLogger(__name__)
 
 
 class BadWeights(ValueError):
@@ -26,19 +33,49 @@ def open_weights(folder: str | os.PathLike[str]) -> Mapping[str, np.ndarray]:
     Raises:
         BadWeights: nothing there, a shard is missing, or a file is damaged.
     """
-    folder = Path(folder)
-    if (index := folder / "model.safetensors.index.json").exists():
-        return Safetensors(_shards(index))
-    if (single := folder / "model.safetensors").exists():
-        return Safetensors([single])
-    if (index := folder / "pytorch_model.bin.index.json").exists():
-        return {k: v for shard in _shards(index) for k, v in read_torch(shard).items()}
-    if (single := folder / "pytorch_model.bin").exists():
-        return read_torch(single)
+    paths = [path for path in weight_files(Path(folder)) if path.suffix != ".json"]
+    if paths[0].suffix == ".safetensors":
+        return Safetensors(paths)
+    return {name: value for path in paths for name, value in read_torch(path).items()}
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of the one set of weights that a folder is read from.
+
+    `model.safetensors` goes before `pytorch_model.bin`, and a whole file before shards, as in
+    transformers. Shards come behind their index. What is incomplete, or an index of no use, is
+    passed over and told in a log line.
+
+    Raises:
+        BadWeights: there is none, or none is complete.
+    """
+    lacking = []
+    for paths in _sets(folder):
+        if missing := [path for path in paths if not path.exists()]:
+            lacking.append(missing[0])
+            continue
+        for shard in lacking:
+            log.warning("%s: this shard is missing; %s is read instead", shard, paths[0].name)
+        stale = paths[0].with_name(f"{paths[0].name}.index.json")
+        if stale.exists():
+            log.warning("%s: passed over, as the whole %s lies beside it", stale, paths[0].name)
+        return paths
+    if lacking:
+        raise BadWeights(f"{lacking[0]}: this shard is missing; fetch the model again")
     raise BadWeights(
-        f"{folder}: no weights here; looked for model.safetensors and pytorch_model.bin,"
-        " whole or sharded"
+        f"{folder}: no weights here; looked for model.safetensors and pytorch_model.bin, whole or"
+        f" sharded{other_format(folder)}"
     )
+
+
+def _sets(folder: Path) -> Iterator[list[Path]]:
+    """Every set of weights that a folder names, the preferred one first."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        whole, index = folder / name, folder / f"{name}.index.json"
+        if whole.exists():
+            yield [whole]
+        if index.exists():
+            yield [index, *_shards(index)]
 
 
 class Safetensors(Mapping[str, np.ndarray]):
@@ -51,8 +88,6 @@ class Safetensors(Mapping[str, np.ndarray]):
     def __init__(self, paths: list[Path]):
         self._where: dict[str, tuple[np.memmap, dict[str, Any]]] = {}
         for path in paths:
-            if not path.exists():
-                raise BadWeights(f"{path}: this shard is missing; fetch the model again")
             for name, entry in _entries(path).items():
                 self._where[name] = entry
 
@@ -75,6 +110,7 @@ class Safetensors(Mapping[str, np.ndarray]):
 
 def _entries(path: Path) -> dict[str, tuple[np.memmap, dict[str, Any]]]:
     """Name -> the mapped data of a file and the header's entry, checked by safetensors itself."""
+    _check_pointer(path)
     try:
         safe_open(str(path), framework="numpy")
     except (SafetensorError, OSError) as error:
@@ -110,7 +146,7 @@ _DTYPES = {
 
 
 def read_torch(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a torch file; {"model": ...} is unwrapped.
+    """The tensors of a torch file; see `tensors_of`.
 
     Raises:
         BadWeights: see `open_torch`.
@@ -132,42 +168,51 @@ def open_torch(path: Path) -> Any:
         ) from error
     if not path.exists():
         raise BadWeights(f"{path}: no such file")
+    _check_pointer(path)
     try:
         # Files of before 2020 are no zip archives and cannot be mapped.
         mapped = zipfile.is_zipfile(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise BadWeights(
-            f"{path}: damaged, or not a plain file of tensors; nothing in it was run ({reason})"
+            f"{path}: damaged, or not a plain file of tensors; nothing in it was run"
+            f" ({refusal(error)})"
         ) from error
 
 
 def tensors_of(loaded: Any, source: str) -> dict[str, np.ndarray]:
     """The tensors of a loaded torch file, as float32 where they are floats.
 
+    They are those of the innermost of `wrappings`, under the names that they had before a model
+    was wrapped for training.
+
     Raises:
-        BadWeights: it does not hold tensors by name.
+        BadWeights: it does not hold tensors by name, or two of one name.
     """
     import torch
 
-    if isinstance(loaded, dict):
-        loaded = loaded.get("model", loaded)
-    if not isinstance(loaded, dict):
+    *_, state = None, *wrappings(loaded)
+    if state is None:
         raise BadWeights(f"{source}: holds a {type(loaded).__name__}, not tensors by name")
-    return {
-        name: (value.float() if value.is_floating_point() else value).numpy()
-        for name, value in loaded.items()
-        if isinstance(value, torch.Tensor)
-    }
+    out: dict[str, np.ndarray] = {}
+    for name, value in state.items():
+        if not isinstance(value, torch.Tensor):
+            continue
+        name, value = unwrapped(name), value.detach()
+        if name in out:
+            raise BadWeights(f"{source}: holds {name} twice, once wrapped; save one model alone")
+        out[name] = (value.float() if value.is_floating_point() else value).numpy()
+    return out
 
 
 def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
     """Write through a temporary name, so that a file with this name is always whole."""
     with replacing(path) as temporary:
         save_file(tensors, str(temporary), metadata={"format": "pt"})
-        # safetensors lets nobody but the owner read; a model is shared like any other file.
-        temporary.chmod(path.parent.stat().st_mode & 0o644)
+        # safetensors lets nobody but the owner read; a model is shared like any other file. Mounts
+        # of buckets know no modes.
+        with suppress(OSError):
+            temporary.chmod(path.parent.stat().st_mode & 0o644)
 
 
 def write_json(path: Path, value: object) -> None:
@@ -188,10 +233,54 @@ def replacing(path: Path) -> Iterator[Path]:
     with naming(path):
         try:
             yield temporary
-            os.replace(temporary, path)
+            move(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename a file or a folder; copy it where that cannot be done, as on some mounts of buckets.
+
+    A copied folder has its config.json last, without which it is no model folder.
+
+    Raises:
+        OSError: neither worked.
+    """
+    try:
+        os.replace(source, target)
+        return
+    except OSError as error:
+        if error.errno not in _NO_RENAMING:
+            raise
+    try:
+        _copy(source, target)
+    except BaseException:
+        _remove(target)
+        raise
+    _remove(source)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.is_file():
+        shutil.copyfile(source, target)
+        return
+    for path in sorted(source.rglob("*"), key=lambda path: path == source / "config.json"):
+        copy = target / path.relative_to(source)
+        (copy if path.is_dir() else copy.parent).mkdir(parents=True, exist_ok=True)
+        if path.is_file():
+            shutil.copyfile(path, copy)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+_NO_RENAMING = (errno.EXDEV, errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def is_abandoned(temporary: Path) -> bool:
@@ -242,8 +331,24 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _shards(index: Path) -> list[Path]:
-    """The files that an index names."""
+    """The files that an index names, which lie beside it."""
     names = read_json(index).get("weight_map")
-    if not isinstance(names, dict):
+    if not isinstance(names, dict) or not names:
         raise BadWeights(f'{index}: has no "weight_map" of shards; fetch the model again')
+    for name in names.values():
+        if not isinstance(name, str) or Path(name).name != name:
+            raise BadWeights(f"{index}: {name!r} is no name of a shard; fetch the model again")
     return [index.parent / name for name in sorted(set(names.values()))]
+
+
+def _check_pointer(path: Path) -> None:
+    """
+    Raises:
+        BadWeights: the file is what Git keeps in the place of a large one.
+    """
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise BadWeights(f"{path}: a pointer of Git LFS, not the weights; run git lfs pull")
+
+
+_POINTER = b"version https://git-lfs"

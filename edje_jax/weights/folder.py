@@ -17,20 +17,17 @@ from jaxtyping import PyTree
 
 from edje_jax.config import AdapterConfig, EdjeConfig
 from edje_jax.weights import bert, edje
-from edje_jax.weights.backbone import (
-    Backbone,
-    backbone_rules,
-    copy_tokenizer,
-    load_backbone,
-)
+from edje_jax.weights.backbone import Backbone, backbone_rules, load_backbone
 from edje_jax.weights.files import (
     open_weights,
     read_json,
+    weight_files,
     write_json,
     write_safetensors,
 )
 from edje_jax.weights.hub import resolve
 from edje_jax.weights.mapping import to_theirs
+from edje_jax.weights.tokenizer import copy_joint_tokenizer, copy_tokenizer, padded_as_tokenized
 
 EXPORT = Path(__file__).parent / "export"
 modeling_edje = EXPORT / "modeling_edje.py"
@@ -68,6 +65,7 @@ def load_model(name: str) -> Model:
     folder = model_folder(name)
     raw = read_model_config(folder)
     joint = bert.read_config(raw["joint_encoder"], str(folder / "config.json"))
+    joint = padded_as_tokenized(joint, folder)
     adapter = AdapterConfig(**raw["adapter"])
     inside = folder / str(raw["backbone"])
     backbone = load_backbone(str(inside) if inside.is_dir() else raw["backbone"])
@@ -123,9 +121,9 @@ def read_model_config(folder: Path) -> dict[str, Any]:
 
 def save_model(folder: Path, model: Model, card: str) -> None:
     """Write a model folder into an existing empty folder; the config goes last."""
-    copy_tokenizer(model.tokenizer, folder)
+    copy_joint_tokenizer(model.tokenizer, folder)
     copy_backbone(model.backbone, folder / "backbone")
-    (folder / "README.md").write_text(card)
+    (folder / "README.md").write_text(card, "utf-8")
     tensors = to_theirs(edje.rules(model.config), jax.device_get(model.params))
     write_safetensors(folder / "model.safetensors", tensors)
     for code in (modeling_edje, cross_encoder):
@@ -162,17 +160,21 @@ def save_model(folder: Path, model: Model, card: str) -> None:
 
 
 def copy_backbone(backbone: Backbone, target: Path) -> None:
-    """Copy a backbone's own files and nothing else that lies beside them."""
+    """Copy what a backbone is read from and nothing else that lies beside it.
+
+    Torch's files, and weights that are not the folder's, are written as safetensors: who loads the
+    model needs no PyTorch.
+    """
     target.mkdir(exist_ok=True)
     source = backbone.folder
     names = ("config.json", "preprocessor_config.json", "processor_config.json")
-    paths = [source / name for name in names]
-    if backbone.from_folder:
-        paths += [*source.glob("*.safetensors*"), *source.glob("pytorch_model*.bin*")]
+    paths = [source / name for name in names if (source / name).exists()]
+    weights = weight_files(source) if backbone.from_folder else []
+    if weights and weights[-1].suffix == ".safetensors":
+        paths += weights
     else:
-        tensors = to_theirs(backbone_rules(backbone.config), backbone.params)
+        tensors = to_theirs(backbone_rules(backbone.config), jax.device_get(backbone.params))
         write_safetensors(target / "model.safetensors", tensors)
     for path in paths:
-        if path.exists():
-            shutil.copyfile(path, target / path.name)
+        shutil.copyfile(path, target / path.name)
     copy_tokenizer(source, target)

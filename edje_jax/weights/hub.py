@@ -1,9 +1,12 @@
 """A folder on disk or a hub id -> a folder on disk."""
 
 import os
+import re
 from pathlib import Path
 
 _FILES = ("*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*.md", "*.py")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_FILE = re.compile(r"\.(pth|pt|bin|npz|ckpt|safetensors|msgpack|h5|onnx|json|tar|zip|gz)$")
 
 
 def resolve(name: str | os.PathLike[str], what: str) -> Path:
@@ -17,18 +20,42 @@ def resolve(name: str | os.PathLike[str], what: str) -> Path:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
-    text = str(name)
-    looks_local = os.path.isabs(text) or text.startswith((".", "~")) or text.count("/") != 1
-    if not looks_local:
-        # Late: most runs name folders, and this pulls in an HTTP client.
-        from huggingface_hub import snapshot_download
+    if folder.is_file():
+        raise FileNotFoundError(
+            f"{name}: {what} is a file; give the folder with config.json and the weights that it"
+            f" belongs to, or make one of a published .pth: edje convert {name} model/ --to edje"
+        )
+    if not is_hub_id(str(name)):
+        raise FileNotFoundError(f"{name}: {what}: no such folder")
+    # Late: most runs name folders, and this pulls in an HTTP client.
+    from huggingface_hub import snapshot_download
 
-        try:
-            return Path(snapshot_download(str(name), allow_patterns=list(_FILES)))
-        except Exception as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-            raise FileNotFoundError(
-                f"{name}: {what} is neither a folder here nor a hub id that can be fetched"
-                f" ({type(error).__name__}: {reason})"
-            ) from error
-    raise FileNotFoundError(f"{name}: {what}: no such folder")
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=list(_FILES)))
+    except Exception as error:
+        raise FileNotFoundError(
+            f"{name}: {what} is neither a folder here nor a hub id that can be fetched"
+            f" ({_reason(error)})"
+        ) from error
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name can be a hub id: OWNER/NAME, or NAME alone as of bert-base-uncased."""
+    return bool(_HUB_ID.fullmatch(name)) and not _FILE.search(name)
+
+
+def _reason(error: Exception) -> str:
+    """Why the hub's library has no folder for an id."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    if not isinstance(error, LocalEntryNotFoundError):
+        return f"{type(error).__name__}: {first_line(error)}"
+    hub = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
+    return f"it is not in the cache {constants.HF_HUB_CACHE}, and {hub}"
+
+
+def first_line(error: Exception) -> str:
+    """What another library says of a failure, in one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

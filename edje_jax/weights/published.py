@@ -14,8 +14,11 @@ from edje_jax.weights.backbone import Backbone, backbone_rules, expected_params,
 from edje_jax.weights.files import BadWeights, open_torch, replacing, tensors_of
 from edje_jax.weights.folder import Model
 from edje_jax.weights.mapping import to_ours, to_theirs
+from edje_jax.weights.torch_states import wrappings
 
 _TOWER, _WHOLE = "vision_encoder.", "clip."
+_POSITIONS = "language_model." + bert.POSITIONS
+_LONGEST_TEXT, _BERT_POSITIONS = 64, 512
 
 
 def load_published(path: str, backbone: str = "", language_model: str = "") -> Model:
@@ -31,20 +34,24 @@ def load_published(path: str, backbone: str = "", language_model: str = "") -> M
     """
     whole = open_torch(Path(path))
     tensors = modern_names(tensors_of(whole, path))
-    stated = whole.get("config", {}) if isinstance(whole, dict) else {}
-    language = bert.load_language_model(
+    stated = next((d["config"] for d in wrappings(whole) if isinstance(d.get("config"), dict)), {})
+    tokenizer, joint = bert.read_language_config(
         language_model or _stated(stated, "language_model_path", "--language-model", path)
     )
+    if (table := tensors.get(_POSITIONS)) is not None:
+        # The rows that are stored count, which may be more than the language model has.
+        joint = dataclasses.replace(joint, max_position_embeddings=len(table))
     dual = load_backbone(backbone or _stated(stated, "siglip_path", "--backbone", path))
     dual = _carried(dual, tensors, path)
     adapter = edje.adapter_config(tensors, path)
-    config = EdjeConfig(dual.config, adapter, language.config, dual.image)
+    config = EdjeConfig(dual.config, adapter, joint, dual.image)
     params = edje.read_params(tensors, config, path)
-    return Model(config, params, dual, language.folder, path)
+    return Model(config, params, dual, tokenizer, path)
 
 
 def save_published(path: Path, model: Model) -> None:
-    """Write a model as the published code saves it: frozen towers and repeated tensors included.
+    """Write a model as the published code saves it: frozen towers and repeated tensors included,
+    and a row for every position where those are more than a BERT's.
 
     Raises:
         ValueError: the model has deferred layers or attended vision, which the published code
@@ -63,13 +70,16 @@ def save_published(path: Path, model: Model) -> None:
         )
     params, backbone_params = jax.device_get((model.params, model.backbone.params))
     tensors = to_theirs(edje.rules(model.config), params)
-    tensors |= {name: tensors[same] for name, same in edje.REPEATED.items()}
+    if (rows := _LONGEST_TEXT + model.config.num_tokens) > _BERT_POSITIONS:
+        tensors[_POSITIONS] = bert.lengthened(tensors[_POSITIONS], rows)
     towers = to_theirs(backbone_rules(model.backbone.config), backbone_params)
-    for name, value in towers.items():
-        tensors[_WHOLE + name] = value
-        if name.startswith("vision_model."):
-            tensors[_TOWER + name.removeprefix("vision_model.")] = value
+    tensors |= {_WHOLE + name: value for name, value in towers.items()}
     state = {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}
+    # What repeats another tensor shares its memory, and its place in the file.
+    state |= {name: state[same] for name, same in edje.REPEATED.items()}
+    for name in towers:
+        if name.startswith("vision_model."):
+            state[_TOWER + name.removeprefix("vision_model.")] = state[_WHOLE + name]
     with replacing(path) as temporary:
         torch.save({"model": state}, temporary)
 

@@ -12,9 +12,11 @@ from safetensors.numpy import load_file
 from edje_jax.cli.convert import convert
 from edje_jax.cli.edje import main
 from edje_jax.cli.program import UsageError
+from edje_jax.config import EdjeConfig
 from edje_jax.retrieval.reranker import Reranker
 from edje_jax.training.checkpoint import CheckpointError
 from edje_jax.weights.files import BadWeights
+from edje_jax.weights.folder import load_model
 from edje_jax.weights.mapping import WeightMismatch
 
 TINY = Path(__file__).parents[1] / "goldens" / "reference_tiny"
@@ -90,6 +92,17 @@ def test_a_training_checkpoint_is_the_model_that_the_run_exported(trained, tmp_p
         ours, theirs = (load_file(f / "model.safetensors") for f in (out, trained / "model"))
         assert ours.keys() == theirs.keys()
         assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_checkpoint_keeps_the_rows_of_positions_that_it_has(trained, tmp_path, monkeypatch):
+    """As one of an earlier version, which lengthened no table."""
+    rows = load_model(str(trained)).config.joint_encoder.max_position_embeddings
+    monkeypatch.setattr(EdjeConfig, "num_positions", property(lambda config: rows + 10))
+    convert(str(trained), str(tmp_path / "model"), "edje")
+    model = load_model(str(tmp_path / "model"))
+    assert model.config.joint_encoder.max_position_embeddings == rows
+    table = model.params["joint_encoder"]["embeddings"]["position"]["embedding"]
+    assert len(table) == rows
 
 
 def test_what_it_refuses(trained, tmp_path):

@@ -1,7 +1,12 @@
 """Files of tensors: what is damaged, missing or hostile is refused with its name."""
 
+import argparse
+import errno
 import json
+import os
 import pickle
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +18,12 @@ from edje_jax.weights.backbone import read_backbone_config
 from edje_jax.weights.bert import load_language_model
 from edje_jax.weights.files import (
     BadWeights,
+    move,
     open_weights,
     read_json,
     read_torch,
+    replacing,
+    weight_files,
     write_json,
     write_safetensors,
 )
@@ -94,6 +102,135 @@ def test_what_is_written_is_whole_and_readable_by_torch(tmp_path):
     }
 
 
+# --- what trainers wrap around a model ------------------------------------------------------------
+
+
+def renamed(prefix: str) -> dict[str, torch.Tensor]:
+    return {prefix + name: value for name, value in TENSORS.items()}
+
+
+WRAPPED = {
+    "DDP": {"model": renamed("module.")},
+    "torch.compile": {"model": renamed("_orig_mod.")},
+    "both": {"model": renamed("_orig_mod.module.")},
+    "compiled inside": {"model": {"a": TENSORS["a"], "b._orig_mod.c": TENSORS["b.c"]}},
+    "FSDP": {"model": renamed("_fsdp_wrapped_module.")},
+    "bare": renamed("module."),
+    "state_dict": {"state_dict": TENSORS, "epoch": 3},
+    "model_state_dict": {"model_state_dict": TENSORS, "optimizer": {"state": {0: torch.ones(2)}}},
+    "DeepSpeed": {"module": TENSORS, "dp_world_size": 8},
+    "Lightning": {"state_dict": renamed("model."), "pytorch-lightning_version": "2.5"},
+    "nested": {"model": {"state_dict": renamed("model._orig_mod.module.")}},
+    "parameters": {"model": {name: torch.nn.Parameter(v) for name, v in TENSORS.items()}},
+}
+
+
+@pytest.mark.parametrize("trainer", WRAPPED)
+def test_tensors_have_the_names_that_they_had_before_a_trainer_wrapped_them(trainer, tmp_path):
+    torch.save(WRAPPED[trainer], tmp_path / "a.pth")
+    assert_equal(read_torch(tmp_path / "a.pth"))
+
+
+def test_two_models_under_one_name_are_refused(tmp_path):
+    torch.save({"model": TENSORS | renamed("module.")}, tmp_path / "a.pth")
+    with pytest.raises(BadWeights, match=r"a\.pth: holds a twice, once wrapped; save one model al"):
+        read_torch(tmp_path / "a.pth")
+
+
+# --- several sets of weights in one folder --------------------------------------------------------
+
+OTHERS = {name: value + 1 for name, value in TENSORS.items()}
+STALE = {"metadata": {}, "weight_map": {"a": "model-00001-of-00002.safetensors"}}
+
+
+@pytest.mark.parametrize("index", [json.dumps(STALE), "not JSON"])
+def test_an_index_beside_a_whole_file_is_passed_over_and_told(index, tmp_path, caplog):
+    FORMS["safetensors"](tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    assert weight_files(tmp_path) == [tmp_path / "model.safetensors"]
+    assert_equal(open_weights(tmp_path))
+    assert (
+        f"{tmp_path / 'model.safetensors.index.json'}: passed over, as the whole model.safetensors"
+        " lies beside it" in caplog.text
+    )
+
+
+def test_shards_come_with_their_index(tmp_path, caplog):
+    write_sharded(tmp_path)
+    torch.save(OTHERS, tmp_path / "pytorch_model.bin")
+    names = [path.name for path in weight_files(tmp_path)]
+    shards = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    assert names == ["model.safetensors.index.json", *shards]
+    assert_equal(open_weights(tmp_path))
+    assert not caplog.text
+
+
+def test_a_set_that_lacks_a_shard_gives_way_to_one_that_is_whole(tmp_path, caplog):
+    write_sharded(tmp_path)
+    missing = tmp_path / "model-00002-of-00002.safetensors"
+    missing.unlink()
+    torch.save(TENSORS, tmp_path / "pytorch_model.bin")
+    assert_equal(open_weights(tmp_path))
+    assert f"{missing}: this shard is missing; pytorch_model.bin is read instead" in caplog.text
+
+
+# --- file systems that refuse ---------------------------------------------------------------------
+
+
+def refuse(number: int):
+    def call(*args, **kwargs):
+        raise OSError(number, os.strerror(number))
+
+    return call
+
+
+@pytest.mark.parametrize("call", ["chmod", "chown", "utime", "link", "fsync"])
+def test_a_file_is_written_where_modes_and_owners_cannot_be_set(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, call, refuse(errno.EPERM))
+    write_safetensors(tmp_path / "model.safetensors", {"a": np.ones(2, np.float32)})
+    write_json(tmp_path / "config.json", {"k": 1})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    np.testing.assert_array_equal(open_weights(tmp_path)["a"], [1, 1])
+
+
+@pytest.mark.parametrize("number", [errno.EXDEV, errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_what_cannot_be_renamed_is_copied(number, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "replace", refuse(number))
+    with replacing(tmp_path / "a.txt") as temporary:
+        temporary.write_text("x")
+    (tmp_path / "from" / "inner").mkdir(parents=True)
+    for name in ("config.json", "inner/b.txt"):
+        (tmp_path / "from" / name).write_text(name)
+    move(tmp_path / "from", tmp_path / "to")
+    found = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+    assert found == {"a.txt", "to/config.json", "to/inner/b.txt"}
+    assert (tmp_path / "to" / "inner" / "b.txt").read_text() == "inner/b.txt"
+
+
+def test_half_a_copy_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "replace", refuse(errno.ENOSYS))
+    (tmp_path / "from").mkdir()
+    (tmp_path / "from" / "a.txt").write_text("x")
+
+    def fail(source, target):
+        Path(target).write_text("ha")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(shutil, "copyfile", fail)
+    with pytest.raises(OSError, match="No space left"):
+        move(tmp_path / "from", tmp_path / "to")
+    with pytest.raises(OSError, match="No space left"), replacing(tmp_path / "b.txt") as temporary:
+        temporary.write_text("x")
+    assert [path.name for path in tmp_path.iterdir()] == ["from"]
+
+
+def test_a_disk_that_is_full_is_not_copied_to(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "replace", refuse(errno.ENOSPC))
+    with pytest.raises(OSError, match="No space left"), replacing(tmp_path / "a.txt") as temporary:
+        temporary.write_text("x")
+    assert not list(tmp_path.iterdir())
+
+
 # --- refused --------------------------------------------------------------------------------------
 
 
@@ -102,6 +239,37 @@ def test_an_empty_folder(tmp_path):
         BadWeights,
         match=rf"{tmp_path}: no weights here; looked for model\.safetensors and pytorch_model\.bin",
     ):
+        open_weights(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("open_clip_model.safetensors", r"in open_clip's \(OpenCLIP's\) format: take the transfor"),
+        ("open_clip_pytorch_model.bin", r"in open_clip's \(OpenCLIP's\) format: take the transfor"),
+        ("siglip_l.npz", "in big_vision's format: take the transformers version of the same weig"),
+        ("tf_model.h5", "in TensorFlow's format: open it with a transformers older than 5, and s"),
+        ("flax_model.msgpack", "in Flax's format: open it with a transformers older than 5"),
+        ("adapter_model.safetensors", "a LoRA adapter: merge it into its model"),
+        ("weights.safetensors", "not called so: call it model.safetensors if it is the whole mod"),
+        ("ViT-L-14.pt", "a single file of PyTorch: take the transformers version"),
+    ],
+)
+def test_weights_of_another_library_are_told_apart(name, message, tmp_path):
+    (tmp_path / name).touch()
+    with pytest.raises(BadWeights, match=rf"no weights here; looked for .* \({name} is {message}"):
+        open_weights(tmp_path)
+    for read in (read_backbone_config, load_language_model):
+        with pytest.raises(
+            FileNotFoundError, match=rf"config\.json: missing; .*{name} is {message}"
+        ):
+            read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_pointer_of_git_lfs(name, tmp_path):
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9")
+    with pytest.raises(BadWeights, match=rf"{name}: a pointer of Git LFS, .*; run git lfs pull"):
         open_weights(tmp_path)
 
 
@@ -143,7 +311,7 @@ def test_a_missing_shard(tmp_path):
 def test_a_missing_torch_shard(tmp_path):
     write_sharded_torch(tmp_path)
     (tmp_path / "pytorch_model-00001-of-00002.bin").unlink()
-    with pytest.raises(BadWeights, match=r"pytorch_model-00001-of-00002\.bin: no such file"):
+    with pytest.raises(BadWeights, match=r"pytorch_model-00001-of-00002\.bin: this shard is miss"):
         open_weights(tmp_path)
 
 
@@ -154,6 +322,11 @@ def test_a_missing_torch_shard(tmp_path):
         ("\ufeff", "not valid JSON"),
         ("[1]", r"expected a JSON object, got \[1\]"),
         ("{}", 'has no "weight_map" of shards; fetch the model again'),
+        (
+            '{"weight_map": {"a": "../b.safetensors"}}',
+            "'../b.safetensors' is no name of a shard; f",
+        ),
+        ('{"weight_map": {"a": 1}}', "1 is no name of a shard; fetch the model again"),
     ],
 )
 def test_an_index_that_is_none(index, message, tmp_path):
@@ -202,6 +375,32 @@ def test_a_pickle_that_wants_to_run_code_is_refused_and_runs_none(write, tmp_pat
     # The bomb is live: a plain load would have set it off.
     torch.load(path, weights_only=False) if write is torch.save else pickle.loads(path.read_bytes())
     assert target.exists()
+
+
+@pytest.mark.parametrize(
+    "extra, named",
+    [
+        (argparse.Namespace(lr=1), "argparse.Namespace"),
+        (np.float64(0.5), "numpy"),
+        (Path("runs"), "pathlib"),
+    ],
+)
+def test_what_is_no_tensor_is_named_with_a_remedy_of_our_own(extra, named, tmp_path):
+    torch.save({"model": TENSORS, "args": extra}, tmp_path / "a.pth")
+    with pytest.raises(BadWeights) as caught:
+        read_torch(tmp_path / "a.pth")
+    message = str(caught.value)
+    assert re.search(
+        rf"nothing in it was run \(it holds {named}\S*, which is no tensor; save ", message
+    )
+    assert message.isprintable() and "weights_only" not in message
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch's, of TorchScript's age
+def test_a_torchscript_archive(tmp_path):
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "ViT-B-32.pt")
+    with pytest.raises(BadWeights, match="it is a TorchScript archive; save the weights alone, as"):
+        read_torch(tmp_path / "ViT-B-32.pt")
 
 
 @pytest.mark.parametrize("value, kind", [(torch.ones(2), "Tensor"), ([torch.ones(2)], "list")])

@@ -1,7 +1,9 @@
 """The model folder: saved and loaded it is the same model, and a wrong folder is told apart."""
 
+import errno
 import functools
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -14,11 +16,13 @@ from safetensors.numpy import save_file
 from edje_jax.config import EdjeConfig
 from edje_jax.models.edje import Edje
 from edje_jax.models.siglip import Siglip
+from edje_jax.training.loop import whole_folder
+from edje_jax.weights.backbone import load_backbone
 from edje_jax.weights.bert import load_language_model
-from edje_jax.weights.files import BadWeights, Safetensors
+from edje_jax.weights.files import BadWeights, Safetensors, write_json
 from edje_jax.weights.folder import Model, load_model, save_model
 from edje_jax.weights.mapping import WeightMismatch
-from edje_jax.weights.published import load_published
+from edje_jax.weights.published import load_published, save_published
 
 TINY = Path(__file__).parents[1] / "goldens" / "reference_tiny"
 KINDS = ("local", "compressed")
@@ -129,6 +133,81 @@ def test_the_backbone_is_copied_as_it_is_and_nothing_beside_it(tmp_path):
         assert path.read_bytes() == (TINY / "siglip" / path.name).read_bytes(), path.name
 
 
+def with_towers_of(source: Path, tmp_path: Path) -> Model:
+    """The local checkpoint, whose frozen towers are those of a folder."""
+    checkpoint = torch.load(TINY / "local.pth", weights_only=True)["model"]
+    towers = ("clip.", "vision_encoder.")
+    trained = {name: value for name, value in checkpoint.items() if not name.startswith(towers)}
+    torch.save({"model": trained}, tmp_path / "trained.pth")
+    return load_published(str(tmp_path / "trained.pth"), str(source), str(TINY / "bert"))
+
+
+def in_every_format(folder: Path) -> None:
+    """The whole file and two of other formats."""
+    tensors = {n: torch.tensor(v) for n, v in Safetensors([folder / "model.safetensors"]).items()}
+    torch.save(tensors, folder / "pytorch_model.bin")
+    for name in ("tf_model.h5", "open_clip_model.safetensors", "model.safetensors.index.json"):
+        (folder / name).write_text("{}")
+
+
+def in_shards(folder: Path) -> None:
+    """Shards, and a whole file of torch."""
+    tensors = dict(Safetensors([folder / "model.safetensors"]))
+    torch.save({name: torch.zeros(1) for name in tensors}, folder / "pytorch_model.bin")
+    names, where = sorted(tensors), {}
+    for i, part in enumerate((names[::2], names[1::2]), start=1):
+        shard = f"model-0000{i}-of-00002.safetensors"
+        save_file({n: np.array(tensors[n]) for n in part}, folder / shard, {"format": "pt"})
+        where |= dict.fromkeys(part, shard)
+    write_json(folder / "model.safetensors.index.json", {"weight_map": where})
+    (folder / "model.safetensors").unlink()
+
+
+def of_torch_alone(folder: Path) -> None:
+    in_every_format(folder)
+    for name in ("model.safetensors", "model.safetensors.index.json"):
+        (folder / name).unlink()
+
+
+WHOLE = {"model.safetensors"}
+SHARDS = {"model.safetensors.index.json"} | {f"model-0000{i}-of-00002.safetensors" for i in (1, 2)}
+
+
+@pytest.mark.parametrize(
+    "store, kept", [(in_every_format, WHOLE), (in_shards, SHARDS), (of_torch_alone, WHOLE)]
+)
+def test_one_set_of_weights_is_kept_and_needs_no_torch(store, kept, tmp_path):
+    source, folder = tmp_path / "siglip", tmp_path / "model"
+    shutil.copytree(TINY / "siglip", source)
+    store(source)
+    folder.mkdir()
+    save_model(folder, with_towers_of(source, tmp_path), "")
+    settings = {path.name for path in (TINY / "siglip").iterdir()} - WHOLE
+    assert {path.name for path in (folder / "backbone").iterdir()} - settings == kept
+    plain = load_backbone(str(TINY / "siglip"))
+    assert_same(load_backbone(str(folder / "backbone")).params, plain.params)
+
+
+def test_a_model_is_written_where_nothing_can_be_renamed_and_no_mode_set(tmp_path, monkeypatch):
+    """As on a mounted bucket."""
+
+    def refuse(*args, **kwargs):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    for name in ("chmod", "chown", "utime", "link", "replace", "rename", "fsync"):
+        monkeypatch.setattr(os, name, refuse)
+    for name in ("copystat", "copymode", "copy2"):
+        monkeypatch.setattr(shutil, name, refuse)
+    target = tmp_path / "runs" / "model"
+    for _ in range(2):  # The second time in the place of the first
+        with whole_folder(target) as folder:
+            save_model(folder, published("local"), "")
+    assert_same(load_model(str(target)).params, published("local").params)
+    assert [path.name for path in target.parent.iterdir()] == ["model"]
+    save_published(tmp_path / "back.pth", published("local"))
+    assert (tmp_path / "back.pth").exists()
+
+
 def test_a_backbone_that_the_checkpoint_carries_is_the_one_that_is_saved(tmp_path):
     checkpoint = torch.load(TINY / "local.pth", weights_only=True)
     name = "clip.vision_model.post_layernorm.weight"
@@ -189,6 +268,12 @@ def test_a_language_model_given_as_the_backbone(folder):
         ValueError, match=r"bert/config\.json: model_type 'bert' is not supported as a backbone"
     ):
         load_published(str(TINY / "local.pth"), str(TINY / "bert"), str(TINY / "bert"))
+
+
+def test_an_image_tower_of_timm_is_refused(folder):
+    (folder / "backbone" / "config.json").write_text('{"architecture": "vit_base_patch16_siglip"}')
+    with pytest.raises(ValueError, match=r"in timm's format \(vit_base_patch16_siglip\), an image"):
+        load_model(str(folder))
 
 
 def test_a_naflex_backbone_is_refused(folder):
@@ -277,7 +362,9 @@ def test_a_backbone_that_is_a_hub_id_out_of_reach(folder):
         load_model(str(folder))
 
 
-@pytest.mark.parametrize("name", ["nobody", "./nobody/x", "/no/such/folder", "~/no/such/folder"])
+@pytest.mark.parametrize(
+    "name", ["./nobody", "./nobody/x", "/no/such/folder", "~/no/such/folder", "a/b/c", "x/edje.pth"]
+)
 def test_a_name_that_cannot_be_a_hub_id_is_not_looked_up(name):
     with pytest.raises(FileNotFoundError, match=f"{name}: the model: no such folder$"):
         load_model(name)

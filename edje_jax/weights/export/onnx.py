@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edje_jax.weights.backbone import copy_tokenizer
 from edje_jax.weights.export.modeling_edje import EdjeModel
+from edje_jax.weights.files import move
 from edje_jax.weights.folder import read_model_config
+from edje_jax.weights.tokenizer import copy_tokenizer
 
 PRECISIONS = {"": torch.float32, "-fp16": torch.float16}
 """What a file's name ends in -> dtype of its weights, pixels and tokens; logits are float32."""
@@ -176,7 +177,8 @@ def _export(graph: Graph, path: Path) -> None:
         external_data=size >= _LARGEST,
         verbose=False,
     )
-    temporary.replace(path)
+    if temporary != path:
+        move(temporary, path)
 
 
 def run(path: Path, **inputs: np.ndarray) -> list[np.ndarray]:

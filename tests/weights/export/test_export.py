@@ -136,13 +136,24 @@ def test_embeddings_are_the_first_stage_s(folder):
     np.testing.assert_allclose(model.embed_text(CAPTIONS).detach(), ours, atol=2e-5)
 
 
-@pytest.mark.parametrize("class_token", [False, True])
-def test_a_clip_backbone_through_the_pytorch_module(class_token, tmp_path):
+def in_two_files(folder: Path) -> None:
+    """A tokenizer.json as OpenAI's older vocab.json and merges.txt."""
+    made = json.loads((folder / "tokenizer.json").read_text())["model"]
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text(json.dumps(made["vocab"]))
+    merges = [" ".join(pair) for pair in made["merges"]]
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
+
+
+@pytest.mark.parametrize("class_token, old_tokenizer", [(False, False), (True, True)])
+def test_a_clip_backbone_through_the_pytorch_module(class_token, old_tokenizer, tmp_path):
     """Tokens of the penultimate layer, the centre crop, and CLIP's own text tower."""
     pieces, source = tmp_path / "pieces", tmp_path / "clip"
     pieces.mkdir()
     source.mkdir()
     clip_tokenizer(pieces)
+    if old_tokenizer:
+        in_two_files(pieces)
     words = len(AutoTokenizer.from_pretrained(str(pieces)))
     towers = BackboneConfig(
         "clip",

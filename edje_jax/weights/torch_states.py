@@ -1,0 +1,51 @@
+"""State dicts as trainers leave them in torch files, and why torch refuses one."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+_KEYS = ("model", "state_dict", "model_state_dict", "module", "net", "network")
+"""What a trainer's file calls the weights, and what it puts in front of their names."""
+_MODULES = (
+    "module",
+    "_orig_mod",
+    "_forward_module",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+)
+"""Modules that DDP, torch.compile, Lightning and FSDP put around others, anywhere in a model."""
+
+
+def wrappings(loaded: Any) -> Iterator[dict[str, Any]]:
+    """A loaded torch file and the dicts in it that trainers keep weights in, outermost first."""
+    while isinstance(loaded, dict):
+        yield loaded
+        inner = (loaded[key] for key in _KEYS if isinstance(loaded.get(key), dict))
+        loaded = next(inner, None)
+
+
+def unwrapped(name: str) -> str:
+    """A parameter's name as it was before its model was wrapped for training."""
+    parts = [part for part in name.split(".") if part not in _MODULES]
+    while len(parts) > 1 and parts[0] in _KEYS:
+        del parts[0]
+    return ".".join(parts)
+
+
+def refusal(error: Exception) -> str:
+    """Why `torch.load(weights_only=True)` failed, and what to do.
+
+    In our words: torch's are a page, and advise to trust the file.
+    """
+    text = str(error)
+    if found := re.search(r"GLOBAL ([\w.]+)", text):
+        return (
+            f"it holds {found[1]}, which is no tensor; save the weights alone, as"
+            ' torch.save({"model": model.state_dict()}, PATH)'
+        )
+    if "TorchScript" in text:
+        return (
+            "it is a TorchScript archive; save the weights alone, as"
+            ' torch.save({"model": torch.jit.load(PATH).state_dict()}, OTHER)'
+        )
+    return "fetch it again, or save the weights alone with torch.save"
