@@ -11,6 +11,10 @@ from typing import Any, Literal, get_args
 Activation = Literal["gelu", "gelu_pytorch_tanh", "quick_gelu"]
 Precision = Literal["auto", "float32", "bfloat16"]
 OnlineVision = Literal["updated", "attended"]
+IccProfile = Literal["ignored", "applied"]
+Transparency = Literal["dropped", "white"]
+READING = {"icc_profile": get_args(IccProfile), "transparency": get_args(Transparency)}
+"""What a recipe may say of how image files are read, the Hugging Face processors' way first."""
 TokenDtype = Literal["bfloat16", "float16", "int8", "int4"]
 """What compressed tokens are kept as (`models.token_formats`)."""
 
@@ -30,6 +34,29 @@ class ImageRecipe:
     resample: Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"] = "bilinear"
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    icc_profile: IccProfile = "ignored"
+    """"ignored" takes colours as the file has them, as the Hugging Face processors do; "applied"
+    converts them to sRGB by the embedded profile."""
+    transparency: Transparency = "dropped"
+    """"dropped" shows the colours beneath, as the Hugging Face processors do; "white" puts the
+    image on white."""
+
+    def __post_init__(self):
+        for name, choices in READING.items():
+            if (value := getattr(self, name)) not in choices:
+                raise ValueError(f'{name} "{value}": {" or ".join(choices)}')
+
+    @property
+    def reading(self) -> dict[str, str]:
+        """Those of `icc_profile` and `transparency` that are not as in the Hugging Face processors:
+        nothing, for recipes from before there was a choice."""
+        told = {name: getattr(self, name) for name in READING}
+        return {name: value for name, value in told.items() if value != READING[name][0]}
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-ready, the last two only where they are not as in the Hugging Face processors."""
+        rest = {name: value for name, value in to_dict(self).items() if name not in READING}
+        return rest | self.reading
 
 
 @dataclass(frozen=True)
@@ -347,6 +374,10 @@ class ModelSpec:
     what `fresh` or the model of `init` has, and is 0 for a language model of `joint_encoder`."""
     online_vision: Literal["", "updated", "attended"] = ""
     """What the other layers do with vision rows (see `BertConfig`); empty as for -1."""
+    icc_profile: Literal["", "ignored", "applied"] = ""
+    """What is done with an image's colour profile (see `ImageRecipe`); empty for the backbone's."""
+    transparency: Literal["", "dropped", "white"] = ""
+    """What shows where an image is transparent (see `ImageRecipe`); empty for the backbone's."""
 
 
 @dataclass(frozen=True)
@@ -423,6 +454,10 @@ class BackboneRun(RunConfig):
     """Largest logit of each attribute's naming, in the source's order, then of row and column; the
     last one goes for the rest. A name at less sharpness takes a larger share of the token, and the
     joint encoder learns large shares first."""
+    icc_profile: IccProfile = "ignored"
+    """What is done with an image's colour profile (see `ImageRecipe`)."""
+    transparency: Transparency = "dropped"
+    """What shows where an image is transparent (see `ImageRecipe`)."""
 
 
 def _at_least(least: int, values: dict[str, float]) -> None:

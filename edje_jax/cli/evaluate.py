@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from edje_jax.cli.progress import Bars
+from edje_jax.data.encoding import image_of
 from edje_jax.data.sources.pooled import Pooled
 from edje_jax.data.sources.registry import open_captioned, open_source
 from edje_jax.evaluation.calibration import direction_reliability
@@ -146,7 +147,8 @@ def caption_words(engine: Engine, encoded: EncodedGallery, source: Source, q: in
         BadImage: the picture can no longer be read.
     """
     gallery = encoded.gallery
-    picture = source.image(encoded.record[int(gallery.caption_image[q])])
+    record = int(encoded.record[int(gallery.caption_image[q])])
+    picture = image_of(source, record, engine.config.image)
     return word_maps(engine, picture, gallery.captions[q])
 
 

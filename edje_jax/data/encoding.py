@@ -1,7 +1,11 @@
-"""A picture as the bytes of a file, whatever its source keeps."""
+"""A record's image as its source keeps it, or as a recipe reads it."""
 
 import io
 
+from PIL import Image
+
+from edje_jax.config import ImageRecipe
+from edje_jax.data.images import decode
 from edje_jax.types import Encoded, Source
 
 
@@ -16,3 +20,14 @@ def file_bytes(source: Source, index: int) -> bytes:
     stream = io.BytesIO()
     source.image(index).save(stream, "PNG")
     return stream.getvalue()
+
+
+def image_of(source: Source, index: int, recipe: ImageRecipe) -> Image.Image:
+    """The image, upright and RGB, its profile and transparency treated as a recipe says.
+
+    Raises:
+        BadImage: it cannot be read.
+    """
+    if recipe.reading and isinstance(source, Encoded):
+        return decode(source.encoded(index), source.image_id(index), recipe)
+    return source.image(index)

@@ -7,7 +7,6 @@ The recipe is the backbone's own `preprocessor_config.json`; its pixels equal th
 import io
 import logging
 import os
-from functools import cache
 from typing import BinaryIO
 
 import numpy as np
@@ -15,13 +14,14 @@ from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from edje_jax.config import ImageRecipe
+from edje_jax.data import png
+from edje_jax.data.colours import to_rgb
+from edje_jax.data.decoders import open_image
 from edje_jax.types import AnyArray
 
 MAX_PIXELS = 178_956_970
 """Pictures of more are refused as decompression bombs: Pillow's own limit, but not switched off
 with it."""
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF")
-"""Formats that are opened. Pillow knows more, some of which start other programs (EPS)."""
 CROP_PIXELS = 2**26
 """The largest picture (256 MiB) that `resize` makes on the way to a centre crop."""
 
@@ -38,19 +38,22 @@ class BadImage(ValueError):
 # --- reading --------------------------------------------------------------------------------------
 
 
-def load_image(source: ImageLike) -> Image.Image:
+def load_image(
+    source: ImageLike, recipe: ImageRecipe | None = None, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
     """Read a picture, upright and RGB: the first frame, turned as its EXIF says.
 
     `source` is a path, the bytes of a file, an open binary file (read from where it stands), a PIL
-    image or uint8 [H, W, 3].
+    image or uint8 [H, W, 3]. The format is told by the content; a name's ending counts for nothing.
 
     Equal to `transformers.image_utils.load_image` but for 16-bit, 32-bit and float grayscale, which
-    are scaled to 8 bits where `convert` would clip them. As there, transparency is dropped and the
-    colours beneath it show. (Newer processors put an RGBA picture on white, but only one that is
-    handed over as such; what `load_image` has read never is.)
+    are scaled to 8 bits where `convert` would clip them. As there, transparency is dropped, the
+    colours beneath it show, and ICC profiles are disregarded, unless `recipe` says otherwise.
+    (Newer processors put an RGBA picture on white, but only one that is handed over as such; what
+    `load_image` has read never is.)
 
     Raises:
-        BadImage: missing, not a picture, truncated, empty, or more than `MAX_PIXELS` pixels.
+        BadImage: missing, not a picture, truncated, empty, or more than `max_pixels` pixels.
         TypeError: `source` is none of the above.
     """
     if isinstance(source, np.ndarray):
@@ -60,14 +63,12 @@ def load_image(source: ImageLike) -> Image.Image:
             f"cannot read a picture from {type(source).__name__}; give a path, bytes, an open "
             "binary file, a PIL image or uint8 [height, width, 3]"
         )
-    name = _name(source)
+    name, recipe = _name(source), recipe or ImageRecipe()
     try:
         if isinstance(source, Image.Image):
-            return _decode(source)
+            return _decode(source, recipe, max_pixels)
         with _stream(source) as stream:
-            return _decode_stream(stream)
-    except MemoryError:
-        raise
+            return _decode_stream(stream, recipe, max_pixels)
     # Decoders of broken files raise nearly anything: struct.error, SyntaxError, EOFError, KeyError.
     except Exception as error:
         raise BadImage(f"{name}: {_reason(error, name)}") from error
@@ -86,7 +87,7 @@ def read_file(path: str) -> bytes:
         raise BadImage(f"{path}: {_reason(error, path)}") from error
 
 
-def decode(data: bytes, name: str) -> Image.Image:
+def decode(data: bytes, name: str, recipe: ImageRecipe | None = None) -> Image.Image:
     """`load_image` of the bytes of a file that messages call `name`.
 
     Raises:
@@ -94,7 +95,7 @@ def decode(data: bytes, name: str) -> Image.Image:
     """
     stream = _Named(data)
     stream.name = name
-    return load_image(stream)
+    return load_image(stream, recipe)
 
 
 class _Named(io.BytesIO):
@@ -125,33 +126,34 @@ def _stream(source: str | os.PathLike[str] | bytes | bytearray | BinaryIO) -> Bi
     return io.BytesIO(source if isinstance(source, bytes | bytearray) else source.read())
 
 
-def _decode_stream(stream: BinaryIO) -> Image.Image:
+def _decode_stream(stream: BinaryIO, recipe: ImageRecipe, max_pixels: int) -> Image.Image:
     if not stream.read(1):
         raise BadImage("the file is empty")
-    with Image.open(stream, formats=_formats()) as picture:
-        return _decode(picture)
+    try:
+        with open_image(stream) as picture:
+            return _decode(picture, recipe, max_pixels)
+    except BadImage:
+        raise
+    except ValueError:  # What Pillow raises of a PNG's texts and profile that are over its limits
+        stream.seek(0)
+        file = stream.read()
+        if not file.startswith(png.SIGNATURE):
+            raise
+    file, profile = png.without_texts(file)
+    with open_image(io.BytesIO(file)) as picture:
+        if profile:
+            picture.info["icc_profile"] = profile
+        return _decode(picture, recipe, max_pixels)
 
 
-@cache
-def _formats() -> tuple[str, ...]:
-    Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
-
-
-def _decode(picture: Image.Image) -> Image.Image:
+def _decode(picture: Image.Image, recipe: ImageRecipe, max_pixels: int) -> Image.Image:
     width, height = picture.size
-    if width * height > MAX_PIXELS:
-        raise BadImage(f"{width} x {height} pixels, more than {MAX_PIXELS:,}; make it smaller")
+    if width * height > max_pixels:
+        raise BadImage(f"{width} x {height} pixels, more than {max_pixels:,}; make it smaller")
     if not width * height:
         raise BadImage(f"{width} x {height} pixels: it has none")
     picture.load()
-    upright = _upright(picture)
-    if upright.mode.startswith("I"):  # also "I;16" and its byte orders
-        ceilings = (65535,) if ";16" in upright.mode else (255, 65535)
-        upright = Image.fromarray(_to_8_bits(np.asarray(upright), ceilings))
-    elif upright.mode == "F":
-        upright = Image.fromarray(_to_8_bits(np.asarray(upright), (1, 255, 65535)))
-    return upright if upright.mode == "RGB" else upright.convert("RGB")
+    return to_rgb(_upright(picture), recipe)
 
 
 def _upright(picture: Image.Image) -> Image.Image:
@@ -162,20 +164,6 @@ def _upright(picture: Image.Image) -> Image.Image:
     except Exception as error:
         logger.debug("%s: unreadable EXIF left aside (%s)", _name(picture), error)
         return picture.copy()
-
-
-def _to_8_bits(values: np.ndarray, ceilings: tuple[int, ...]) -> np.ndarray:
-    """Scale deep grayscale to uint8 of the same shape.
-
-    The range is 0 to the first of `ceilings` that holds every value; where none does, the
-    picture's own darkest to brightest.
-    """
-    values = np.nan_to_num(values.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
-    low, high = float(values.min()), float(values.max())
-    for ceiling in ceilings:
-        if low >= 0 and high <= ceiling:
-            return np.rint(values * (255 / ceiling)).astype(np.uint8)
-    return np.rint((values - low) * (255 / max(high - low, 1e-30))).astype(np.uint8)
 
 
 def _reason(error: Exception, name: str) -> str:
@@ -190,9 +178,11 @@ def _reason(error: Exception, name: str) -> str:
         case PermissionError():
             return "permission denied"
         case UnidentifiedImageError():
-            return f"not a picture in a known format ({', '.join(_formats())})"
+            return str(error)
         case Image.DecompressionBombError():
             return f"more than {MAX_PIXELS:,} pixels; make it smaller"
+        case MemoryError():
+            return "needs more memory than there is; make it smaller"
         case OSError(errno=int()):
             return f"cannot be read ({error.strerror})"
         case _:

@@ -21,6 +21,7 @@ from PIL import Image
 from edje_jax.config import DataConfig, ImageRecipe
 from edje_jax.data.bad_pictures import BadPictures
 from edje_jax.data.buckets import bucket, lengths_up_to
+from edje_jax.data.encoding import image_of
 from edje_jax.data.feature_cache import Caption, FeatureCache
 from edje_jax.data.images import BadImage, random_crop, resize
 from edje_jax.data.text import BackboneTokenizer, JointTokenizer, canonicalise
@@ -183,7 +184,7 @@ def read(
         if record >= len(source):
             continue
         try:
-            image = source.image(record)
+            image = image_of(source, record, recipe)
             images[row] = resize(crop(row, image) if crop else image, recipe)
             valid[row] = True
         except BadImage as error:

@@ -75,7 +75,7 @@ def _score(
 
 
 def _pixels(engine: Engine, picture: Picture) -> np.ndarray:
-    image = load_image(picture.path)
+    image = load_image(picture.path, engine.config.image)
     return resize(image.crop(picture.box) if picture.box else image, engine.config.image)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from edje_jax.config import ImageRecipe
 from edje_jax.data.bad_pictures import BadPictures
+from edje_jax.data.encoding import image_of
 from edje_jax.data.images import BadImage, resize
 from edje_jax.types import Source
 
@@ -26,7 +27,7 @@ def read_pictures(
 
     def read(index: int) -> np.ndarray | str:
         try:
-            return resize(source.image(index), recipe)
+            return resize(image_of(source, index, recipe), recipe)
         except BadImage as error:
             return str(error)
 

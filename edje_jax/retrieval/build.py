@@ -27,6 +27,7 @@ from PIL import Image
 from edje_jax.allocator import give_back_freed_memory
 from edje_jax.config import ImageRecipe
 from edje_jax.data.bad_pictures import BadPictures
+from edje_jax.data.encoding import image_of
 from edje_jax.data.images import BadImage, resize
 from edje_jax.data.loader import iterate
 from edje_jax.inference.dual import IMAGE_BATCHES
@@ -123,7 +124,7 @@ class Pictures:
                 bad[record] = "its name is not UTF-8; rename it"
                 continue
             try:
-                picture = self.source.image(record)
+                picture = image_of(self.source, record, self.recipe)
             except BadImage as error:
                 bad[record] = str(error)
                 continue

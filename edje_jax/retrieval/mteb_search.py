@@ -128,7 +128,7 @@ class MtebSearch:
                 if image is None:
                     raise ValueError(f"{task_metadata.name}: {role} {name!r} has no image")
             recipe = self.reranker.config.image
-            pixels = np.stack([resize(load_image(image), recipe) for image in images])
+            pixels = np.stack([resize(load_image(image, recipe), recipe) for image in images])
             parts.append(self.reranker.engine.encode_images(pixels))
         tokens = np.concatenate([part.tokens for part in parts])
         return _Side(ids, np.concatenate([part.embeddings for part in parts]), tokens=tokens)

@@ -211,6 +211,7 @@ class Reranker:
             "fingerprint": self.fingerprint,
             "source": str(path.resolve()) if path.exists() else self.source,
             "deferred_layers": self.config.joint_encoder.deferred_layers,
+            **({"image": reading} if (reading := self.config.image.reading) else {}),
         }
 
     @cached_property
@@ -218,7 +219,7 @@ class Reranker:
         """Of every parameter and shape of the model."""
         engine = self.engine
         params = jax.device_get((engine.params, engine.backbone_params))
-        config = to_dict(self.config)
+        config = to_dict(self.config) | {"image": self.config.image.to_dict()}
         if self.config.joint_encoder.as_published:  # As it was told before there was a choice
             for name in ("deferred_layers", "online_vision"):
                 del config["joint_encoder"][name]
@@ -243,7 +244,7 @@ class Reranker:
         size = (len(images), recipe.size, recipe.size, 3)
         pixels = np.empty(size, np.uint8)
         for row, image in enumerate(images):
-            pixels[row] = resize(load_image(image), recipe)
+            pixels[row] = resize(load_image(image, recipe), recipe)
         return self.engine.encode_images(pixels)
 
     def _score(self, texts, tokens, text_index, image_index) -> np.ndarray:

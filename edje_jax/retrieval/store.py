@@ -242,14 +242,16 @@ def check_model(store: Store, stamp: dict[str, Any]) -> None:
     """
     own = store.manifest.model
     if own["fingerprint"] != stamp["fingerprint"]:
-        built, given = (
-            f"{model['source']}, {model.get('deferred_layers', 0)} deferred layers"
-            for model in (own, stamp)
-        )
+        built, given = map(_told, (own, stamp))
         raise BadStore(
             f"{store.folder}: built with another model ({built}) than this one ({given}); open it"
             " with its own, or build another index"
         )
+
+
+def _told(stamp: dict[str, Any]) -> str:
+    image = "".join(f", {name} {value}" for name, value in stamp.get("image", {}).items())
+    return f"{stamp['source']}, {stamp.get('deferred_layers', 0)} deferred layers{image}"
 
 
 def known_ids(out: Path, manifest: Manifest) -> set[str]:

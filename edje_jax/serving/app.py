@@ -17,7 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse
 from PIL import Image
 
-from edje_jax.data.sources.folder import EXTENSIONS
+from edje_jax.data.decoders import open_image
 from edje_jax.retrieval.reranker import listed, sigmoid
 from edje_jax.serving.batcher import Batcher, Busy
 from edje_jax.serving.documents import BadDocument, read_documents
@@ -157,8 +157,8 @@ def make_app(service: Service, *, api_key: str = "", limits: Limits = Limits()) 
         number = _number(store, name)
         path = Path(store.row(number).path or "/nonexistent")
         # Only what was indexed, and of that only what a browser takes for a picture.
-        if not thumbnail and path.suffix.lower() in EXTENSIONS and path.is_file():
-            return FileResponse(path, headers=CACHED)
+        if not thumbnail and (media_type := _shown_as(path)):
+            return FileResponse(path, media_type=media_type, headers=CACHED)
         small = store.thumbnail(number)
         if thumbnail:
             small = _within(small, thumbnail)
@@ -188,10 +188,24 @@ def make_app(service: Service, *, api_key: str = "", limits: Limits = Limits()) 
     return app
 
 
+SHOWN = {
+    "JPEG": "image/jpeg", "MPO": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp",
+    "GIF": "image/gif", "BMP": "image/bmp", "AVIF": "image/avif",
+}  # fmt: skip
+"""Formats that browsers show, and their media types; of any other a thumbnail is sent."""
 PICTURE: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}
 }
 CACHED = {"Cache-Control": "private, max-age=3600", "X-Content-Type-Options": "nosniff"}
+
+
+def _shown_as(path: Path) -> str:
+    """The media type of a file that browsers show, told by its content; "" of any other."""
+    try:
+        with path.open("rb") as file, open_image(file) as image:
+            return SHOWN.get(image.format or "", "")
+    except Exception:  # No such file, or nearly anything that a decoder raises of a damaged one
+        return ""
 
 
 def _has_key(request: Request, api_key: str) -> bool:

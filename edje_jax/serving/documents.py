@@ -77,7 +77,7 @@ def _read(
         raise ValueError('expected {"id": ...}, {"image": ...} or {"content": [...]}')
     raw = decode(data)
     _check_size(raw, pixels_each)
-    return resize(load_image(raw), recipe)
+    return resize(load_image(raw, recipe, pixels_each), recipe)
 
 
 def _check_size(raw: bytes, pixels: int) -> None:

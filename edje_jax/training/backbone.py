@@ -68,7 +68,11 @@ class BackboneTask:
         self.config = config
         self.devices = Devices.of(config.mesh, config.data.batch_size)
         vision = config.vision
-        self.image = ImageRecipe(size=vision.image_size)
+        self.image = ImageRecipe(
+            size=vision.image_size,
+            icc_profile=config.icc_profile,
+            transparency=config.transparency,
+        )
         source, self.validation = open_sets(config.data, vision.image_size)
         tokenizer = self._tokenizer(source, workdir / "tokenizer")
         self.tokenizer = tokenizer

@@ -65,7 +65,7 @@ class FeaturePass:
             "set": of_set,
             "backbone": fingerprint(self.backbone.params),
             "vision_tokens": dataclasses.asdict(self.backbone.config),
-            "preprocessing": dataclasses.asdict(self.backbone.image),
+            "preprocessing": self.backbone.image.to_dict(),
             "dtype": jnp.dtype(self.dtype).name,
         }
         if (folder / "manifest.json").exists():

@@ -54,7 +54,7 @@ def assemble(config: EdjeRun, source: Source | None, workdir: Path) -> Parts:
         )
     init = load_model(config.init) if config.init else None
     teacher = load_model(config.teacher) if config.teacher else None
-    backbone = _backbone(config, init, teacher)
+    backbone = _reading(config.model, _backbone(config, init, teacher))
     if teacher:
         _check_vision(config, teacher, backbone)
     joint, tokenizer, params = _joint_encoder(config, init, teacher, source, workdir)
@@ -185,6 +185,13 @@ def _backbone(config: EdjeRun, init: Model | None, teacher: Model | None) -> Bac
         "no backbone: give --model.backbone a Hugging Face SigLIP or CLIP folder or hub id; to make"
         " a small one of your pictures, run train.py tiny_backbone and give its workdir's model/"
     )
+
+
+def _reading(spec: ModelSpec, backbone: Backbone) -> Backbone:
+    """The backbone, given images as the run asks for, if it does."""
+    asked = {"icc_profile": spec.icc_profile, "transparency": spec.transparency}
+    asked = {name: value for name, value in asked.items() if value}
+    return dataclasses.replace(backbone, image=dataclasses.replace(backbone.image, **asked))
 
 
 def _joint_encoder(

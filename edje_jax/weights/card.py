@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edje_jax.config import BertConfig, EdjeRun, RunConfig, to_dict
+from edje_jax.config import BertConfig, EdjeRun, ImageRecipe, RunConfig, to_dict
 from edje_jax.weights.folder import Model
 from edje_jax.weights.hub import is_hub_id
 
@@ -65,7 +65,13 @@ edje_jax.
 | adapter | {c.adapter.kind}, {c.num_tokens} tokens |
 | joint encoder | BERT, {joint.num_hidden_layers} layers x {joint.hidden_size}\
 {_deferred(joint)} |
-"""
+{_reading(c.image)}"""
+
+
+def _reading(image: ImageRecipe) -> str:
+    """How image files are read, where it is not as the Hugging Face processors do."""
+    told = ", ".join(f"{name} {value}" for name, value in image.reading.items())
+    return f"| images | {told} |\n" if told else ""
 
 
 def _deferred(joint: BertConfig) -> str:

@@ -27,6 +27,7 @@ from edje_jax.weights.files import (
 )
 from edje_jax.weights.hub import resolve
 from edje_jax.weights.mapping import to_theirs
+from edje_jax.weights.preprocessor import restate_reading
 from edje_jax.weights.tokenizer import copy_joint_tokenizer, copy_tokenizer, padded_as_tokenized
 
 EXPORT = Path(__file__).parent / "export"
@@ -35,9 +36,10 @@ modeling_edje = EXPORT / "modeling_edje.py"
 cross_encoder = EXPORT / "edje_cross_encoder.py"
 """What sentence-transformers opens it with."""
 
-FORMAT = 2
-"""Raised when a folder of today could not be read by the code of yesterday. 2 has deferred layers;
-a folder without them is still written as 1."""
+FORMAT = 3
+"""Raised when a folder of today could not be read by the code of yesterday. 2 has deferred layers,
+3 a recipe that applies ICC profiles or puts images on white; a folder is written as the lowest that
+says what it has."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ def save_model(folder: Path, model: Model, card: str) -> None:
         folder / "config.json",
         {
             "model_type": "edje",
-            "format": 1 if config.joint_encoder.as_published else FORMAT,
+            "format": _format(config),
             "architectures": ["EdjeModel"],
             # What transformers' Auto classes take from the file beside this one.
             "auto_map": {
@@ -159,6 +161,12 @@ def save_model(folder: Path, model: Model, card: str) -> None:
     )
 
 
+def _format(config: EdjeConfig) -> int:
+    if config.image.reading:
+        return 3
+    return 1 if config.joint_encoder.as_published else 2
+
+
 def copy_backbone(backbone: Backbone, target: Path) -> None:
     """Copy what a backbone is read from and nothing else that lies beside it.
 
@@ -177,4 +185,5 @@ def copy_backbone(backbone: Backbone, target: Path) -> None:
         write_safetensors(target / "model.safetensors", tensors)
     for path in paths:
         shutil.copyfile(path, target / path.name)
+    restate_reading(target, backbone.image)
     copy_tokenizer(source, target)

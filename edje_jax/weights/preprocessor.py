@@ -10,7 +10,8 @@ from typing import Any, Literal, cast
 
 from PIL import Image
 
-from edje_jax.config import ImageRecipe
+from edje_jax.config import READING, ImageRecipe
+from edje_jax.weights.files import write_json
 
 RESAMPLE: dict[int, Any] = {
     Image.Resampling[name.upper()].value: name
@@ -67,7 +68,24 @@ def recipe_from_preprocessor(folder: str | os.PathLike[str]) -> ImageRecipe:
         raise _unsupported(path, settings, "image_std", "a deviation cannot be 0")
     if not settings["do_normalize"]:
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    return ImageRecipe(size, way, RESAMPLE[resample], mean, std)
+    reading = {key: _choice(path, settings, key) for key in READING if key in settings}
+    return ImageRecipe(size, way, RESAMPLE[resample], mean, std, **reading)
+
+
+def restate_reading(folder: Path, recipe: ImageRecipe) -> None:
+    """Make a folder's file say what a recipe does with profiles and transparency, if it does not.
+
+    The rest of it stays as it is.
+    """
+    if recipe_from_preprocessor(folder).reading == recipe.reading:
+        return
+    path, _ = _read_preprocessor(folder)
+    whole = json.loads(path.read_text("utf-8"))
+    stated = whole["image_processor"] if path.name == "processor_config.json" else whole
+    for key in READING:
+        stated.pop(key, None)
+    stated |= recipe.reading
+    write_json(path, whole)
 
 
 def recipe_to_preprocessor(recipe: ImageRecipe) -> dict[str, Any]:
@@ -89,6 +107,7 @@ def recipe_to_preprocessor(recipe: ImageRecipe) -> dict[str, Any]:
         "resample": Image.Resampling[recipe.resample.upper()].value,
         "image_mean": list(recipe.mean),
         "image_std": list(recipe.std),
+        **recipe.reading,
     }
 
 
@@ -188,6 +207,12 @@ def _channels(path: Path, settings: Mapping[str, Any], key: str) -> tuple[float,
     if not all(isinstance(v, int | float) and math.isfinite(v) for v in values):
         raise _unsupported(path, settings, key, "give three finite numbers")
     return cast(tuple[float, float, float], tuple(float(v) for v in values))
+
+
+def _choice(path: Path, settings: Mapping[str, Any], key: str) -> Any:
+    if settings[key] not in READING[key]:
+        raise _unsupported(path, settings, key, f"use {' or '.join(READING[key])}")
+    return settings[key]
 
 
 def _unsupported(path: Path, settings: Mapping[str, Any], key: str, remedy: str) -> ValueError:

@@ -330,14 +330,17 @@ BAD = {
     "truncated.png": (saved(Image.fromarray(noise(99, 99)), "PNG")[:9000], "broken or truncated"),
     "truncated.webp": (saved(Image.fromarray(noise(99, 99)), "WEBP")[:500], "broken or truncated"),
     "stub.jpg": (PHOTO[:20], "not a picture in a known format"),
-    "text.png": (b"this is no picture at all\n" * 9, r"not a picture in a known format \(JPEG, "),
+    "text.png": (b"this is no picture at all\n" * 9, "not a picture in a known format"),
     "page.html": (b"<html><body>404 Not Found</body></html>", "not a picture in a known format"),
     "drawing.eps": (
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n",
-        "not a picture in a known format",
+        "not a picture in a known format; EPS is not opened: save it as PNG or JPEG",
     ),
     "empty.jpg": (b"", "the file is empty"),
-    "bomb.png": (png_that_claims(60_000, 60_000), "more than 178,956,970 pixels; make it smaller"),
+    "bomb.png": (
+        png_that_claims(60_000, 60_000),
+        "60000 x 60000 pixels, more than 178,956,970; make it smaller",
+    ),
 }
 
 
@@ -379,6 +382,15 @@ def test_bombs_are_refused_even_where_pillow_s_limit_is_off(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     with pytest.raises(BadImage, match="60000 x 60000 pixels, more than 178,956,970"):
         load_image(png_that_claims(60_000, 60_000))
+
+
+def test_an_image_that_memory_cannot_hold_is_one_bad_image(monkeypatch):
+    def refuse(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "convert", refuse)
+    with pytest.raises(BadImage, match="needs more memory than there is; make it smaller"):
+        load_image(ODD["CMYK"])
 
 
 def test_bad_image_survives_the_way_back_from_a_worker():

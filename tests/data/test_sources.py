@@ -206,7 +206,7 @@ def test_folder_mistakes_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere: no such folder"):
         Folder(tmp_path / "nowhere")
     write(tmp_path / "notes.txt", "x")
-    with pytest.raises(ValueError, match=r"no picture in it or below; looked for \.jpg, \.jpeg"):
+    with pytest.raises(ValueError, match=r"no picture in it or below \(1 passed over: 1 \.txt"):
         Folder(tmp_path)
     with pytest.raises(NotADirectoryError, match=r"notes\.txt: a file; folder: takes a folder"):
         Folder(tmp_path / "notes.txt")

@@ -175,11 +175,13 @@ def test_a_missing_picture_is_named(reranker):
         reranker.encode_images(["nowhere.png"])
 
 
-def test_an_index_made_before_layers_could_be_deferred_still_opens(reranker):
-    """Its stamp was made of a config that knew neither setting."""
+def test_an_index_made_before_there_was_a_choice_still_opens(reranker):
+    """Its stamp was made of a config that knew none of these settings."""
     config = to_dict(reranker.config)
     assert config["joint_encoder"].pop("deferred_layers") == 0
     assert config["joint_encoder"].pop("online_vision") == "updated"
+    assert config["image"].pop("icc_profile") == "ignored"
+    assert config["image"].pop("transparency") == "dropped"
     params = jax.device_get((reranker.engine.params, reranker.engine.backbone_params))
     stamp = f"{fingerprint(params)} {json.dumps(config, sort_keys=True)}"
     assert reranker.fingerprint == hashlib.sha256(stamp.encode()).hexdigest()[:32]

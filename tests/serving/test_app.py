@@ -161,6 +161,26 @@ def test_images_and_nothing_else_leave_the_index(client, service, indexed):
     assert client.get("/images/3.png?thumbnail=99999").status_code == 422
 
 
+@pytest.mark.parametrize("kind, media_type", [
+    ("AVIF", "image/avif"), ("WEBP", "image/webp"), ("TIFF", "image/jpeg"), ("", "image/jpeg"),
+])  # fmt: skip
+def test_an_original_is_sent_as_what_its_content_is(kind, media_type, client, indexed):
+    path = indexed.parent / "10.png"
+    data = path.read_bytes()
+    file = io.BytesIO(b"<script>")
+    if kind:
+        Image.new("RGB", (8, 8)).save(file, kind)
+    path.write_bytes(file.getvalue())
+    try:
+        answer = client.get("/images/10.png")
+        assert answer.status_code == 200 and answer.headers["content-type"] == media_type
+        # Of what browsers do not show, the thumbnail that was made when the index was.
+        is_original = answer.content == file.getvalue()
+        assert is_original == (kind in ("AVIF", "WEBP"))
+    finally:
+        path.write_bytes(data)
+
+
 def test_a_picture_that_is_gone_still_has_its_thumbnail(client, service, indexed, tmp_path):
     path = indexed.parent / "11.png"
     data = path.read_bytes()

@@ -11,7 +11,14 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer, SiglipModel
 
-from edje_jax.config import BackboneRun, DataConfig, OptimConfig, TextConfig, VisionConfig
+from edje_jax.config import (
+    BackboneRun,
+    DataConfig,
+    ImageRecipe,
+    OptimConfig,
+    TextConfig,
+    VisionConfig,
+)
 from edje_jax.data.images import load_image, resize
 from edje_jax.data.sources.shapes import Shapes
 from edje_jax.data.text import BackboneTokenizer, canonicalise
@@ -54,6 +61,15 @@ def finished(config, tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("backbone")
     assert run(BackboneTask(config, workdir), workdir)
     return workdir
+
+
+def test_a_backbone_says_how_its_images_are_read(config, tmp_path):
+    white = dataclasses.replace(config, transparency="white", icc_profile="applied")
+    task = BackboneTask(white, tmp_path / "run")
+    assert task.image == ImageRecipe(SIDE, icc_profile="applied", transparency="white")
+    (tmp_path / "out").mkdir()
+    task.export(task.fetch(task.init()), tmp_path / "out")
+    assert load_backbone(str(tmp_path / "out")).image == task.image
 
 
 def test_the_loss_falls_and_the_end_is_evaluated(finished):

@@ -165,6 +165,8 @@ def test_features_of_something_else_are_refused(tmp_path):
     preprocessor.write_text(json.dumps(recipe | {"image_mean": [0.1, 0.2, 0.3]}))
     with pytest.raises(OtherFeatures, match="preprocessing"):
         cached_task(data, tmp_path / "features", "--model.backbone", str(tmp_path / "siglip"))
+    with pytest.raises(OtherFeatures, match="preprocessing"):
+        cached_task(data, tmp_path / "features", "--model.transparency", "white")
     assert tables(tmp_path / "features") == before
 
     # Nor is an unfinished one taken up for something else.

@@ -65,6 +65,20 @@ def test_the_named_backbone_is_used(tmp_path):
     assert parts.teacher is None and parts.params == {}
 
 
+def test_a_run_says_how_images_are_read_or_keeps_what_its_backbone_says(tmp_path):
+    folder = shutil.copytree(SIGLIP, tmp_path / "siglip")
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    told = json.dumps(settings | {"icc_profile": "applied"})
+    (folder / "preprocessor_config.json").write_text(told)
+    for asked, expected in (
+        ({}, {"icc_profile": "applied"}),
+        ({"transparency": "white"}, {"icc_profile": "applied", "transparency": "white"}),
+        ({"icc_profile": "ignored"}, {}),
+    ):
+        parts = assemble(edited(backbone=str(folder), **asked), SOURCE, tmp_path)
+        assert parts.config.image.reading == parts.backbone.image.reading == expected
+
+
 @pytest.mark.parametrize("role", ["init", "teacher"])
 def test_init_and_teacher_bring_their_backbone(role, trained, tmp_path):
     parts = assemble(edited(**{role: str(trained)}), SOURCE, tmp_path)

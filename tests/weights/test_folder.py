@@ -1,5 +1,6 @@
 """The model folder: saved and loaded it is the same model, and a wrong folder is told apart."""
 
+import dataclasses
 import errno
 import functools
 import json
@@ -19,6 +20,7 @@ from edje_jax.models.siglip import Siglip
 from edje_jax.training.loop import whole_folder
 from edje_jax.weights.backbone import load_backbone
 from edje_jax.weights.bert import load_language_model
+from edje_jax.weights.card import model_card
 from edje_jax.weights.files import BadWeights, Safetensors, write_json
 from edje_jax.weights.folder import Model, load_model, save_model
 from edje_jax.weights.mapping import WeightMismatch
@@ -113,6 +115,23 @@ def test_the_weights_keep_the_published_names_and_values(kind, tmp_path):
     assert ours.keys() == expected.keys()
     for name, value in expected.items():
         assert torch.equal(ours[name], value), name
+
+
+def test_how_images_are_read_is_kept_with_the_model(saved, tmp_path):
+    model = published("compressed")
+    recipe = dataclasses.replace(model.config.image, transparency="white", icc_profile="applied")
+    other = dataclasses.replace(
+        model,
+        config=dataclasses.replace(model.config, image=recipe),
+        backbone=dataclasses.replace(model.backbone, image=recipe),
+    )
+    save_model(tmp_path, other, "A card.\n")
+    assert load_model(str(tmp_path)).config.image == recipe
+    assert load_model(str(saved)).config.image == model.config.image
+    formats = [json.loads((f / "config.json").read_text())["format"] for f in (saved, tmp_path)]
+    assert formats == [1, 3]
+    told = "| images | icc_profile applied, transparency white |"
+    assert told in model_card(other) and "| images |" not in model_card(model)
 
 
 def test_the_backbone_is_copied_as_it_is_and_nothing_beside_it(tmp_path):
@@ -311,7 +330,7 @@ def test_a_checkpoint_of_something_else(tmp_path):
 def test_a_format_from_the_future(folder):
     change(folder / "config.json", format=99)
     with pytest.raises(
-        ValueError, match=r"config\.json: format 99 is newer than .* reads \(2\); update edje_jax"
+        ValueError, match=r"config\.json: format 99 is newer than .* reads \(3\); update edje_jax"
     ):
         load_model(str(folder))
 

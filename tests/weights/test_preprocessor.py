@@ -1,5 +1,6 @@
 """`preprocessor_config.json`: there and back, through `transformers`, and what is refused."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,7 +11,11 @@ from transformers import AutoImageProcessor
 
 from edje_jax.config import ImageRecipe
 from edje_jax.data.images import normalise, resize
-from edje_jax.weights.preprocessor import recipe_from_preprocessor, recipe_to_preprocessor
+from edje_jax.weights.preprocessor import (
+    recipe_from_preprocessor,
+    recipe_to_preprocessor,
+    restate_reading,
+)
 
 FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -28,6 +33,8 @@ def write_settings(folder: Path, settings: object, name: str = "preprocessor_con
         ImageRecipe(),
         ImageRecipe(384, "warp", "bicubic"),
         ImageRecipe(224, "crop", "bicubic", CLIP_MEAN, CLIP_STD),
+        ImageRecipe(24, icc_profile="applied"),
+        ImageRecipe(24, "crop", transparency="white"),
         *(ImageRecipe(17, "crop", name, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)) for name in FILTERS),
     ],
 )
@@ -111,6 +118,8 @@ def test_the_section_of_processor_config_comes_first(tmp_path):
         ({"do_rescale": False}, '"do_rescale" of False'),
         ({"do_resize": False}, '"do_resize" of False'),
         ({"do_pad": True}, '"do_pad" of True'),
+        ({"transparency": "black"}, '"transparency" of .black. .* use dropped or white'),
+        ({"icc_profile": True}, '"icc_profile" of True .* use ignored or applied'),
         ({"image_processor_type": "Siglip2ImageProcessor"}, "Siglip2ImageProcessor' is not supp"),
         ({"image_processor_type": "ViTImageProcessor"}, "use a model with a SiglipImageProcessor"),
         ({"image_processor_type": None}, 'no "resample", and no "image_processor_type"'),
@@ -119,6 +128,30 @@ def test_the_section_of_processor_config_comes_first(tmp_path):
 def test_settings_that_a_recipe_cannot_say(change, message, tmp_path):
     with pytest.raises(ValueError, match=rf"preprocessor_config\.json: .*{message}"):
         recipe_from_preprocessor(write_settings(tmp_path, WARP | change))
+
+
+def test_the_default_adds_no_key():
+    assert not {"icc_profile", "transparency"} & recipe_to_preprocessor(ImageRecipe()).keys()
+
+
+@pytest.mark.parametrize("name", ["preprocessor_config.json", "processor_config.json"])
+def test_what_a_file_says_of_reading_is_changed_and_nothing_else(name, tmp_path):
+    settings = WARP | {"resample": 2, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "mine": 1}
+    nested = name == "processor_config.json"
+    write_settings(tmp_path, {"image_processor": settings} if nested else settings, name)
+    before = (tmp_path / name).read_bytes()
+    recipe = recipe_from_preprocessor(tmp_path)
+    restate_reading(tmp_path, recipe)
+    assert (tmp_path / name).read_bytes() == before
+    white = dataclasses.replace(recipe, transparency="white", icc_profile="applied")
+    for wanted, added in (
+        (white, {"transparency": "white", "icc_profile": "applied"}),
+        (recipe, {}),
+    ):
+        restate_reading(tmp_path, wanted)
+        assert recipe_from_preprocessor(tmp_path) == wanted
+        written = json.loads((tmp_path / name).read_text())
+        assert (written["image_processor"] if nested else written) == settings | added
 
 
 def test_folders_without_a_readable_file(tmp_path):

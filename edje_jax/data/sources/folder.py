@@ -1,28 +1,44 @@
-"""The `folder:` source: every picture below a folder, without captions."""
+"""The `folder:` source: every image below a folder, without captions."""
 
+import logging
 import os
+import stat
+from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 from PIL import Image
 
+from edje_jax.data.decoders import endings, why_no_image
 from edje_jax.data.images import load_image, read_file
 from edje_jax.data.sources.packed import PackedStrings
+from edje_jax.data.sources.passed_over import PassedOver
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-"""What counts as a picture, in either case."""
+log = logging.getLogger(__name__)
+
+SIDECARS = (
+    ".txt", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".html", ".md", ".npy", ".npz", ".parquet",
+)  # fmt: skip
+"""Endings of what often lies beside images by the million: not opened to see whether it is one."""
+LISTED = 20
+"""Endings that the log counts."""
 
 
 class Folder:
-    """Pictures by extension, recursively, sorted by path; hidden files and folders are skipped.
+    """Images below a folder, sorted by path.
 
-    A picture's id is its path below the folder, with "/" on every system. Links to files are
-    followed, links to folders are not (they may lead round in a circle).
+    A file with an ending of the decoders' (`data.decoders`), in either case, is taken as it is; one
+    with `SIDECARS`' is not; any other is opened, and its first bytes decide. Hidden files and
+    folders are passed over. `passed_over` counts and names what is no image, and the log says so.
+
+    Links are followed. A folder is read once, by its own path if that is below this one, else by
+    the first link to it: links that lead back or to the same place add nothing.
+
+    An image's id is its path below the folder, with "/" on every system.
 
     Raises:
         FileNotFoundError: no such folder.
         NotADirectoryError: it is a file.
-        ValueError: it holds no picture.
+        ValueError: it holds no image.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -31,11 +47,17 @@ class Folder:
             raise FileNotFoundError(f"{self.folder}: no such folder")
         if not os.path.isdir(self.folder):
             raise NotADirectoryError(f"{self.folder}: a file; folder: takes a folder of pictures")
-        self._paths = PackedStrings(sorted(_pictures(self.folder)))
-        if not len(self):
-            raise ValueError(
-                f"{self.folder}: no picture in it or below; looked for {', '.join(EXTENSIONS)}"
-            )
+        self.passed_over = PassedOver()
+        found = sorted(_images(self.folder, self.passed_over))
+        if not found:
+            told = f" ({self.passed_over})" if self.passed_over.total else ""
+            raise ValueError(f"{self.folder}: no picture in it or below{told}")
+        self._paths = PackedStrings(found)
+        kinds = Counter(_ending(name) or "no ending" for name in found).most_common()
+        listed = ", ".join(f"{count:,} {kind}" for kind, count in kinds[:LISTED])
+        log.info("%s: %d images (%s)", self.folder, len(found), listed)
+        if self.passed_over.total:
+            log.info("%s: %s", self.folder, self.passed_over)
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -67,16 +89,58 @@ class Folder:
         return index
 
 
-def _pictures(root: str) -> Iterator[str]:
+def _images(root: str, passed_over: PassedOver) -> Iterator[str]:
     """Paths below `root`, as POSIX writes them."""
-    for folder, subfolders, files in os.walk(root, onerror=_unreadable):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        below = Path(folder).relative_to(root)
-        for name in files:
-            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
-                yield (below / name).as_posix()
+    folders, links, seen = [""], [], set()
+    while folders or links:
+        # All that can be reached by its own path comes before what links lead to.
+        below = folders.pop() if folders else links.pop(0)
+        found = os.stat(os.path.join(root, below))
+        if (place := (found.st_dev, found.st_ino)) in seen:
+            passed_over.add("linked folder read before", below)
+            continue
+        seen.add(place)
+        # What cannot be read is an error: an index without it would look complete.
+        with os.scandir(os.path.join(root, below)) as listed:
+            entries = sorted(listed, key=lambda entry: entry.name)
+        for entry in entries:
+            path = f"{below}/{entry.name}" if below else entry.name
+            match _kind(entry):
+                case "folder":
+                    folders.append(path)
+                case "linked folder":
+                    links.append(path)
+                case "image":
+                    yield path
+                case reason:
+                    passed_over.add(reason, path)
 
 
-def _unreadable(error: OSError) -> None:
-    # os.walk would leave the folder out in silence, and an index without it looks complete.
-    raise error
+def _kind(entry: os.DirEntry[str]) -> str:
+    """ "folder", "linked folder", "image", or why it is passed over."""
+    if entry.name.startswith("."):
+        return "hidden"
+    if entry.is_dir(follow_symlinks=False):
+        return "folder"
+    try:
+        mode = entry.stat().st_mode if entry.is_symlink() else 0
+    except OSError:
+        return "broken link"
+    if stat.S_ISDIR(mode):
+        return "linked folder"
+    if not entry.is_file():  # Opening a pipe or a device might never end
+        return "no regular file"
+    ending = _ending(entry.name)
+    if ending in endings():
+        return "image"
+    if ending in SIDECARS:
+        return ending
+    try:
+        with open(entry.path, "rb") as file:
+            return why_no_image(file) or "image"
+    except OSError as error:
+        return f"{error.strerror}"
+
+
+def _ending(path: str) -> str:
+    return os.path.splitext(path)[1].lower()

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
+from edje_jax.data.encoding import file_bytes
 from edje_jax.types import Source
 
 
@@ -35,6 +36,10 @@ class Pooled:
     def captions(self, index: int) -> Sequence[str]:
         """The set's own; none for the pool's pictures."""
         return self.source.captions(index) if index < len(self.source) else ()
+
+    def encoded(self, index: int) -> bytes:
+        """The picture's file; `BadImage` if it cannot be read."""
+        return file_bytes(*self._place(index))
 
     def image(self, index: int) -> Image.Image:
         """As the set or the pool has it; `BadImage` if it cannot be read."""

@@ -1,33 +1,37 @@
 """Where each sample of a tar lies, kept beside it, so that a tar is read in any order as it is.
 
 `00000.tar.index.npz` holds, for n samples: `tar` (its bytes and modification time, which tell a
-changed tar), `offset` and `size` int64 [n] of the pictures (-1 where a sample has none), and the
-ids and captions as UTF-8 with their offsets. Where the tar's folder cannot be written, it lies in
-`~/.cache/edje_jax/tars/`.
+changed tar), `offset` and `size` int64 [n] of the pictures (-1 where a sample has none), the ids
+and captions as UTF-8 with their offsets, and what was passed over as JSON. Where the tar's folder
+cannot be written, it lies in `~/.cache/edje_jax/tars/`.
 """
 
 import hashlib
+import io
 import json
 import logging
 import os
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
 
 from edje_jax.data.caches import cache_folder
+from edje_jax.data.decoders import PREFIX, endings, may_be_image, why_no_image
 from edje_jax.data.sources.captioned import packed
-from edje_jax.data.sources.folder import EXTENSIONS
+from edje_jax.data.sources.folder import SIDECARS
 from edje_jax.data.sources.packed import PackedStrings
+from edje_jax.data.sources.passed_over import PassedOver
 from edje_jax.weights.files import replacing
 
 log = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 """Of the index: another one makes it anew."""
 NAMES = ("image_id", "sha256", "url")
 """What a sample's JSON may tell its picture by, the best first; img2dataset writes the last two."""
@@ -44,6 +48,8 @@ class TarIndex:
     """The first of `NAMES` that a sample's JSON has; empty where it has none."""
     captions: PackedStrings
     starts: Int64[np.ndarray, " n+1"]
+    passed_over: PassedOver
+    """Members that are no sample's image, text or JSON."""
 
 
 class Member(NamedTuple):
@@ -97,7 +103,15 @@ def _load(path: Path, stamp: np.ndarray) -> TarIndex | str:
                 name: PackedStrings.of_arrays(kept[name], kept[f"{name}_offsets"])
                 for name in ("keys", "ids", "captions")
             }
-            index = TarIndex(kept["offset"], kept["size"], starts=kept["starts"], **strings)
+            told = json.loads(kept["passed_over"].tobytes())
+            passed_over = PassedOver(Counter(told["counts"]), told["names"])
+            index = TarIndex(
+                kept["offset"],
+                kept["size"],
+                starts=kept["starts"],
+                passed_over=passed_over,
+                **strings,
+            )
     except Exception as error:  # A damaged file makes zipfile and NumPy raise nearly anything
         return f"damaged ({error})"
     count = len(index.keys)
@@ -109,6 +123,8 @@ def _load(path: Path, stamp: np.ndarray) -> TarIndex | str:
 def _keep(index: TarIndex, stamp: np.ndarray, places: tuple[Path, Path]) -> None:
     arrays: dict[str, Any] = {"tar": stamp, "starts": index.starts}
     arrays |= {"offset": index.offset, "size": index.size}
+    passed_over = json.dumps(vars(index.passed_over)).encode()
+    arrays["passed_over"] = np.frombuffer(passed_over, np.uint8)
     for name in ("keys", "ids", "captions"):
         arrays[name], arrays[f"{name}_offsets"] = getattr(index, name).arrays()
     for path in places:
@@ -129,18 +145,27 @@ def build(tar: str) -> TarIndex:
         ValueError: it is truncated, no tar, or holds a broken JSON.
     """
     samples: dict[str, dict[str, Member]] = {}
+    passed_over = PassedOver()
     with open(tar, "rb") as file:
         if file.read(2) == b"\x1f\x8b":
             raise ValueError(f"{tar}: compressed; gunzip it first, as it is read in any order")
-        for member in _members(tar):
+        for member in _members(tar, passed_over):
             sample = samples.setdefault(member.key, {})
             if member.extension in sample:
                 raise ValueError(
                     f"{tar}: two members {member.key}.{member.extension}; a key names one sample"
                 )
             sample[member.extension] = member
-        pictures = [_picture(sample) for sample in samples.values()]
+        for key in [key for key, sample in samples.items() if set(sample) == {""}]:
+            if not _picture(file, samples[key]):
+                passed_over.add("no image", key)
+                del samples[key]
+        pictures = [_picture(file, sample) for sample in samples.values()]
         told = [_told(file, tar, sample) for sample in samples.values()]
+    for sample, picture in zip(samples.values(), pictures, strict=True):
+        for extension, member in sample.items():
+            if member is not picture and extension not in ("txt", "json"):
+                passed_over.add(f".{extension}", f"{member.key}.{extension}")
     captions, starts = packed([captions for _, captions in told])
     return TarIndex(
         np.array([member.offset if member else -1 for member in pictures], np.int64),
@@ -149,10 +174,11 @@ def build(tar: str) -> TarIndex:
         PackedStrings(image_id for image_id, _ in told),
         captions,
         starts,
+        passed_over,
     )
 
 
-def _members(tar: str) -> Iterator[Member]:
+def _members(tar: str, passed_over: PassedOver) -> Iterator[Member]:
     at = 0
     try:
         with tarfile.open(tar, "r:") as archive:
@@ -161,7 +187,10 @@ def _members(tar: str) -> Iterator[Member]:
                 archive.members.clear()  # type: ignore[attr-defined]  # Else it remembers millions
                 folder, name = os.path.split(info.name)
                 stem, _, extension = name.partition(".")
-                if info.isfile() and stem and extension:
+                if not info.isfile() or not stem:
+                    if not info.isdir():
+                        passed_over.add("hidden" if info.isfile() else "no regular file", info.name)
+                else:
                     key = os.path.join(folder, stem).removeprefix("./")
                     yield Member(key, extension.lower(), info.offset_data, info.size)
             at = archive.offset
@@ -182,8 +211,28 @@ def _check_end(tar: str, at: int) -> None:
         raise tarfile.ReadError("no end mark" if not mark else "a broken header")
 
 
-def _picture(sample: dict[str, Member]) -> Member | None:
-    return next((m for extension, m in sample.items() if f".{extension}" in EXTENSIONS), None)
+def _picture(file: BinaryIO, sample: dict[str, Member]) -> Member | None:
+    """A sample's image.
+
+    The first with an ending of the decoders', as KEY.jpg before KEY.mask.png; else the first by
+    content; else what a decoder that is not installed might read: reading it will say so.
+    """
+    last = {extension: f".{extension.rpartition('.')[2]}" for extension in sample}
+    for extension in sample:
+        if f".{extension}" in endings():
+            return sample[extension]
+    for extension in sample:
+        if last[extension] in endings():
+            return sample[extension]
+    others = [sample[extension] for extension in sample if last[extension] not in SIDECARS]
+    likely = [m for m in others if may_be_image(_read(file, m, PREFIX))]
+    images = (m for m in likely if not why_no_image(io.BytesIO(_read(file, m, m.size))))
+    return next(images, None) or next(iter(likely), None)
+
+
+def _read(file: BinaryIO, member: Member, most: int) -> bytes:
+    file.seek(member.offset)
+    return file.read(min(member.size, most))
 
 
 def _told(file: Any, tar: str, sample: dict[str, Member]) -> tuple[str, list[str]]:

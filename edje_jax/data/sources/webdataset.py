@@ -2,11 +2,14 @@
 
     00000.tar: 000000000.jpg, 000000000.txt, 000000000.json, 000000001.jpg, ...
 
-Members whose path is the same up to the first dot of the name are one sample. The caption is the
+Members whose path is the same up to the first dot of the name are one sample. Its image is the
+first with an ending of an image, else the first whose bytes are one's. The caption is the
 `.txt`, else (or if that is empty) "caption" in the `.json` (a string or a list). Nothing is
 unpacked: an index of byte offsets (`tar_index`) gives random access, so that shuffling is over all
 tars.
 """
+
+import logging
 
 import numpy as np
 
@@ -14,7 +17,10 @@ from edje_jax.data.images import BadImage
 from edje_jax.data.sources.captioned import Captioned, merged, packed
 from edje_jax.data.sources.matching import matching_files, short_names
 from edje_jax.data.sources.packed import PackedStrings, joined_offsets
+from edje_jax.data.sources.passed_over import PassedOver
 from edje_jax.data.sources.tar_index import TarIndex, index_of
+
+log = logging.getLogger(__name__)
 
 
 class WebDataset(Captioned):
@@ -34,6 +40,9 @@ class WebDataset(Captioned):
         indices = [index_of(tar) for tar in self.tars]
         if not any(len(index.size) for index in indices):
             raise ValueError(f"{pattern}: no sample in these tars, such as 000.jpg with 000.txt")
+        self.passed_over = PassedOver.joined(index.passed_over for index in indices)
+        if self.passed_over.total:
+            log.info("%s: %s", pattern, self.passed_over)
         self._tar = np.repeat(np.arange(len(indices)), [len(index.size) for index in indices])
         self._offset = np.concatenate([index.offset for index in indices])
         self._size = np.concatenate([index.size for index in indices])

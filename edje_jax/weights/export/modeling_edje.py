@@ -17,6 +17,7 @@ read when it is first asked for: scoring stored tokens does not need it.
 """
 
 import html
+import io
 import json
 import os
 import re
@@ -34,6 +35,14 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
 }
+PROFILES = {
+    b"RGB ": ("RGB", ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "YCbCr", "HSV")),
+    b"GRAY": ("L", ("1", "L", "LA")),
+    b"CMYK": ("CMYK", ("CMYK",)),
+    b"Lab ": ("LAB", ("LAB",)),
+}
+"""Colour space that an ICC profile states (bytes 16 to 20) -> (mode that it describes, modes that
+are brought into it)."""
 
 
 class EdjeConfig(PretrainedConfig):
@@ -218,15 +227,20 @@ class EdjeModel(PreTrainedModel):
     # --- offline ----------------------------------------------------------------------------------
 
     def preprocess(self, images: list) -> Tensor:
-        """Paths or PIL images -> pixel values [N, 3, S, S], by the backbone's own recipe."""
-        from PIL import Image, ImageOps
+        """Paths or PIL images -> pixel values [N, 3, S, S], by the backbone's own recipe.
 
-        def load(image):
-            image = image if isinstance(image, Image.Image) else Image.open(image)
-            return ImageOps.exif_transpose(image).convert("RGB")
+        That is the file `preprocessor_config.json`, of which transformers reads all but two keys:
+        "icc_profile": "applied" converts colours to sRGB by the embedded profile, and
+        "transparency": "white" puts images on white; without them, both are disregarded.
+        """
+        from PIL import Image
 
         processor = self._hold("processor", "AutoImageProcessor", backend="pil")
-        pixels = processor([load(image) for image in images], return_tensors="pt").pixel_values
+        by_profile = getattr(processor, "icc_profile", "ignored") == "applied"
+        on_white = getattr(processor, "transparency", "dropped") == "white"
+        opened = (i if isinstance(i, Image.Image) else Image.open(i) for i in images)
+        loaded = [_rgb(image, by_profile, on_white) for image in opened]
+        pixels = processor(loaded, return_tensors="pt").pixel_values
         return pixels.to(self.device, self.dtype)
 
     def vision_tokens(self, pixel_values: Tensor) -> Tensor:
@@ -384,6 +398,33 @@ class EdjeModel(PreTrainedModel):
             part = load(name, **place, **options)
             self._held[key] = part.eval() if isinstance(part, nn.Module) else part
         return self._held[key]
+
+
+def _rgb(image: Any, by_profile: bool, on_white: bool) -> Any:
+    """An upright RGB image of a PIL image of any mode."""
+    from PIL import Image, ImageCms, ImageOps
+
+    image = ImageOps.exif_transpose(image)
+    rgb, alpha, profile = None, None, image.info.get("icc_profile")
+    if on_white and image.has_transparency_data:
+        alpha = image.convert("RGBA").getchannel("A")
+    if by_profile and profile:
+        try:
+            mode, brought = PROFILES[profile[16:20]]
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            if image.mode in brought:
+                target = ImageCms.createProfile("sRGB")
+                rgb = ImageCms.profileToProfile(
+                    image.convert(mode), source, target, outputMode="RGB"
+                )
+        except (OSError, KeyError, ImageCms.PyCMSError):
+            pass  # Damaged, or of another kind of image: viewers disregard it too
+    rgb = rgb or image.convert("RGB")
+    if alpha is None:
+        return rgb
+    white = Image.new("RGB", rgb.size, "white")
+    white.paste(rgb, mask=alpha)
+    return white
 
 
 def canonicalise(caption: str) -> str:

@@ -25,6 +25,7 @@ from edje_jax.config import (
     TextConfig,
     VisionConfig,
 )
+from edje_jax.data.images import load_image, normalise, resize
 from edje_jax.data.sources.registry import open_captioned
 from edje_jax.data.sources.shapes import Shapes
 from edje_jax.retrieval.reranker import Reranker
@@ -35,6 +36,7 @@ from edje_jax.weights.export.onnx import run
 from edje_jax.weights.folder import Model, load_model, save_model
 from edje_jax.weights.published import save_published
 from tests.data.test_backbone_tokenizers import clip as clip_tokenizer
+from tests.data.test_colours import linear_grey, swapped
 
 TINY = Path(__file__).parents[2] / "goldens" / "reference_tiny"
 CAPTIONS = ["a dog", "two cats, on a mat", "x"]
@@ -188,6 +190,28 @@ def test_a_clip_backbone_through_the_pytorch_module(class_token, old_tokenizer, 
         embeddings = model.embed_text(CAPTIONS)
     agree((theirs.numpy(), logits.numpy()), (tokens, reranker.score(CAPTIONS, tokens)))
     np.testing.assert_allclose(embeddings, reranker.embed_texts(CAPTIONS), atol=2e-5)
+
+
+@pytest.mark.parametrize("reading", [{}, {"icc_profile": "applied", "transparency": "white"}])
+def test_images_are_read_alike_by_both(reading, tmp_path):
+    convert(
+        str(TINY / "compressed.pth"), str(tmp_path / "m"), "edje",
+        str(TINY / "siglip"), str(TINY / "bert"),
+    )  # fmt: skip
+    settings = tmp_path / "m" / "backbone" / "preprocessor_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | reading))
+    recipe = load_model(str(tmp_path / "m")).config.image
+    model = EdjeModel.from_folder(tmp_path / "m")
+    pixels = np.random.default_rng(3).integers(0, 256, (40, 60, 4), np.uint8)
+    for mode in ("RGBA", "RGB", "P", "LA", "L", "CMYK"):
+        profile = linear_grey() if mode[0] == "L" else swapped()
+        image = Image.fromarray(pixels)
+        image = (image.convert("RGB") if mode == "CMYK" else image).convert(mode)
+        image.save(tmp_path / "a.tif", icc_profile=profile)
+        ours = resize(load_image(tmp_path / "a.tif", recipe), recipe)
+        theirs = model.preprocess([tmp_path / "a.tif"])[0].numpy()
+        expected = np.moveaxis(normalise(ours, recipe), -1, 0)
+        np.testing.assert_allclose(theirs, expected, atol=1e-6, err_msg=mode)
 
 
 def random_like(expected) -> dict:
