@@ -21,7 +21,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint types tests fast backbone format constraints clean
+.PHONY: help setup demo test lint types tests fast fuzz backbone format constraints clean
 
 help:  ## list the goals
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -48,6 +48,9 @@ tests: $(STAMP)  ## all tests
 
 fast: $(STAMP)  ## the tests that take seconds
 	$(PY) -m pytest -x -q -m "not slow" $(PARALLEL)
+
+fuzz: $(STAMP)  ## 10,000 mutated sets and requests
+	EDJE_FUZZ_INPUTS=10000 $(PY) -m pytest -x -q $(PARALLEL) tests/fuzz
 
 backbone: $(STAMP)  ## retrain the tiny backbone that ships with the package
 	$(PY) train.py shapes_backbone --workdir runs/shapes_backbone

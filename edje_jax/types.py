@@ -35,6 +35,29 @@ class Source(Protocol):
         ...
 
 
+class BadRecord(NamedTuple):
+    """A record that a source found when it was opened and had to leave out."""
+
+    where: str
+    """File and record, such as "train.json: entry 3"."""
+    reason: str
+    """What is wrong with it, and the remedy."""
+
+
+@runtime_checkable
+class Checked(Protocol):
+    """A source that leaves out what it cannot use, record by record, and says so."""
+
+    @property
+    def bad(self) -> Sequence[BadRecord]:
+        """The records that were left out; no index leads to them."""
+        ...
+
+    def caption_faults(self, index: int) -> str:
+        """What is wrong with captions of an image that `captions` leaves out; "" for nothing."""
+        ...
+
+
 @runtime_checkable
 class OnDisk(Protocol):
     """A source whose pictures are files of their own."""

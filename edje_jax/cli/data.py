@@ -10,7 +10,7 @@ from rich.table import Table
 from edje_jax.cli.program import UsageError
 from edje_jax.cli.progress import Bars
 from edje_jax.data import pack as packing
-from edje_jax.data.sources.registry import open_source
+from edje_jax.data.sources.registry import LINES, open_source
 from edje_jax.data.statistics import Statistics, grid, quantiles, statistics
 from edje_jax.weights.files import replacing
 
@@ -20,7 +20,7 @@ AT = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 """Quantiles that are shown."""
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".webp": "WEBP"}
 SHOWN = 10
-"""Bad pictures that are listed."""
+"""Bad records that are listed, of each kind."""
 
 
 def stat(spec: str, image_root: str, look_at: int, grid_file: str) -> None:
@@ -38,8 +38,14 @@ def stat(spec: str, image_root: str, look_at: int, grid_file: str) -> None:
     with Bars() as bars:
         found = statistics(source, look_at, lambda done, total: bars.show("pictures", done, total))
     Console().print(_table(found))
-    for name, reason in list(found.bad.items())[:SHOWN]:
-        log.warning("%s: %s", name, reason)
+    for records in (found.left_out, found.faults, found.bad):
+        for name, reason in list(records.items())[:SHOWN]:
+            log.warning("%s: %s", name, reason)
+    if found.several_lines:
+        log.info(
+            "%d captions have several lines; if each line is a caption of its own, write %s after"
+            " the SPEC", found.several_lines, LINES,
+        )  # fmt: skip
     if grid_file:
         path = Path(grid_file).expanduser()
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,6 +93,8 @@ def _table(found: Statistics) -> Table:
         (f"width ({shares})", _quantiles(widths)),
         (f"height ({shares})", _quantiles(heights)),
         ("could not be read", f"{len(found.bad):,}"),
+        ("records left out", f"{len(found.left_out):,}"),
+        ("pictures with bad captions", f"{len(found.faults):,}"),
     ):
         table.add_row(name, value)
     return table

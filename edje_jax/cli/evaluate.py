@@ -15,6 +15,7 @@ from edje_jax.cli.progress import Bars
 from edje_jax.data.encoding import image_of
 from edje_jax.data.sources.pooled import Pooled
 from edje_jax.data.sources.registry import open_captioned, open_source
+from edje_jax.data.sources.subset import joined
 from edje_jax.evaluation.calibration import direction_reliability
 from edje_jax.evaluation.compare import compare, comparison_table
 from edje_jax.evaluation.compositional import (
@@ -72,7 +73,7 @@ def evaluate_model(
 
     Raises:
         FileNotFoundError, ValueError: the model or the set cannot be opened.
-        TooManyBadPictures: more than `max_bad` of the pictures could not be read.
+        TooManyBadPictures: more than `max_bad` of the records are bad.
     """
     started = time.perf_counter()
     if out is not None:
@@ -136,7 +137,7 @@ def open_gallery(data: str, pool: str, image_root: str) -> Source:
     Raises:
         FileNotFoundError, ValueError: one of them cannot be opened.
     """
-    source = open_captioned(data, image_root)
+    source = joined(open_captioned(data, image_root))
     return Pooled(source, open_source(pool, image_root)) if pool else source
 
 

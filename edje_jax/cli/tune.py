@@ -18,6 +18,7 @@ from edje_jax.cli.program import UsageError
 from edje_jax.cli.progress import Bars
 from edje_jax.cli.tune_plot import draw
 from edje_jax.data.sources.registry import open_captioned
+from edje_jax.data.sources.subset import joined
 from edje_jax.evaluation.retrieval import rerank
 from edje_jax.inference.gallery import EncodedGallery, encode_gallery, second_stage
 from edje_jax.models.token_formats import TokenDtype, pack, row_bytes
@@ -52,7 +53,7 @@ def tune(
     Raises:
         UsageError: a depth is not positive, or there is no model or token dtype.
         FileNotFoundError, ValueError: a model or the set cannot be opened.
-        TooManyBadPictures: more than `max_bad` of the pictures could not be read.
+        TooManyBadPictures: more than `max_bad` of the records are bad.
     """
     if not k or min(k) < 1:
         raise UsageError(f"--k {' '.join(map(str, k))}: give depths from 1 on")
@@ -64,7 +65,7 @@ def tune(
         folder.mkdir(parents=True, exist_ok=True)
     for model in models:
         read_model_config(model_folder(model))
-    source = open_captioned(data, image_root)
+    source = joined(open_captioned(data, image_root))
     depths = sorted({min(depth, len(source)) for depth in k})
     if max(k) > len(source):
         log.warning("--k %d: all of the %d pictures are reranked", max(k), len(source))

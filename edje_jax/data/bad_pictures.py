@@ -1,27 +1,48 @@
-"""Pictures that cannot be read: counted, named once, and a reason to stop when there are many."""
+"""Records that cannot be used: counted, named once, and a reason to stop when there are many.
+
+A record is bad when its source left it out at opening, when its image cannot be read, or when
+captions of it cannot be used; an image that loses some of its captions keeps the others.
+"""
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+
+from edje_jax.types import BadRecord, Checked, Source
 
 log = logging.getLogger(__name__)
 
+LISTED = 50
+"""Bad records that a message lists."""
+
 
 class TooManyBadPictures(RuntimeError):
-    """More pictures than `max_bad` allows could not be read; the message lists them."""
+    """More records than `max_bad` allows are bad; the message lists them."""
 
 
 @dataclass
 class BadPictures:
-    """Counts the pictures that could not be read, names each once, and gives up in time."""
+    """Counts the bad records of a set, names each once, and gives up in time."""
 
     total: int
-    """Pictures in the set."""
+    """Records in the set."""
     max_bad: float
     """Share of them that may be bad."""
     reasons: dict[str, str] = field(default_factory=dict)
 
-    def add(self, bad: dict[str, str]) -> None:
-        """Take note of {picture: reason}.
+    @classmethod
+    def after(cls, left_out: Sequence[BadRecord], images: int, max_bad: float) -> "BadPictures":
+        """The count for so many images, which begins with what their source left out.
+
+        Raises:
+            TooManyBadPictures: that alone exceeds the share.
+        """
+        bad = cls(images + len(left_out), max_bad)
+        bad.add(dict(left_out))
+        return bad
+
+    def add(self, bad: Mapping[str, str]) -> None:
+        """Take note of {record: reason}.
 
         Raises:
             TooManyBadPictures: the share is exceeded.
@@ -30,10 +51,23 @@ class BadPictures:
             if name not in self.reasons:
                 log.warning("skipped %s: %s", name, reason)
         self.reasons.update(bad)
-        if len(self.reasons) > self.max_bad * self.total:
-            listed = "\n".join(f"  {name}: {reason}" for name, reason in self.reasons.items())
+        # 0.29 * 100 is a little less than 29.
+        if len(self.reasons) > self.max_bad * self.total + 1e-6:
+            listed = [f"  {name}: {reason}" for name, reason in self.reasons.items()]
+            if len(listed) > LISTED:
+                listed[LISTED:] = [f"  and {len(listed) - LISTED:,} more"]
             raise TooManyBadPictures(
-                f"{len(self.reasons)} of {self.total} pictures could not be read, more than"
-                f" --data.max-bad {self.max_bad:g} allows. Mend or remove them, check"
-                f" --data.image-root, or raise the limit:\n{listed}"
+                f"{len(self.reasons)} of {self.total} records could not be read, more than"
+                f" --data.max-bad {self.max_bad:g} (--max-bad outside train.py) allows. Mend or"
+                " remove them, check --data.image-root, or raise the limit:\n" + "\n".join(listed)
             )
+
+
+def left_out(source: Source) -> Sequence[BadRecord]:
+    """The records that a source found bad at opening and left out."""
+    return source.bad if isinstance(source, Checked) else ()
+
+
+def caption_faults(source: Source, index: int) -> str:
+    """What is wrong with captions of an image that its source leaves out; "" for nothing."""
+    return source.caption_faults(index) if isinstance(source, Checked) else ""

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Int64, UInt8
 from PIL import features
 
 from edje_jax.config import DataConfig
+from edje_jax.data.bad_pictures import left_out
 from edje_jax.data.caches import cache_folder
 from edje_jax.data.feature_cache import stamp_of_set
 from edje_jax.data.images import BadImage
@@ -47,7 +48,8 @@ def without(train: Source, excluded: Source, data: DataConfig, image_size: int) 
     """
     setting = [os.path.abspath(os.path.expanduser(data.image_root)), image_size]
     found = [pixel_hashes(part, [name, *setting]) for name, part in _parts(excluded, data.exclude)]
-    unwanted = _readable(np.concatenate(found), data)
+    lost = np.zeros((len(left_out(excluded)), BYTES), np.uint8)
+    unwanted = _readable(np.concatenate([*found, lost]), data)
     left = [
         _without(part, pixel_hashes(part, [name, *setting]), unwanted, name, data.exclude)
         for name, part in _parts(train, data.train)

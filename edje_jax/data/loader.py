@@ -19,7 +19,7 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from edje_jax.config import DataConfig, ImageRecipe
-from edje_jax.data.bad_pictures import BadPictures
+from edje_jax.data.bad_pictures import BadPictures, caption_faults
 from edje_jax.data.buckets import bucket, lengths_up_to
 from edje_jax.data.encoding import image_of
 from edje_jax.data.feature_cache import Caption, FeatureCache
@@ -47,7 +47,7 @@ class TrainingBatches:
     """Random access to the batches of a run: `reader[t]` is (batch, {bad picture: reason}).
 
     An epoch visits every picture once, with one of its captions drawn at random; one without a
-    caption counts as bad. `block_size`
+    caption, or with one that its source had to leave out, counts as bad. `block_size`
     neighbours stay together in the shuffle, as each other's hard negatives.
     """
 
@@ -95,9 +95,12 @@ class TrainingBatches:
             images, valid, bad = read(source, records, encoder.image, self._crop(first + own.start))
         captions = [self._caption(row) for row in everyone]
         for row, record in enumerate(records):
+            fault = caption_faults(source, record)
             if not captions[own][row]:
                 valid[row] = False
-                bad.setdefault(record, "has no caption")
+                fault = fault or "has no caption"
+            if fault:
+                bad.setdefault(record, fault)
         return Batch(
             images=images,
             backbone_ids=encoder.backbone_tokenizer(captions[own]),
@@ -252,4 +255,6 @@ def _order(blocks: int, seed: int) -> Sequence[int]:
 
 def _identities(names) -> np.ndarray:
     """int32 hashes: equal for equal names."""
-    return np.array([zlib.crc32(name.encode()) for name in names], np.uint32).view(np.int32)
+    return np.array(
+        [zlib.crc32(name.encode("utf-8", "surrogatepass")) for name in names], np.uint32
+    ).view(np.int32)

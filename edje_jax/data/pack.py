@@ -13,10 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from edje_jax.data.bad_pictures import caption_faults, left_out
 from edje_jax.data.encoding import file_bytes
 from edje_jax.data.feature_cache import stamp_of_set
 from edje_jax.data.images import BadImage, decode
 from edje_jax.data.sources.array_record import FORMAT, VERSION, read_table
+from edje_jax.data.sources.mixture import Mixture
+from edje_jax.data.sources.subset import joined
+from edje_jax.data.sources.texts import printable
 from edje_jax.types import Source
 from edje_jax.weights.files import is_abandoned, replacing
 
@@ -38,23 +42,25 @@ def pack(
         progress: called with (pictures done, pictures to do).
 
     Returns:
-        (pictures written, {id of one that could not be read: reason}), also of earlier calls; the
-        latter are in `rejected.csv` too.
+        (pictures written, {id of one that could not be read, or lost captions: reason}), also of
+        earlier calls; the latter are in `rejected.csv` too, and what the source left out.
 
     Raises:
         ImportError: array-record is not installed.
-        ValueError: `out` holds another set, or ids repeat.
+        ValueError: `out` holds another set, or `source` is a mixture with weights.
         OSError: the disk is full, or `out` cannot be written.
     """
+    if isinstance(source, Mixture) and source.weights:
+        raise ValueError("a mixture with weights repeats pictures; pack the parts, then mix these")
+    source = joined(source)
     total = len(source)
-    _refuse_repeats(source)
     starts = range(0, total, shard_size)
     head = {"format": FORMAT, "version": VERSION, "set": stamp_of_set(source)[0]["digest"]}
     head["shards"] = len(starts)
     names = [f"pictures-{i:05d}-of-{len(starts):05d}.array_record" for i in range(len(starts))]
     _refuse_others(out, names, head)
     out.mkdir(parents=True, exist_ok=True)
-    written, rejected = 0, {}
+    written, rejected = 0, dict(left_out(source))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for shard, (start, name) in enumerate(zip(starts, names, strict=True)):
             rows = range(start, min(start + shard_size, total))
@@ -105,21 +111,11 @@ def _write(
                 continue
             writer.write(data)
             pictures.append({"id": image_id, "captions": list(source.captions(row))})
+            if fault := caption_faults(source, row):
+                rejected.append({"id": image_id, "reason": f"packed without a caption: {fault}"})
         table = {**head, "pictures": pictures, "rejected": rejected}
         writer.write(json.dumps(table).encode())
         writer.close()
-
-
-def _refuse_repeats(source: Source) -> None:
-    seen: set[str] = set()
-    for index in range(len(source)):
-        image_id = source.image_id(index)
-        if image_id in seen:
-            raise ValueError(
-                f'id "{image_id}" stands for two records; a pack has each picture once. Of a'
-                " mixture with weights, pack the parts"
-            )
-        seen.add(image_id)
 
 
 def _refuse_others(out: Path, names: list[str], head: dict[str, Any]) -> None:
@@ -137,4 +133,5 @@ def _list_rejected(path: Path, rejected: dict[str, str]) -> None:
     if not rejected:
         return
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([("id", "reason"), *rejected.items()])
+        named = [(printable(name), printable(reason)) for name, reason in rejected.items()]
+        csv.writer(file).writerows([("id", "reason"), *named])

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from edje_jax.data.bad_pictures import caption_faults, left_out
 from edje_jax.data.images import BadImage
+from edje_jax.data.sources.captioned import lines_of
 from edje_jax.data.sources.mixture import Mixture
 from edje_jax.types import Source
 
@@ -37,6 +39,12 @@ class Statistics:
     """(width, height) of the pictures that were looked at and could be read."""
     bad: dict[str, str]
     """{id of one that could not: reason}."""
+    left_out: dict[str, str]
+    """{record that the source left out: reason}."""
+    faults: dict[str, str]
+    """{id of a picture: what is wrong with captions of it that are left out}."""
+    several_lines: int
+    """Captions of more than one line."""
 
     @property
     def captions(self) -> int:
@@ -53,14 +61,29 @@ def statistics(
         progress: called with (pictures decoded, pictures to decode).
     """
     captions_each, words_each = Counter[int](), Counter[int]()
+    several_lines, faults = 0, {}
     for index in range(len(source)):
         captions = source.captions(index)
         captions_each[len(captions)] += 1
         words_each.update(len(caption.split()) for caption in captions)
+        several_lines += sum(len(lines_of([caption])) > 1 for caption in captions)
+        if fault := caption_faults(source, index):
+            faults[source.image_id(index)] = fault
     sizes, bad = _look(source, spread(len(source), look_at), progress)
     ids = {source.image_id(index) for index in range(len(source))}
     pictures = source.pictures if isinstance(source, Mixture) else len(source)
-    return Statistics(pictures, len(source), len(ids), captions_each, words_each, sizes, bad)
+    return Statistics(
+        pictures,
+        len(source),
+        len(ids),
+        captions_each,
+        words_each,
+        sizes,
+        bad,
+        dict(left_out(source)),
+        faults,
+        several_lines,
+    )
 
 
 def spread(total: int, wanted: int) -> list[int]:

@@ -26,6 +26,7 @@ from jaxtyping import Float
 from rich.markup import escape
 from rich.table import Table
 
+from edje_jax.data.sources.texts import read_json, text_fault
 from edje_jax.evaluation.report import replacing, write_json
 
 STAGES = ("base", "reranked")
@@ -198,13 +199,9 @@ def _read_file(path: Path, image_root: str, several: bool) -> Iterator[Item]:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file")
     root = Path(image_root) if image_root else path.parent
-    try:
-        text = path.read_text("utf-8")
-        # At line feeds alone: a caption may hold other characters that Unicode breaks lines at.
-        lines = text.split("\n") if path.suffix == ".jsonl" else None
-        content = json.loads(text) if lines is None else [json.loads(x) for x in lines if x.strip()]
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from error
+    content = read_json(str(path), "a list or dict of entries")
+    if path.suffix == ".jsonl" and not isinstance(content, list):
+        content = [content]  # One line
     if not isinstance(content, list | dict):
         raise ValueError(f"{path}: holds one {type(content).__name__}, no list or dict of entries")
     entries = content.items() if isinstance(content, dict) else enumerate(content)
@@ -217,9 +214,14 @@ def _read_file(path: Path, image_root: str, several: bool) -> Iterator[Item]:
 
 
 def _item(name: str, entry: Any, root: Path, category: str, path: Path) -> Item:
+    if isinstance(entry, ValueError):  # A line that is no JSON
+        raise ValueError(f"{path}: entry {name}: {entry}")
     for pictures, captions in FORMS:
         fields = (*pictures, *captions)
         if isinstance(entry, dict) and all(isinstance(entry.get(x), str) for x in fields):
+            for field in fields:
+                if fault := text_fault(entry[field]):
+                    raise ValueError(f'{path}: entry {name}: "{field}" {fault}; correct it')
             box = _box(name, entry, path) if all(side in entry for side in BOX) else None
             return Item(
                 name,

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float32, PyTree, UInt8
 
 from edje_jax.config import BackboneConfig, ImageRecipe
-from edje_jax.data.bad_pictures import BadPictures
+from edje_jax.data.bad_pictures import BadPictures, left_out
 from edje_jax.data.buckets import batches
 from edje_jax.data.images import normalise
 from edje_jax.data.text import BackboneTokenizer
@@ -61,11 +61,12 @@ class DualEncoder:
         """{"t2i": {"R@1", "R@5", "R@10"}, "i2t": {...}}, in percent.
 
         Raises:
-            TooManyBadPictures: more than `max_bad` of the pictures could not be read.
+            TooManyBadPictures: more than `max_bad` of the records are bad.
         """
         record: list[int] = []
         parts = []
-        for indices, images in read_pictures(source, self.image, BadPictures(len(source), max_bad)):
+        bad = BadPictures.after(left_out(source), len(source), max_bad)
+        for indices, images in read_pictures(source, self.image, bad):
             parts.append(self.embed_images(images))
             record += indices
         ids = [source.image_id(i) for i in record]

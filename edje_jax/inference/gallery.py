@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float32
 
-from edje_jax.data.bad_pictures import BadPictures
+from edje_jax.data.bad_pictures import BadPictures, left_out
 from edje_jax.data.sources.pooled import Pooled
 from edje_jax.evaluation.retrieval import Gallery, Retrieval, ScorePairs, rerank
 from edje_jax.inference.engine import Engine
@@ -44,7 +44,7 @@ def encode_gallery(
 
     Raises:
         ValueError: the source has no captions to ask with (`open_captioned` tells that sooner).
-        TooManyBadPictures: more than `max_bad` of the pictures could not be read, of the set or,
+        TooManyBadPictures: more than `max_bad` of the records are bad, of the set or,
             where there is one, of the pool: a large pool hides no damage to the set.
         OSError: the tokens need a temporary file, and there is no room for it.
     """
@@ -53,11 +53,14 @@ def encode_gallery(
     size = (config.num_tokens, config.joint_encoder.hidden_size)
     tokens = _room((len(source), *size))
     embeddings = np.empty((len(source), config.backbone.text.projection_size), np.float32)
-    own = len(source.source) if isinstance(source, Pooled) else len(source)
+    sets = (source.source, source.pool) if isinstance(source, Pooled) else (source,)
+    own = len(sets[0])
     chunks = (
         chunk
-        for part in (range(own), range(own, len(source)))
-        for chunk in read_pictures(source, config.image, BadPictures(len(part), max_bad), part)
+        for part, of in zip((range(own), range(own, len(source))), sets, strict=False)
+        for chunk in read_pictures(
+            source, config.image, BadPictures.after(left_out(of), len(part), max_bad), part
+        )
     )
     for indices, images in chunks:
         encoded = engine.encode_images(images)

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from edje_jax.config import ImageRecipe
-from edje_jax.data.bad_pictures import BadPictures
+from edje_jax.data.bad_pictures import BadPictures, caption_faults
 from edje_jax.data.encoding import image_of
 from edje_jax.data.images import BadImage, resize
 from edje_jax.types import Source
@@ -40,6 +40,10 @@ def read_pictures(
             coming += [pool.map(read, following) for following in chunks[number + 1 : number + 2]]
             read_back = dict(zip(indices, coming.pop(0), strict=True))
             good = {i: x for i, x in read_back.items() if isinstance(x, np.ndarray)}
-            bad.add({source.image_id(i): x for i, x in read_back.items() if isinstance(x, str)})
+            reasons = {
+                source.image_id(i): x if isinstance(x, str) else caption_faults(source, i)
+                for i, x in read_back.items()
+            }
+            bad.add({name: reason for name, reason in reasons.items() if reason})
             if good:
                 yield list(good), np.stack(list(good.values()))

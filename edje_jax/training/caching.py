@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from edje_jax.config import DataConfig, ImageRecipe
-from edje_jax.data.bad_pictures import BadPictures
+from edje_jax.data.bad_pictures import BadPictures, left_out
 from edje_jax.data.feature_cache import FeatureCache, Unfinished, check, stamp_of_set
 from edje_jax.data.images import normalise
 from edje_jax.data.loader import PicturesInOrder, iterate, part_of
@@ -128,7 +128,7 @@ class FeaturePass:
         process, size = part_of_this_process(), self.data.batch_size
         reader = PicturesInOrder(self.source, self.backbone.image, size, start, process)
         own = part_of(size, process)
-        bad = BadPictures(len(self.source), self.data.max_bad)
+        bad = BadPictures.after(left_out(self.source), len(self.source), self.data.max_bad)
         encode = jax.jit(
             partial(_encode_images, self.model, self.backbone.image),
             out_shardings=self.devices.rows,

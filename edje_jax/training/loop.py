@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from edje_jax.config import RunConfig, to_dict
-from edje_jax.data.bad_pictures import BadPictures
+from edje_jax.data.bad_pictures import BadPictures, left_out
 from edje_jax.data.loader import TrainingBatches, iterate
 from edje_jax.training.checkpoint import Checkpoints
 from edje_jax.training.logs import Log, MetricLog, NoLog
@@ -163,7 +163,10 @@ def _train(
 ) -> TrainState:
     config, steps = task.config, len(task.reader)
     # Each process counts its own, which is so much of the set.
-    bad = BadPictures(len(task.reader.source) // jax.process_count(), config.data.max_bad)
+    source, part, parts = task.reader.source, jax.process_index(), jax.process_count()
+    bad = BadPictures.after(
+        left_out(source)[part::parts], len(source) // parts, config.data.max_bad
+    )
     previous: tuple[int, Batch, Metrics] | None = None
     profile = Profile(workdir=metrics.workdir / "profile", first=start + PROFILED[0])
     batches = iterate(task.reader, start, bad, config.data.workers)

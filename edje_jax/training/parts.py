@@ -13,9 +13,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
 from edje_jax.config import BertConfig, DataConfig, EdjeConfig, EdjeRun, ModelSpec
+from edje_jax.data.bad_pictures import BadPictures, left_out
 from edje_jax.data.exclusion import without
 from edje_jax.data.sources.registry import open_captioned, open_source
-from edje_jax.data.sources.subset import subset
+from edje_jax.data.sources.subset import joined, subset
 from edje_jax.data.text import JointTokenizer, train_wordpiece
 from edje_jax.training.processes import first_alone, is_first, wait_for_all
 from edje_jax.types import Source
@@ -146,17 +147,21 @@ def open_sets(data: DataConfig, image_size: int = 64) -> tuple[Source, Source | 
 
     Raises:
         ValueError, FileNotFoundError: see `open_captioned`.
+        TooManyBadPictures: a set of which a part is taken has more bad records than `max_bad`.
     """
     # Tars are indexed and pictures hashed once, by the first process for all of its machine.
     with first_alone("sets"):
         train = open_captioned(data.train, data.image_root, image_size)
+        if data.exclude or data.limit:
+            # What the whole set left out is not counted against a part of it.
+            BadPictures.after(left_out(train), len(train), data.max_bad)
         if data.exclude:
             excluded = open_source(data.exclude, data.image_root, image_size)
             train = without(train, excluded, data, image_size)
         if data.limit:
             train = subset(train, np.arange(len(train)) < data.limit)
         val = open_captioned(data.val, data.image_root, image_size) if data.val else None
-    return train, val
+    return train, joined(val) if val else None
 
 
 def train_tokenizer(source: Source, vocab_size: int, folder: Path) -> None:

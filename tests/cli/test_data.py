@@ -75,6 +75,41 @@ def test_stat_of_a_set_that_has_nothing_to_decode_or_say(tmp_path, capsys):
     assert re.search(r"captions a picture +\S+ 0: 1 ", capsys.readouterr().out)
 
 
+@pytest.fixture
+def mixed(tmp_path) -> str:
+    """Three scenes with a bad caption, no usable one, and one of several lines; two bad entries."""
+    spec = write_blip(tmp_path / "mixed", scenes(3))
+    path = tmp_path / "mixed" / "all.json"
+    first, second, third = json.loads(path.read_text())
+    first["caption"].append("a medal \ud83d")
+    second["caption"] = 5
+    third["caption"] = "two dogs\na cat"
+    path.write_text(json.dumps([first, "odd", second, {"caption": "x"}, third]))
+    return spec
+
+
+def test_stat_names_bad_records_and_hints_at_lines(mixed, capsys, caplog, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    caplog.set_level("INFO")
+    assert main(["data", "stat", mixed]) == 0
+    told = capsys.readouterr().out
+    for row in (
+        r"captions +\S+ 3 ", r"could not be read +\S+ 0 ", r"records left out +\S+ 2 ",
+        r"pictures with bad captions +\S+ 2 ",
+    ):  # fmt: skip
+        assert re.search(row, told), (row, told)
+    for message in (
+        "entry 1: a string, not an object", 'entry 3: "image" is missing',
+        "entry 0: caption 2 holds", 'entry 2: "caption" is 5',
+        "1 captions have several lines; .* write #lines after the SPEC",
+    ):  # fmt: skip
+        assert re.search(message, caplog.text), message
+    caplog.clear()
+    assert main(["data", "stat", f"{mixed}#lines"]) == 0
+    assert re.search(r"captions +\S+ 4 ", capsys.readouterr().out)
+    assert "several lines" not in caplog.text
+
+
 def test_mistaken_options(spec, tmp_path):
     for arguments, message in (
         (["stat", spec, "--look-at", "-1"], "--look-at -1"),
@@ -108,6 +143,27 @@ def test_a_pack_holds_every_picture_that_can_be_read(spec, tmp_path, caplog):
     assert [source.image_id(i) for i in range(len(source))] == [*"01356"]
     assert [file_bytes(source, i) for i in range(5)] == [made[n].png for n in (0, 1, 3, 5, 6)]
     assert source.captions(3) == made[5].captions
+
+
+def test_a_pack_names_the_records_and_captions_that_it_lacks(mixed, tmp_path):
+    for _ in range(2):  # The second call finds all shards made
+        pack(mixed, tmp_path / "packed")
+        with (tmp_path / "packed" / "rejected.csv").open(newline="") as file:
+            rows = dict(list(csv.reader(file))[1:])
+        assert [name.rpartition("/")[2] for name in rows] == [
+            "all.json: entry 1", "all.json: entry 3", "0", "1",
+        ]  # fmt: skip
+        assert "packed without a caption: " in rows["0"] and "entry 0: caption 2" in rows["0"]
+    source = open_source(f"arrayrecord:{tmp_path}/packed/*.array_record")
+    assert [source.captions(i)[-1:] for i in range(3)] == [
+        scenes(1)[0].captions[-1:], (), ("two dogs\na cat",),
+    ]  # fmt: skip
+
+
+def test_records_of_one_id_are_packed_as_one(mixed, tmp_path):
+    pack(f"{mixed}+{mixed}", tmp_path / "packed")
+    source = open_source(f"arrayrecord:{tmp_path}/packed/*.array_record")
+    assert len(source) == 3 and source.captions(0) == scenes(1)[0].captions
 
 
 def test_pictures_that_are_drawn_are_packed_as_png(tmp_path, monkeypatch):
@@ -191,6 +247,6 @@ def test_a_folder_of_another_pack_is_refused(spec, tmp_path):
 
 
 def test_repeated_pictures_are_not_packed_twice(spec, tmp_path):
-    with pytest.raises(ValueError, match=r"stands for two records.*pack the parts"):
+    with pytest.raises(ValueError, match=r"weights repeats pictures; pack the parts"):
         pack(f"{spec}@1+{spec}@3", tmp_path / "packed")
     assert not (tmp_path / "packed").exists()

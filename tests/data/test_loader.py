@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 
 from edje_jax.config import DataConfig, ImageRecipe
-from edje_jax.data.bad_pictures import BadPictures, TooManyBadPictures
+from edje_jax.data.bad_pictures import BadPictures, TooManyBadPictures, left_out
 from edje_jax.data.images import resize
 from edje_jax.data.loader import Encoder, TrainingBatches, iterate
 from edje_jax.data.sources.blip_json import BlipJson
 from edje_jax.data.sources.shapes import Shapes
 from edje_jax.data.text import BackboneTokenizer, JointTokenizer
-from edje_jax.types import Batch, Source
+from edje_jax.types import BadRecord, Batch, Source
 
 TINY = Path(__file__).parents[1] / "goldens" / "reference_tiny"
 RECIPE = ImageRecipe(size=8)
@@ -248,7 +248,7 @@ def test_too_many_bad_pictures_stop_the_run_with_their_list(half_bad):
     with pytest.raises(TooManyBadPictures) as caught:
         list(iterate(reader(half_bad, batch_size=6), 0, BadPictures(6, 0.4)))
     message = str(caught.value)
-    assert message.startswith("3 of 6 pictures could not be read")
+    assert message.startswith("3 of 6 records could not be read")
     assert "--data.max-bad 0.4" in message and "--data.image-root" in message
     for name in ("missing.jpg", "cut.jpg", "text.png"):
         assert f"\n  {name}: " in message
@@ -314,3 +314,53 @@ def test_processes_draw_the_windows_of_one():
 def test_a_window_that_cannot_be(values, message):
     with pytest.raises(ValueError, match=message):
         DataConfig(**values)
+
+
+# --- bad records ----------------------------------------------------------------------------------
+
+
+def test_a_bad_caption_is_one_bad_record_and_its_image_trains_with_the_others(tmp_path, caplog):
+    entries = []
+    for number, captions in enumerate((["fine"], ["fine", "\ud83d", None], [5])):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
+        entries.append({"image": f"{number}.png", "caption": captions})
+    (tmp_path / "set.json").write_text(json.dumps([*entries, "odd", {"caption": "x"}]))
+    source = BlipJson(tmp_path / "set.json")
+    bad = BadPictures.after(left_out(source), len(source), 0.8)
+    assert bad.total == 5 and len(bad.reasons) == 2
+    (batch,) = iterate(reader(source, batch_size=3, steps=1), 0, bad)
+    assert batch.valid.sum() == 2 and batch.images is not None
+    assert set(bad.reasons) == {
+        f"{tmp_path}/set.json: entry 3", f"{tmp_path}/set.json: entry 4", "1.png", "2.png",
+    }  # fmt: skip
+    assert (
+        "entry 1: caption 1 holds" in bad.reasons["1.png"] and "2 is a null" in bad.reasons["1.png"]
+    )
+    assert "entry 2: caption 0 is a number" in bad.reasons["2.png"]
+    assert len(caplog.messages) == 4
+    strict = BadPictures.after(left_out(source), len(source), 0.6)
+    with pytest.raises(TooManyBadPictures, match=r"4 of 5 records .*--max-bad outside train\.py"):
+        list(iterate(reader(source, batch_size=3, steps=1), 0, strict))
+    with pytest.raises(TooManyBadPictures, match="2 of 5 records"):
+        BadPictures.after(left_out(source), len(source), 0.3)
+
+
+def test_one_bad_record_of_a_hundred_is_within_a_share_of_a_hundredth():
+    bad = BadPictures.after([BadRecord("a.json: entry 3", "no object")], 99, 0.01)
+    assert (bad.total, len(bad.reasons)) == (100, 1)
+    with pytest.raises(TooManyBadPictures, match="2 of 100 records"):
+        bad.add({"7": "has no caption"})
+
+
+def test_a_share_is_meant_as_it_is_written():
+    bad = BadPictures(100, 0.29)
+    bad.add({str(number): "bad" for number in range(29)})
+    with pytest.raises(TooManyBadPictures, match="30 of 100"):
+        bad.add({"29": "bad"})
+
+
+def test_a_long_list_of_bad_records_is_cut():
+    with pytest.raises(TooManyBadPictures) as caught:
+        BadPictures(100, 0.1).add({str(number): "bad" for number in range(60)})
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 52 and lines[-1] == "  and 10 more"

@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 
 from edje_jax.config import DataConfig
+from edje_jax.data.bad_pictures import TooManyBadPictures, left_out
 from edje_jax.data.encoding import file_bytes
 from edje_jax.data.exclusion import _hash, pixel_hashes, without
 from edje_jax.data.images import BadImage
 from edje_jax.data.sources.mixture import Mixture
+from edje_jax.data.sources.pooled import Pooled
 from edje_jax.data.sources.registry import open_source
 from edje_jax.data.sources.shapes import Shapes
-from edje_jax.data.sources.subset import subset
+from edje_jax.data.sources.subset import joined, subset
 from edje_jax.data.statistics import statistics
 from edje_jax.training.parts import open_sets
 from edje_jax.types import PatchLabelled
@@ -204,6 +206,56 @@ def test_nothing_left_is_an_error(tmp_path, cache):
     data = DataConfig(train=train, exclude=train)
     with pytest.raises(ValueError, match=r"--data\.exclude .*: it has every picture of blip:"):
         without(open_source(train), open_source(train), data, 64)
+
+
+def test_bad_entries_of_an_excluded_set_are_excluded_pictures_that_cannot_be_read(tmp_path, cache):
+    made = scenes(4)
+    train, test = write_blip(tmp_path / "train", made), write_blip(tmp_path / "test", made[:2])
+    path = tmp_path / "test" / "all.json"
+    path.write_text(json.dumps([*json.loads(path.read_text()), "odd"]))
+    data = DataConfig(train=train, exclude=test, max_bad=0.3)
+    with pytest.raises(ValueError, match=r"1 of 3 pictures cannot be read"):
+        without(open_source(train), open_source(test), data, 64)
+    assert len(without(open_source(train), open_source(test), replace(data, max_bad=0.4), 64)) == 2
+
+
+def test_a_set_of_which_a_part_is_taken_is_counted_whole(tmp_path):
+    spec = write_blip(tmp_path / "a", scenes(4))
+    path = tmp_path / "a" / "all.json"
+    path.write_text(json.dumps([*json.loads(path.read_text()), "odd"]))
+    data = DataConfig(train=spec, limit=2, max_bad=0.2)
+    part, _ = open_sets(data)
+    assert len(part) == 2 and not left_out(part)
+    with pytest.raises(TooManyBadPictures, match="1 of 5 records"):
+        open_sets(replace(data, max_bad=0.1))
+
+
+def test_parts_of_a_set_say_what_is_wrong_with_their_captions(tmp_path):
+    spec = write_blip(tmp_path / "a", scenes(3))
+    told = json.loads((tmp_path / "a" / "all.json").read_text())
+    told[1]["caption"].append(5)
+    (tmp_path / "a" / "all.json").write_text(json.dumps([*told, "odd"]))
+    both = open_source(f"{spec}+shapes:val")
+    assert len(both.bad) == 1 and "entry 1: caption 2" in both.caption_faults(1)
+    assert not both.caption_faults(0) and not both.caption_faults(3)
+    part = subset(both, np.arange(len(both)) == 1)
+    assert "entry 1: caption 2" in part.caption_faults(0) and not part.bad
+    pooled = Pooled(Shapes("val"), open_source(spec))
+    assert len(pooled.bad) == 1 and not pooled.caption_faults(len(pooled) - 2)
+
+
+def test_records_of_one_id_are_one_picture_where_it_matters(tmp_path):
+    spec = write_blip(tmp_path / "a", scenes(3))
+    told = json.loads((tmp_path / "a" / "all.json").read_text())
+    told[1]["caption"] = ["another", 5]
+    source = open_source(spec)
+    assert joined(source) is source
+    (tmp_path / "a" / "all.json").write_text(json.dumps(told))
+    one = joined(Mixture([source, open_source(spec)], ["", ""]))
+    assert len(one) == 3 and one.image_id(2) == "/2"
+    assert one.captions(0) == source.captions(0)
+    assert one.captions(1) == (*source.captions(1), "another")
+    assert "entry 1: caption 1 is a number" in one.caption_faults(1)
 
 
 def test_excluded_pictures_that_were_absent_are_looked_for_again(tmp_path, cache, caplog):

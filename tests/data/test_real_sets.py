@@ -1,14 +1,18 @@
 """Sets in other people's formats: the same scenes come out of each, and mistakes are named."""
 
 import gzip
+import io
 import json
 import logging
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +28,15 @@ from edje_jax.data.sources.registry import open_captioned, open_source
 from edje_jax.data.statistics import statistics
 from edje_jax.data.text import BackboneTokenizer
 from edje_jax.types import Encoded, OnDisk, Source
-from tests.real_sets import COUNT, WRITERS, scenes, write_blip, write_every_format, write_tar
+from tests.real_sets import (
+    COUNT,
+    WRITERS,
+    scenes,
+    write_blip,
+    write_every_format,
+    write_tar,
+    write_tfds,
+)
 
 ROOT = Path(__file__).parents[2]
 KINDS = [*WRITERS, "arrayrecord"]
@@ -151,6 +163,99 @@ def test_parquet_columns_of_other_encodings(tmp_path):
         assert source.captions(1) == (made[1].captions if caption is texts else ("two",))
 
 
+def columns_of_today() -> dict[str, tuple[Any, Any]]:
+    """{what: (column of images, column of captions)}; the captions are one uno, two, and none."""
+    pa = pytest.importorskip("pyarrow")
+    images, texts = [b"a", b"b", b"c"], [["one", "uno"], ["two"], None]
+    plain = pa.array(images)
+    found = {}
+    for outer in (pa.list_, pa.large_list, pa.list_view, pa.large_list_view):
+        for inner in (pa.string(), pa.large_string(), pa.string_view(), pa.binary_view()):
+            found[str(outer(inner))] = (plain, pa.array(texts, outer(inner)))
+    captions = pa.array(texts)
+    for kind in (pa.binary_view(), pa.large_binary(), pa.binary(1)):
+        found[f"image {kind}"] = (pa.array(images, kind), captions)
+        both = pa.struct([("bytes", kind), ("path", pa.string_view())])
+        found[f"image {both}"] = (
+            pa.array([{"bytes": x, "path": ""} for x in images], both),
+            captions,
+        )
+    parts = [plain.dictionary_encode(), pa.array(["", "", ""]).dictionary_encode()]
+    struct = pa.StructArray.from_arrays(parts, names=["bytes", "path"])
+    coded = pa.array(["one", "uno", "two"]).dictionary_encode()
+    starts = pa.array([0, 2, 3, 3], pa.int32())
+    found["dictionaries inside"] = (struct, pa.ListArray.from_arrays(starts, coded))
+    view = pa.struct([("raw", pa.list_(pa.string_view())), ("id", pa.list_(pa.int64()))])
+    sentences = [{"raw": x, "id": [1]} for x in texts]
+    found["struct of lists"] = (plain, pa.array(sentences, view))
+    sentences = [x and [{"raw": y, "id": 1} for y in x] for x in texts]
+    found["list of structs"] = (plain, pa.array(sentences))
+    found["nested"] = (plain, pa.array([x and [{"raw": x}] for x in texts]))
+    return found
+
+
+def test_parquet_columns_as_the_tools_of_today_write_them(tmp_path):
+    pq, pa = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    for what, (image, caption) in columns_of_today().items():
+        pq.write_table(pa.table({"image": image, "sentences": caption}), tmp_path / "a.parquet")
+        source = open_source(f"parquet:{tmp_path}/a.parquet")
+        captions = [source.captions(i) for i in range(3)]
+        assert captions == [("one", "uno"), ("two",), ()], what
+        assert [source.encoded(i) for i in range(3)] == [b"a", b"b", b"c"], what
+
+
+@pytest.mark.parametrize("shape", ["texts", "bytes", "lists", "structs"])
+def test_a_bad_text_of_a_table_is_one_bad_record(shape, tmp_path):
+    pq, pa = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    raw = pa.array([b"one", b"caf\xe9", b"three"])
+    texts = raw if shape == "bytes" else raw.view(pa.string())
+    if shape == "lists":
+        texts = pa.ListArray.from_arrays(pa.array([0, 1, 2, 3], pa.int32()), texts)
+    if shape == "structs":
+        texts = pa.StructArray.from_arrays([texts], names=["raw"])
+    table = {"image": [b"a", b"b", b"c"], "text": texts, "image_id": ["A", "B", None]}
+    pq.write_table(pa.table(table), tmp_path / "a.parquet")
+    source = open_source(f"parquet:{tmp_path}/a.parquet")
+    assert [source.captions(i) for i in range(3)] == [("one",), (), ("three",)]
+    assert [source.image_id(i) for i in range(3)] == ["A", "B", "a/2"]
+    assert not source.bad and [bool(source.caption_faults(i)) for i in range(3)] == [0, 1, 0]
+    assert re.match(r".*a\.parquet: row 1: caption 0 holds .\\udce9", source.caption_faults(1))
+
+
+def test_a_row_whose_id_is_no_text_is_left_out(tmp_path):
+    pq, pa = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    ids = pa.array([b"A", b"caf\xe9", b" ", b""]).view(pa.string())
+    table = {"image": [b"a", b"b", b"c", b"d"], "text": ["1", "2", "3", "4"], "image_id": ids}
+    pq.write_table(pa.table(table), tmp_path / "a.parquet")
+    source = open_source(f"parquet:{tmp_path}/a.parquet")
+    assert [source.image_id(i) for i in range(len(source))] == ["A", "a/3"]
+    assert [bad.where.rpartition("/")[2] for bad in source.bad] == [
+        f"a.parquet: row {i}" for i in (1, 2)
+    ]
+    assert "its id holds" in source.bad[0].reason and "its id is empty" in source.bad[1].reason
+
+
+def test_a_table_without_a_single_caption_is_a_set_without_captions(tmp_path):
+    pq, pa = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    pq.write_table(pa.table({"image": [b"a"], "caption": [None]}), tmp_path / "a.parquet")
+    assert open_source(f"parquet:{tmp_path}/a.parquet").captions(0) == ()
+
+
+def test_a_table_may_name_files_instead_of_holding_them(tmp_path):
+    pq, pa = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    (tmp_path / "a.png").write_bytes(b"image")
+    paths = ["a.png", "b.png", "http://example.com/c.png", "\0", None]
+    images = [{"bytes": None, "path": path} for path in paths]
+    pq.write_table(pa.table({"image": images, "text": ["x"] * 5}), tmp_path / "a.parquet")
+    source = open_source(f"parquet:{tmp_path}/a.parquet")
+    assert source.encoded(0) == b"image"
+    for index, message in (
+        (1, r"b\.png: no such file"), (2, "a URL is not fetched"), (3, "no bytes"), (4, "no bytes"),
+    ):  # fmt: skip
+        with pytest.raises(BadImage, match=message):
+            source.encoded(index)
+
+
 # --- tars -----------------------------------------------------------------------------------------
 
 
@@ -267,19 +372,99 @@ def test_broken_tars_are_named(tmp_path):
     tar.write_bytes(whole[:1800])
     with pytest.raises(ValueError, match=r"a\.b\.tar: not a whole tar .*bytes in\); download"):
         open_source(f"webdataset:{tar}")
-    for content, message in (
-        ([("1.jpg", b"x"), ("1.txt", b"x"), ("1.jpg", b"y")], r"two members 1\.jpg; a key names"),
-        ([("1.jpg", b"x"), ("1.json", b"{")], r"1: unreadable \.json or \.txt"),
-        ([("1.jpg", b"x"), ("1.txt", b"\xff")], r"1: unreadable \.json or \.txt"),
-        ([("1.jpg", b"x"), ("1.json", b"[]")], "not an object"),
-        ([], "no sample in these tars"),
-    ):
-        write_tar(tar, content)
-        with pytest.raises(ValueError, match=message):
-            open_source(f"webdataset:{tar}")
+    write_tar(tar, [])
+    with pytest.raises(ValueError, match="no sample in these tars"):
+        open_source(f"webdataset:{tar}")
     tar.write_bytes(b"no tar at all" * 100)
     with pytest.raises(ValueError, match="not a whole tar"):
         open_source(f"webdataset:{tar}")
+
+
+@pytest.mark.parametrize(
+    "members, captions, message",
+    [
+        (
+            [("1.txt", b"x"), ("1.jpg", b"y")],
+            ("x",),
+            r"two members 1\.jpg, of which one is dropped",
+        ),
+        ([("1.txt", b"x"), ("1.json", b"{")], ("x",), r"unreadable \.json \(Expecting"),
+        ([("1.txt", b"x"), ("1.json", b"[" * 99_999)], ("x",), r"unreadable \.json \(maximum rec"),
+        ([("1.json", b"[]")], (), r"unreadable \.json \(not an object\)"),
+        ([("1.txt", b"caf\xe9")], (), r"caption 0 holds .\\udce9., .*a byte that is not UTF-8"),
+        ([("1.txt", b"\xff\xfex")], (), r"unreadable \.txt \(.*truncated data"),
+        (
+            [("1.json", b'{"caption": ["a", null, "\\ud83d"]}')],
+            ("a",),
+            "1 is a null .*; caption 2 ho",
+        ),
+        ([("1.json", b'{"image_id": "\\ud83d", "caption": "a"}')], ("a",), '"image_id" holds'),
+        ([("1.txt", b" "), ("1.json", b'{"caption": 5}')], (), r"caption 0 is a number \(5\)"),
+        ([("1.txt", b"x" * 100_001)], (), "caption 0 has 100,001 characters"),
+    ],
+)
+def test_a_bad_text_of_a_tar_is_one_bad_record(members, captions, message, tmp_path):
+    members = [("0.jpg", b"x"), ("0.txt", b"zero"), ("1.jpg", b"x"), *members]
+    write_tar(tmp_path / "a.tar", members)
+    for _ in range(2):  # From the tar, and from its index
+        source = open_source(f"webdataset:{tmp_path}/a.tar")
+        assert [source.captions(i) for i in range(len(source))] == [("zero",), captions]
+        assert [source.image_id(i) for i in range(2)] == ["a/0", "a/1"] and not source.bad
+        assert not source.caption_faults(0)
+        assert re.match(
+            rf"{re.escape(str(tmp_path))}/a\.tar: 1: .*{message}", source.caption_faults(1)
+        )
+
+
+def test_texts_of_a_tar_are_read_as_their_byte_order_mark_says(tmp_path):
+    facts = '{"caption": "ein für zwei"}'
+    write_tar(
+        tmp_path / "a.tar",
+        [("0.jpg", b"x"), ("0.txt", "für".encode("utf-16")), ("1.jpg", b"x"),
+         ("1.json", facts.encode("utf-8-sig"))],
+    )  # fmt: skip
+    source = open_source(f"webdataset:{tmp_path}/a.tar")
+    assert [source.captions(i) for i in range(2)] == [("für",), ("ein für zwei",)]
+
+
+def test_keys_end_at_the_first_dot_unless_all_names_have_more(tmp_path):
+    names = [
+        "a.b.jpg",
+        "a.b.txt",
+        "a.B.C.jpg",
+        "2.jpg",
+        "2.seg.png",
+        "2.txt",
+        "d.e/x.jpg",
+        "d.e/x.txt",
+    ]
+    write_tar(tmp_path / "a.tar", [(name, name.encode()) for name in names])
+    source = open_source(f"webdataset:{tmp_path}/a.tar")
+    assert [source.image_id(i) for i in range(len(source))] == [
+        "a/a.b",
+        "a/a.B.C",
+        "a/2",
+        "a/d.e/x",
+    ]
+    captions = [source.captions(i) for i in range(4)]
+    assert captions == [("a.b.txt",), (), ("2.txt",), ("d.e/x.txt",)]
+    assert [source.encoded(i) for i in range(4)] == [
+        b"a.b.jpg",
+        b"a.B.C.jpg",
+        b"2.jpg",
+        b"d.e/x.jpg",
+    ]
+
+
+def test_a_member_name_that_is_not_utf8_gives_a_printable_id(tmp_path):
+    with tarfile.open(
+        tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT, encoding="latin-1"
+    ) as tar:
+        info = tarfile.TarInfo("café.jpg")
+        info.size = 1
+        tar.addfile(info, io.BytesIO(b"x"))
+    source = open_source(f"webdataset:{tmp_path}/a.tar")
+    assert source.image_id(0) == r"a/caf\udce9" and source.encoded(0) == b"x"
 
 
 @pytest.mark.parametrize("cut", [512, 700, 1024, 1500, 1536, 2000, 2048, 2100, 2560, 3000])
@@ -389,6 +574,39 @@ def test_packs_of_two_sets_whose_ids_collide_are_no_one_set(tmp_path):
     assert len(open_source(joined)) == 4
 
 
+def test_a_bad_entry_of_a_pack_is_one_bad_record(tmp_path):
+    """Packs of earlier versions hold half surrogate pairs."""
+    writer = pytest.importorskip("array_record.python.array_record_module").ArrayRecordWriter
+    pictures = [
+        {"id": "A", "captions": ["one", "\ud83d"]}, {"id": "\ud83d", "captions": ["x"]}, 5,
+        {"id": "D", "captions": "four"},
+    ]  # fmt: skip
+    table = {"format": "edje_jax pictures", "version": 1, "shard": 0, "shards": 1, "set": "s"}
+    path = tmp_path / "pictures-00000-of-00001.array_record"
+
+    def write(**changes: Any) -> None:
+        written = writer(str(path), "group_size:1,uncompressed")
+        for name in "abcd":
+            written.write(name.encode())
+        told = {**table, "pictures": pictures, "rejected": [], **changes}
+        written.write(json.dumps(told).encode())
+        written.close()
+
+    write()
+    source = open_source(f"arrayrecord:{path}")
+    found = [(source.image_id(i), source.captions(i), source.encoded(i)) for i in range(2)]
+    assert len(source) == 2 and found == [("A", ("one",), b"a"), ("D", ("four",), b"d")]
+    assert [bad.where for bad in source.bad] == [f"{path}: picture {i}" for i in (1, 2)]
+    assert source.caption_faults(0).startswith(f"{path}: picture 0: caption 1 holds")
+    for changes in ({"shards": "1"}, {"pictures": 5}, {"set": None}, {"rejected": {}}):
+        write(**changes)
+        with pytest.raises(ValueError, match="not a whole file of edje data pack"):
+            open_source(f"arrayrecord:{path}")
+    write(shards=10**9)
+    with pytest.raises(FileNotFoundError, match="999999999 of 1000000000 shards are not there"):
+        open_source(f"arrayrecord:{path}")
+
+
 def test_opening_a_pack_leaves_no_file_open(specs):
     array_record._opened.cache_clear()
     source = open_source(specs["arrayrecord"])
@@ -409,15 +627,10 @@ def image(**changes) -> dict:
     "content, message",
     [
         ("{", "not valid JSON"),
-        ([image()], 'no list "images" in it.*read by blip:'),
+        ([{"image": "1.jpg", "caption": "x"}], 'no list "images" in it.*read by blip:'),
         ({"images": {}}, 'no list "images"'),
-        ({"images": [image(), "2.jpg"]}, 'image 1: no "split"'),
-        ({"images": [image(filename=None)]}, 'image 0: no "filename"'),
-        ({"images": [image(sentences=None)]}, 'image 0: no "sentences" with "raw"'),
-        ({"images": [image(sentences=["x"])]}, 'image 0: no "sentences" with "raw"'),
-        ({"images": [image(sentences=[])]}, "image 0: .*holds no text"),
-        ({"images": [image(sentences=[{"raw": " "}])]}, "image 0: .*holds no text"),
-        ({"images": [image(), image(filename="2.jpg")]}, 'id "1" is given to 1.jpg and to 2.jpg'),
+        ({"images": ["1.jpg"]}, 'no split "test"; There are none. .*image 0: no "split"'),
+        ({"images": [image(filename=None)]}, "none of 1 records can be used; .*image 0: "),
         ({"images": []}, 'no split "test"; There are none'),
     ],
 )
@@ -426,6 +639,49 @@ def test_karpathy_mistakes(content, message, tmp_path):
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(ValueError, match=f"(?s){re.escape(str(path))}: .*{message}"):
         open_source(f"karpathy:{path}#test")
+
+
+@pytest.mark.parametrize(
+    "entry, message",
+    [
+        ("2.jpg", 'no "split"'),
+        (image(split=5), 'no "split"'),
+        (image(filename=None), '"filename" or "filepath" is a null .*expected'),
+        (image(filepath=5), '"filename" or "filepath" is a number'),
+        (image(filename="a\0"), '"filename" or "filepath" holds a NUL'),
+        (image(filename="2.jpg"), 'id "1" is given to 1.jpg too; correct one'),
+        (image(cocoid={}), '"cocoid" is an object'),
+    ],
+)
+def test_a_bad_entry_of_karpathys_file_is_one_bad_record(entry, message, tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({"images": [image(), entry, image(imgid=2)]}))
+    source = open_source(f"karpathy:{path}#test")
+    assert [source.image_id(i) for i in range(len(source))] == ["1", "2"]
+    assert open_source(f"karpathy:{path}#test#lines").captions(1) == ("x",)
+    (bad,) = source.bad
+    assert bad.where == f"{path}: image 1" and re.match(message, bad.reason)
+
+
+@pytest.mark.parametrize(
+    "sentences, kept, message",
+    [
+        (None, (), 'no "sentences" with "raw"'),
+        ([], (), 'no "sentences" with "raw"'),
+        (["x"], (), "caption 0 is a null"),
+        ([{"raw": " "}, {"raw": "x"}, {}], ("x",), "caption 0 is empty; caption 2 is a null"),
+        ([{"raw": "x"}, {"raw": "\ud83d"}], ("x",), "caption 1 holds"),
+    ],
+)
+def test_a_bad_sentence_leaves_the_picture_its_others(sentences, kept, message, tmp_path):
+    path = tmp_path / "x.json"
+    entries = [image(), image(imgid=None, cocoid=2, sentences=sentences)]
+    path.write_text("\n".join(map(json.dumps, entries)))  # As JSON Lines
+    source = open_source(f"karpathy:{path}#test")
+    assert not source.bad and [source.captions(i) for i in range(2)] == [("x",), kept]
+    assert source.caption_faults(1).startswith(f"{path}: image 1: {message}")
+    path.write_text(json.dumps(image()))  # One line
+    assert len(open_source(f"karpathy:{path}#test")) == 1
 
 
 def test_parquet_mistakes(tmp_path):
@@ -495,6 +751,30 @@ def test_a_damaged_shard_of_tfds_makes_bad_pictures(specs, tmp_path):
     assert "record 0 cannot be read" in bad["train/0"]
 
 
+def test_a_bad_caption_of_tfds_is_bad_when_it_is_read(tmp_path):
+    pytest.importorskip("tensorflow_datasets")
+    made = scenes(2)
+    made[1] = made[1]._replace(captions=("fine", b"caf\xe9", " "))
+    source = open_source(write_tfds(tmp_path, made))
+    assert source.captions(0) == made[0].captions and source.captions(1) == ("fine",)
+    assert not source.bad and not source.caption_faults(0)
+    assert re.search(
+        r"#train: record 1: caption 1 holds .*; caption 2 is", source.caption_faults(1)
+    )
+
+
+def test_a_damaged_description_of_tfds_is_named(specs, tmp_path):
+    folder = Path(specs["tfds"].removeprefix("tfds:").removesuffix("#train"))
+    for name in ("features.json", "dataset_info.json"):
+        copy = tmp_path / name.partition(".")[0]
+        shutil.copytree(folder, copy)
+        (copy / name).write_text("{")
+        with pytest.raises(ValueError, match=f"{copy}: not a whole set .*prepare it anew"):
+            open_source(f"tfds:{copy}#train")
+    with pytest.raises(ValueError, match=r"#train\[:x\]: cannot be read"):
+        open_source(f"tfds:{folder}#train[:x]")
+
+
 def test_a_karpathy_picture_without_a_folder(tmp_path):
     path = tmp_path / "x.json"
     path.write_text(json.dumps({"images": [{**image(), "filepath": None}]}))
@@ -543,6 +823,8 @@ def test_patterns(tmp_path):
     ):
         with pytest.raises(FileNotFoundError, match=message):
             matching_files(f"{tmp_path}/{pattern}", ".tar")
+    with pytest.raises(ValueError, match=r"cannot be looked through .*download others first"):
+        matching_files("https://example.com/{00..03}.tar", ".tar")
     with pytest.raises(ValueError, match=r"\{3\.\.1\}: an empty range"):
         matching_files(f"{tmp_path}/{{3..1}}.tar", ".tar")
 

@@ -1,6 +1,7 @@
 """The `blip:` and `folder:` sources, and SPECs: what they read and what they say of mistakes."""
 
 import json
+import os
 import pickle
 import re
 from pathlib import Path
@@ -114,56 +115,124 @@ E1 = {"image": "1.jpg", "caption": "two dogs"}
     [
         ("", r"line 1, column 1: not valid JSON .*expected one list"),
         ('[\n{"image": "1.jpg",\n "caption" "x"}]', "line 3, column 12: not valid JSON"),
-        ('{"image": "1.jpg", "caption": "x"}\n{"image": "2.jpg"}', "line 2, .*expected one list"),
+        ('[{"image": "1.jpg", "caption": "x"},\n{"image": "2.jpg"', "line 2, .*expected one list"),
+        ("[" * 100_000, "nested too deeply; expected one list"),
         ({"images": [], "annotations": []}, "holds a JSON object, not a list; expected"),
         ("3", "holds a JSON number, not a list"),
         ([], "the list is empty; give at least one"),
-        ([E1, "2.jpg"], "entry 1: a string, not an object; expected"),
-        ([E1, {"caption": "x"}], 'entry 1: "image" is missing; give a picture file'),
-        ([{"image": "", "caption": "x"}], "entry 0: \"image\" is ''; give a picture file"),
-        ([{"image": 3, "caption": "x"}], 'entry 0: "image" is 3; give a picture file'),
-        ([E1, E1, {"image": "2.jpg"}], 'entry 2: "caption" is missing; give a string or a list'),
-        ([E1, {"image": "2.jpg", "caption": None}], 'entry 1: "caption" is None; give a string'),
-        ([{"image": "2.jpg", "caption": 5}], 'entry 0: "caption" is 5; give a string'),
-        ([{"image": "2.jpg", "caption": {"a": 1}}], 'entry 0: "caption" is {.*give a string'),
-        ([{"image": "2.jpg", "caption": []}], r'entry 0: "caption" is \[\]; give a string'),
-        ([{"image": "2.jpg", "caption": ["x", 5]}], 'entry 0: "caption" lists a number: 5; list'),
-        ([{"image": "2.jpg", "caption": ""}], "entry 0: .*empty text; write one or drop"),
-        ([{"image": "2.jpg", "caption": ["x", "  "]}], "entry 0: .*empty text"),
-        ([{**E1, "image_id": True}], 'entry 0: "image_id" is True; give a string or a whole num'),
-        ([{**E1, "image_id": ""}], "entry 0: \"image_id\" is ''; give"),
-        ([{**E1, "image_id": ["a"]}], r'entry 0: "image_id" is \[.*; give'),
-        (
-            [{"url": "http://example.com/1.jpg", "caption": "x"}],
-            r"entry 0: names a URL \(http://example.com/1.jpg\), not a file.*download the pictures",
-        ),
-        ([{"image": "https://example.com/1.jpg", "caption": "x"}], "entry 0: names a URL"),
-        (
-            [
-                {"image": "1.jpg", "caption": "x", "image_id": "A"},
-                {"image": "2.jpg", "caption": "x", "image_id": "B"},
-                {"image": "1.jpg", "caption": "x", "image_id": "B"},
-            ],
-            'entry 2: "1.jpg" and image_id "B" belong to two different pictures',
-        ),
+        (["1.jpg", 3], "none of 2 records can be used; .*entry 0: a string, not an object; exp"),
     ],
 )
-def test_blip_mistakes_are_named(entries, message, tmp_path):
+def test_blip_files_that_are_no_list_are_named(entries, message, tmp_path):
     path = write(tmp_path / "train.json", entries)
     with pytest.raises(ValueError, match=f"(?s){re.escape(str(path))}: {message}"):
         BlipJson(path)
 
 
-def test_blip_files_that_are_not_there_or_not_text(tmp_path):
+@pytest.mark.parametrize(
+    "entry, message",
+    [
+        ("2.jpg", "a string, not an object; expected"),
+        (None, "a null, not an object"),
+        ({"caption": "x"}, '"image" is missing; give a picture file'),
+        ({"image": "", "caption": "x"}, '"image" is empty; give a picture file'),
+        ({"image": 3, "caption": "x"}, r'"image" is a number \(3\), not a text; give a picture'),
+        ({"image": "a\0.jpg", "caption": "x"}, '"image" holds a NUL; give a picture file'),
+        ({"image": "a\ud83d.jpg", "caption": "x"}, r'"image" holds .\\ud83d., half of a surrog'),
+        ({**E1, "image_id": True}, r'"image_id" is a boolean \(True\), .*a string or a whole num'),
+        ({**E1, "image_id": ""}, '"image_id" is empty; give'),
+        ({**E1, "image_id": ["a"]}, r'"image_id" is a list .*; give'),
+        ({**E1, "image_id": "\udc80"}, '"image_id" holds .*half of a surrogate pair'),
+        (
+            {"url": "http://example.com/1.jpg", "caption": "x"},
+            r"names a URL \(http://example.com/1.jpg\), not a file.*download the pictures",
+        ),
+        ({"image": "https://example.com/1.jpg", "caption": "x"}, "names a URL"),
+        (
+            {"image": "1.jpg", "caption": "x", "image_id": "B"},
+            '"1.jpg" and image_id "B" belong to two different pictures',
+        ),
+    ],
+)
+def test_an_entry_without_a_picture_is_one_bad_record(entry, message, tmp_path):
+    entries = [E1, {"image": "b.jpg", "caption": "b", "image_id": "B"}, entry, E1]
+    path = write(tmp_path / "train.json", entries)
+    source = BlipJson(path)
+    assert [source.image_id(i) for i in range(len(source))] == ["1.jpg", "B"]
+    assert source.captions(0) == ("two dogs", "two dogs")
+    (bad,) = source.bad
+    assert bad.where == f"{path}: entry 2" and re.match(message, bad.reason)
+    bad.reason.encode()
+
+
+@pytest.mark.parametrize(
+    "caption, kept, message",
+    [
+        ("missing", (), '"caption" is missing; give a string or a list'),
+        (None, (), '"caption" is None; give a string'),
+        (5, (), '"caption" is 5; give a string'),
+        ({"a": 1}, (), '"caption" is {.*give a string'),
+        ([], (), r'"caption" is \[\]; give a string'),
+        ("", (), "caption 0 is empty; correct or drop it"),
+        (["x", 5, "y"], ("x", "y"), r"caption 1 is a number \(5\), not a text; correct"),
+        (["x", None], ("x",), "caption 1 is a null"),
+        (["x", ["y"]], ("x",), "caption 1 is a list"),
+        (["x", "  ", "y\0z"], ("x", "y\0z"), "caption 1 is empty"),
+        ([{}, *[""] * 11], (), "caption 0 is an object .*caption 8 is empty; 3 more; correct"),
+        (["x", "a medal \ud83d"], ("x",), r"caption 1 holds .\\ud83d., half of a surrogate pair"),
+        (["x" * 100_001, "y"], ("y",), "caption 0 has 100,001 characters, more than 100,000"),
+    ],
+)
+def test_a_bad_caption_leaves_the_picture_its_others(caption, kept, message, tmp_path):
+    entry = {"image": "2.jpg"} if caption == "missing" else {"image": "2.jpg", "caption": caption}
+    path = write(tmp_path / "train.json", [E1, entry])
+    source = BlipJson(path)
+    assert [source.captions(i) for i in range(2)] == [("two dogs",), kept]
+    assert not source.bad and not source.caption_faults(0)
+    assert re.match(f"{re.escape(str(path))}: entry 1: {message}", source.caption_faults(1))
+
+
+def test_json_lines_are_read_as_the_list_that_they_are(tmp_path):
+    lines = [json.dumps(E1), json.dumps({**E1, "image": "2.jpg"}), "", "{broken", json.dumps(E1)]
+    source = BlipJson(write(tmp_path / "train.jsonl", "\r\n".join(lines)))
+    assert [source.image_id(i) for i in range(len(source))] == ["1.jpg", "2.jpg"]
+    (bad,) = source.bad
+    assert bad.where.endswith("entry 2") and bad.reason.startswith("not valid JSON (column 2")
+    assert BlipJson(write(tmp_path / "one.jsonl", lines[0])).captions(0) == ("two dogs",)
+
+
+def test_blip_files_that_are_not_there():
     with pytest.raises(FileNotFoundError, match=r"nothing\.json: no such file"):
-        BlipJson(tmp_path / "nothing.json")
+        BlipJson("/nowhere/nothing.json")
     with pytest.raises(ValueError, match="a folder, not a JSON file; for its pictures use folder:"):
-        BlipJson(tmp_path)
-    (tmp_path / "latin.json").write_bytes('[{"image": "1.jpg", "caption": "é"}]'.encode("latin-1"))
-    with pytest.raises(ValueError, match=r"latin\.json: not UTF-8 .*save it as UTF-8"):
-        BlipJson(tmp_path / "latin.json")
-    (tmp_path / "bom.json").write_bytes(b"\xef\xbb\xbf" + json.dumps([E1]).encode())
-    assert BlipJson(tmp_path / "bom.json").captions(0) == ("two dogs",)
+        BlipJson("/")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_byte_order_mark_says_how_a_file_is_read(encoding, tmp_path):
+    text = json.dumps([{**E1, "caption": "zwei Hunde für 🐕"}], ensure_ascii=False)
+    (tmp_path / "a.json").write_bytes(text.encode(encoding))
+    assert BlipJson(tmp_path / "a.json").captions(0) == ("zwei Hunde für 🐕",)
+
+
+def test_of_another_encoding_only_the_captions_with_odd_bytes_are_bad(tmp_path):
+    entries = [E1, {"image": "2.jpg", "caption": ["un chien", "une allée"]}]
+    text = json.dumps(entries, ensure_ascii=False)
+    (tmp_path / "latin.json").write_bytes(text.encode("latin-1"))
+    source = BlipJson(tmp_path / "latin.json")
+    assert [source.captions(i) for i in range(2)] == [("two dogs",), ("un chien",)]
+    assert "caption 1 holds '\\udce9', half of a surrogate pair or a byte" in source.caption_faults(
+        1
+    )
+    (tmp_path / "cut.json").write_bytes(text.encode("utf-16")[:-1])
+    with pytest.raises(ValueError, match=r"cut\.json: cannot be decoded .*save it as UTF-8"):
+        BlipJson(tmp_path / "cut.json")
+
+
+def test_a_number_of_any_length_is_read(tmp_path):
+    long = "1" * 5000
+    path = write(tmp_path / "a.json", f'[{{"image": "1.jpg", "caption": "x", "width": {long}}}]')
+    assert BlipJson(path).captions(0) == ("x",)
 
 
 # --- folder ---------------------------------------------------------------------------------------
@@ -202,6 +271,13 @@ def test_folder_opens_with_broken_pictures_in_it(tmp_path, monkeypatch):
     assert colour_of(source.image(1)) == RED
 
 
+def test_a_file_name_that_is_not_utf8_is_a_bad_picture(tmp_path):
+    paint(tmp_path / "a.png", RED)
+    os.rename(tmp_path / "a.png", os.fsencode(tmp_path) + b"/caf\xe9.png")
+    with pytest.raises(BadImage, match=r"caf\\udce9\.png: its name is not UTF-8; rename it"):
+        Folder(tmp_path).image(0)
+
+
 def test_folder_mistakes_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere: no such folder"):
         Folder(tmp_path / "nowhere")
@@ -232,6 +308,23 @@ def test_packed_strings_keep_every_string():
 
 
 # --- SPECs ----------------------------------------------------------------------------------------
+
+
+def test_every_line_is_a_caption_where_the_spec_says_so(tmp_path):
+    entries = [
+        {"image": "1.jpg", "caption": "two dogs\n\n a cat \r\nbirds\n"},
+        {**E1, "image": "2"},
+    ]
+    path = write(tmp_path / "a.json", entries)
+    assert open_source(f"blip:{path}").captions(0) == ("two dogs\n\n a cat \r\nbirds\n",)
+    source = open_source(f"blip:{path}#lines")
+    assert [source.captions(i) for i in range(2)] == [("two dogs", "a cat", "birds"), ("two dogs",)]
+    both = open_source(f"blip:{path}#lines@0.5+shapes:val@0.5")
+    assert both.prefixes == (f"blip:{path}", "shapes:val") and len(both.captions(0)) == 3
+    with pytest.raises(ValueError, match='shapes:val#lines": shapes reads no texts with lines'):
+        open_source("shapes:val#lines")
+    path = write(tmp_path / "b.json#lines", [E1])
+    assert open_source(f"blip:{path}").image_id(0) == "1.jpg"
 
 
 def test_specs_open_their_source(tmp_path):

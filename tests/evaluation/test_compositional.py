@@ -116,6 +116,8 @@ def test_attributes_sort_and_lines_end_at_line_feeds_alone(pictures):
     line = json.dumps(entry, ensure_ascii=False)
     (pictures / "aro.jsonl").write_text(f"{line}\r\n\n{line}\n", "utf-8")
     first, second = read_items([pictures / "aro.jsonl"])
+    (pictures / "one.jsonl").write_text(line, "utf-16")
+    assert read_items([pictures / "one.jsonl"])[0].captions == first.captions
     assert first.captions == second.captions == ("a white\u2028dog", "d")
     assert first.category == second.category == "white_black"
 
@@ -139,7 +141,7 @@ def boxed(sides: str) -> str:
 @pytest.mark.parametrize(
     ("content", "error", "told"),
     [
-        ("{", ValueError, "set.json: not JSON"),
+        ("{", ValueError, "set.json: line 1, column 2: not valid JSON"),
         ("[]", ValueError, "set.json: no items"),
         ("7", ValueError, "set.json: holds one int, no list or dict"),
         ("null", ValueError, "set.json: holds one NoneType"),
@@ -148,6 +150,11 @@ def boxed(sides: str) -> str:
         (boxed("[0, 0, 0, 4]"), ValueError, "set.json:0 has an empty box of 0 x 4 pixels"),
         ('[{"image": "0.png"}]', ValueError, "entry set.json:0 has none of these"),
         ('[{"filename": "0.png", "caption": "a", "negative_caption": null}]', ValueError, "none"),
+        (
+            r'[{"filename": "0.png", "caption": "a", "negative_caption": "\ud83d"}]',
+            ValueError,
+            r'entry set.json:0: "negative_caption" holds .*half of a surrogate pair.*; correct it',
+        ),
         (
             '[{"filename": "no.png", "caption": "a", "negative_caption": "b"}]',
             FileNotFoundError,

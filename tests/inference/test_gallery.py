@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -48,20 +49,41 @@ def test_bad_pictures_are_named_and_left_out(engine, source, caplog):
 
 
 def test_too_many_bad_pictures_stop_it(engine, source):
-    with pytest.raises(TooManyBadPictures, match="2 of 10 pictures"):
+    with pytest.raises(TooManyBadPictures, match="2 of 10 records"):
         encode_gallery(engine, source, max_bad=0.1)
 
 
 def test_a_pool_hides_no_damage_to_the_set(engine, source, monkeypatch):
     monkeypatch.setitem(SPLITS, "test", 30)
     pooled = Pooled(source, Shapes("test", image_size=32))
-    with pytest.raises(TooManyBadPictures, match="2 of 10 pictures"):
+    with pytest.raises(TooManyBadPictures, match="2 of 10 records"):
         encode_gallery(engine, pooled, max_bad=0.1)
     damaged = Pooled(Shapes("test", image_size=32), source)
-    with pytest.raises(TooManyBadPictures, match="2 of 10 pictures"):
+    with pytest.raises(TooManyBadPictures, match="2 of 10 records"):
         encode_gallery(engine, damaged, max_bad=0.1)
     encoded = encode_gallery(engine, damaged, max_bad=0.2)
     assert encoded.record == [*range(30), *(30 + i for i in GOOD)]
+
+
+def test_bad_records_count_beside_bad_pictures(engine, source, tmp_path, caplog):
+    entries = json.loads((tmp_path / "set.json").read_text())
+    entries[0]["caption"] = ["\ud83d"]
+    entries[2]["caption"].append(None)
+    (tmp_path / "set.json").write_text(
+        json.dumps([*entries, {"image": "10.png\0", "caption": "x"}])
+    )
+    source = BlipJson(tmp_path / "set.json")
+    with pytest.raises(TooManyBadPictures, match="5 of 11 records"):
+        encode_gallery(engine, source, max_bad=0.4)
+    encoded = encode_gallery(engine, source, max_bad=0.5)
+    # A picture that lost its only caption is a distractor.
+    assert encoded.record == GOOD and 0 not in encoded.gallery.caption_image
+    for message in (
+        "0.png: .*entry 0: caption 0",
+        "2.png: .*caption 3 is a null",
+        "entry 10: .*NUL",
+    ):
+        assert re.search(f"skipped .*{message}", caplog.text)
 
 
 def test_no_room_for_the_tokens_is_told(engine, source, monkeypatch, small_disk):

@@ -22,6 +22,15 @@ from edje_jax.data.images import BadImage
 from edje_jax.data.sources.captioned import Captioned, merged, packed
 from edje_jax.data.sources.matching import matching_files, modified
 from edje_jax.data.sources.packed import PackedStrings
+from edje_jax.data.sources.texts import (
+    in_a_line,
+    json_kind,
+    listed,
+    refuse_if_none,
+    text_fault,
+    usable,
+)
+from edje_jax.types import BadRecord
 
 FORMAT, VERSION = "edje_jax pictures", 1
 OPEN = 256
@@ -42,24 +51,37 @@ class ArrayRecord(Captioned):
         self._modified = [modified(file) for file in self.files]
         tables = [read_table(file) for file in self.files]
         _refuse_gaps(self.files, tables)
-        _refuse_two_sets(self.files, tables)
-        pictures = [picture for table in tables for picture in table["pictures"]]
-        rows, ids, captions = merged(
-            (picture["id"] for picture in pictures), (picture["captions"] for picture in pictures)
-        )
-        counts = [len(table["pictures"]) for table in tables]
-        self._file = np.repeat(np.arange(len(counts)), counts)[rows]
-        self._record = np.concatenate([np.arange(count) for count in counts])[rows]
-        super().__init__(pattern, PackedStrings(ids), *packed(captions))
+        ids, captions, places, faults, bad = [], [], [], {}, []
+        for number, (file, table) in enumerate(zip(self.files, tables, strict=True)):
+            for record, picture in enumerate(table["pictures"]):
+                where = f"{file}: picture {record}"
+                try:
+                    image_id, good, fault = _entry(picture)
+                except ValueError as error:
+                    bad.append(BadRecord(where, str(error)))
+                    continue
+                if fault:
+                    faults[len(ids)] = f"{where}: {fault}"
+                ids.append(image_id)
+                captions.append(good)
+                places.append((number, record))
+        refuse_if_none(pattern, len(ids), bad)
+        _refuse_two_sets(self.files, tables, ids, places)
+        found = merged(ids, captions, faults)
+        self._places = np.array(places, np.int64).reshape(-1, 2)[found.rows]
+        ids, texts = PackedStrings(found.ids), packed(found.captions)
+        super().__init__(pattern, ids, *texts, found.faults, bad, found.joined)
 
     def encoded(self, index: int) -> bytes:
         """The picture's file as it was packed; `BadImage` if the shard is damaged."""
-        number = self._file[self._checked(index)]
+        number, record = self._places[self._checked(index)].tolist()
         file = self.files[number]
         try:
-            return _opened(file, self._modified[number])[int(self._record[index])]
+            return _opened(file, self._modified[number])[record]
         except Exception as error:  # The library raises several kinds
-            raise BadImage(f"{self.place(index)}: {file} cannot be read ({error})") from error
+            raise BadImage(
+                f"{self.place(index)}: {file} cannot be read ({in_a_line(error)})"
+            ) from error
 
 
 def read_table(file: str) -> dict[str, Any]:
@@ -74,18 +96,34 @@ def read_table(file: str) -> dict[str, Any]:
             table = json.loads(records[count])
         if table["format"] != FORMAT or table["version"] > VERSION:
             raise ValueError(f"format {table['format']!r}, version {table['version']}")
-        if len(table["pictures"]) != count:
+        if not isinstance(table["pictures"], list) or len(table["pictures"]) != count:
             raise ValueError("its table counts other pictures than it holds")
+        for name, kind in (("shard", int), ("shards", int), ("set", str), ("rejected", list)):
+            if not isinstance(table[name], kind):
+                raise ValueError(f'"{name}" of its table is no {kind.__name__}')
     except ImportError as error:
         raise ImportError(
             f"arrayrecord: needs more ({error}); pip install 'edje-jax[tfds]'"
         ) from error
     except Exception as error:  # The library raises several kinds
         raise ValueError(
-            f"{file}: not a whole file of edje data pack ({error}); delete it and pack again."
-            " Sets of TensorFlow Datasets are read by tfds:"
+            f"{file}: not a whole file of edje data pack ({in_a_line(error)}); delete it and pack"
+            " again. Sets of TensorFlow Datasets are read by tfds:"
         ) from error
     return table
+
+
+def _entry(picture: Any) -> tuple[str, list[str], str]:
+    """(id, captions that can be used, what is wrong with the others) of one in a table.
+
+    Raises:
+        ValueError: it has no id.
+    """
+    if not isinstance(picture, dict):
+        raise ValueError(f"a {json_kind(picture)} in the table, not an object; pack the set again")
+    if fault := text_fault(picture.get("id")):
+        raise ValueError(f'its "id" {fault}; pack the set again')
+    return picture["id"], *usable(listed(picture.get("captions")))
 
 
 @lru_cache(maxsize=OPEN)
@@ -106,23 +144,28 @@ def _refuse_gaps(files: list[str], tables: list[dict[str, Any]]) -> None:
     for file, table in zip(files, tables, strict=True):
         packs[os.path.dirname(file), table["set"], table["shards"]].add(table["shard"])
     for (folder, _, count), there in packs.items():
-        if missing := sorted(set(range(count)) - there):
+        if missing := count - sum(0 <= shard < count for shard in there):
+            first = next(shard for shard in range(count) if shard not in there)
             raise FileNotFoundError(
-                f"{folder}: {len(missing)} of {count} shards are not there, first number"
-                f" {missing[0]}; run edje data pack again to finish, or copy them too"
+                f"{folder}: {missing} of {count} shards are not there, first number"
+                f" {first}; run edje data pack again to finish, or copy them too"
             )
 
 
-def _refuse_two_sets(files: list[str], tables: list[dict[str, Any]]) -> None:
+def _refuse_two_sets(
+    files: list[str],
+    tables: list[dict[str, Any]],
+    ids: list[str],
+    places: list[tuple[int, int]],
+) -> None:
     """Different sets may number their pictures alike, which makes no two of them one."""
-    first: dict[str, tuple[str, str]] = {}
+    first: dict[str, int] = {}
     if len({table["set"] for table in tables}) < 2:
         return
-    for file, table in zip(files, tables, strict=True):
-        for picture in table["pictures"]:
-            name, other = first.setdefault(picture["id"], (table["set"], file))
-            if name != table["set"]:
-                raise ValueError(
-                    f'{file}: id "{picture["id"]}" stands in {other} too, which was packed from'
-                    " another set; join the packs with +, as in arrayrecord:A+arrayrecord:B"
-                )
+    for image_id, (number, _) in zip(ids, places, strict=True):
+        other = first.setdefault(image_id, number)
+        if tables[other]["set"] != tables[number]["set"]:
+            raise ValueError(
+                f'{files[number]}: id "{image_id}" stands in {files[other]} too, which was packed'
+                " from another set; join the packs with +, as in arrayrecord:A+arrayrecord:B"
+            )

@@ -2,7 +2,9 @@
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from jaxtyping import Int64
@@ -10,6 +12,7 @@ from PIL import Image
 
 from edje_jax.data.images import decode
 from edje_jax.data.sources.packed import PackedStrings
+from edje_jax.types import BadRecord
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +23,9 @@ class Captioned(ABC):
     Args:
         name: what messages call the set.
         starts: where each picture's captions begin among all; the last is their number.
+        faults: {index: what is wrong with captions of an image that are left out, and where}.
+        bad: the records that are left out.
+        joined: records that became part of an earlier one's image.
     """
 
     def __init__(
@@ -28,8 +34,12 @@ class Captioned(ABC):
         ids: PackedStrings,
         captions: PackedStrings,
         starts: Int64[np.ndarray, " n+1"],
+        faults: Mapping[int, str] = MappingProxyType({}),
+        bad: Sequence[BadRecord] = (),
+        joined: int = 0,
     ):
-        self.name = name
+        self.name, self.bad, self.joined = name, tuple(bad), joined
+        self._faults = dict(faults)
         self._ids, self._captions, self._starts = ids, captions, starts
 
     def __len__(self) -> int:
@@ -43,6 +53,16 @@ class Captioned(ABC):
         """All captions of the picture, in the set's order."""
         start, end = self._starts[self._checked(index) : index + 2]
         return tuple(self._captions[i] for i in range(start, end))
+
+    def split_lines(self) -> None:
+        """Make every line of a text a caption of its own; blank ones are none."""
+        self._captions, self._starts = packed(
+            [lines_of(self.captions(index)) for index in range(len(self))]
+        )
+
+    def caption_faults(self, index: int) -> str:
+        """What is wrong with captions that are left out, and where; "" for nothing."""
+        return self._faults.get(self._checked(index), "")
 
     @abstractmethod
     def encoded(self, index: int) -> bytes:
@@ -62,6 +82,13 @@ class Captioned(ABC):
         return index
 
 
+def lines_of(captions: Iterable[str]) -> list[str]:
+    """The lines of some texts that are not blank."""
+    # At line feeds alone: a caption may hold other characters that Unicode breaks lines at.
+    lines = (line.strip() for text in captions for line in text.split("\n"))
+    return [line for line in lines if line]
+
+
 def packed(
     captions: Sequence[Sequence[str]],
 ) -> tuple[PackedStrings, Int64[np.ndarray, " n+1"]]:
@@ -70,17 +97,28 @@ def packed(
     return PackedStrings(text for texts in captions for text in texts), starts
 
 
-def merged(
-    ids: Iterable[str], captions: Iterable[Sequence[str]]
-) -> tuple[list[int], list[str], list[list[str]]]:
-    """Rows of one id become one picture with all their captions, where the first of them stands.
+@dataclass(frozen=True)
+class Merged:
+    """Records of one id as one image with all their captions, where the first of them stands."""
 
-    Returns:
-        (row of each picture, id of each, captions of each).
-    """
+    rows: list[int]
+    """The first record of each image."""
+    ids: list[str]
+    captions: list[list[str]]
+    faults: dict[int, str]
+    """{image: what is wrong with captions of its records}."""
+    joined: int
+    """Records that became part of an earlier one's image."""
+
+
+def merged(
+    ids: Iterable[str], captions: Iterable[Sequence[str]], faults: Mapping[int, str]
+) -> Merged:
+    """Join the records of one id; `faults` are by record."""
     place: dict[str, int] = {}
     rows: list[int] = []
     texts: list[list[str]] = []
+    wrong: dict[int, str] = {}
     row = -1
     for row, (name, own) in enumerate(zip(ids, captions, strict=True)):
         at = place.setdefault(name, len(rows))
@@ -88,6 +126,8 @@ def merged(
             rows.append(row)
             texts.append([])
         texts[at].extend(own)
-    if len(rows) < (count := row + 1):
-        log.info("%d rows are %d pictures", count, len(rows))
-    return rows, list(place), texts
+        if row in faults:
+            wrong[at] = f"{wrong[at]}; {faults[row]}" if at in wrong else faults[row]
+    if joined := row + 1 - len(rows):
+        log.info("%d rows are %d pictures", row + 1, len(rows))
+    return Merged(rows, list(place), texts, wrong, joined)

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from PIL import Image
 
 from edje_jax.data.decoders import endings, why_no_image
-from edje_jax.data.images import load_image, read_file
+from edje_jax.data.images import BadImage, load_image, read_file
 from edje_jax.data.sources.packed import PackedStrings
 from edje_jax.data.sources.passed_over import PassedOver
+from edje_jax.data.sources.texts import printable, text_fault
 
 log = logging.getLogger(__name__)
 
@@ -77,11 +78,18 @@ class Folder:
 
     def encoded(self, index: int) -> bytes:
         """The picture's file; `BadImage` if it cannot be read."""
-        return read_file(self.path(index))
+        return read_file(self._named(index))
 
     def image(self, index: int) -> Image.Image:
         """The picture, upright and RGB; `BadImage` if it cannot be read."""
-        return load_image(self.path(index))
+        return load_image(self._named(index))
+
+    def _named(self, index: int) -> str:
+        """The path of a picture whose id can be written down."""
+        path = self.path(index)
+        if text_fault(self.image_id(index)):
+            raise BadImage(f"{printable(path)}: its name is not UTF-8; rename it")
+        return path
 
     def _checked(self, index: int) -> int:
         if not 0 <= index < len(self):

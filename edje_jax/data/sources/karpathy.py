@@ -8,7 +8,6 @@ COCO's validation set that everyone trains with.
 """
 
 import difflib
-import json
 import os
 from collections import Counter
 from typing import Any
@@ -16,6 +15,15 @@ from typing import Any
 from edje_jax.data.images import read_file
 from edje_jax.data.sources.captioned import Captioned, packed
 from edje_jax.data.sources.packed import PackedStrings
+from edje_jax.data.sources.texts import (
+    path_fault,
+    printable,
+    read_json,
+    refuse_if_none,
+    text_fault,
+    usable,
+)
+from edje_jax.types import BadRecord
 
 _EXAMPLE = '{"filename": "1.jpg", "split": "test", "sentences": [{"raw": "two dogs"}]}'
 
@@ -24,6 +32,8 @@ class Karpathy(Captioned):
     """The pictures of one split, relative to the JSON's folder or to `image_root`.
 
     "train" takes "restval" along. A picture's id is its "cocoid", else its "imgid", else its file.
+    An entry that names no picture, or repeats an id, is left out (`bad`); a caption that is no
+    text is dropped (`caption_faults`).
 
     Raises:
         FileNotFoundError: no such JSON file.
@@ -33,16 +43,25 @@ class Karpathy(Captioned):
     def __init__(self, file: str, split: str, image_root: str = ""):
         file = os.path.expanduser(file)
         self.image_root = os.path.expanduser(image_root) or os.path.dirname(file)
-        entries = _of_split(file, _read(file), split)
-        ids, names, captions = [], [], []
-        for number, entry in entries:
-            where = f"{file}: image {number}"
-            names.append(_name(where, entry))
-            ids.append(str(entry.get("cocoid", entry.get("imgid", names[-1]))))
-            captions.append(_captions(where, entry))
-        _refuse_repeats(file, ids, names)
-        self._names = PackedStrings(names)
-        super().__init__(f"{file}#{split}", PackedStrings(ids), *packed(captions))
+        entries, bad = _of_split(file, _read(file), split)
+        names: dict[str, str] = {}
+        captions: list[list[str]] = []
+        faults: dict[int, str] = {}
+        for where, entry in entries:
+            try:
+                name = _name(entry)
+                _refuse_repeat(names, image_id := _image_id(entry, name))
+            except ValueError as error:
+                bad.append(BadRecord(where, printable(str(error))))
+                continue
+            good, fault = _captions(entry)
+            if fault:
+                faults[len(names)] = f"{where}: {fault}"
+            names[image_id] = name
+            captions.append(good)
+        refuse_if_none(file, len(names), bad)
+        self._names = PackedStrings(names.values())
+        super().__init__(f"{file}#{split}", PackedStrings(names), *packed(captions), faults, bad)
 
     def path(self, index: int) -> str:
         """Where the picture lies."""
@@ -59,59 +78,79 @@ class Karpathy(Captioned):
 
 def _read(file: str) -> list[Any]:
     try:
-        with open(file, encoding="utf-8-sig") as stream:
-            images = json.load(stream)["images"]
-        if isinstance(images, list):
-            return images
-        raise TypeError
+        value = read_json(file, f'{{"images": [{_EXAMPLE}, ...]}}')
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{file}: no such file; karpathy: takes a JSON file") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: not valid JSON ({error}); is it whole?") from error
-    except (KeyError, TypeError) as error:
-        raise ValueError(
-            f'{file}: no list "images" in it; expected {{"images": [{_EXAMPLE}, ...]}}. A list of '
-            'pictures with "image" and "caption" is read by blip:'
-        ) from error
+    if isinstance(value, dict) and isinstance(value.get("images"), list):
+        return value["images"]
+    # The list alone, or JSON Lines of it, is as good.
+    entries = value if isinstance(value, list) else [value]
+    if any(map(_is_entry, entries)):
+        return entries
+    raise ValueError(
+        f'{file}: no list "images" in it; expected {{"images": [{_EXAMPLE}, ...]}}. A list of '
+        'pictures with "image" and "caption" is read by blip:'
+    )
 
 
-def _of_split(file: str, entries: list[Any], split: str) -> list[tuple[int, dict[str, Any]]]:
-    """(number in the file, entry) of those of a split."""
-    for number, entry in enumerate(entries):
-        if not isinstance(entry, dict) or not isinstance(entry.get("split"), str):
-            raise ValueError(f'{file}: image {number}: no "split"; expected {_EXAMPLE}')
-    there = Counter(entry["split"] for entry in entries)
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, dict) and "split" in entry and "filename" in entry
+
+
+def _of_split(
+    file: str, entries: list[Any], split: str
+) -> tuple[list[tuple[str, dict[str, Any]]], list[BadRecord]]:
+    """([(file and number, entry) of those of a split], entries that are of none)."""
+    of_split, bad, there = [], [], Counter()
     wanted = {"train", "restval"} if split == "train" else {split}
-    if not wanted & there.keys():
+    for number, entry in enumerate(entries):
+        where = f"{file}: image {number}"
+        part = entry.get("split") if isinstance(entry, dict) else None
+        if not isinstance(part, str):
+            told = str(entry) if isinstance(entry, ValueError) else f'no "split"; use {_EXAMPLE}'
+            bad.append(BadRecord(where, told))
+            continue
+        there[part] += 1
+        if part in wanted:
+            of_split.append((where, entry))
+    if not of_split:
         near = difflib.get_close_matches(split, there, n=1)
         guess = f'did you mean "#{near[0]}"? ' if near else ""
         listed = ", ".join(f"{name} ({count:,})" for name, count in there.items())
-        raise ValueError(f'{file}: no split "{split}"; {guess}There are {listed or "none"}')
-    return [(i, entry) for i, entry in enumerate(entries) if entry["split"] in wanted]
+        raise ValueError(
+            f'{file}: no split "{split}"; {guess}There are {printable(listed) or "none"}'
+            + "".join(f". {one.where}: {one.reason}" for one in bad[:1])
+        )
+    return of_split, bad
 
 
-def _name(where: str, entry: dict[str, Any]) -> str:
+def _name(entry: dict[str, Any]) -> str:
     folder, name = entry.get("filepath") or "", entry.get("filename")
-    if not isinstance(name, str) or not name or not isinstance(folder, str):
-        raise ValueError(f'{where}: no "filename"; expected {_EXAMPLE}')
-    return os.path.join(folder, name)
+    if fault := path_fault(name) or (folder and path_fault(folder)):
+        raise ValueError(f'"filename" or "filepath" {fault}; expected {_EXAMPLE}')
+    return os.path.join(str(folder), str(name))
 
 
-def _captions(where: str, entry: dict[str, Any]) -> list[str]:
-    try:
-        captions = [sentence["raw"] for sentence in entry["sentences"]]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f'{where}: no "sentences" with "raw"; expected {_EXAMPLE}') from error
-    if not captions or not all(isinstance(text, str) and text.strip() for text in captions):
-        raise ValueError(f'{where}: "sentences" holds no text or an empty one; correct or drop it')
-    return captions
+def _image_id(entry: dict[str, Any], name: str) -> str:
+    for key in ("cocoid", "imgid"):
+        value = entry.get(key)
+        if isinstance(value, int | float):
+            return str(value)
+        if value is not None:
+            if fault := text_fault(value):
+                raise ValueError(f'"{key}" {fault}; give a number or a text, or leave it out')
+            return value
+    return name
 
 
-def _refuse_repeats(file: str, ids: list[str], names: list[str]) -> None:
-    first: dict[str, str] = {}
-    for image_id, name in zip(ids, names, strict=True):
-        if image_id in first:
-            raise ValueError(
-                f'{file}: id "{image_id}" is given to {first[image_id]} and to {name}; correct one'
-            )
-        first[image_id] = name
+def _refuse_repeat(names: dict[str, str], image_id: str) -> None:
+    if image_id in names:
+        raise ValueError(f'id "{image_id}" is given to {names[image_id]} too; correct one')
+
+
+def _captions(entry: dict[str, Any]) -> tuple[list[str], str]:
+    """(captions that can be used, what is wrong with the others)."""
+    sentences = entry.get("sentences")
+    if not isinstance(sentences, list) or not sentences:
+        return [], f'no "sentences" with "raw"; expected {_EXAMPLE}'
+    return usable([one.get("raw") if isinstance(one, dict) else None for one in sentences])

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 from etils import epath
 
+from edje_jax.data.sources.texts import in_a_line, printable
+
 log = logging.getLogger(__name__)
 
 _OWN = (".index.npz", ".tmp")
@@ -35,13 +37,13 @@ def matching_files(pattern: str, suffix: str) -> list[str]:
 
 
 def short_names(files: Sequence[str]) -> list[str]:
-    """Each file's path below the folder that all share, without its extension.
+    """Each file's path below the folder that all share, without its extension, printable.
 
     Sets in several folders often call their files the same.
     """
     paths = [os.path.abspath(file) for file in files]
     common = os.path.commonpath([os.path.dirname(path) for path in paths])
-    return [os.path.splitext(os.path.relpath(path, common))[0] for path in paths]
+    return [printable(os.path.splitext(os.path.relpath(path, common))[0]) for path in paths]
 
 
 def modified(file: str) -> int:
@@ -94,4 +96,10 @@ def _fitting(path: str) -> list[str]:
     if "://" not in path:
         return sorted(glob.glob(path, recursive=True))
     folder, name = os.path.split(path)
-    return sorted(os.fspath(file) for file in epath.Path(folder).glob(name))
+    try:
+        return sorted(os.fspath(file) for file in epath.Path(folder).glob(name))
+    except Exception as error:  # The library raises several kinds
+        raise ValueError(
+            f"{path}: cannot be looked through ({in_a_line(error)}); of remote files only those of"
+            " gs://... are read, so download others first"
+        ) from error

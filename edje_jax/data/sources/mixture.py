@@ -7,6 +7,7 @@ from fractions import Fraction
 import numpy as np
 from PIL import Image
 
+from edje_jax.data.bad_pictures import caption_faults, left_out
 from edje_jax.data.encoding import file_bytes
 from edje_jax.types import Source
 
@@ -32,6 +33,7 @@ class Mixture:
     ):
         self.sources, self.prefixes = tuple(sources), tuple(prefixes)
         self.weights = tuple(weights)
+        self.bad = tuple(record for source in sources for record in left_out(source))
         sizes = [len(source) for source in sources]
         if weights:
             shares = [weight / sum(weights) for weight in weights]
@@ -62,6 +64,11 @@ class Mixture:
         """The picture's captions in its set."""
         number, record = self.at(index)
         return self.sources[number].captions(record)
+
+    def caption_faults(self, index: int) -> str:
+        """What is wrong with captions of the picture that its set leaves out."""
+        number, record = self.at(index)
+        return caption_faults(self.sources[number], record)
 
     def encoded(self, index: int) -> bytes:
         """The picture's file; `BadImage` if it cannot be read."""

@@ -1,21 +1,33 @@
 """The `parquet:` source: tables as the Hugging Face hub has them.
 
-A row has a picture, as {"bytes", "path"} or as bytes, and a text or a list of texts; `naming` says
-what these columns may be called. `parquet:/d/*.parquet#test` takes the rows whose column `split`
-says "test".
+A row has a picture, as {"bytes", "path"} or as bytes, and a text or a list of texts, in any of the
+types that Arrow has for these; `naming` says what the columns may be called.
+`parquet:/d/*.parquet#test` takes the rows whose column `split` says "test".
 """
 
 import difflib
+import os
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from edje_jax.data.images import BadImage
+from edje_jax.data.images import BadImage, read_file
 from edje_jax.data.sources.captioned import Captioned, merged, packed
 from edje_jax.data.sources.matching import matching_files, modified, short_names
 from edje_jax.data.sources.naming import CAPTIONS, PICTURE_IDS, PICTURES, ROW_IDS, first_named
 from edje_jax.data.sources.packed import PackedStrings
+from edje_jax.data.sources.texts import (
+    in_a_line,
+    listed,
+    path_fault,
+    printable,
+    refuse_if_none,
+    text_fault,
+    usable,
+)
+from edje_jax.types import BadRecord
 
 GROUPS = 4
 """Row groups of pictures that a process keeps at hand: a picture is read with its whole group."""
@@ -26,7 +38,8 @@ class Parquet(Captioned):
 
     A picture's id is that of its row where a column names one (with the file before it where the
     column is of `ROW_IDS`), else file and row, as in `train-00000/12`. Ids and captions are read at
-    once, pictures by row groups, the last few of which stay in memory.
+    once, pictures by row groups, the last few of which stay in memory. A row whose id is no text is
+    left out (`bad`), a caption that is none is dropped (`caption_faults`).
 
     Raises:
         ImportError: pyarrow is not installed.
@@ -39,42 +52,58 @@ class Parquet(Captioned):
         self.files = matching_files(pattern, ".parquet")
         self._modified = [modified(file) for file in self.files]
         self._picture: list[str] = []
-        ids, captions, places = [], [], []
+        ids, captions, places, faults, bad = [], [], [], {}, []
         splits: set[str] = set()
-        for number, name in enumerate(short_names(self.files)):
-            table, picture = _told(self.files[number], name, split)
+        for number, (file, short) in enumerate(
+            zip(self.files, short_names(self.files), strict=True)
+        ):
+            rows, picture = _told(file, short, split)
             self._picture.append(picture)
-            splits |= set(table["split"])
-            for row, (image_id, texts, part) in enumerate(zip(*table.values(), strict=True)):
-                if part == split:
-                    ids.append(image_id)
-                    captions.append(texts)
-                    places.append((number, row))
-        if not ids or (not split and splits != {""}):
+            for row, (image_id, value, part) in enumerate(rows):
+                splits.add(part)
+                if part != split:
+                    continue
+                if fault := text_fault(image_id):
+                    bad.append(BadRecord(f"{file}: row {row}", f"its id {fault}; correct it"))
+                    continue
+                good, fault = usable(listed(value))
+                if fault:
+                    faults[len(ids)] = f"{file}: row {row}: {fault}"
+                ids.append(image_id)
+                captions.append(good)
+                places.append((number, row))
+        if not (ids or bad) or (not split and splits != {""}):
             raise ValueError(_nothing(pattern, split, splits))
-        rows, ids, captions = merged(ids, captions)
-        self._places = np.array(places, np.int64)[rows]
-        super().__init__(pattern, PackedStrings(ids), *packed(captions))
+        refuse_if_none(pattern, len(ids), bad)
+        found = merged(ids, captions, faults)
+        self._places = np.array(places, np.int64)[found.rows]
+        ids, texts = PackedStrings(found.ids), packed(found.captions)
+        super().__init__(pattern, ids, *texts, found.faults, bad, found.joined)
 
     def encoded(self, index: int) -> bytes:
-        """The picture's bytes in its row; `BadImage` if there are none."""
+        """The picture's bytes in its row, else the file that it names; `BadImage` if neither."""
         number, row = self._places[self._checked(index)].tolist()
         file, when = self.files[number], self._modified[number]
+        where = f"{self.place(index)}: row {row} of {file}"
         try:
             starts = _group_starts(file, when)
             group = int(np.searchsorted(starts, row, side="right")) - 1
             pictures = _pictures(file, when, self._picture[number], group)
             value = pictures[row - starts[group]].as_py()
-        except (OSError, ValueError) as error:  # Of Arrow, ArrowInvalid is the latter
-            raise BadImage(f"{self.place(index)}: row {row} of {file}: {error}") from error
-        data = value.get("bytes") if isinstance(value, dict) else value
-        if not data:
-            raise BadImage(f"{self.place(index)}: row {row} of {file} holds no bytes of a picture")
-        return data
+        except Exception as error:  # The library raises several kinds
+            raise BadImage(f"{where}: {in_a_line(error)}") from error
+        data, path = value, None
+        if isinstance(value, dict):
+            data, path = value.get("bytes"), value.get("path")
+        if data:
+            return data
+        if isinstance(path, str) and not path_fault(path):
+            return read_file(os.path.join(os.path.dirname(file), path))
+        raise BadImage(f"{where} holds no bytes of a picture")
 
 
-def _told(file: str, short: str, split: str) -> tuple[dict[str, list[Any]], str]:
-    """({"id", "captions", "split"} of every row, the column of pictures)."""
+def _told(file: str, short: str, split: str) -> tuple[Iterator[tuple[str, Any, str]], str]:
+    """((id, what the column of captions holds, split) of every row, the column of pictures)."""
     opened = _opened(file, modified(file))
     schema = opened.schema_arrow
     picture, caption, name = _columns(file, schema)
@@ -83,42 +112,60 @@ def _told(file: str, short: str, split: str) -> tuple[dict[str, list[Any]], str]
             f'{file}: no column "split" to look for "{split}" in; its columns are'
             f" {', '.join(schema.names)}. Leave #{split} out"
         )
-    has_split = "split" in schema.names
-    wanted = [column for column in (caption, name, "split" if has_split else "") if column]
-    table = opened.read(columns=wanted)
-    count = table.num_rows
-    named = table[name].to_pylist() if name else [None] * count
+    of_split = "split" if "split" in schema.names else ""
+    wanted = [column for column in (caption, name, of_split) if column]
+    try:
+        table = opened.read(columns=wanted)
+        columns = {column: _column(table[column]) for column in wanted}
+    except Exception as error:  # The library raises several kinds
+        wrong = f"damaged ({in_a_line(error)}); download or write it again"
+        raise ValueError(f"{file}: {wrong}") from error
     prefix = f"{short}/" if name in ROW_IDS else ""
-    return {
-        "id": [
-            f"{short}/{i}" if own is None or own != own else f"{prefix}{own}"  # NaN is none too
-            for i, own in enumerate(named)
-        ],
-        "captions": [_texts(value) for value in table[caption].to_pylist()],
-        "split": table["split"].to_pylist() if has_split else [""] * count,
-    }, picture
+
+    def told(row: int) -> tuple[str, Any, str]:
+        own = _text(columns[name][row]) if name else ""
+        part = _text(columns[of_split][row]) if of_split else ""
+        return prefix + own if own else f"{short}/{row}", columns[caption][row], part
+
+    return map(told, range(table.num_rows)), picture
+
+
+def _column(column: Any) -> list[Any]:
+    """The values of a column; a byte that is not UTF-8 is half of a surrogate pair in them."""
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        return [_value(scalar) for scalar in column]
+
+
+def _value(scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        if hasattr(scalar, "as_buffer"):
+            return scalar.as_buffer().to_pybytes().decode("utf-8", "surrogateescape")
+        if isinstance(scalar, Mapping):
+            return {name: _value(one) for name, one in scalar.items()}
+        inner = getattr(scalar, "values", None)
+        return _value(scalar.value) if inner is None else [_value(one) for one in inner]
+
+
+def _text(value: Any) -> str:
+    """An id or a split as text; "" for none, which is NaN where pandas wrote it."""
+    if value is None or value != value:
+        return ""
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
 
 
 def _columns(file: str, schema: Any) -> tuple[str, str, str]:
     """Names of the columns of (pictures, captions, ids or "")."""
-    import pyarrow.types as of
+    import pyarrow as pa
 
-    def plain(kind: Any) -> Any:
-        return kind.value_type if of.is_dictionary(kind) else kind
-
-    def is_picture(kind: Any) -> bool:
-        kind = plain(kind)
-        holds = kind.field("bytes").type if of.is_struct(kind) and "bytes" in kind.names else kind
-        return of.is_binary(holds) or of.is_large_binary(holds)
-
-    def is_text(kind: Any) -> bool:
-        is_list = of.is_list(kind) or of.is_large_list(kind) or of.is_fixed_size_list(kind)
-        holds = plain(kind.value_type if is_list else kind)
-        return of.is_string(holds) or of.is_large_string(holds)
-
-    pictures = [field.name for field in schema if is_picture(field.type)]
+    pictures = [field.name for field in schema if _is_picture(field.type)]
     picture = first_named(PICTURES, pictures)
-    caption = first_named(CAPTIONS, [field.name for field in schema if is_text(field.type)])
+    texts = [field.name for field in schema if _is_text(field.type)]
+    nothing = [field.name for field in schema if pa.types.is_null(field.type)]
+    caption = first_named(CAPTIONS, texts) or first_named(CAPTIONS, nothing)
     for found, what, names in (
         (picture, "pictures (bytes, or a struct that has them)", PICTURES),
         (caption, "captions (text, or a list of texts)", CAPTIONS),
@@ -131,13 +178,63 @@ def _columns(file: str, schema: Any) -> tuple[str, str, str]:
     return picture, caption, first_named((*PICTURE_IDS, *ROW_IDS), schema.names)
 
 
-def _texts(value: Any) -> list[str]:
-    texts = [value] if isinstance(value, str) else value or []
-    return [text for text in texts if text and text.strip()]
+def _plain(kind: Any) -> Any:
+    """What a type stands for, however its values are kept."""
+    import pyarrow as pa
+
+    while True:
+        if isinstance(kind, pa.BaseExtensionType):
+            kind = kind.storage_type
+        elif pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
+            kind = kind.value_type
+        else:
+            return kind
+
+
+def _is_bytes(kind: Any) -> bool:
+    import pyarrow.types as of
+
+    return any(
+        check(_plain(kind))
+        for check in (of.is_binary, of.is_large_binary, of.is_binary_view, of.is_fixed_size_binary)
+    )
+
+
+def _is_picture(kind: Any) -> bool:
+    """Bytes, or a struct with such or (where it names files alone) with nothing as "bytes"."""
+    import pyarrow.types as of
+
+    kind = _plain(kind)
+    if of.is_struct(kind) and "bytes" in kind.names:
+        kind = kind.field("bytes").type
+        return _is_bytes(kind) or of.is_null(kind)
+    return _is_bytes(kind)
+
+
+def _is_text(kind: Any) -> bool:
+    """Text, or bytes of one, also in lists and below a name of `CAPTIONS` in structs."""
+    import pyarrow.types as of
+
+    kind = _plain(kind)
+    if of.is_struct(kind):
+        name = first_named(CAPTIONS, kind.names)
+        return bool(name) and _is_text(kind.field(name).type)
+    lists = (
+        of.is_list,
+        of.is_large_list,
+        of.is_fixed_size_list,
+        of.is_list_view,
+        of.is_large_list_view,
+    )
+    if any(check(kind) for check in lists):
+        return _is_text(kind.value_type)
+    return (
+        of.is_string(kind) or of.is_large_string(kind) or of.is_string_view(kind) or _is_bytes(kind)
+    )
 
 
 def _nothing(pattern: str, split: str, splits: set[str]) -> str:
-    there = sorted(map(str, splits))
+    there = sorted(map(printable, splits))
     if not there:
         return f"{pattern}: the tables have no row"
     if not split:
@@ -166,8 +263,8 @@ def _opened(file: str, modified: int) -> Any:
         ) from error
     try:
         return pq.ParquetFile(file)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file}: not a whole Parquet file ({error})") from error
+    except Exception as error:  # The library raises several kinds
+        raise ValueError(f"{file}: not a whole Parquet file ({in_a_line(error)})") from error
 
 
 @lru_cache(maxsize=256)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
+from edje_jax.data.bad_pictures import caption_faults, left_out
 from edje_jax.data.encoding import file_bytes
 from edje_jax.types import Source
 
@@ -24,6 +25,7 @@ class Pooled:
                 seen.add(name)
                 self._rows.append(i)
         self.left_out = len(pool) - len(self._rows)
+        self.bad = (*left_out(source), *left_out(pool))
 
     def __len__(self) -> int:
         return len(self.source) + len(self._rows)
@@ -36,6 +38,10 @@ class Pooled:
     def captions(self, index: int) -> Sequence[str]:
         """The set's own; none for the pool's pictures."""
         return self.source.captions(index) if index < len(self.source) else ()
+
+    def caption_faults(self, index: int) -> str:
+        """The set's own; none for the pool's pictures, whose captions are not read."""
+        return caption_faults(self.source, index) if index < len(self.source) else ""
 
     def encoded(self, index: int) -> bytes:
         """The picture's file; `BadImage` if it cannot be read."""

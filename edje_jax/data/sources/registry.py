@@ -1,5 +1,6 @@
-"""SPEC -> source: `kind:path[#split]`, as `--data.train` and its like take it, or several of them.
+"""SPEC -> source: `kind:path[#split][#lines]`, as `--data.train` and its like take it, or several.
 
+`#lines` at the end makes every line of a text a caption of its own.
 `SPEC+SPEC` joins sets and `SPEC@0.7+SPEC@0.3` mixes them. As paths may hold both signs, a "+" parts
 two SPECs only where a kind and a colon follow, and "@" begins a weight only where a number ends a
 part of several.
@@ -10,8 +11,10 @@ import os
 import re
 from fractions import Fraction
 
+from edje_jax.data.bad_pictures import caption_faults
 from edje_jax.data.sources.array_record import ArrayRecord
 from edje_jax.data.sources.blip_json import BlipJson
+from edje_jax.data.sources.captioned import Captioned
 from edje_jax.data.sources.folder import Folder
 from edje_jax.data.sources.karpathy import Karpathy
 from edje_jax.data.sources.mixture import Mixture
@@ -32,6 +35,7 @@ EXAMPLES = {
     "folder": "folder:/pictures",
 }
 """Every kind there is, with a SPEC that shows it."""
+LINES = "#lines"
 NEED_SPLIT, MAY_SPLIT = ("karpathy", "tfds"), ("parquet",)
 
 _PLUS = re.compile(rf"\+(?=(?:{'|'.join(EXAMPLES)}):)")
@@ -56,7 +60,7 @@ def open_source(spec: str, image_root: str = "", image_size: int = 64) -> Source
         return _open_one(spec, image_root, image_size)
     specs, weights = _weighed(spec, parts)
     sources = [_open_one(part, image_root, image_size) for part in specs]
-    return Mixture(sources, [_split_off(part)[0] for part in specs], weights)
+    return Mixture(sources, [_split_off(_lines_off(part)[0])[0] for part in specs], weights)
 
 
 def open_captioned(spec: str, image_root: str = "", image_size: int = 64) -> Source:
@@ -68,14 +72,25 @@ def open_captioned(spec: str, image_root: str = "", image_size: int = 64) -> Sou
     """
     source = open_source(spec, image_root, image_size)
     if not any(source.captions(i) for i in range(len(source))):
+        faults = (caption_faults(source, i) for i in range(len(source)))
         raise ValueError(
-            f'"{spec}": no captions in this set to train or evaluate with; {EXAMPLES["blip"]} lists'
-            " pictures with theirs"
+            f'"{spec}": no captions in this set to train or evaluate with; '
+            + (next(filter(None, faults), "") or f"{EXAMPLES['blip']} lists pictures with theirs")
         )
     return source
 
 
 def _open_one(spec: str, image_root: str, image_size: int) -> Source:
+    spec, by_lines = _lines_off(spec)
+    source = _open_kind(spec, image_root, image_size)
+    if by_lines:
+        if not isinstance(source, Captioned | Tfds):
+            raise ValueError(f'"{spec}#lines": {spec.partition(":")[0]} reads no texts with lines')
+        source.split_lines()
+    return source
+
+
+def _open_kind(spec: str, image_root: str, image_size: int) -> Source:
     kind, colon, path = spec.partition(":")
     if not colon:
         raise ValueError(f'"{spec}" names no kind; a SPEC is kind:path, such as {_examples()}')
@@ -108,6 +123,12 @@ def _open_one(spec: str, image_root: str, image_size: int) -> Source:
             return Parquet(whole, split)
         case _:
             return Folder(path)
+
+
+def _lines_off(spec: str) -> tuple[str, bool]:
+    """(SPEC without #lines, whether it was there)."""
+    is_path = os.path.exists(os.path.expanduser(spec.partition(":")[2]))
+    return (spec, False) if is_path else (spec.removesuffix(LINES), spec.endswith(LINES))
 
 
 def _split_off(spec: str) -> tuple[str, str]:

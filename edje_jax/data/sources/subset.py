@@ -1,13 +1,18 @@
 """Some pictures of a set."""
 
+import logging
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool
 from PIL import Image
 
+from edje_jax.data.bad_pictures import caption_faults, left_out
 from edje_jax.data.encoding import file_bytes
-from edje_jax.types import PatchLabelled, Source
+from edje_jax.types import BadRecord, PatchLabelled, Source
+
+log = logging.getLogger(__name__)
 
 
 def subset(source: Source, kept: Bool[np.ndarray, " n"]) -> Source:
@@ -16,7 +21,12 @@ def subset(source: Source, kept: Bool[np.ndarray, " n"]) -> Source:
 
 
 class Subset:
-    """Some pictures of a source; captions and ids are theirs."""
+    """Some pictures of a source; captions and ids are theirs.
+
+    `bad` is empty: what the whole set left out is not of these.
+    """
+
+    bad: Sequence[BadRecord] = ()
 
     def __init__(self, source: Source, kept: Bool[np.ndarray, " n"]):
         self.source, self._rows = source, np.flatnonzero(kept)
@@ -31,6 +41,10 @@ class Subset:
     def captions(self, index: int) -> Sequence[str]:
         """The picture's captions."""
         return self.source.captions(self._row(index))
+
+    def caption_faults(self, index: int) -> str:
+        """What is wrong with captions of the picture that are left out."""
+        return caption_faults(self.source, self._row(index))
 
     def encoded(self, index: int) -> bytes:
         """The picture's file; `BadImage` if it cannot be read."""
@@ -59,3 +73,42 @@ class LabelledSubset(Subset):
     def patch_labels(self, index: int, grid: int) -> np.ndarray:
         """The picture's, as the whole set has them."""
         return self.source.patch_labels(self._row(index), grid)
+
+
+def joined(source: Source) -> Source:
+    """The source with each id once, which most have anyway: see `Joined`."""
+    found = Joined(source)
+    if len(found) == len(source):
+        return source
+    log.info("%d records are %d pictures", len(source), len(found))
+    return found
+
+
+class Joined(Subset):
+    """The first record of every id, with the captions of all that share it, each once."""
+
+    def __init__(self, source: Source):
+        first: dict[str, int] = {}
+        self._also: dict[int, list[int]] = defaultdict(list)
+        kept = np.ones(len(source), bool)
+        for record in range(len(source)):
+            before = first.setdefault(source.image_id(record), record)
+            if before != record:
+                self._also[before].append(record)
+                kept[record] = False
+        super().__init__(source, kept)
+        self.bad = left_out(source)
+
+    def captions(self, index: int) -> Sequence[str]:
+        """The captions of all records of the picture."""
+        texts = (text for record in self._records(index) for text in self.source.captions(record))
+        return tuple(dict.fromkeys(texts))
+
+    def caption_faults(self, index: int) -> str:
+        """What is wrong with captions of these records that are left out."""
+        faults = (caption_faults(self.source, record) for record in self._records(index))
+        return "; ".join(filter(None, faults))
+
+    def _records(self, index: int) -> list[int]:
+        record = self._row(index)
+        return [record, *self._also.get(record, [])]

@@ -1,9 +1,9 @@
 """Where each sample of a tar lies, kept beside it, so that a tar is read in any order as it is.
 
 `00000.tar.index.npz` holds, for n samples: `tar` (its bytes and modification time, which tell a
-changed tar), `offset` and `size` int64 [n] of the pictures (-1 where a sample has none), the ids
-and captions as UTF-8 with their offsets, and what was passed over as JSON. Where the tar's folder
-cannot be written, it lies in `~/.cache/edje_jax/tars/`.
+changed tar), `offset` and `size` int64 [n] of the pictures (-1 where a sample has none), the ids,
+captions and faults as UTF-8 with their offsets, and what was passed over as JSON. Where the tar's
+folder cannot be written, it lies in `~/.cache/edje_jax/tars/`.
 """
 
 import hashlib
@@ -12,11 +12,11 @@ import json
 import logging
 import os
 import tarfile
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 from jaxtyping import Int64
@@ -27,14 +27,15 @@ from edje_jax.data.sources.captioned import packed
 from edje_jax.data.sources.folder import SIDECARS
 from edje_jax.data.sources.packed import PackedStrings
 from edje_jax.data.sources.passed_over import PassedOver
+from edje_jax.data.sources.tar_texts import Member, read_texts
+from edje_jax.data.sources.texts import in_a_line, printable
 from edje_jax.weights.files import replacing
 
 log = logging.getLogger(__name__)
 
 VERSION = 3
 """Of the index: another one makes it anew."""
-NAMES = ("image_id", "sha256", "url")
-"""What a sample's JSON may tell its picture by, the best first; img2dataset writes the last two."""
+STRINGS = ("keys", "ids", "captions", "faults")
 
 
 @dataclass(frozen=True)
@@ -45,21 +46,13 @@ class TarIndex:
     size: Int64[np.ndarray, " n"]
     keys: PackedStrings
     ids: PackedStrings
-    """The first of `NAMES` that a sample's JSON has; empty where it has none."""
+    """What a sample's JSON tells its picture by; empty where it has none."""
     captions: PackedStrings
     starts: Int64[np.ndarray, " n+1"]
+    faults: PackedStrings
+    """What is wrong with a sample's texts, which are left out then; empty for nothing."""
     passed_over: PassedOver
     """Members that are no sample's image, text or JSON."""
-
-
-class Member(NamedTuple):
-    """A file in a tar."""
-
-    key: str
-    """Its path up to the first dot of its name: members that share it are one sample."""
-    extension: str
-    offset: int
-    size: int
 
 
 def index_of(tar: str) -> TarIndex:
@@ -67,7 +60,7 @@ def index_of(tar: str) -> TarIndex:
 
     Raises:
         FileNotFoundError: no such tar.
-        ValueError: it is truncated, no tar, or holds a broken JSON.
+        ValueError: it is truncated or no tar.
     """
     found = os.stat(tar)
     stamp = np.array([VERSION, found.st_size, found.st_mtime_ns])
@@ -101,7 +94,7 @@ def _load(path: Path, stamp: np.ndarray) -> TarIndex | str:
                 return "the tar has changed since"
             strings = {
                 name: PackedStrings.of_arrays(kept[name], kept[f"{name}_offsets"])
-                for name in ("keys", "ids", "captions")
+                for name in STRINGS
             }
             told = json.loads(kept["passed_over"].tobytes())
             passed_over = PassedOver(Counter(told["counts"]), told["names"])
@@ -113,9 +106,10 @@ def _load(path: Path, stamp: np.ndarray) -> TarIndex | str:
                 **strings,
             )
     except Exception as error:  # A damaged file makes zipfile and NumPy raise nearly anything
-        return f"damaged ({error})"
+        return f"damaged ({in_a_line(error)})"
     count = len(index.keys)
-    if not len(index.offset) == len(index.size) == len(index.ids) == len(index.starts) - 1 == count:
+    lists = (index.offset, index.size, index.ids, index.faults, index.starts[1:])
+    if any(len(each) != count for each in lists):
         return "damaged (its lists differ in length)"
     return index
 
@@ -125,7 +119,7 @@ def _keep(index: TarIndex, stamp: np.ndarray, places: tuple[Path, Path]) -> None
     arrays |= {"offset": index.offset, "size": index.size}
     passed_over = json.dumps(vars(index.passed_over)).encode()
     arrays["passed_over"] = np.frombuffer(passed_over, np.uint8)
-    for name in ("keys", "ids", "captions"):
+    for name in STRINGS:
         arrays[name], arrays[f"{name}_offsets"] = getattr(index, name).arrays()
     for path in places:
         try:
@@ -142,40 +136,65 @@ def build(tar: str) -> TarIndex:
     """Walk through a tar, reading texts and passing over pictures.
 
     Raises:
-        ValueError: it is truncated, no tar, or holds a broken JSON.
+        ValueError: it is truncated or no tar.
     """
-    samples: dict[str, dict[str, Member]] = {}
     passed_over = PassedOver()
     with open(tar, "rb") as file:
         if file.read(2) == b"\x1f\x8b":
             raise ValueError(f"{tar}: compressed; gunzip it first, as it is read in any order")
-        for member in _members(tar, passed_over):
-            sample = samples.setdefault(member.key, {})
-            if member.extension in sample:
-                raise ValueError(
-                    f"{tar}: two members {member.key}.{member.extension}; a key names one sample"
-                )
-            sample[member.extension] = member
+        samples, doubles = _samples(_members(tar, passed_over))
         for key in [key for key, sample in samples.items() if set(sample) == {""}]:
             if not _picture(file, samples[key]):
                 passed_over.add("no image", key)
                 del samples[key]
         pictures = [_picture(file, sample) for sample in samples.values()]
-        told = [_told(file, tar, sample) for sample in samples.values()]
+        told = [read_texts(file, sample) for sample in samples.values()]
     for sample, picture in zip(samples.values(), pictures, strict=True):
         for extension, member in sample.items():
             if member is not picture and extension not in ("txt", "json"):
                 passed_over.add(f".{extension}", f"{member.key}.{extension}")
-    captions, starts = packed([captions for _, captions in told])
+    captions, starts = packed([texts.captions for texts in told])
     return TarIndex(
         np.array([member.offset if member else -1 for member in pictures], np.int64),
         np.array([member.size if member else -1 for member in pictures], np.int64),
         PackedStrings(samples),
-        PackedStrings(image_id for image_id, _ in told),
+        PackedStrings(texts.image_id for texts in told),
         captions,
         starts,
+        PackedStrings(
+            "; ".join([*doubles.get(key, ()), *texts.faults])
+            for key, texts in zip(samples, told, strict=True)
+        ),
         passed_over,
     )
+
+
+def _samples(
+    members: Iterable[Member],
+) -> tuple[dict[str, dict[str, Member]], dict[str, list[str]]]:
+    """({key: {extension in lower case: member}}, {key: members that came twice, and are dropped}).
+
+    A key ends at the first dot of a name, as webdataset has it, unless all names of a sample go on
+    with more dots: then their keys hold dots, and end at the last one.
+    """
+    groups: dict[str, list[Member]] = defaultdict(list)
+    for member in members:
+        groups[member.key].append(member)
+    samples: dict[str, dict[str, Member]] = defaultdict(dict)
+    doubles: dict[str, list[str]] = defaultdict(list)
+    for group in groups.values():
+        dotted = all("." in member.extension for member in group)
+        for member in map(_at_last_dot, group) if dotted else group:
+            extension = member.extension.lower()
+            if samples[member.key].setdefault(extension, member) is not member:
+                fault = f"two members {printable(member.key)}.{extension}, of which one is dropped"
+                doubles[member.key].append(fault)
+    return samples, doubles
+
+
+def _at_last_dot(member: Member) -> Member:
+    more, _, extension = member.extension.rpartition(".")
+    return member._replace(key=f"{member.key}.{more}", extension=extension)
 
 
 def _members(tar: str, passed_over: PassedOver) -> Iterator[Member]:
@@ -192,13 +211,13 @@ def _members(tar: str, passed_over: PassedOver) -> Iterator[Member]:
                         passed_over.add("hidden" if info.isfile() else "no regular file", info.name)
                 else:
                     key = os.path.join(folder, stem).removeprefix("./")
-                    yield Member(key, extension.lower(), info.offset_data, info.size)
+                    yield Member(key, extension, info.offset_data, info.size)
             at = archive.offset
         _check_end(tar, at)
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError, OverflowError) as error:
         raise ValueError(
-            f"{tar}: not a whole tar ({error}, {at:,} bytes in); download or write it again, or"
-            " leave it out"
+            f"{tar}: not a whole tar ({in_a_line(error)}, {at:,} bytes in); download or write it"
+            " again, or leave it out"
         ) from error
 
 
@@ -233,34 +252,3 @@ def _picture(file: BinaryIO, sample: dict[str, Member]) -> Member | None:
 def _read(file: BinaryIO, member: Member, most: int) -> bytes:
     file.seek(member.offset)
     return file.read(min(member.size, most))
-
-
-def _told(file: Any, tar: str, sample: dict[str, Member]) -> tuple[str, list[str]]:
-    """(image id or "", captions) of a sample, from its .txt and .json."""
-
-    def text(extension: str) -> str:
-        member = sample[extension]
-        file.seek(member.offset)
-        return file.read(member.size).decode("utf-8")
-
-    try:
-        facts = json.loads(text("json")) if "json" in sample else {}
-        if not isinstance(facts, dict):
-            raise ValueError("not an object")
-        captions = text("txt") if "txt" in sample else ""
-    except ValueError as error:  # Of JSON and of UTF-8 alike
-        key = next(iter(sample.values())).key
-        raise ValueError(f"{tar}: {key}: unreadable .json or .txt ({error})") from error
-    if not captions.strip():
-        captions = facts.get("caption")
-    texts = captions if isinstance(captions, list) else [captions]
-    kept = [text.strip() for text in texts if isinstance(text, str) and text.strip()]
-    return _identity(facts), kept
-
-
-def _identity(facts: dict[str, Any]) -> str:
-    for name in NAMES:
-        value = facts.get(name)
-        if isinstance(value, str | int | float) and value != "" and value == value:  # Not NaN
-            return str(value)
-    return ""

@@ -12,10 +12,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from edje_jax.data.images import BadImage, decode
+from edje_jax.data.sources.captioned import lines_of
 from edje_jax.data.sources.naming import CAPTIONS, PICTURES, first_named
+from edje_jax.data.sources.texts import in_a_line, listed, printable, usable
+from edje_jax.types import BadRecord
 
 IDS = ("image/id", "image_id", "id", "image/filename", "filename")
 """Features that tell pictures apart, the best first."""
@@ -24,7 +28,8 @@ KEPT = 1 << 16
 
 
 class Tfds:
-    """The records of one split; reading a caption reads its record.
+    """The records of one split; reading a caption reads its record, and one that is no text is
+    dropped (`caption_faults`).
 
     Args:
         name: NAME[/CONFIG][:VERSION], or the folder of one prepared version.
@@ -36,12 +41,19 @@ class Tfds:
         ValueError: it is not in ArrayRecord files, has no such split, or no picture with captions.
     """
 
+    bad: Sequence[BadRecord] = ()
+
     def __init__(self, name: str, split: str):
-        self.folder, self.split = _folder(name), split
+        self.folder, self.split, self._by_lines = _folder(name), split, False
         builder = _builder(self.folder)
         _check_split(self.folder, builder.info.splits, split)
         self._image, self._captions, self._id = _features(self.folder, builder.info.features)
-        self._count = len(self._records())
+        try:
+            self._count = len(self._records())
+        except Exception as error:  # The library raises several kinds
+            raise ValueError(
+                f"{self.folder}#{split}: cannot be read ({in_a_line(error)}); prepare it anew"
+            ) from error
 
     def __len__(self) -> int:
         return self._count
@@ -52,7 +64,17 @@ class Tfds:
 
     def captions(self, index: int) -> tuple[str, ...]:
         """All captions of the record; none if it is damaged."""
-        return self._told(index)[1]
+        captions = self._told(index)[1]
+        return tuple(lines_of(captions)) if self._by_lines else captions
+
+    def split_lines(self) -> None:
+        """Make every line of a text a caption of its own; blank ones are none."""
+        self._by_lines = True
+
+    def caption_faults(self, index: int) -> str:
+        """What is wrong with captions of the record that are left out."""
+        fault = self._told(index)[2]
+        return fault and f"{self._place(index)}: {fault}"
 
     def encoded(self, index: int) -> bytes:
         """The picture's file, as TFDS keeps it; `BadImage` if the shard is damaged."""
@@ -65,7 +87,7 @@ class Tfds:
     def _place(self, index: int) -> str:
         return f"{self.folder}#{self.split}: record {index}"
 
-    def _told(self, index: int) -> tuple[str, tuple[str, ...]]:
+    def _told(self, index: int) -> tuple[str, tuple[str, ...], str]:
         return _told(self, self._checked(index))
 
     def _record(self, index: int) -> dict[str, Any]:
@@ -75,7 +97,7 @@ class Tfds:
         except IndexError:
             raise
         except Exception as error:  # The library raises several kinds
-            raise BadImage(f"{self._place(index)} cannot be read ({error})") from error
+            raise BadImage(f"{self._place(index)} cannot be read ({in_a_line(error)})") from error
 
     def _records(self) -> Sequence[dict[str, Any]]:
         return _opened(self.folder, self.split, self._image)
@@ -93,8 +115,8 @@ class Tfds:
 
 
 @lru_cache(maxsize=KEPT)
-def _told(source: Tfds, index: int) -> tuple[str, tuple[str, ...]]:
-    """(id, captions): asked for more often than the picture beside them is.
+def _told(source: Tfds, index: int) -> tuple[str, tuple[str, ...], str]:
+    """(id, captions, what is wrong with others): asked for more often than the picture beside them.
 
     A damaged record has its place for an id and no captions: one must not end a run of millions.
     """
@@ -102,9 +124,10 @@ def _told(source: Tfds, index: int) -> tuple[str, tuple[str, ...]]:
     try:
         record = source._record(index)
     except BadImage:
-        return place, ()
-    image_id = record[source._id] if source._id else place
-    return _text(image_id), tuple(filter(str.strip, _texts(record[source._captions])))
+        return place, (), ""
+    image_id = _text(record[source._id]) if source._id else place
+    good, fault = usable(listed(_plain(record[source._captions])))
+    return image_id or place, tuple(good), fault
 
 
 @lru_cache(maxsize=8)
@@ -119,7 +142,12 @@ def _opened(folder: str, split: str, image: str) -> Sequence[dict[str, Any]]:
 def _builder(folder: str) -> Any:
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder_from_directory(folder)
+    try:
+        builder = tfds.builder_from_directory(folder)
+    except Exception as error:  # The library raises several kinds
+        raise ValueError(
+            f"{folder}: not a whole set ({in_a_line(error)}); prepare it anew"
+        ) from error
     formats = {str(form.value) for form in builder.info.available_file_formats()}
     if "array_record" not in formats:
         raise ValueError(
@@ -150,6 +178,11 @@ def _folder(name: str) -> str:
             f"{name}: no such set below {where} (TFDS_DATA_DIR says where); prepare it with"
             f" `tfds build {name} --file_format=array_record`, or name its folder"
         ) from error
+    except Exception as error:  # The library raises several kinds
+        raise ValueError(
+            f"{name}: cannot be looked for ({in_a_line(error)}); write NAME[/CONFIG][:VERSION], or"
+            " name a folder"
+        ) from error
     return str(builder.data_dir)
 
 
@@ -177,13 +210,15 @@ def _features(folder: str, features: Any) -> tuple[str, str, str]:
 
 
 def _text(value: Any) -> str:
-    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+    """An id, printable."""
+    text = value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
+    return printable(text)
 
 
-def _texts(value: Any) -> list[str]:
-    """The captions in a feature: a text, a list of them, or these under a name of their own."""
+def _plain(value: Any) -> Any:
+    """A feature in Python's own lists and values."""
     if isinstance(value, dict):
-        return _texts(value.get(first_named(CAPTIONS, value), []))
-    if isinstance(value, bytes | str):
-        return [_text(value)]
-    return [text for one in value for text in _texts(one)]
+        return {name: _plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value

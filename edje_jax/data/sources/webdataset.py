@@ -2,11 +2,11 @@
 
     00000.tar: 000000000.jpg, 000000000.txt, 000000000.json, 000000001.jpg, ...
 
-Members whose path is the same up to the first dot of the name are one sample. Its image is the
-first with an ending of an image, else the first whose bytes are one's. The caption is the
-`.txt`, else (or if that is empty) "caption" in the `.json` (a string or a list). Nothing is
-unpacked: an index of byte offsets (`tar_index`) gives random access, so that shuffling is over all
-tars.
+Members whose path is the same up to the first dot of the name are one sample; where all of them
+have more dots, as `a.b.jpg` and `a.b.txt`, up to the last one. Its image is the first with an
+ending of an image, else the first whose bytes are one's. The caption is the `.txt`, else (or if
+that is empty) "caption" in the `.json` (a string or a list). Nothing is unpacked: an index of byte
+offsets (`tar_index`) gives random access, so that shuffling is over all tars.
 """
 
 import logging
@@ -19,6 +19,7 @@ from edje_jax.data.sources.matching import matching_files, short_names
 from edje_jax.data.sources.packed import PackedStrings, joined_offsets
 from edje_jax.data.sources.passed_over import PassedOver
 from edje_jax.data.sources.tar_index import TarIndex, index_of
+from edje_jax.data.sources.texts import printable
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,8 @@ class WebDataset(Captioned):
 
     A picture's id is "image_id" of its `.json`, else "sha256" or "url", which img2dataset writes,
     else tar and key, as in `00000/000000012`. Samples of one id are one picture with all their
-    captions. A sample without a picture raises `BadImage` when it is read.
+    captions. A sample without a picture raises `BadImage` when it is read; texts that are none are
+    dropped (`caption_faults`).
 
     Raises:
         FileNotFoundError: the pattern fits no tar.
@@ -50,7 +52,7 @@ class WebDataset(Captioned):
         ids = _ids(self.tars, indices)
         captions = PackedStrings.joined([index.captions for index in indices])
         starts = joined_offsets([index.starts for index in indices])
-        super().__init__(pattern, ids, captions, starts)
+        super().__init__(pattern, ids, captions, starts, self._told(indices))
         # Most sets name every picture once, and are not copied.
         if len({ids[i] for i in range(len(ids))}) < len(ids):
             self._merge()
@@ -72,22 +74,34 @@ class WebDataset(Captioned):
 
     def place(self, index: int) -> str:
         """Its tar and key."""
-        return f"{self.tars[self._tar[self._checked(index)]]}: {self._keys[index]}"
+        return f"{self.tars[self._tar[self._checked(index)]]}: {printable(self._keys[index])}"
+
+    def _told(self, indices: list[TarIndex]) -> dict[int, str]:
+        """{sample: what is wrong with its texts, and where}."""
+        faults = PackedStrings.joined([index.faults for index in indices])
+        _, ends = faults.arrays()
+        return {
+            row: f"{self.tars[self._tar[row]]}: {printable(self._keys[row])}: {faults[row]}"
+            for row in np.flatnonzero(np.diff(ends)).tolist()
+        }
 
     def _merge(self) -> None:
         count = range(len(self))
-        rows, ids, captions = merged(map(self.image_id, count), map(self.captions, count))
+        found = merged(map(self.image_id, count), map(self.captions, count), self._faults)
         self._tar, self._offset, self._size = (
-            array[rows] for array in (self._tar, self._offset, self._size)
+            array[found.rows] for array in (self._tar, self._offset, self._size)
         )
-        self._keys = PackedStrings(self._keys[row] for row in rows)
-        super().__init__(self.name, PackedStrings(ids), *packed(captions))
+        self._keys = PackedStrings(self._keys[row] for row in found.rows)
+        ids, texts = PackedStrings(found.ids), packed(found.captions)
+        super().__init__(self.name, ids, *texts, found.faults, joined=found.joined)
 
 
 def _ids(tars: list[str], indices: list[TarIndex]) -> PackedStrings:
     # Two sets have the same keys.
     parts = [
-        PackedStrings(index.ids[i] or f"{name}/{index.keys[i]}" for i in range(len(index.keys)))
+        PackedStrings(
+            index.ids[i] or f"{name}/{printable(index.keys[i])}" for i in range(len(index.keys))
+        )
         for name, index in zip(short_names(tars), indices, strict=True)
     ]
     return PackedStrings.joined(parts)

@@ -1,0 +1,74 @@
+"""The texts of a tar's sample: captions and id from its `.txt` and `.json`."""
+
+import json
+from typing import Any, BinaryIO, NamedTuple
+
+from edje_jax.data.sources.texts import decoded, in_a_line, listed, text_fault, usable
+
+NAMES = ("image_id", "sha256", "url")
+"""What a sample's JSON may tell its image by, the best first; img2dataset writes the last two."""
+MOST_BYTES = 16 << 20
+"""Bytes of the largest .txt or .json that is read."""
+
+
+class Member(NamedTuple):
+    """A file in a tar."""
+
+    key: str
+    """Its path up to the first dot of its name: members that share it are one sample."""
+    extension: str
+    """What follows the dot."""
+    offset: int
+    size: int
+
+
+class Texts(NamedTuple):
+    """What the texts of a sample say."""
+
+    image_id: str
+    """The first of `NAMES` that the JSON has; empty where it has none."""
+    captions: list[str]
+    faults: list[str]
+    """What is wrong with them, and is left out."""
+
+
+def read_texts(file: BinaryIO, sample: dict[str, Member]) -> Texts:
+    """Read a sample's texts from its open tar: the captions of its `.txt`, else of its `.json`."""
+    faults = []
+    facts, caption = {}, ""
+    try:
+        facts = _facts(file, sample)
+    except (ValueError, RecursionError) as error:
+        faults.append(f"unreadable .json ({in_a_line(error)})")
+    try:
+        caption = _text(file, sample["txt"]) if "txt" in sample else ""
+    except ValueError as error:
+        faults.append(f"unreadable .txt ({in_a_line(error)})")
+    captions, fault = usable(listed(caption) or listed(facts.get("caption")))
+    image_id, id_fault = _identity(facts)
+    faults += filter(None, (fault, id_fault))
+    return Texts(image_id, [text.strip() for text in captions], faults)
+
+
+def _text(file: BinaryIO, member: Member) -> str:
+    if member.size > MOST_BYTES:
+        raise ValueError(f"{member.size:,} bytes, more than {MOST_BYTES:,}")
+    file.seek(member.offset)
+    return decoded(file.read(member.size))
+
+
+def _facts(file: BinaryIO, sample: dict[str, Member]) -> dict[str, Any]:
+    facts = json.loads(_text(file, sample["json"])) if "json" in sample else {}
+    if not isinstance(facts, dict):
+        raise ValueError("not an object")
+    return facts
+
+
+def _identity(facts: dict[str, Any]) -> tuple[str, str]:
+    """(the first of `NAMES` that is there, or ""; what is wrong with it)."""
+    for name in NAMES:
+        value = facts.get(name)
+        if isinstance(value, str | int | float) and value != "" and value == value:  # Not NaN
+            fault = text_fault(str(value))
+            return ("", f'"{name}" {fault}') if fault else (str(value), "")
+    return "", ""
