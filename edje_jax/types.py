@@ -81,6 +81,19 @@ class Encoded(Protocol):
 
 
 @runtime_checkable
+class Stamped(Protocol):
+    """A source that can tell whether an image may have changed without reading it."""
+
+    def stamp(self, index: int) -> str:
+        """Another text than before, if the image may be another one; "" if that cannot be told.
+
+        Raises:
+            OSError, ValueError: the image's file is missing or cannot be looked up.
+        """
+        ...
+
+
+@runtime_checkable
 class PatchLabelled(Protocol):
     """A source that can say what each patch of a picture holds."""
 

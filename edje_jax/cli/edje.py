@@ -72,7 +72,9 @@ class Push:
 class IndexBuild:
     """Encode pictures into an index that can be searched; resumes where it stopped.
 
-    Run again after pictures were added, it adds those. What cannot be read goes into rejected.csv.
+    Run again after the set changed, it encodes what is new or changed and takes up other captions;
+    it names images that are gone, and --prune drops them. Images that were removed with `edje index
+    remove` stay out. What cannot be read goes into rejected.csv.
 
     Examples:
         edje index build runs/coco/model photos/ --out photos.index
@@ -94,6 +96,13 @@ class IndexBuild:
     """Processes that decode pictures; 0 uses threads of this one."""
     image_root: str = ""
     """Folder that a SPEC's relative picture paths start from."""
+    max_bad: float = 1.0
+    """Share of the set's records that may be bad: unreadable images, unusable captions. If no image
+    can be read, the build fails anyway."""
+    prune: bool = False
+    """Drop images that are no longer in the set; without it, they keep answering."""
+    restore: bool = False
+    """Take images in again that were removed with `edje index remove`."""
 
     def run(self) -> None:
         from edje_jax.cli.index import build
@@ -101,6 +110,7 @@ class IndexBuild:
         build(
             self.model, self.images, self.out,
             self.token_dtype, self.shard, self.workers, self.image_root,
+            self.max_bad, self.prune, self.restore,
         )  # fmt: skip
 
 
@@ -142,6 +152,8 @@ class IndexVerify:
 class IndexRemove:
     """Take pictures out of an index; `edje index compact` gives their room back.
 
+    Builds leave them out from then on; `edje index build --restore` takes them in again.
+
     Examples:
         edje index remove photos.index 2019/cat.jpg 2019/dog.jpg
     """
@@ -159,7 +171,7 @@ class IndexRemove:
 
 @dataclass(frozen=True)
 class IndexCompact:
-    """Write the shards that hold removed pictures anew, without them.
+    """Write the shards anew that hold removed, changed or dropped images, without these.
 
     Examples:
         edje index compact photos.index

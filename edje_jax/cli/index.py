@@ -12,10 +12,12 @@ from edje_jax.allocator import use_one_heap
 from edje_jax.cli.program import UsageError
 from edje_jax.cli.progress import Bars
 from edje_jax.data.sources.registry import open_source
+from edje_jax.data.sources.texts import printable
 from edje_jax.models.token_formats import TokenDtype
 from edje_jax.retrieval import build as building
 from edje_jax.retrieval import store as stores
 from edje_jax.retrieval import upkeep
+from edje_jax.retrieval.commit import Report
 from edje_jax.retrieval.reranker import Reranker
 from edje_jax.retrieval.store import BadStore, Manifest, Store
 
@@ -37,15 +39,21 @@ def build(
     shard: str = "",
     workers: int = 0,
     image_root: str = "",
+    max_bad: float = 1.0,
+    prune: bool = False,
+    restore: bool = False,
 ) -> None:
-    """Build an index, or go on with one.
+    """Build an index, go on with one, or bring it up to its set.
 
     Raises:
-        UsageError: `shard` is not i/n.
+        UsageError: `shard` is not i/n, or `max_bad` no share.
         BadStore: the index is another model's, or holds another build.
+        TooManyBadPictures: too many images, or all, cannot be indexed.
         FileNotFoundError, ValueError: the model or the pictures cannot be opened.
     """
     share = share_of(shard)
+    if not 0 <= max_bad <= 1:
+        raise UsageError(f"--max-bad {max_bad:g}: a share of the set, from 0 to 1")
     use_one_heap()
     spec = images
     if ":" not in images or os.path.isdir(os.path.expanduser(images)):
@@ -72,17 +80,49 @@ def build(
                     done, total, rate, left // 60, left % 60,
                 )  # fmt: skip
 
-        whole = building.build(
+        report = building.build(
             reranker, source, spec, folder,
-            token_dtype=token_dtype, share=share, workers=workers, progress=show,
+            token_dtype=token_dtype, share=share, workers=workers,
+            max_bad=max_bad, prune=prune, restore=restore, progress=show,
         )  # fmt: skip
-    if not whole:
+    if report is None:
         log.info("this share is done; the index is complete when the others are")
-        return
-    store = Store(folder)
-    log.info("%s: %d pictures", folder, len(store))
-    if rejected := store.manifest.rejected:
-        log.warning("%d could not be read: %s", len(rejected), folder / "rejected.csv")
+    else:
+        _tell(folder, report, prune)
+
+
+def _tell(folder: Path, report: Report, prune: bool) -> None:
+    """Say what a build found and did."""
+    bad = report.rejected | report.faults
+    log.info(
+        "%s: %d images (%d new, %d changed, %d with other captions, %d at another path, %d gone,"
+        " %d removed, %d bad)",
+        folder, len(Store(folder)), len(report.new), len(report.changed), len(report.recaptioned),
+        len(report.moved), len(report.gone), len(report.removed), len(bad),
+    )  # fmt: skip
+    for names, what in (
+        (report.changed, "changed, encoded again"),
+        (report.recaptioned, "captions changed"),
+        (report.removed, "removed earlier, left out; --restore takes them in again"),
+    ):
+        if names:
+            log.info("%s: %s", what, _some(names))
+    if report.unstamped:
+        log.warning(
+            "%d images were indexed by an older version, which kept neither sizes nor times: taken"
+            " as unchanged, and compared from now on", report.unstamped,
+        )  # fmt: skip
+    if report.gone:
+        kept = "dropped" if prune else "still in the index; --prune drops them"
+        log.warning("gone from the set, %s: %s", kept, _some(report.gone))
+    if bad:
+        log.warning("%d bad, %s: %s", len(bad), folder / "rejected.csv", _some(list(bad)))
+
+
+def _some(names: list[str], most: int = 10) -> str:
+    """A list's first names, and how many more there are."""
+    more = f", and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def share_of(shard: str) -> tuple[int, int]:
@@ -122,10 +162,11 @@ def info(index: str) -> None:
         ("captions", f"{len(store.captions):,}"),
         ("removed", f"{len(manifest.removed):,}"),
         ("rejected", f"{len(manifest.rejected):,}"),
+        ("with faults", f"{len(manifest.faults):,}"),
         ("shards", f"{len(manifest.shards):,}"),
         ("tokens", f"{tokens}, {manifest.bytes_per_picture:,} bytes a picture"),
-        ("read from", manifest.spec),
-        ("model", f"{manifest.model['source']} ({manifest.model['fingerprint']})"),
+        ("read from", printable(manifest.spec)),
+        ("model", printable(f"{manifest.model['source']} ({manifest.model['fingerprint']})")),
         *((f"{kind} on disk", f"{size / 1e6:,.1f} MB") for kind, size in sizes.items()),
     ):
         table.add_row(name, value)
@@ -165,4 +206,5 @@ def compact(index: str) -> None:
     Raises:
         BadStore: no finished index.
     """
-    Console().print(f"{upkeep.compact(Path(index).expanduser())} pictures are gone for good")
+    count = upkeep.compact(Path(index).expanduser())
+    Console().print(f"the room of {count} images that counted no more was given back")

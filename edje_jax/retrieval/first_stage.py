@@ -123,6 +123,7 @@ class Faiss:
                 "a faiss first stage needs more: pip install 'edje-jax[faiss]'"
             ) from error
         size, width = embeddings.shape
+        kind = kind if size else "flat"  # The others cannot be made of nothing
         metric = faiss.METRIC_INNER_PRODUCT
         if kind == "hnsw":
             self._index: Any = faiss.IndexHNSWFlat(width, 32, metric)

@@ -71,7 +71,7 @@ class ImageIndex:
         Raises:
             ValueError: the pictures were indexed without any.
         """
-        if not self.store.captions:
+        if len(self) and not self.store.captions:
             raise ValueError(
                 f"{self.store.folder}: no captions in this index, so a picture finds none; build it"
                 " from a SPEC that has them, such as blip:captions.json"

@@ -7,47 +7,43 @@
     scales-00000.npy          [rows, m] float16, for int8 and int4
     embeddings-00000.npy      [rows, e] float32, unit length: the first stage
     captions-00000.npy        [captions, e] float32: those of the captions, picture by picture
-    rows-00000.jsonl          {"id", "path", "captions", "thumbnail": [start, bytes]} a line
+    rows-00000.jsonl          {"id", "path", "captions", "thumbnail": [start, bytes], "stamp",
+                              "digest"} a line
     thumbnails-00000.bin      JPEG files after each other
-    rejected.csv              pictures that could not be read, and why
+    rejected.csv              pictures that could not be read, records that the source left out,
+                              images without some of their captions, and why
 
-A shard is written whole or not at all. Removed pictures stay in their shard until it is compacted.
+A shard is written whole or not at all. An image that changed has a row in a later shard, which
+counts. Where only words changed (captions, paths, stamps), the shard's rows and captions are
+written anew as `rows-00000.1.jsonl` and `captions-00000.1.npy`, and the manifest names these. What
+counts no more stays until the index is compacted.
 """
 
 import dataclasses
-import hashlib
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 from jaxtyping import Float32, Int
 
 from edje_jax.models.token_formats import PackedTokens, TokenDtype, pack, row_bytes
-from edje_jax.weights.files import BadWeights, read_json, replacing, write_json
+from edje_jax.retrieval.mapped_files import map_bytes
+from edje_jax.retrieval.shard_files import (
+    BadStore,
+    Row,
+    checksum,
+    file_of,
+    map_file,
+    read_rows,
+)
+from edje_jax.weights.files import BadWeights, read_json, write_json
 
-FORMAT = 1
-HEADER = 128
-"""Bytes of a .npy file without elements."""
-
-
-class BadStore(ValueError):
-    """An index is unfinished, damaged, or of another model; the message says what to do."""
-
-
-class Row(NamedTuple):
-    """What an index says of a picture in words."""
-
-    id: str
-    path: str
-    """Where the picture lay when it was indexed; empty where it was no file."""
-    captions: list[str]
-    thumbnail: tuple[int, int]
-    """(start, length) in the shard's thumbnails."""
+FORMAT = 2
+"""1 knew no stamps, digests, dropped images and faults."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +64,15 @@ class Manifest:
     """Ids that are no longer part of the index."""
     rejected: dict[str, str] = dataclasses.field(default_factory=dict)
     """{id: why the picture could not be read}"""
+    dropped: tuple[str, ...] = ()
+    """Ids of rows whose images are no longer in the source; back when the source has them again."""
+    faults: dict[str, str] = dataclasses.field(default_factory=dict)
+    """{record that the source left out, or id without some of its captions: why}"""
+
+    @property
+    def hidden(self) -> frozenset[str]:
+        """Ids that have rows, perhaps, but no part in any answer."""
+        return frozenset((*self.removed, *self.rejected, *self.dropped))
 
     @property
     def bytes_per_picture(self) -> int:
@@ -98,13 +103,15 @@ class Manifest:
             raw = read_json(path)
         except BadWeights as error:
             raise BadStore(str(error)) from error
-        if raw.pop("format", None) != FORMAT:
+        if (written := raw.pop("format", None)) not in (1, FORMAT):
             raise BadStore(f"{path}: written by another version of edje_jax; update it")
+        if written == 1:
+            raw |= {"dropped": [], "faults": {}}
         known = {field.name for field in dataclasses.fields(cls)}
         if raw.keys() != known:
             strange = ", ".join(sorted(raw.keys() ^ known))
             raise BadStore(f"{path}: damaged ({strange}); build the index again")
-        for name in ("shards", "removed"):
+        for name in ("shards", "removed", "dropped"):
             raw[name] = tuple(raw[name])
         return cls(**raw)
 
@@ -113,23 +120,18 @@ class Shard:
     """One shard's files, memory-mapped."""
 
     def __init__(self, folder: Path, record: dict[str, Any], token_dtype: TokenDtype):
-        self.folder, self.record = folder, record
-        number = record["number"]
-        values = _mapped(folder / f"tokens-{number:05d}.npy")
+        values = map_file(file_of(folder, record, "tokens"))
         if token_dtype == "bfloat16":
             values = values.view(ml_dtypes.bfloat16)
-        scales = folder / f"scales-{number:05d}.npy"
         integers = token_dtype in ("int8", "int4")
-        self.tokens = PackedTokens(values, _mapped(scales) if integers else None)
-        self.embeddings = _mapped(folder / f"embeddings-{number:05d}.npy")
-        self.caption_embeddings = _mapped(folder / f"captions-{number:05d}.npy")
+        scales = map_file(file_of(folder, record, "scales")) if integers else None
+        self.tokens = PackedTokens(values, scales)
+        self.embeddings = map_file(file_of(folder, record, "embeddings"))
+        self.caption_embeddings = map_file(file_of(folder, record, "captions"))
         # Mapped too: a file that is deleted meanwhile is here until this is closed.
-        self._thumbnails = np.memmap(folder / f"thumbnails-{number:05d}.bin", np.uint8, "r")
-
-    @cached_property
-    def rows(self) -> list[Row]:
+        self._thumbnails = map_bytes(file_of(folder, record, "thumbnails"))
+        self.rows = list(read_rows(file_of(folder, record, "rows")))
         """In the order of the arrays."""
-        return list(read_rows(self.folder / f"rows-{self.record['number']:05d}.jsonl"))
 
     def thumbnail(self, row: int) -> bytes:
         """A JPEG file."""
@@ -153,13 +155,9 @@ class Store:
         self.shards = [
             Shard(folder, record, self.manifest.token_dtype) for record in self.manifest.shards
         ]
-        removed = set(self.manifest.removed)
-        places = [
-            (number, row)
-            for number, shard in enumerate(self.shards)
-            for row, words in enumerate(shard.rows)
-            if words.id not in removed
-        ]
+        hidden = self.manifest.hidden
+        rows = current(shard.rows for shard in self.shards)
+        places = sorted(place for name, (place, _) in rows.items() if name not in hidden)
         self.places: Int[np.ndarray, "n 2"] = np.array(places, np.int64).reshape(-1, 2)
         """(shard, row in it) of each picture."""
 
@@ -254,12 +252,22 @@ def _told(stamp: dict[str, Any]) -> str:
     return f"{stamp['source']}, {stamp.get('deferred_layers', 0)} deferred layers{image}"
 
 
-def known_ids(out: Path, manifest: Manifest) -> set[str]:
-    """Ids of every picture that an index holds, removed ones too."""
-    known: set[str] = set()
-    for record in manifest.shards:
-        known |= {row.id for row in read_rows(out / f"rows-{record['number']:05d}.jsonl")}
-    return known
+Place = tuple[int, int]
+"""(shard's place in the manifest, row in it)"""
+
+
+def current(parts: Iterable[Iterable[Row]]) -> dict[str, tuple[Place, Row]]:
+    """Every id's row that counts, of the rows of all shards: the last one."""
+    return {
+        row.id: ((shard, number), row)
+        for shard, rows in enumerate(parts)
+        for number, row in enumerate(rows)
+    }
+
+
+def current_rows(folder: Path, manifest: Manifest) -> dict[str, tuple[Place, Row]]:
+    """Every id's row that counts, those of hidden ids too."""
+    return current(read_rows(file_of(folder, record, "rows")) for record in manifest.shards)
 
 
 def next_number(manifest: Manifest) -> int:
@@ -282,71 +290,6 @@ def verify(folder: Path) -> Iterator[tuple[str, str]]:
                 yield name, f"{path.stat().st_size} bytes, written with {expected['bytes']}"
             elif checksum(path) != expected["sha256"]:
                 yield name, "not what was written: its checksum differs"
-
-
-def checksum(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_shard(
-    folder: Path,
-    number: int,
-    tokens: PackedTokens,
-    embeddings: Float32[np.ndarray, "n e"],
-    caption_embeddings: Float32[np.ndarray, "t e"],
-    rows: Sequence[Row],
-    thumbnails: Sequence[bytes],
-) -> dict[str, Any]:
-    """Write a shard's files and return its record, which makes it count once it is kept."""
-    values = np.asarray(tokens.values)
-    arrays = {
-        "tokens": values.view(np.uint16) if values.dtype == ml_dtypes.bfloat16 else values,
-        "embeddings": embeddings,
-        "captions": caption_embeddings,
-    }
-    if tokens.scales is not None:
-        arrays["scales"] = np.asarray(tokens.scales)
-    written = []
-    for name, array in arrays.items():
-        written.append(folder / f"{name}-{number:05d}.npy")
-        with replacing(written[-1]) as temporary, temporary.open("wb") as file:
-            np.save(file, array, allow_pickle=False)
-    written.append(folder / f"thumbnails-{number:05d}.bin")
-    with replacing(written[-1]) as temporary:
-        temporary.write_bytes(b"".join(thumbnails))
-    written.append(folder / f"rows-{number:05d}.jsonl")
-    starts = np.cumsum([0, *map(len, thumbnails)])
-    with replacing(written[-1]) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for row, start, thumbnail in zip(rows, starts, thumbnails, strict=False):
-            words = row._asdict() | {"thumbnail": [int(start), len(thumbnail)]}
-            file.write(json.dumps(words, ensure_ascii=False) + "\n")
-    return {
-        "number": number,
-        "rows": len(rows),
-        "captions": len(caption_embeddings),
-        "files": {
-            path.name: {"bytes": path.stat().st_size, "sha256": checksum(path)} for path in written
-        },
-    }
-
-
-def read_rows(path: Path) -> Iterator[Row]:
-    """The lines of a rows file."""
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            words = json.loads(line)
-            yield Row(**words | {"thumbnail": tuple(words["thumbnail"])})
-
-
-def _mapped(path: Path) -> np.ndarray:
-    try:
-        # No system maps nothing, and there may be no captions: such a file is its header alone.
-        mode = "r" if path.stat().st_size > HEADER else None
-        return np.load(path, mmap_mode=mode, allow_pickle=False)
-    except (ValueError, OSError) as error:
-        raise BadStore(f"{path}: damaged ({error}); build the index again") from error
 
 
 def _check_size(path: Path, size: int) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from edje_jax.data.sources.shapes import Shapes
 from edje_jax.models.token_formats import TOKEN_DTYPES, unpack
 from edje_jax.retrieval import build as building
 from edje_jax.retrieval.build import build
+from edje_jax.retrieval.first_stage import ENGINES
+from edje_jax.retrieval.index import TokensOn
 from edje_jax.retrieval.store import BadStore, Store, verify
 from edje_jax.retrieval.upkeep import compact, remove
 from edje_jax.types import Source
@@ -264,11 +267,20 @@ def test_an_index_may_be_empty(reranker, tmp_path):
     source = write_set(tmp_path / "set", 2)
     build(reranker, source, "blip:set", index)
     remove(index, list(Store(index).numbers))
-    for places in ("disk", "host", "device"):
-        opened = ImageIndex.open(index, tokens_on=places)
+
+    def check(tokens_on: TokensOn, first_stage: str) -> None:
+        opened = ImageIndex.open(index, tokens_on=tokens_on, first_stage=first_stage)
         assert len(opened) == 0 and reranker.search(opened, TEXTS) == [[], [], []]
-    compact(index)
-    assert reranker.search(ImageIndex.open(index, tokens_on="host"), TEXTS) == [[], [], []]
+        assert reranker.search_captions(opened, [source.image(0)]) == [[]]
+
+    for _ in ("with its rows", "compacted"):
+        for tokens_on in get_args(TokensOn):
+            check(tokens_on, "exact")
+        for first_stage in ENGINES:
+            check("disk", first_stage)
+        assert list(verify(index)) == []
+        compact(index)
+    assert Store(index).manifest.shards == ()
 
 
 def test_pictures_are_added_removed_and_compacted(reranker, tmp_path):
@@ -317,9 +329,11 @@ def test_pictures_are_added_removed_and_compacted(reranker, tmp_path):
     assert sorted(order) == sorted(kept)
     same(after, order)
     assert list(verify(index)) == [] and compact(index) == 0
-    # A removed picture that is indexed once more is there again.
+    # Removed stays removed, until it is asked for.
     build(reranker, more, "blip:set", index)
-    assert "001.png" in Store(index).numbers
+    assert "001.png" not in Store(index).numbers
+    build(reranker, more, "blip:set", index, restore=True)
+    assert {"001.png", "004.png", "019.png"} < Store(index).numbers.keys()
 
 
 def test_bad_pictures_are_listed_and_can_be_mended(reranker, tmp_path):

@@ -30,6 +30,7 @@ from edje_jax.data.sources.texts import (
     text_fault,
     usable,
 )
+from edje_jax.data.stamps import file_stamp
 from edje_jax.types import BadRecord
 
 FORMAT, VERSION = "edje_jax pictures", 1
@@ -49,6 +50,7 @@ class ArrayRecord(Captioned):
     def __init__(self, pattern: str):
         self.files = matching_files(pattern, ".array_record")
         self._modified = [modified(file) for file in self.files]
+        self._stamps = [file_stamp(file) for file in self.files]
         tables = [read_table(file) for file in self.files]
         _refuse_gaps(self.files, tables)
         ids, captions, places, faults, bad = [], [], [], {}, []
@@ -71,6 +73,11 @@ class ArrayRecord(Captioned):
         self._places = np.array(places, np.int64).reshape(-1, 2)[found.rows]
         ids, texts = PackedStrings(found.ids), packed(found.captions)
         super().__init__(pattern, ids, *texts, found.faults, bad, found.joined)
+
+    def stamp(self, index: int) -> str:
+        """The shard's size and modification time, and the record's number; "" of a remote one."""
+        number, record = self._places[self._checked(index)].tolist()
+        return self._stamps[number] and f"{self._stamps[number]}-{record}"
 
     def encoded(self, index: int) -> bytes:
         """The picture's file as it was packed; `BadImage` if the shard is damaged."""

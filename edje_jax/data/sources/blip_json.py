@@ -23,6 +23,7 @@ from edje_jax.data.sources.texts import (
     text_fault,
     usable,
 )
+from edje_jax.data.stamps import file_stamp
 from edje_jax.types import BadRecord
 
 _EXAMPLE = '{"image": "1.jpg", "caption": "two dogs"}'
@@ -54,6 +55,10 @@ class BlipJson(Captioned):
     def path(self, index: int) -> str:
         """Where the picture lies."""
         return os.path.join(self.image_root, self._images[self._checked(index)])
+
+    def stamp(self, index: int) -> str:
+        """The file's size and modification time."""
+        return file_stamp(self.path(index))
 
     def encoded(self, index: int) -> bytes:
         """The picture's file; `BadImage` if it cannot be read."""

@@ -13,6 +13,7 @@ from edje_jax.data.images import BadImage, load_image, read_file
 from edje_jax.data.sources.packed import PackedStrings
 from edje_jax.data.sources.passed_over import PassedOver
 from edje_jax.data.sources.texts import printable, text_fault
+from edje_jax.data.stamps import file_stamp
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,10 @@ class Folder:
     def path(self, index: int) -> str:
         """Where the picture lies."""
         return os.path.join(self.folder, self._paths[self._checked(index)])
+
+    def stamp(self, index: int) -> str:
+        """The file's size and modification time."""
+        return file_stamp(self.path(index))
 
     def encoded(self, index: int) -> bytes:
         """The picture's file; `BadImage` if it cannot be read."""

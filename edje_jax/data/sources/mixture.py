@@ -9,6 +9,7 @@ from PIL import Image
 
 from edje_jax.data.bad_pictures import caption_faults, left_out
 from edje_jax.data.encoding import file_bytes
+from edje_jax.data.stamps import stamp_of
 from edje_jax.types import Source
 
 
@@ -64,6 +65,11 @@ class Mixture:
         """The picture's captions in its set."""
         number, record = self.at(index)
         return self.sources[number].captions(record)
+
+    def stamp(self, index: int) -> str:
+        """The set's stamp of the picture."""
+        number, record = self.at(index)
+        return stamp_of(self.sources[number], record)
 
     def caption_faults(self, index: int) -> str:
         """What is wrong with captions of the picture that its set leaves out."""

@@ -27,6 +27,7 @@ from edje_jax.data.sources.texts import (
     text_fault,
     usable,
 )
+from edje_jax.data.stamps import file_stamp
 from edje_jax.types import BadRecord
 
 GROUPS = 4
@@ -51,6 +52,7 @@ class Parquet(Captioned):
     def __init__(self, pattern: str, split: str = ""):
         self.files = matching_files(pattern, ".parquet")
         self._modified = [modified(file) for file in self.files]
+        self._stamps = [file_stamp(file) for file in self.files]
         self._picture: list[str] = []
         ids, captions, places, faults, bad = [], [], [], {}, []
         splits: set[str] = set()
@@ -79,6 +81,15 @@ class Parquet(Captioned):
         self._places = np.array(places, np.int64)[found.rows]
         ids, texts = PackedStrings(found.ids), packed(found.captions)
         super().__init__(pattern, ids, *texts, found.faults, bad, found.joined)
+
+    def stamp(self, index: int) -> str:
+        """The file's size and modification time, and the row; "" of a remote file, or where rows
+        name files of images."""
+        number, row = self._places[self._checked(index)].tolist()
+        stamp, file = self._stamps[number], self.files[number]
+        if _names_files(file, self._modified[number], self._picture[number]):
+            return ""
+        return stamp and f"{stamp}-{row}"
 
     def encoded(self, index: int) -> bytes:
         """The picture's bytes in its row, else the file that it names; `BadImage` if neither."""
@@ -265,6 +276,16 @@ def _opened(file: str, modified: int) -> Any:
         return pq.ParquetFile(file)
     except Exception as error:  # The library raises several kinds
         raise ValueError(f"{file}: not a whole Parquet file ({in_a_line(error)})") from error
+
+
+@lru_cache(maxsize=256)
+def _names_files(file: str, modified: int, column: str) -> bool:
+    """Whether rows may have no bytes of an image: Parquet's statistics tell, if there are any."""
+    facts = _opened(file, modified).metadata
+    groups = [facts.row_group(i) for i in range(facts.num_row_groups)]
+    chunks = [group.column(i) for group in groups for i in range(facts.num_columns)]
+    bytes_of = [chunk for chunk in chunks if chunk.path_in_schema == f"{column}.bytes"]
+    return any(not chunk.statistics or chunk.statistics.null_count for chunk in bytes_of)
 
 
 @lru_cache(maxsize=256)

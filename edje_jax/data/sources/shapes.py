@@ -132,6 +132,10 @@ class Shapes:
         rng = self._rng(index, stream=1)
         return tuple(describe(scene, rng) for _ in range(5))
 
+    def stamp(self, index: int) -> str:
+        """All that an image of this id depends on."""
+        return f"{self.image_size}-{self.seed}"
+
     def image(self, index: int) -> Image.Image:
         """The picture, RGB."""
         return Image.fromarray(self._render(index)[0])

@@ -5,6 +5,7 @@
 """
 
 import difflib
+import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from edje_jax.data.images import BadImage, decode
 from edje_jax.data.sources.captioned import lines_of
 from edje_jax.data.sources.naming import CAPTIONS, PICTURES, first_named
 from edje_jax.data.sources.texts import in_a_line, listed, printable, usable
+from edje_jax.data.stamps import file_stamp
 from edje_jax.types import BadRecord
 
 IDS = ("image/id", "image_id", "id", "image/filename", "filename")
@@ -45,6 +47,7 @@ class Tfds:
 
     def __init__(self, name: str, split: str):
         self.folder, self.split, self._by_lines = _folder(name), split, False
+        self._stamp = _folder_stamp(self.folder)
         builder = _builder(self.folder)
         _check_split(self.folder, builder.info.splits, split)
         self._image, self._captions, self._id = _features(self.folder, builder.info.features)
@@ -75,6 +78,10 @@ class Tfds:
         """What is wrong with captions of the record that are left out."""
         fault = self._told(index)[2]
         return fault and f"{self._place(index)}: {fault}"
+
+    def stamp(self, index: int) -> str:
+        """Sizes and modification times of the set's files, and the record's number."""
+        return self._stamp and f"{self._stamp}-{self._checked(index)}"
 
     def encoded(self, index: int) -> bytes:
         """The picture's file, as TFDS keeps it; `BadImage` if the shard is damaged."""
@@ -184,6 +191,14 @@ def _folder(name: str) -> str:
             " name a folder"
         ) from error
     return str(builder.data_dir)
+
+
+def _folder_stamp(folder: str) -> str:
+    """Of all files in a folder; "" of a remote one."""
+    if "://" in folder:
+        return ""
+    stamps = sorted(f"{file.name} {file_stamp(file.path)}" for file in os.scandir(folder))
+    return hashlib.sha256("\n".join(stamps).encode()).hexdigest()[:32]
 
 
 def _check_split(folder: str, splits: Any, split: str) -> None:

@@ -20,6 +20,7 @@ from edje_jax.data.sources.packed import PackedStrings, joined_offsets
 from edje_jax.data.sources.passed_over import PassedOver
 from edje_jax.data.sources.tar_index import TarIndex, index_of
 from edje_jax.data.sources.texts import printable
+from edje_jax.data.stamps import file_stamp
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ class WebDataset(Captioned):
 
     def __init__(self, pattern: str):
         self.tars = matching_files(pattern, ".tar")
+        self._stamps = [file_stamp(tar) for tar in self.tars]
         indices = [index_of(tar) for tar in self.tars]
         if not any(len(index.size) for index in indices):
             raise ValueError(f"{pattern}: no sample in these tars, such as 000.jpg with 000.txt")
@@ -56,6 +58,11 @@ class WebDataset(Captioned):
         # Most sets name every picture once, and are not copied.
         if len({ids[i] for i in range(len(ids))}) < len(ids):
             self._merge()
+
+    def stamp(self, index: int) -> str:
+        """The tar's size and modification time, and where the image lies in it."""
+        stamp = self._stamps[self._tar[self._checked(index)]]
+        return f"{stamp}-{self._offset[index]}-{self._size[index]}"
 
     def encoded(self, index: int) -> bytes:
         """The picture's bytes in the tar; `BadImage` if there are none."""

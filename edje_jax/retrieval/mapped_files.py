@@ -1,0 +1,71 @@
+"""Files mapped into memory, of which none stays open: an index may have more than a process may.
+
+Python's own `mmap` keeps a descriptor of each (before Python 3.13). A mapping needs none, and what
+a deleted file held is there until its array is freed.
+"""
+
+import ctypes
+import io
+import mmap
+import os
+import weakref
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+_FAILED = ctypes.c_void_p(-1).value
+_HEADER = 4096
+"""Bytes in which the header of a .npy file surely ends."""
+
+
+def map_bytes(path: Path) -> UInt8[np.ndarray, " bytes"]:
+    """A file's bytes, read-only.
+
+    Raises:
+        OSError: it cannot be opened or mapped.
+    """
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if not size:  # No system maps nothing
+            return np.empty(0, np.uint8)
+        address = _libc().mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, file.fileno(), 0)
+    if address == _FAILED:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(path))
+    memory = (ctypes.c_ubyte * size).from_address(address)
+    # Freed with the last array that shows it; a process that ends needs no help.
+    weakref.finalize(memory, _libc().munmap, address, size).atexit = False
+    array = np.ctypeslib.as_array(memory)
+    array.flags.writeable = False
+    return array
+
+
+def map_array(path: Path) -> np.ndarray:
+    """The array in a .npy file, read-only.
+
+    Raises:
+        ValueError: it is no such file, holds Python objects, or is truncated.
+        OSError: see `map_bytes`.
+    """
+    data = map_bytes(path)
+    header = io.BytesIO(data[:_HEADER].tobytes())
+    if (version := np.lib.format.read_magic(header)) != (1, 0):
+        raise ValueError(f"version {version} of .npy")
+    shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(header)
+    if dtype.hasobject or is_fortran:
+        raise ValueError(f"not written by an index: {dtype}, Fortran order: {is_fortran}")
+    size = int(np.prod(shape)) * dtype.itemsize
+    return data[header.tell() : header.tell() + size].view(dtype).reshape(shape)
+
+
+@cache
+def _libc() -> Any:
+    libc = ctypes.CDLL(None, use_errno=True)
+    size, number = ctypes.c_size_t, ctypes.c_int
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = (ctypes.c_void_p, size, number, number, number, ctypes.c_long)
+    libc.munmap.argtypes = (ctypes.c_void_p, size)
+    return libc
