@@ -8,6 +8,7 @@ full; anything else counts as lost.
 """
 
 import argparse
+import contextlib
 import http.client
 import json
 import socket
@@ -67,13 +68,12 @@ def main() -> None:
 def wait_until_up(server: subprocess.Popen, port: int) -> None:
     """Until it is warm and answers."""
     while server.poll() is None:
-        try:
+        with contextlib.suppress(OSError):
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-            connection.request("GET", "/healthz")
+            connection.request("GET", "/ready")
             if connection.getresponse().status == 200:
                 return
-        except OSError:
-            time.sleep(0.2)
+        time.sleep(0.2)
     raise RuntimeError("the server ended before it answered")
 
 

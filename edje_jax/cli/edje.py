@@ -279,6 +279,7 @@ class Serve:
     Examples:
         edje serve photos.index
         edje serve photos.index --host 0.0.0.0 --port 80 --api-key "$KEY" --tokens-on host
+        edje serve photos.index --root-path /search --cors-origin https://shop.example
     """
 
     index: tyro.conf.Positional[str]
@@ -286,9 +287,13 @@ class Serve:
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for every one of this machine's."""
     port: int = 8000
-    """Port to listen on."""
+    """Port to listen on; 0 for any that is free."""
     api_key: str = ""
     """What clients have to send; also read from the variable EDJE_API_KEY."""
+    cors_origin: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Origin whose pages may ask, such as https://shop.example, or "*"; give it once for each."""
+    root_path: str = ""
+    """Path that a reverse proxy puts before every other, such as /search."""
     model: str = ""
     """Where the index's model is now, if it was moved."""
     tokens_on: Literal["disk", "host", "device"] = "disk"
@@ -299,10 +304,20 @@ class Serve:
     """Requests that may queue; one more gets a 429."""
     max_batch: int = 16
     """Requests computed together."""
+    max_documents: int = 1000
+    """Documents that a request may have reranked."""
+    max_images: int = 64
+    """Images that may be sent with a request, indexed ones not counted."""
+    max_pixels: int = 64_000_000
+    """Pixels that an image sent with a request may have."""
+    max_body_mib: int = 32
+    """MiB that the body of a request may have."""
+    max_k: int = 1000
+    """Candidates of the first stage that a search may have reranked."""
     timeout: float = 30.0
     """Seconds until a request is given up."""
     warm: bool = True
-    """Compile every shape before the first request is taken."""
+    """Compile every shape at the start; /ready answers 503 until that is done."""
 
     def run(self) -> None:
         from edje_jax.cli.serve import serve

@@ -1,8 +1,12 @@
 """`edje serve`: an index behind HTTP."""
 
+import contextlib
+import errno
 import logging
 import os
+import re
 import signal
+import socket
 import sys
 from typing import Any
 
@@ -13,36 +17,114 @@ from edje_jax.retrieval.store import check_model
 
 log = logging.getLogger(__name__)
 
+ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/?#]+")
+_REFUSED = {
+    errno.EADDRINUSE: "is in use; choose another with --port, or end what listens there",
+    errno.EACCES: "may not be listened on by this user; choose one above 1023 with --port",
+    errno.EADDRNOTAVAIL: "cannot be listened on: --host is no address of this machine",
+}
+
 
 def serve(asked: Any) -> None:
     """Serve until SIGINT or SIGTERM; requests at hand are answered first.
 
     Raises:
-        UsageError: what serving needs is not installed.
+        UsageError: an option makes no sense, or what serving needs is not installed.
+        RuntimeError: the port cannot be listened on; told before anything is loaded.
         BadStore, FileNotFoundError: the index or its model cannot be opened.
     """
     try:
         import uvicorn
 
         from edje_jax.serving.app import make_app
-        from edje_jax.serving.limits import Limits
         from edje_jax.serving.service import Service
     except ImportError as error:
         raise UsageError(f"serving needs more ({error}); pip install 'edje-jax[serve]'") from error
+    limits, root_path = _limits(asked), _root_path(asked.root_path)
+    _check_origins(asked.cors_origin)
+    listening = listen(asked.host, asked.port)
     index = ImageIndex.open(asked.index, tokens_on=asked.tokens_on, first_stage=asked.first_stage)
     reranker = model_of(index, asked.model)
     check_model(index.store, reranker.stamp)
-    service = Service(reranker, index)
+    app = make_app(
+        Service(reranker, index),
+        api_key=asked.api_key or os.environ.get("EDJE_API_KEY", ""),
+        limits=limits,
+        cors_origins=asked.cors_origin,
+        root_path=root_path,
+        warm=asked.warm,
+    )
     if asked.warm:
         log.info("compiling every shape; --no-warm leaves that to the first requests")
-        service.warm()
-    limits = Limits(waiting=asked.max_waiting, batch=asked.max_batch, seconds=asked.timeout)
-    app = make_app(
-        service, api_key=asked.api_key or os.environ.get("EDJE_API_KEY", ""), limits=limits
-    )
-    log.info("%d pictures on http://%s:%d", len(index), asked.host, asked.port)
+    host = f"[{asked.host}]" if ":" in asked.host else asked.host
+    port = listening.getsockname()[1]
+    log.info("%d pictures on http://%s:%d%s", len(index), host, port, root_path)
     # uvicorn hands a signal on once all is answered; asked to end and done is a success.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    uvicorn.run(
-        app, host=asked.host, port=asked.port, log_level="warning", timeout_graceful_shutdown=30
-    )
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=30))
+    with contextlib.suppress(SystemExit, KeyboardInterrupt):
+        server.run(sockets=[listening])
+    if not server.started:
+        raise RuntimeError("the server did not start; the log says why")
+    if not app.state.serving.ready:
+        # Python would wait for the compiler, which takes minutes and cannot be interrupted.
+        os._exit(0)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens, so that the port is nobody else's while an index is loaded.
+
+    Raises:
+        UsageError: there is no such address or port.
+        RuntimeError: the port is in use, or this user may not listen on it.
+    """
+    if not 0 <= port <= 65535:
+        raise UsageError(f"--port {port}: ports count from 0 to 65535")
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise UsageError(f"--host {host}: no such address ({error})") from error
+    # Of both, as localhost has, the one that clients try in any case.
+    family, kind, protocol, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
+    listening = socket.socket(family, kind, protocol)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(2048)
+    except OSError as error:
+        listening.close()
+        why = _REFUSED.get(error.errno or 0, f"cannot be listened on ({error.strerror})")
+        raise RuntimeError(f"port {port} of {host} {why}") from error
+    return listening
+
+
+def _limits(asked: Any) -> Any:
+    from edje_jax.serving.limits import Limits
+
+    flags = {
+        "waiting": "max_waiting", "batch": "max_batch", "documents": "max_documents",
+        "images": "max_images", "pixels": "max_pixels", "k": "max_k", "seconds": "timeout",
+    }  # fmt: skip
+    for flag in (*flags.values(), "max_body_mib"):
+        value = getattr(asked, flag)
+        if not value > 0:
+            raise UsageError(f"--{flag.replace('_', '-')} {value}: has to be more than 0")
+    limits = {limit: getattr(asked, flag) for limit, flag in flags.items()}
+    return Limits(**limits, body_bytes=asked.max_body_mib << 20)
+
+
+def _root_path(given: str) -> str:
+    """With one slash before it and none behind."""
+    path = given.strip("/")
+    if re.search(r"[^\w./~%-]", path):
+        raise UsageError(f"--root-path {given}: give a path alone, such as /search")
+    return f"/{path}" if path else ""
+
+
+def _check_origins(origins: tuple[str, ...]) -> None:
+    for origin in origins:
+        if not ORIGIN.fullmatch(origin):
+            raise UsageError(
+                f"--cors-origin {origin}: give scheme and host as browsers send them, such as"
+                ' https://shop.example (no path, no slash at the end), or "*"'
+            )

@@ -52,6 +52,10 @@ class Batcher(Generic[Job, Result]):
                 await self._worker
         self._thread.shutdown()
 
+    async def first(self, work: Callable[[], None]) -> None:
+        """Do `work` on the thread that computes; jobs wait meanwhile."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
     async def submit(self, job: Job) -> Result:
         """What `run` makes of the job.
 

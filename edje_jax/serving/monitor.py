@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from fastapi import Request
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.types import Scope
 
 from edje_jax.retrieval.search import Seconds
 
@@ -28,9 +28,9 @@ class Monitor:
         self._pairs = Counter("edje_pairs", "Pairs scored.", registry=registry)
         Gauge("edje_waiting", "Requests in the queue.", registry=registry).set_function(waiting)
 
-    def request(self, request: Request, status: int, seconds: float) -> None:
+    def request(self, scope: Scope, status: int, seconds: float) -> None:
         """A request was answered."""
-        route = request.scope.get("route")
+        route = scope.get("route")
         # Not the address itself, of which there may be any number.
         name = getattr(route, "path", "other")
         self._requests.labels(name, str(status)).inc()

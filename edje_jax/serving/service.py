@@ -3,8 +3,8 @@
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,45 +13,10 @@ from edje_jax.models.token_formats import unpack
 from edje_jax.retrieval.first_stage import QUERY_BATCHES
 from edje_jax.retrieval.index import ImageIndex
 from edje_jax.retrieval.reranker import Reranker, listed
-from edje_jax.retrieval.search import Found, Seconds, search_images, search_texts
-from edje_jax.serving.documents import Pictures
+from edje_jax.retrieval.search import Found, search_images, search_texts
+from edje_jax.serving.jobs import Answer, Captions, Job, Rerank, Search
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Search:
-    """A text that looks for pictures."""
-
-    query: str
-    k: int
-
-
-@dataclass(frozen=True)
-class Captions:
-    """A picture of the index that looks for captions."""
-
-    picture: int
-    k: int
-
-
-@dataclass(frozen=True)
-class Rerank:
-    """A text and the pictures to order for it."""
-
-    query: str
-    pictures: Pictures
-
-
-Job = Search | Captions | Rerank
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Of a search: its candidates, reranked, and what its batch took."""
-
-    found: Found
-    seconds: Seconds
 
 
 class Service:
@@ -64,12 +29,13 @@ class Service:
     def run(self, jobs: Sequence[Job]) -> list[Any]:
         """An `Answer` for every search, float32 logits for every reranking, or the exception
         that it failed with. Jobs of one kind share their calls of the model."""
-        groups: dict[Any, list[int]] = defaultdict(list)
+        groups: dict[Hashable, list[int]] = defaultdict(list)
         for place, job in enumerate(jobs):
-            groups[type(job), getattr(job, "k", 0)].append(place)
+            groups[job.batch_key].append(place)
         out: list[Any] = [None] * len(jobs)
-        for (kind, _), places in groups.items():
+        for places in groups.values():
             group = [jobs[place] for place in places]
+            kind = type(group[0])
             try:
                 results = self._runners[kind](group)
             except Exception as error:
@@ -89,7 +55,7 @@ class Service:
         return [Answer(one, seconds) for one in found]
 
     def _captions(self, jobs: list[Captions]) -> list[Answer]:
-        rows = np.array([job.picture for job in jobs])
+        rows = np.array([job.image for job in jobs])
         tokens = np.asarray(unpack(self.index.tokens[rows]), np.float32)
         embeddings = self.index.store.embeddings[rows]
         found, seconds = search_texts(
@@ -100,12 +66,10 @@ class Service:
     def _rerank(self, jobs: list[Rerank]) -> list[np.ndarray]:
         engine = self.reranker.engine
         ids = engine.joint_tokenizer([job.query for job in jobs])
-        sizes = [len(job.pictures.rows) + len(job.pictures.pixels) for job in jobs]
+        sizes = [len(job.images.rows) + len(job.images.pixels) for job in jobs]
         logits = [np.empty(size, np.float32) for size in sizes]
-        indexed = [
-            (i, p, row) for i, job in enumerate(jobs) for p, row in job.pictures.rows.items()
-        ]
-        sent = [(i, p, x) for i, job in enumerate(jobs) for p, x in job.pictures.pixels.items()]
+        indexed = [(i, p, row) for i, job in enumerate(jobs) for p, row in job.images.rows.items()]
+        sent = [(i, p, x) for i, job in enumerate(jobs) for p, x in job.images.pixels.items()]
         if indexed:
             owner, rows = np.array([i for i, _, _ in indexed]), np.array([r for _, _, r in indexed])
             scores = engine.score_pairs(ids, self.index.tokens, owner, rows)
@@ -135,6 +99,15 @@ class Service:
             similarity = float(found.similarities[place])
             out.append({"id": row.id, "similarity": similarity, "rank": int(place) + 1})
         return out
+
+    @property
+    def name(self) -> str:
+        """What clients call the model: its hub id or workdir's name, never a path of the server."""
+        path = Path(self.reranker.source).expanduser()
+        if not path.exists():
+            return self.reranker.source
+        path = path.resolve()
+        return (path.parent.name if path.name == "model" else "") or path.name
 
     def text_tokens(self, text: str) -> int:
         """Ids that a text takes in the joint encoder."""

@@ -90,30 +90,31 @@ def test_rerank_takes_pictures_in_every_form(client, service, route):
     ordered = [one["relevance_score"] for one in answer["results"]]
     assert ordered == sorted(ordered, reverse=True)
     assert answer["usage"]["pairs"] == 4 and answer["id"] and answer["model"]
-    assert "document" not in answer["results"][0]
+    assert "document" not in answer["results"][0] and "warnings" not in answer["meta"]
 
     more = {"top_n": 2, "return_documents": True, "raw_scores": True}
     answer = client.post(route, json=asked | more).json()
     assert len(answer["results"]) == 2
     for one in answer["results"]:
-        assert one["document"] == documents[one["index"]]
+        text = row.id if one["index"] == 0 else ""
+        assert one["document"] == documents[one["index"]] | {"text": text}
         assert one["relevance_score"] == pytest.approx(logits[min(one["index"], 1)], abs=5e-2)
 
 
 @pytest.mark.parametrize(
     "document, told",
     [
-        ("a text", "this model ranks pictures"),
-        ({"text": "a text"}, "this model ranks pictures"),
-        ({"id": "../secret.png"}, "no picture with the id"),
-        ({"id": 3}, "no picture with the id 3"),
+        ("a text", "this model ranks images"),
+        ({"text": "a text"}, "this model ranks images"),
+        ({"id": "../secret.png"}, "no image with the id"),
+        ({"id": 3}, "no image with the id 3"),
         ({"image": "https://example.org/a.png"}, "addresses are not fetched"),
         ({"image": "file:///etc/passwd"}, "addresses are not fetched"),
         (
             {"content": [{"type": "image_url", "image_url": {"url": "http://a/b.png"}}]},
             "not fetched",
         ),
-        ({"content": [{"type": "text", "text": "x"}]}, "takes one part of type"),
+        ({"content": [{"type": "text", "text": "x"}]}, "this model ranks images"),
         ({"content": []}, "takes one part of type"),
         ({"image": "data:image/png,abc"}, "has to read data:image"),
         ({"image": "!!"}, "not base64"),
@@ -193,13 +194,13 @@ def test_a_picture_that_is_gone_still_has_its_thumbnail(client, service, indexed
 
 
 def test_limits(service):
-    limits = Limits(body_bytes=2000, documents=3, k=50, pictures=1, pixels=99)
+    limits = Limits(body_bytes=2000, documents=3, k=50, images=1, pixels=99)
     with TestClient(make_app(service, limits=limits)) as client:
         many = {"query": QUERY, "documents": [{"id": "0.png"}] * 4}
-        assert (
-            client.post("/v1/rerank", json=many).json()["detail"] == "documents: 4 is more than 3"
-        )
-        assert client.post("/search", json={"query": QUERY, "k": 51}).status_code == 422
+        told = client.post("/v1/rerank", json=many).json()["detail"]
+        assert told == "documents: 4 is more than 3 (edje serve --max-documents)"
+        told = client.post("/search", json={"query": QUERY, "k": 51}).json()["detail"]
+        assert told == "k: 51 is more than 50 (edje serve --max-k)"
         sent = []
         for side in (9, 9, 10):
             small = io.BytesIO()
@@ -207,7 +208,7 @@ def test_limits(service):
             sent.append({"image": base64.b64encode(small.getvalue()).decode()})
         for documents, told in (
             ([sent[0], {"id": "0.png"}], ""),
-            ([sent[0], {"id": "0.png"}, sent[1]], "documents[2]: more than 1 pictures are sent"),
+            ([sent[0], {"id": "0.png"}, sent[1]], "documents[2]: more than 1 images are sent"),
             ([sent[2]], "documents[0]: 10 x 10 are more than 99 pixels"),
         ):
             answer = client.post("/v1/rerank", json={"query": QUERY, "documents": documents})
@@ -216,7 +217,8 @@ def test_limits(service):
         long = json.dumps({"query": "x" * 3000})
         assert client.post("/search", content=long).status_code == 413
         pieces = (piece.encode() for piece in [long[:1500], long[1500:]])
-        assert client.post("/search", content=pieces).status_code == 413
+        answer = client.post("/search", content=pieces)
+        assert answer.status_code == 413 and "--max-body-mib" in answer.json()["detail"]
 
 
 def test_an_api_key_guards_all_but_the_page(service):
@@ -224,7 +226,9 @@ def test_an_api_key_guards_all_but_the_page(service):
         for path in ("/images/0.png", "/metrics", "/info", "/openapi.json"):
             assert client.get(path).status_code == 401
         assert client.post("/search", json={"query": QUERY}).status_code == 401
-        assert client.get("/").status_code == client.get("/healthz").status_code == 200
+        for path in ("/", "/healthz", "/health", "/ready"):
+            assert client.get(path).status_code == 200
+        assert client.options("/v1/rerank").status_code == 405
         for headers in ({"X-API-Key": "sesame"}, {"Authorization": "Bearer sesame"}):
             assert client.get("/info", headers=headers).status_code == 200
         for headers in ({"X-API-Key": "Sesame"}, {"Authorization": "Basic sesame"}):
@@ -286,7 +290,8 @@ def test_a_failure_is_the_batchs_own(service, monkeypatch):
     app = make_app(service)
     with TestClient(app, raise_server_exceptions=False) as client:
         monkeypatch.setattr(Service, "_search", lambda *_: 1 / 0)
-        assert client.post("/search", json={"query": QUERY}).status_code == 500
+        answer = client.post("/search", json={"query": QUERY})
+        assert answer.status_code == 500 and "log" in answer.json()["detail"]
         counted = 'edje_requests_total{route="/search",status="500"} 1.0'
         assert counted in client.get("/metrics").text
         monkeypatch.undo()
@@ -298,7 +303,7 @@ def test_only_what_was_understood_of_a_document_comes_back(client):
     kind = {"content-type": "application/json"}
     answer = client.post("/v1/rerank", content=odd, headers=kind)
     assert answer.status_code == 200, answer.text
-    assert answer.json()["results"][0]["document"] == {"id": "0.png"}
+    assert answer.json()["results"][0]["document"] == {"id": "0.png", "text": "0.png"}
 
 
 def test_metrics_count(service):

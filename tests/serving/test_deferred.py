@@ -10,8 +10,9 @@ from edje_jax import ImageIndex, Reranker
 from edje_jax.data.sources.blip_json import BlipJson
 from edje_jax.inference import scoring
 from edje_jax.retrieval.build import build
-from edje_jax.serving.documents import Pictures
-from edje_jax.serving.service import Captions, Rerank, Search, Service
+from edje_jax.serving.documents import Images
+from edje_jax.serving.jobs import Captions, Rerank, Search
+from edje_jax.serving.service import Service
 
 TEXTS = ["a red circle", "a small striped green star left of a large dotted blue square"]
 
@@ -47,7 +48,7 @@ def test_every_kind_of_request(deferred, service):
     side = reranker.config.image.size
     sent = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), np.uint8)
     fresh = reranker.score_matrix(TEXTS, reranker.engine.encode_images(sent).tokens)
-    jobs = [Rerank(text, Pictures({0: 4, 2: 7}, {1: sent[0], 3: sent[1]})) for text in TEXTS]
+    jobs = [Rerank(text, Images({0: 4, 2: 7}, {1: sent[0], 3: sent[1]})) for text in TEXTS]
     for number, logits in enumerate(deferred.run(jobs)):
         wanted = [expected[number, 4], fresh[number, 0], expected[number, 7], fresh[number, 1]]
         np.testing.assert_allclose(logits, wanted, atol=1e-5)

@@ -172,3 +172,20 @@ def test_a_key_is_asked_for_once(browser, service):
         browser.until("[...document.images].every(one => one.naturalWidth > 0)")
     finally:
         server.stop()
+
+
+def test_below_the_path_of_a_proxy(browser, service):
+    """Which leaves its path in the address, as here, or takes it away: the page asks below it."""
+    server = Server(make_app(service, root_path="/find"))
+    try:
+        browser.open(f"{server.address}/find/?q=red")
+        browser.until(TILES)
+        browser.until("[...document.images].every(one => one.complete && one.naturalWidth > 0)")
+        names = browser.run("return performance.getEntriesByType('resource').map(one => one.name)")
+        assert names and all(name.startswith(f"{server.address}/find/") for name in names)
+        browser.run("document.getElementById('q').value = ''")
+        browser.run("document.querySelector('.go').click()")
+        browser.until("document.querySelectorAll('.chips button').length > 0")
+        assert browser.run("return location.pathname + location.search") == "/find/"
+    finally:
+        server.stop()

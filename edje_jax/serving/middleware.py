@@ -1,0 +1,157 @@
+"""What happens to a request before its route and to an answer after it."""
+
+import asyncio
+import contextlib
+import hmac
+import io
+import time
+from collections.abc import Callable
+
+from fastapi import Request
+from fastapi.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from edje_jax.serving.monitor import Monitor
+
+OPEN = {"/", "/healthz", "/health", "/ready"}
+"""Paths that need no key: the page itself, which asks for one, and the signs of life."""
+
+
+class RootPath:
+    """What a proxy puts before every path may be there or not: proxies take it away or leave it."""
+
+    def __init__(self, app: ASGIApp, root_path: str):
+        self.app, self.root_path = app, root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope["root_path"] = self.root_path
+        await self.app(scope, receive, send)
+
+
+class Head:
+    """HEAD is answered as GET is, without the body."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            return await self.app(scope, receive, send)
+
+        async def without_body(message: Message) -> None:
+            await send({**message, "body": b""} if "body" in message else message)
+
+        await self.app(dict(scope) | {"method": "GET"}, receive, without_body)
+
+
+class Drain:
+    """What a client still sends when its answer is ready is read and dropped, up to a limit.
+
+    A client that sees its connection closed while it sends reports that, and not the answer.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int, seconds: float):
+        self.app, self.limit, self.seconds = app, limit, seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Who asks first whether to send is told by the answer.
+        if scope["type"] != "http" or b"expect" in dict(scope["headers"]):
+            return await self.app(scope, receive, send)
+        done = False
+
+        async def watched() -> Message:
+            nonlocal done
+            message = await receive()
+            done = done or not message.get("more_body", False)
+            return message
+
+        async def drained(message: Message) -> None:
+            if message["type"] == "http.response.start" and not done:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._drop(watched, lambda: done), self.seconds)
+            await send(message)
+
+        await self.app(scope, watched, drained)
+
+    async def _drop(self, receive: Receive, done: Callable[[], bool]) -> None:
+        dropped = 0
+        while not done() and dropped <= self.limit:
+            dropped += len((await receive()).get("body", b""))
+
+
+class Watch:
+    """Requests are counted, and refused where they bring no key to a server that has one."""
+
+    def __init__(self, app: ASGIApp, monitor: Monitor, api_key: str):
+        self.app, self.monitor, self.api_key = app, monitor, api_key
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        began, status = time.perf_counter(), 500
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            await self._answerer(scope)(scope, receive, noted)
+        finally:
+            self.monitor.request(scope, status, time.perf_counter() - began)
+
+    def _answerer(self, scope: Scope) -> ASGIApp:
+        path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
+        # Browsers ask with OPTIONS, and without a key, what they may send.
+        free = scope["method"] == "OPTIONS" or path in OPEN
+        if not self.api_key or free or _has_key(Request(scope), self.api_key):
+            return self.app
+        return JSONResponse({"detail": "this server wants its API key"}, 401)
+
+
+def _has_key(request: Request, api_key: str) -> bool:
+    """By "Authorization: Bearer KEY" or "X-API-Key: KEY", compared in constant time."""
+    given = request.headers.get("x-api-key") or ""
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        given = token
+    return hmac.compare_digest(given.encode("latin-1"), api_key.encode())
+
+
+class Body:
+    """Bodies are JSON, as a whole, and of at most `limit` bytes, stated or not."""
+
+    def __init__(self, app: ASGIApp, limit: int):
+        self.app, self.limit = app, limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        headers = dict(scope["headers"])
+        stated = headers.get(b"content-length", b"0")
+        # Not of any number of digits: Python refuses to read thousands of them.
+        if stated.isdigit() and int(stated[:19]) > self.limit:
+            return await self._refuse(scope, receive, send)
+        body, more = io.BytesIO(), True
+        while more:
+            message = await receive()
+            if message["type"] != "http.request":  # The client has gone
+                return await JSONResponse({"detail": "cut short"}, 400)(scope, receive, send)
+            body.write(message.get("body", b""))
+            more = message.get("more_body", False)
+            if body.tell() > self.limit:
+                return await self._refuse(scope, receive, send)
+        whole: list[Message] = [{"type": "http.request", "body": body.getvalue()}]
+        # Also what curl calls a form: nothing else is read here.
+        headers[b"content-type"] = b"application/json"
+        scope["headers"] = list(headers.items())
+
+        async def replay() -> Message:
+            return whole.pop() if whole else await receive()
+
+        return await self.app(scope, replay, send)
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        detail = f"the body has more than {self.limit} bytes (edje serve --max-body-mib)"
+        await JSONResponse({"detail": detail}, 413)(scope, receive, send)

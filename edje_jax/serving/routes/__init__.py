@@ -1,0 +1,1 @@
+"""The routes of `edje serve`, a file each for what belongs together."""

@@ -1,0 +1,89 @@
+"""Reranking of images for a text, in the forms of Cohere, Jina, vLLM and TEI."""
+
+import asyncio
+import uuid
+
+from fastapi import APIRouter, HTTPException, Request
+
+from edje_jax.retrieval.reranker import sigmoid
+from edje_jax.serving.documents import BadDocuments, Documents, read_documents
+from edje_jax.serving.jobs import Rerank
+from edje_jax.serving.json_body import JsonRoute
+from edje_jax.serving.schemas import (
+    Meta,
+    Ranked,
+    RerankAnswer,
+    RerankRequest,
+    ReturnedDocument,
+    TextScore,
+    Usage,
+)
+from edje_jax.serving.state import Shared, State, check_at_most
+
+router = APIRouter(route_class=JsonRoute)
+
+
+@router.post("/rerank", response_model_exclude_none=True)
+@router.post("/v1/rerank", response_model_exclude_none=True)
+@router.post("/v2/rerank", response_model_exclude_none=True)
+async def rerank(
+    asked: RerankRequest, state: Shared, request: Request
+) -> RerankAnswer | list[TextScore]:
+    """Images, best first: with `texts` a bare list, as text-embeddings-inference answers."""
+    documents = await _read(asked, state)
+    logits = await state.compute(Rerank(asked.query, documents.images))
+    state.monitor.pairs(len(logits))
+    scores = [float(score) for score in (logits if asked.raw_scores else sigmoid(logits))]
+    order = [int(place) for place in (-logits).argsort(kind="stable")][: asked.top_n or None]
+    if asked.texts is not None:
+        texts = [one["text"] if asked.return_text else None for one in documents.returned]
+        return [TextScore(index=i, score=scores[i], text=texts[i]) for i in order]
+    results = [Ranked(index=i, relevance_score=scores[i]) for i in order]
+    warnings = list(documents.warnings)
+    if asked.return_documents and _is_ambiguous(request):
+        warnings.append("documents are not returned to LiteLLM at /rerank; ask /v1/rerank")
+    elif asked.return_documents:
+        for one in results:
+            one.document = ReturnedDocument(**documents.returned[one.index])
+    return _answer(asked.query, results, len(logits), warnings, state)
+
+
+async def _read(asked: RerankRequest, state: State) -> Documents:
+    place = "documents" if asked.texts is None else "texts"
+    documents = asked.documents or asked.texts or []
+    check_at_most(place, len(documents), state.limits.documents, "--max-documents")
+    recipe = state.service.reranker.config.image
+    reading = asyncio.to_thread(
+        read_documents, documents, place, state.numbers, recipe, state.limits
+    )
+    try:
+        async with state.decoding:
+            return await state.in_time(reading)
+    except BadDocuments as error:
+        raise HTTPException(422, str(error)) from None
+
+
+def _is_ambiguous(request: Request) -> bool:
+    """LiteLLM asks alike for hosted_vllm/, which takes documents as objects alone, and for
+    infinity/, which takes them as strings alone."""
+    client = request.headers.get("user-agent", "")
+    return client.startswith("litellm/") and request.scope["route"].path == "/rerank"
+
+
+def _answer(
+    query: str, results: list[Ranked], pairs: int, warnings: list[str], state: State
+) -> RerankAnswer:
+    service = state.service
+    tokens = pairs * (service.reranker.config.num_tokens + service.text_tokens(query))
+    return RerankAnswer(
+        id=uuid.uuid4().hex,
+        model=service.name,
+        results=results,
+        usage=Usage(pairs=pairs, prompt_tokens=tokens, total_tokens=tokens),
+        meta=Meta(
+            api_version={"version": "2"},
+            billed_units={"search_units": 1},
+            tokens={"input_tokens": tokens, "output_tokens": 0},
+            warnings=warnings or None,
+        ),
+    )

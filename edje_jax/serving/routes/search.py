@@ -1,0 +1,61 @@
+"""Search of the index, with a text among its images and with an image among its captions."""
+
+import time
+from dataclasses import asdict
+
+from fastapi import APIRouter, HTTPException
+
+from edje_jax.retrieval.reranker import listed
+from edje_jax.serving.jobs import Captions, Search
+from edje_jax.serving.json_body import JsonRoute
+from edje_jax.serving.schemas import (
+    BaseImage,
+    CaptionsAnswer,
+    CaptionsRequest,
+    FoundCaption,
+    FoundImage,
+    SearchAnswer,
+    SearchRequest,
+    Seconds,
+)
+from edje_jax.serving.state import Shared, check_at_most
+
+router = APIRouter(route_class=JsonRoute)
+
+
+@router.post("/search")
+async def search(asked: SearchRequest, state: Shared) -> SearchAnswer:
+    """Images of the index for a text."""
+    check_at_most("k", asked.k, state.limits.k, "--max-k")
+    began = time.perf_counter()
+    answer = await state.compute(Search(asked.query, asked.k))
+    state.monitor.answer(answer.seconds, len(answer.found.rows))
+    service = state.service
+    return SearchAnswer(
+        query=asked.query,
+        k=len(answer.found.rows),
+        results=[FoundImage(**one) for one in service.results(answer.found, asked.top_k)],
+        base=[BaseImage(**one) for one in service.base_order(answer.found, asked.top_k)],
+        seconds=Seconds(**asdict(answer.seconds), total=time.perf_counter() - began),
+    )
+
+
+@router.post("/captions")
+async def captions(asked: CaptionsRequest, state: Shared) -> CaptionsAnswer:
+    """Captions of the index for one of its images."""
+    check_at_most("k", asked.k, state.limits.k, "--max-k")
+    began = time.perf_counter()
+    if not state.store.captions:
+        raise HTTPException(422, "the pictures of this index have no captions")
+    answer = await state.compute(Captions(state.number(asked.id), asked.k))
+    state.monitor.answer(answer.seconds, len(answer.found.rows))
+    results = []
+    for row, scores in listed(answer.found, asked.top_k):
+        image, caption = state.store.captions[row]
+        results.append(FoundCaption(id=state.store.row(image).id, caption=caption, **scores))
+    return CaptionsAnswer(
+        id=asked.id,
+        k=len(answer.found.rows),
+        results=results,
+        seconds=Seconds(**asdict(answer.seconds), total=time.perf_counter() - began),
+    )

@@ -1,0 +1,360 @@
+"""What requests, answers and refusals look like, as the OpenAPI document tells it."""
+
+import copy
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+
+from edje_jax.serving.json_body import whole_characters
+from edje_jax.serving.limits import Limits
+
+# --- requests -------------------------------------------------------------------------------------
+
+_DATA = {"type": "string", "description": "base64 of an image, or a data: URI"}
+_URL = {"anyOf": [_DATA, {"type": "object", "required": ["url"], "properties": {"url": _DATA}}]}
+_PARTS = {
+    "type": "array",
+    "minItems": 1,
+    "items": {
+        "anyOf": [
+            {
+                "type": "object",
+                "required": ["type", "image_url"],
+                "properties": {"type": {"const": "image_url"}, "image_url": _URL},
+            },
+            {
+                "type": "object",
+                "required": ["type", "text"],
+                "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+            },
+        ]
+    },
+}
+_STRING = {"type": "string", "description": "the id of an indexed image, or a data: URI"}
+_ID = {"anyOf": [{"type": "string"}, {"type": "integer"}]}
+DOCUMENT = {
+    "description": "an image: of the index, or sent along",
+    "anyOf": [
+        _STRING,
+        {"type": "object", "required": ["id"], "properties": {"id": _ID}},
+        {"type": "object", "required": ["image"], "properties": {"image": _DATA}},
+        {
+            "type": "object",
+            "required": ["content"],
+            "properties": {"content": _PARTS},
+            "description": "one image; texts beside it are left aside",
+        },
+        {"type": "object", "required": ["text"], "properties": {"text": _STRING}},
+    ],
+}
+"""Any JSON is read, so that a text document is told why it is none of these."""
+
+
+def text_of_query(query: Any) -> Any:
+    """The text of a query that is an object: {"text": ...} or {"content": text or parts}.
+
+    Raises:
+        ValueError: it is an image, or an object without a text.
+    """
+    if not isinstance(query, dict):
+        return query
+    if isinstance(text := query.get("text", query.get("content")), str):
+        return text
+    parts = query.get("content")
+    parts = parts if isinstance(parts, list) else [query]
+    texts = [part["text"] for part in parts if isinstance(part, dict) and "text" in part]
+    if len(texts) != len(parts) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(
+            "a query is a text; images are ranked for it. POST /captions finds captions of an image"
+        )
+    return "\n".join(texts)
+
+
+Query = Annotated[
+    str,
+    Field(min_length=1, max_length=10_000),
+    BeforeValidator(text_of_query),
+    WithJsonSchema(
+        {
+            "description": 'a text, or {"text": ...}, or {"content": [parts of type "text"]}',
+            "anyOf": [{"type": "string", "minLength": 1, "maxLength": 10_000}, {"type": "object"}],
+        }
+    ),
+]
+
+
+class SearchRequest(BaseModel):
+    """A text to look for."""
+
+    query: Query
+    k: Annotated[int, Field(ge=1, description="candidates that are reranked")] = 100
+    top_k: Annotated[int, Field(ge=1, description="results that come back")] = 10
+
+
+class CaptionsRequest(BaseModel):
+    """An image of the index to look for captions of."""
+
+    model_config = ConfigDict(coerce_numbers_to_str=True)
+
+    id: str
+    k: Annotated[int, Field(ge=1, description="candidates that are reranked")] = 100
+    top_k: Annotated[int, Field(ge=1, description="results that come back")] = 10
+
+
+def parts_as_documents(documents: Any) -> Any:
+    """vLLM's {"content": [parts]} as a list: each part is a document."""
+    if isinstance(documents, dict) and isinstance(parts := documents.get("content"), list):
+        return [{"content": [part]} for part in parts]
+    return documents
+
+
+Document = Annotated[Any, WithJsonSchema(DOCUMENT)]
+DocumentList = Annotated[
+    list[Any],
+    Field(min_length=1),
+    BeforeValidator(parts_as_documents),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "array", "minItems": 1, "items": DOCUMENT},
+                {
+                    "type": "object",
+                    "required": ["content"],
+                    "properties": {"content": _PARTS},
+                    "description": "each part is a document",
+                },
+            ]
+        }
+    ),
+]
+
+
+class RerankRequest(BaseModel):
+    """The form of Cohere, Jina and vLLM, whose documents are images; with `texts` that of TEI."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    model: Annotated[Any, Field(description="left aside: there is one", exclude=True)] = None
+    query: Query
+    documents: DocumentList | None = None
+    texts: Annotated[list[Document], Field(min_length=1)] | None = None
+    top_n: Annotated[int, Field(ge=0, description="results that come back; 0 for all")] | None = (
+        None
+    )
+    return_documents: bool | None = False
+    raw_scores: bool | None = Field(False, description="match logits, not their sigmoid")
+    return_text: bool | None = False
+
+    @model_validator(mode="after")
+    def one_list(self) -> Self:
+        """Check that there is one list of documents."""
+        if (self.documents is None) == (self.texts is None):
+            raise ValueError(
+                "give documents, a list of images as ids, data: URIs or objects"
+                " (or texts, in the form of text-embeddings-inference), and not both"
+            )
+        return self
+
+
+# --- answers --------------------------------------------------------------------------------------
+
+
+Stored = Annotated[str, BeforeValidator(whole_characters)]
+"""Text of the index: names of files may hold bytes that are no characters."""
+
+
+class Seconds(BaseModel):
+    """What the parts of an answer took; reranking includes gathering."""
+
+    first_stage: float
+    gather: float
+    rerank: float
+    total: float
+
+
+class FoundImage(BaseModel):
+    """An image that a search found."""
+
+    id: Stored
+    captions: list[Stored]
+    score: Annotated[float, Field(description="probability of a match")]
+    similarity: Annotated[float, Field(description="cosine of the first stage")]
+    base_rank: Annotated[int, Field(description="place (from 1) that the first stage gave")]
+
+
+class BaseImage(BaseModel):
+    """An image in the order of the first stage."""
+
+    id: Stored
+    similarity: float
+    rank: Annotated[int, Field(description="place (from 1) that reranking gave")]
+
+
+class SearchAnswer(BaseModel):
+    """Images of the index for a text, best first."""
+
+    query: str
+    k: Annotated[int, Field(description="candidates that were reranked")]
+    results: list[FoundImage]
+    base: list[BaseImage]
+    seconds: Seconds
+
+
+class FoundCaption(BaseModel):
+    """A caption that an image found, and the image that it was written for."""
+
+    id: Stored
+    caption: Stored
+    score: float
+    similarity: float
+    base_rank: int
+
+
+class CaptionsAnswer(BaseModel):
+    """Captions of the index for an image, best first."""
+
+    id: str
+    k: int
+    results: list[FoundCaption]
+    seconds: Seconds
+
+
+class ReturnedDocument(BaseModel):
+    """A document as it was understood."""
+
+    text: Annotated[str, Field(description="what was sent as text, or the id; empty for an image")]
+    id: str | None = None
+    image: str | None = None
+    content: list[dict[str, Any]] | None = None
+
+
+class Ranked(BaseModel):
+    """A document's place in the request, and its score."""
+
+    index: int
+    relevance_score: Annotated[float, Field(description="each pair's own sigmoid, or its logit")]
+    document: ReturnedDocument | None = None
+
+
+class Usage(BaseModel):
+    """What was computed, in pairs of a text and an image, and in tokens."""
+
+    pairs: int
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Meta(BaseModel):
+    """What Cohere's clients read beside the results."""
+
+    api_version: dict[str, str]
+    billed_units: dict[str, int]
+    tokens: dict[str, int]
+    warnings: Annotated[
+        list[str] | None, Field(description="what was left aside, and of which documents")
+    ] = None
+
+
+class RerankAnswer(BaseModel):
+    """Documents, best first, in the form of Cohere, Jina and vLLM."""
+
+    id: str
+    model: str
+    results: list[Ranked]
+    usage: Usage
+    meta: Meta
+
+
+class TextScore(BaseModel):
+    """A document's place in the request, and its score, as text-embeddings-inference answers."""
+
+    index: int
+    score: float
+    text: str | None = None
+
+
+class Health(BaseModel):
+    """The sign of life."""
+
+    status: str
+    pictures: int
+    waiting: Annotated[int, Field(description="requests in the queue")]
+
+
+class Ready(BaseModel):
+    """Whether requests are answered without waiting for the compiler."""
+
+    status: str
+
+
+class Info(BaseModel):
+    """What is served, for the search page."""
+
+    model: str
+    pictures: int
+    captions: int
+    examples: list[Stored]
+
+
+class Model(BaseModel):
+    """The model that is served, in OpenAI's form."""
+
+    id: str
+    object: str = "model"
+    created: int
+    owned_by: str = "edje_jax"
+
+
+class Models(BaseModel):
+    """A list of one."""
+
+    object: str = "list"
+    data: list[Model]
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+
+class Mistake(BaseModel):
+    """What is wrong with one field of a request."""
+
+    where: str
+    what: str
+
+
+class Problem(BaseModel):
+    """Why there is no answer."""
+
+    detail: str | list[Mistake]
+
+
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem, "description": description}
+    for status, description in {
+        400: "The request was cut short or is no HTTP",
+        401: "The API key is missing or wrong",
+        404: "No such picture in this index",
+        413: "The body is longer than this server reads",
+        422: "What was sent cannot be answered",
+        429: "Too many requests wait; Retry-After says when to come back",
+        503: "Not done in time, or not ready yet",
+    }.items()
+}
+"""Answers that every path may give."""
+
+
+def state_limits(document: dict[str, Any], limits: Limits) -> dict[str, Any]:
+    """An OpenAPI document with the limits of a server in it."""
+    document = copy.deepcopy(document)
+    schemas = document["components"]["schemas"]
+    rerank = schemas["RerankRequest"]["properties"]
+    documents, parts, _ = rerank["documents"]["anyOf"]
+    for one in (documents, parts["properties"]["content"], rerank["texts"]["anyOf"][0]):
+        one["maxItems"] = limits.documents
+    for name in ("SearchRequest", "CaptionsRequest"):
+        schemas[name]["properties"]["k"]["maximum"] = limits.k
+    rerank["documents"]["description"] = (
+        f"at most {limits.documents}, of them at most {limits.images} images that are sent, each"
+        f" of at most {limits.pixels} pixels; a body has at most {limits.body_bytes} bytes"
+    )
+    return document

@@ -1,0 +1,98 @@
+"""What the routes of one application share."""
+
+import asyncio
+import time
+from collections.abc import Awaitable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, HTTPException, Request
+
+from edje_jax.retrieval.store import Store
+from edje_jax.serving.batcher import Batcher, Busy
+from edje_jax.serving.jobs import Job
+from edje_jax.serving.json_body import whole_characters
+from edje_jax.serving.limits import Limits
+from edje_jax.serving.monitor import Monitor
+from edje_jax.serving.service import Service
+
+Result = TypeVar("Result")
+
+
+@dataclass
+class State:
+    """A service behind its queue, with what it may be asked for and what it has done."""
+
+    service: Service
+    batcher: Batcher[Job, Any]
+    monitor: Monitor
+    limits: Limits
+    ready: bool = True
+    """Every shape is compiled, or shall be when it is asked for."""
+    started: int = field(default_factory=lambda: int(time.time()))
+    """Seconds since 1970."""
+    decoding: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
+    """Decoded images are many times larger than what was sent: a few requests at a time."""
+
+    @property
+    def store(self) -> Store:
+        """What is indexed."""
+        return self.service.index.store
+
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        """Id -> image of the index, also as answers write an id that is no whole characters."""
+        numbers = self.store.numbers
+        odd = {whole_characters(name): number for name, number in numbers.items()}
+        return numbers | odd if odd.keys() - numbers.keys() else numbers
+
+    async def compute(self, job: Job) -> Any:
+        """The job's result.
+
+        Raises:
+            HTTPException: 429 where too many wait, 503 where it takes too long.
+        """
+        try:
+            return await self.in_time(self.batcher.submit(job))
+        except Busy:
+            raise HTTPException(
+                429, "too many requests wait (edje serve --max-waiting)", {"Retry-After": "1"}
+            ) from None
+
+    async def in_time(self, work: Awaitable[Result]) -> Result:
+        """The result of what is done within the limit.
+
+        Raises:
+            HTTPException: 503 where it takes too long.
+        """
+        try:
+            return await asyncio.wait_for(work, self.limits.seconds)
+        except TimeoutError:
+            why = "" if self.ready else "; the server still compiles (GET /ready says until when)"
+            detail = f"not done within {self.limits.seconds:g} seconds (edje serve --timeout){why}"
+            raise HTTPException(503, detail) from None
+
+    def number(self, name: str) -> int:
+        """The index's image of an id.
+
+        Raises:
+            HTTPException: 404 where there is none.
+        """
+        if name not in self.numbers:
+            raise HTTPException(404, "no such picture in this index")
+        return self.numbers[name]
+
+
+def _state(request: Request) -> State:
+    return request.app.state.serving
+
+
+Shared = Annotated[State, Depends(_state)]
+"""A route's parameter for the application's `State`."""
+
+
+def check_at_most(name: str, value: int, limit: int, flag: str) -> None:
+    """Refuse with a 422 that names the flag of `edje serve`."""
+    if value > limit:
+        raise HTTPException(422, f"{name}: {value} is more than {limit} (edje serve {flag})")
