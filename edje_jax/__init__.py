@@ -1,11 +1,14 @@
 """EDJE in JAX: images go in once and leave as small tokens; a query meets them in a joint encoder.
 
 Importing this package imports neither JAX nor anything else of size: the names below are looked
-up when they are first used.
+up when they are first used. It sets the XLA flag that one release of jaxlib needs on CPUs to
+compute rightly (`edje_jax.xla_flags`), so import it before JAX is first used.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
+
+from edje_jax.xla_flags import avoid_wrong_reductions
 
 if TYPE_CHECKING:
     from edje_jax.retrieval.index import ImageIndex
@@ -18,6 +21,9 @@ _EXPORTS = {
     "ImageIndex": "edje_jax.retrieval.index",
     "Reranker": "edje_jax.retrieval.reranker",
 }
+
+
+avoid_wrong_reductions()
 
 
 def __getattr__(name: str) -> Any:

@@ -33,7 +33,8 @@ def start_with_huge_pages() -> None:
     if not sys.platform.startswith("linux") or _HUGE_PAGES in tunables or sys.gettrace():
         return
     os.environ["GLIBC_TUNABLES"] = f"{tunables}:{_HUGE_PAGES}=1".lstrip(":")
-    sys.stdout.flush()
+    if sys.stdout:  # None where it was closed from the start
+        sys.stdout.flush()
     with contextlib.suppress(OSError):
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 

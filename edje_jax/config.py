@@ -220,7 +220,8 @@ class DataConfig:
     batch_size: int = 64
     block_size: int = 1
     """Records that stay together in a shuffle: neighbours in the set are then each other's
-    hard negatives. 1 shuffles every record on its own."""
+    hard negatives. 1 shuffles every record on its own. Records beyond the last whole block come
+    last in every epoch."""
     workers: int = 0
     """Processes that decode and tokenise; 0 uses threads of this process."""
     max_bad: float = 0.01

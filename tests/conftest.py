@@ -2,18 +2,23 @@
 
 `EDJE_TEST_PLATFORM=cuda` (or `tpu`) runs the tests on an accelerator instead. Flags in `XLA_FLAGS`
 stand: `XLA_FLAGS="--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true"` compiles
-as programs do outside the tests.
+as programs do outside the tests (from jaxlib 0.11.1 on there is no second flag).
 """
 
+import ast
 import gc
 import importlib
 import os
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
+import jaxlib
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+FUSION_EMITTERS = tuple(map(int, jaxlib.__version__.split(".")[:3])) < (0, 11, 1)
+"""Whether jaxlib knows the flag xla_cpu_use_fusion_emitters: others end because of it."""
 PLATFORM = os.environ.get("EDJE_TEST_PLATFORM") or "cpu"
 MAPPINGS = 20_000
 """Linux gives a process 65,530 memory mappings unless told otherwise. Every compiled program takes
@@ -27,7 +32,9 @@ def xla_flags(given: str, devices: int = 8) -> str:
     if PLATFORM == "cpu":
         # Compiling takes most of the tests' time, and most of that goes into making programs fast
         # that run once: without, it takes a seventh.
-        ours |= {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": "false"}
+        ours["xla_backend_optimization_level"] = 0
+        if FUSION_EMITTERS:
+            ours["xla_cpu_use_fusion_emitters"] = "false"
     added = [f"--{name}={value}" for name, value in ours.items() if name not in given]
     return " ".join([given, *added]).strip()
 
@@ -64,6 +71,41 @@ def pytest_configure() -> None:
     if PLATFORM != "cpu":
         # Goldens are float32; accelerators multiply in TF32 or bfloat16 unless told otherwise.
         jax.config.update("jax_default_matmul_precision", "highest")
+
+
+OF_TORCH = (
+    "torch", "mteb", "onnxruntime", "sentence_transformers",
+    "edje_jax.weights.export", "edje_jax.weights.published",
+)  # fmt: skip
+"""Modules that need PyTorch."""
+
+
+def needs_torch(path: Path) -> bool:
+    """Whether a file of tests imports PyTorch, or what cannot do without it."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        if any(f"{name}.".startswith(f"{module}.") for name in names for module in OF_TORCH):
+            return True
+    return False
+
+
+collect_ignore = []
+"""Files of tests that need PyTorch, where it is not installed."""
+if find_spec("torch") is None:
+    collect_ignore = [
+        str(path) for path in sorted((ROOT / "tests").rglob("*.py")) if needs_torch(path)
+    ]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Count what was left out."""
+    if collect_ignore:
+        count = sum(Path(path).read_text("utf-8").count("\ndef test_") for path in collect_ignore)
+        terminalreporter.write_line(
+            f"PyTorch is not installed: {len(collect_ignore)} files with {count} test functions"
+            " that need it were skipped"
+        )
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

@@ -7,8 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = (
-    "allocator", "config", "types", "models", "weights", "data", "evaluation", "inference",
-    "training", "retrieval", "serving", "cli",
+    "allocator", "xla_flags", "config", "types", "models", "weights", "data", "evaluation",
+    "inference", "training", "retrieval", "serving", "cli",
 )  # fmt: skip
 FILES = sorted((ROOT / "edje_jax").rglob("*.py"))
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edje_jax.cli.program import UsageError
+from edje_jax.inference.precision import log_devices
 from edje_jax.training.export import is_checkpoint, load_checkpoint
 from edje_jax.training.loop import whole_folder
 from edje_jax.weights.card import model_card
@@ -33,6 +34,7 @@ def convert(source: str, target: str, to: str, backbone: str = "", language: str
             " folder and a checkpoint know their own"
         )
     out.parent.mkdir(parents=True, exist_ok=True)
+    log_devices("float32", 1)
     _WRITERS[to](source, out, backbone, language)
     log.info("wrote %s", out)
     return out

@@ -403,6 +403,20 @@ class Tune:
         )
 
 
+@dataclass(frozen=True)
+class Doctor:
+    """Tell what is installed and where it computes, and known trouble with its remedy.
+
+    Examples:
+        edje doctor
+    """
+
+    def run(self) -> None:
+        from edje_jax.cli.doctor import doctor
+
+        doctor()
+
+
 COMMANDS = (
     _named("data", Data)
     | _named("index", Index)
@@ -411,6 +425,7 @@ COMMANDS = (
     | _named("tune", Tune)
     | _named("convert", Convert)
     | _named("push", Push)
+    | _named("doctor", Doctor)
 )
 
 

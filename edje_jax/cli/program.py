@@ -1,5 +1,6 @@
 """What every program shares: logging, one-line errors, exit codes, choosing a config."""
 
+import contextlib
 import difflib
 import errno
 import importlib
@@ -12,9 +13,18 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from edje_jax.allocator import keep_freed_memory
+from edje_jax.cli.terminal import (
+    READER_GONE,
+    flush_all,
+    reader_is_gone,
+    start_in_utf8_mode,
+    take_any_text,
+)
+from edje_jax.data.caches import cache_folder
 
 USAGE = 2
 FAILED = 1
+INTERRUPTED = 130
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -23,10 +33,12 @@ class UsageError(Exception):
 
 
 def run_program(main: Callable[[list[str]], int | None]) -> NoReturn:
-    """Run `main` on the command line and exit: 0 done, 1 failed, 2 bad usage.
+    """Run `main` on the command line and exit: 0 done, 1 failed, 2 bad usage, 130 interrupted, 141
+    when whoever read standard output has gone, as with `| head -1`.
 
     A failure is one message on standard error; `--debug` shows the traceback instead.
     """
+    start_in_utf8_mode()
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
@@ -34,17 +46,25 @@ def run_program(main: Callable[[list[str]], int | None]) -> NoReturn:
     try:
         code = main(arguments) or 0
     except UsageError as error:
-        sys.stderr.write(f"error: {error}\n")
-        code = USAGE
+        code = _fail(f"error: {error}", USAGE)
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        code = 130
+        code = _fail("interrupted", INTERRUPTED)
+    except SystemExit as stop:  # tyro's after --help, and rich's where the reader has gone
+        code = READER_GONE if isinstance(stop.__context__, BrokenPipeError) else stop.code
     except Exception as error:
-        if debug:
+        if isinstance(error, BrokenPipeError) and reader_is_gone(sys.stdout):
+            code = READER_GONE
+        elif debug:
             raise
-        sys.stderr.write(f"error: {_told(error)}\n")
-        code = FAILED
-    sys.exit(code)
+        else:
+            code = _fail(f"error: {_told(error)}", FAILED)
+    sys.exit(flush_all(code))
+
+
+def _fail(message: str, code: int) -> int:
+    with contextlib.suppress(OSError):  # Nobody may read this either
+        sys.stderr.write(f"{message}\n")
+    return code
 
 
 def _told(error: Exception) -> str:
@@ -94,6 +114,20 @@ def _from_file(path: Path) -> Any:
 
 
 def _set_up() -> None:
+    take_any_text()
+    _log_to_stderr()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Libraries write to an empty or relative path; the specification says to ignore it.
+    for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
+        if not os.path.isabs(os.environ.get(name, os.sep)):
+            del os.environ[name]
+    # Compiling takes longer than anything else a short run does; the next one finds it done.
+    if cache := cache_folder("jax"):
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    keep_freed_memory()
+
+
+def _log_to_stderr() -> None:
     # Some library may have put a plain handler there while it was imported, as grain does; then
     # ours would not be.
     root = logging.getLogger()
@@ -106,14 +140,10 @@ def _set_up() -> None:
         stream=sys.stderr,
     )
     # Libraries speak up when they fail; the project's own progress is at info.
-    quiet = ("jax", "orbax", "transformers", "httpx", "huggingface_hub", "onnxscript", "onnx_ir")
-    for name in quiet:
+    for name in ("orbax", "transformers", "httpx", "huggingface_hub", "onnxscript", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # Such as that there is a GPU and JAX computes on the CPU.
+    logging.getLogger("jax").setLevel(logging.WARNING)
     # Orbax logs, traceback and all, what it raises too; asyncio every write that failed with it.
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Compiling takes longer than anything else a short run does; the next one finds it done.
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "edje_jax" / "jax"
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
-    keep_freed_memory()

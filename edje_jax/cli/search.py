@@ -1,7 +1,5 @@
 """`edje search`: ask an index with words or with a picture."""
 
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edje_jax.cli.program import UsageError
+from edje_jax.cli.terminal import write_json
 from edje_jax.retrieval.index import ImageIndex
 from edje_jax.retrieval.reranker import Reranker
 
@@ -32,8 +31,7 @@ def search(asked: Any) -> None:
     else:
         found = reranker.search(index, [asked.query], k=asked.k, top_k=asked.top)[0]
     if asked.json:
-        json.dump(found, sys.stdout, ensure_ascii=False)
-        sys.stdout.write("\n")
+        write_json(found)
         return
     Console().print(_table(index, found))
 

@@ -99,19 +99,20 @@ def pixel_hashes(source: Source, name: Sequence[object]) -> UInt8[np.ndarray, "n
     # Another decoder may make other pixels of the same file.
     decoders = [VERSION, PIL.__version__, features.version("jpg")]
     stamp = json.dumps([*name, stamp_of_set(source)[0], decoders])
-    path = cache_folder("pixels") / f"{hashlib.sha256(stamp.encode()).hexdigest()[:32]}.npy"
+    cache = cache_folder("pixels")
+    path = cache / f"{hashlib.sha256(stamp.encode()).hexdigest()[:32]}.npy" if cache else None
     hashes = _kept(path, len(source))
     missing = np.flatnonzero(~hashes.any(axis=1))
     if len(missing):
         hashes[missing] = found = _hashed(source, missing, str(name[0]))
-        if found.any():
+        if found.any() and path:
             _keep(path, hashes)
     return hashes
 
 
-def _kept(path: Path, count: int) -> UInt8[np.ndarray, "n 16"]:
+def _kept(path: Path | None, count: int) -> UInt8[np.ndarray, "n 16"]:
     """What was kept; zeros where nothing was."""
-    if path.exists():
+    if path and path.exists():
         try:
             hashes = np.load(path, allow_pickle=False)
             if hashes.shape == (count, BYTES) and hashes.dtype == np.uint8:

@@ -46,9 +46,10 @@ class Encoder:
 class TrainingBatches:
     """Random access to the batches of a run: `reader[t]` is (batch, {bad picture: reason}).
 
-    An epoch visits every picture once, with one of its captions drawn at random; one without a
-    caption, or with one that its source had to leave out, counts as bad. `block_size`
-    neighbours stay together in the shuffle, as each other's hard negatives.
+    An epoch visits every record once, with one of its captions drawn at random; one without a
+    caption, or with one that its source had to leave out, counts as bad. `block_size` neighbours
+    stay together in the shuffle, as each other's hard negatives; where that does not divide the
+    set, the rest of it ends every epoch.
     """
 
     source: Source
@@ -73,10 +74,13 @@ class TrainingBatches:
     def _record(self, position: int) -> Caption:
         """What stands at a position of the endless shuffled stream."""
         total, block = len(self.source), min(self.data.block_size, len(self.source))
-        blocks = -(-total // block)
-        epoch = position // (blocks * block)
-        shuffled = _order(blocks, self.seed)[position // block]
-        record = (shuffled * block + position % block) % total
+        epoch, place = divmod(position, total)
+        blocks = total // block
+        if place < blocks * block:
+            number, within = divmod(place, block)
+            record = _order(blocks, self.seed)[epoch * blocks + number] * block + within
+        else:
+            record = place
         pick = np.random.default_rng([self.seed, epoch, record])
         return Caption(record, int(pick.integers(max(len(self.source.captions(record)), 1))))
 

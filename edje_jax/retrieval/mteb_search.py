@@ -11,20 +11,24 @@ Implements mteb's `SearchProtocol` (mteb 2.26). mteb's own wrapper of a cross-en
 every picture over again with every query.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from edje_jax.data.images import load_image, resize
+from edje_jax.config import ImageRecipe
+from edje_jax.data.images import BadImage, decode, load_image, resize
 from edje_jax.evaluation.retrieval import similarity_blocks, top_k
 from edje_jax.evaluation.trec import falling
 from edje_jax.inference.engine import Encoded
 from edje_jax.retrieval.reranker import Reranker
 
 CHUNK = 256
-"""Pictures decoded at once."""
+"""Images decoded at once."""
+
+log = logging.getLogger(__name__)
 
 
 class MtebSearch:
@@ -34,17 +38,29 @@ class MtebSearch:
     does; what mteb wants beyond k follows in the order of the cosine. Where a task brings its own
     candidates (reranking tasks), all of those are scored. Scores fall strictly, so that mteb cannot
     break ties in an order of its own; past k they are not logits.
+
+    Up to a share `max_bad` of the queries, and of the corpus, may lack their text or image or have
+    an image that cannot be read: each is named in the log. Such a document is never found, and such
+    a query finds nothing.
     """
 
-    def __init__(self, reranker: Reranker, k: int = 10, similarity_weight: float = 0.0):
+    def __init__(
+        self,
+        reranker: Reranker,
+        k: int = 10,
+        similarity_weight: float = 0.0,
+        max_bad: float = 0.01,
+    ):
         self.reranker, self.k, self.similarity_weight = reranker, k, similarity_weight
+        self.max_bad = max_bad
         self._corpus: _Side | None = None
 
     def index(self, corpus: Any, *, task_metadata: Any, **_: Any) -> None:
         """Encode the corpus, a dataset with "id" and "image" or "text" (and "title").
 
         Raises:
-            ValueError: documents are not of texts alone or of pictures alone, or one is missing.
+            ValueError: documents are not of texts alone or of images alone, or more than `max_bad`
+                of them cannot be used.
         """
         self._corpus = self._read(corpus, task_metadata, "document")
 
@@ -60,8 +76,8 @@ class MtebSearch:
         """{query id: {corpus id: score}}, the best `top_k` of each.
 
         Raises:
-            ValueError: nothing was indexed, not one side alone is pictures, one of the queries is
-                missing, or a logit is NaN.
+            ValueError: nothing was indexed, not one side alone is images, more than `max_bad` of
+                the queries cannot be used, or a logit is NaN.
         """
         if self._corpus is None:
             raise ValueError("index a corpus first, as mteb does")
@@ -72,9 +88,11 @@ class MtebSearch:
             )
         if top_ranked is None:
             items, near = _nearest(asked, corpus, min(top_k, len(corpus.ids)))
-            return self._reranked(asked, corpus, items, near, self.k, top_k)
-        items, near = _given(asked, corpus, top_ranked)
-        return self._reranked(asked, corpus, items, near, items.shape[1], top_k)
+            found = self._reranked(asked, corpus, items, near, self.k, top_k)
+        else:
+            items, near = _given(asked, corpus, top_ranked)
+            found = self._reranked(asked, corpus, items, near, items.shape[1], top_k)
+        return found | {name: {} for name in asked.bad}
 
     @property
     def mteb_model_meta(self) -> Any:
@@ -115,23 +133,49 @@ class MtebSearch:
                 "texts against pictures, so it must be either text or image"
             )
         (kind,) = modalities
-        ids = [str(name) for name in rows["id"]]
         if kind not in rows.column_names:
             raise ValueError(f"{task_metadata.name}: no column {kind!r} for a {role}")
-        if kind == "text":
-            texts = [_text(row, task_metadata.name) for row in rows]
-            return _Side(ids, self.reranker.embed_texts(texts), texts=texts)
-        parts: list[Encoded] = []
+        ids = [str(name) for name in rows["id"]]
+        bad: dict[str, str] = {}
+        side = self._texts(ids, rows, bad) if kind == "text" else self._images(ids, rows, bad)
+        for name, reason in bad.items():
+            log.warning("%s: left out %s %r: %s", task_metadata.name, role, name, reason)
+        if len(bad) > self.max_bad * len(ids):
+            listed = "\n".join(f"  {role} {name!r}: {reason}" for name, reason in bad.items())
+            raise ValueError(
+                f"{task_metadata.name}: {len(bad)} of {len(ids)} cannot be used, more than"
+                f" max_bad={self.max_bad:g} allows. Mend them or raise the limit:\n{listed}"
+            )
+        return side
+
+    def _texts(self, ids: list[str], rows: Any, bad: dict[str, str]) -> "_Side":
+        good, texts = [], []
+        for name, row in zip(ids, rows, strict=True):
+            if row["text"] is None:
+                bad[name] = "has no text"
+                continue
+            good.append(name)
+            texts.append(f"{row.get('title') or ''} {row['text']}".strip())
+        return _Side(good, self.reranker.embed_texts(texts), bad, texts=texts)
+
+    def _images(self, ids: list[str], rows: Any, bad: dict[str, str]) -> "_Side":
+        recipe, engine, rows = self.reranker.config.image, self.reranker.engine, _undecoded(rows)
+        nothing = np.zeros((0, recipe.size, recipe.size, 3), np.uint8)
+        good: list[str] = []
+        parts: list[Encoded] = [engine.encode_images(nothing)]
         for start in range(0, len(rows), CHUNK):
-            images = rows[start : start + CHUNK]["image"]
-            for name, image in zip(ids[start:], images, strict=False):
-                if image is None:
-                    raise ValueError(f"{task_metadata.name}: {role} {name!r} has no image")
-            recipe = self.reranker.config.image
-            pixels = np.stack([resize(load_image(image, recipe), recipe) for image in images])
-            parts.append(self.reranker.engine.encode_images(pixels))
+            names, pixels = ids[start : start + CHUNK], []
+            for name, image in zip(names, rows[start : start + CHUNK]["image"], strict=True):
+                try:
+                    pixels.append(resize(_decoded(image, recipe), recipe))
+                    good.append(name)
+                except BadImage as error:
+                    bad[name] = str(error)
+            if pixels:
+                parts.append(engine.encode_images(np.stack(pixels)))
         tokens = np.concatenate([part.tokens for part in parts])
-        return _Side(ids, np.concatenate([part.embeddings for part in parts]), tokens=tokens)
+        embeddings = np.concatenate([part.embeddings for part in parts])
+        return _Side(good, embeddings, bad, tokens=tokens)
 
     def _reranked(
         self,
@@ -174,16 +218,19 @@ class MtebSearch:
 
 
 class _Side:
-    """Queries or corpus: embeddings, and texts or the tokens of pictures."""
+    """Queries or corpus: embeddings, texts or the tokens of images, and {id: what is wrong} of
+    those that are in none of these."""
 
     def __init__(
         self,
         ids: list[str],
         embeddings: Float[np.ndarray, "n e"],
+        bad: dict[str, str],
         texts: list[str] | None = None,
         tokens: Any = None,
     ):
-        self.ids, self.embeddings, self.texts, self.tokens = ids, embeddings, texts, tokens
+        self.ids, self.embeddings, self.bad = ids, embeddings, bad
+        self.texts, self.tokens = texts, tokens
 
 
 Nearest = tuple[Int[np.ndarray, "q n"], Float[np.ndarray, "q n"]]
@@ -202,7 +249,10 @@ def _nearest(asked: _Side, corpus: _Side, count: int) -> Nearest:
 def _given(asked: _Side, corpus: _Side, top_ranked: Mapping[str, Sequence[str]]) -> Nearest:
     """The task's own candidates; by cosine, so that level scores keep the first stage's order."""
     number = {name: i for i, name in enumerate(corpus.ids)}
-    given = [[number[name] for name in top_ranked.get(query, ())] for query in asked.ids]
+    given = [
+        [number[name] for name in top_ranked.get(query, ()) if name not in corpus.bad]
+        for query in asked.ids
+    ]
     items = np.full((len(given), max(map(len, given), default=0)), -1, np.int32)
     near = np.full(items.shape, -np.inf, np.float32)
     for q, row in enumerate(given):
@@ -212,7 +262,25 @@ def _given(asked: _Side, corpus: _Side, top_ranked: Mapping[str, Sequence[str]])
     return np.take_along_axis(items, order, axis=1), np.take_along_axis(near, order, axis=1)
 
 
-def _text(row: Mapping[str, Any], task: str) -> str:
-    if row["text"] is None:
-        raise ValueError(f"{task}: {row['id']!r} has no text")
-    return f"{row.get('title') or ''} {row['text']}".strip()
+def _undecoded(rows: Any) -> Any:
+    """A dataset whose images are left in their files: one that is broken would end the reading."""
+    from datasets import Image
+
+    if isinstance(rows.features.get("image"), Image):
+        return rows.cast_column("image", Image(decode=False))
+    return rows
+
+
+def _decoded(image: Any, recipe: ImageRecipe) -> Any:
+    """An image of a dataset: bytes or a path where it was left undecoded, or as it is.
+
+    Raises:
+        BadImage: there is none, or see `load_image`.
+    """
+    if image is None:
+        raise BadImage("has no image")
+    if not isinstance(image, Mapping):
+        return load_image(image, recipe)
+    if image["bytes"] is None:
+        return load_image(image["path"], recipe)
+    return decode(image["bytes"], image["path"] or "an image in the dataset", recipe)

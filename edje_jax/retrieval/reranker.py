@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,21 @@ import numpy as np
 from jaxtyping import Array, Float, Float32
 
 from edje_jax.config import EdjeConfig, Precision, to_dict
-from edje_jax.data.images import ImageLike, load_image, resize
+from edje_jax.data.images import ImageLike
 from edje_jax.data.text import BackboneTokenizer, JointTokenizer
 from edje_jax.inference.engine import Encoded, Engine
-from edje_jax.inference.precision import compute_dtype
+from edje_jax.inference.in_turn import default_devices
+from edje_jax.inference.precision import compute_dtype, log_devices
 from edje_jax.retrieval.index import ImageIndex
+from edje_jax.retrieval.inputs import Pair, as_pairs, as_text, as_texts, as_tokens, read_images
 from edje_jax.retrieval.search import Found, search_images, search_texts
 from edje_jax.retrieval.store import check_model
 from edje_jax.weights.fingerprint import fingerprint
 from edje_jax.weights.folder import Model, load_model
 from edje_jax.weights.mapping import to_device
 
-Tokens = Float[Array, "n m d"] | Float[np.ndarray, "n m d"]
+Tokens = Float[Array, "n m d"] | Float[np.ndarray, "n m d"] | Iterable[Float[np.ndarray, "m d"]]
+"""Compressed tokens of several images."""
 
 
 class Reranker:
@@ -34,14 +37,17 @@ class Reranker:
         tokens = reranker.encode_images(["dogs.jpg", "boat.jpg"])
         reranker.score_matrix(["two dogs", "a boat"], tokens)
 
-    Pictures may be paths, PIL images, file contents or uint8 [H, W, 3]. Scores are raw match
-    logits, float32; `predict` and `rank` give their sigmoid. Texts and pairs are padded to a few
-    fixed shapes, so that calls of any size reuse the same compiled programs.
+    Images may be paths, PIL images, file contents or uint8 [H, W, 3]; texts, images and pairs come
+    in any iterable, which is read once: lists, generators, `zip`, arrays, columns of a data frame.
+    Scores are raw match logits, float32; `predict` and `rank` give their sigmoid. Texts and pairs
+    are padded to a few fixed shapes, so that calls of any size reuse the same compiled programs.
     """
 
     def __init__(self, model: Model, precision: Precision = "auto"):
         config = model.config
         text = config.backbone.text
+        dtype = compute_dtype(precision)
+        log_devices(dtype, len(default_devices()))
         params, backbone_params = to_device((model.params, model.backbone.params))
         self.engine = Engine(
             config,
@@ -51,7 +57,7 @@ class Reranker:
             BackboneTokenizer(
                 model.backbone.folder, text.max_position_embeddings, text.pad_token_id
             ),
-            compute_dtype(precision),
+            dtype,
         )
         self.source = model.source
 
@@ -75,7 +81,7 @@ class Reranker:
 
     def encode_images(
         self,
-        images: Sequence[ImageLike] | None = None,
+        images: Iterable[ImageLike] | None = None,
         *,
         pixel_values: Float32[np.ndarray, "n s s 3"] | None = None,
         dtype: jax.typing.DTypeLike = np.float32,
@@ -84,81 +90,96 @@ class Reranker:
         deferred layers, where the model has any.
 
         Raises:
-            BadImage: a picture cannot be read.
-            ValueError: pixels of another shape than the model takes, or neither or both given.
+            BadImage: an image cannot be read; the message says which.
+            ValueError: a single image, pixels of another shape than the model takes, or neither or
+                both given.
         """
         return self._encode(images, pixel_values).tokens.astype(dtype)
 
     def embed_images(
         self,
-        images: Sequence[ImageLike] | None = None,
+        images: Iterable[ImageLike] | None = None,
         *,
         pixel_values: Float32[np.ndarray, "n s s 3"] | None = None,
     ) -> Float32[np.ndarray, "n e"]:
         """First-stage embeddings, unit length."""
         return self._encode(images, pixel_values).embeddings
 
-    def embed_texts(self, texts: Sequence[str]) -> Float32[np.ndarray, "n e"]:
+    def embed_texts(self, texts: Iterable[str]) -> Float32[np.ndarray, "n e"]:
         """First-stage embeddings, unit length; their products with pictures' are cosines."""
-        return self.engine.embed_texts(_texts(texts))
+        return self.engine.embed_texts(as_texts(texts))
 
     # --- online -----------------------------------------------------------------------------------
 
-    def score(self, texts: Sequence[str], tokens: Tokens) -> Float32[np.ndarray, " n"]:
+    def score(self, texts: Iterable[str], tokens: Tokens) -> Float32[np.ndarray, " n"]:
         """Match logits, pair by pair.
 
         Raises:
-            ValueError: there are not as many texts as pictures, or the tokens are another model's.
+            ValueError: there are not as many texts as images, or the tokens are another model's.
         """
-        texts = _texts(texts)
-        if len(texts) != len(tokens):
+        texts, stored = as_texts(texts), self._tokens(tokens)
+        if len(texts) != len(stored):
             raise ValueError(
-                f"score takes pairs: {len(texts)} texts for {len(tokens)} pictures; for every text"
+                f"score takes pairs: {len(texts)} texts for {len(stored)} pictures; for every text"
                 " against every picture use score_matrix"
             )
         rows = np.arange(len(texts))
-        return self._score(texts, tokens, rows, rows)
+        return self._score(texts, stored, rows, rows)
 
-    def score_matrix(self, texts: Sequence[str], tokens: Tokens) -> Float32[np.ndarray, "t n"]:
-        """Match logits of every text against every picture."""
-        texts = _texts(texts)
-        shape = (len(texts), len(tokens))
+    def score_matrix(self, texts: Iterable[str], tokens: Tokens) -> Float32[np.ndarray, "t n"]:
+        """Match logits of every text against every image."""
+        texts, stored = as_texts(texts), self._tokens(tokens)
+        shape = (len(texts), len(stored))
         text_index, image_index = (index.reshape(-1) for index in np.indices(shape))
-        return self._score(texts, tokens, text_index, image_index).reshape(shape)
+        return self._score(texts, stored, text_index, image_index).reshape(shape)
 
     def predict(
-        self, pairs: Sequence[tuple[str, ImageLike]], *, raw_scores: bool = False
-    ) -> Float32[np.ndarray, " n"]:
-        """Probability that each (text, picture) pair matches, or its logit.
+        self, pairs: Iterable[Pair] | Pair, *, raw_scores: bool = False
+    ) -> Float32[np.ndarray, " n"] | np.float32:
+        """Probability that each (text, image) pair matches, or its logit.
 
-        A picture that stands in several pairs is encoded once.
+        A single pair gives a single number, as in sentence-transformers. An image that stands in
+        several pairs is encoded once.
+
+        Raises:
+            BadImage: an image cannot be read; the message says of which pair.
+            ValueError: something is no pair of a text and an image.
         """
-        pictures: list[ImageLike] = []
+        listed, single = as_pairs(pairs)
+        images: list[ImageLike] = []
         place: dict[Any, int] = {}
-        for _, picture in pairs:
-            key = picture if isinstance(picture, str) else id(picture)
+        names, rows = [], []
+        for i, (_, image) in enumerate(listed):
+            key = os.fspath(image) if isinstance(image, str | os.PathLike) else id(image)
             if key not in place:
-                place[key] = len(pictures)
-                pictures.append(picture)
-        rows = [place[p if isinstance(p, str) else id(p)] for _, p in pairs]
-        texts = [text for text, _ in pairs]
-        tokens = self.encode_images(pictures)
+                place[key] = len(images)
+                images.append(image)
+                names.append("the image of the pair" if single else f"the image of pairs[{i}]")
+            rows.append(place[key])
+        pixels = read_images(images, self.config.image, names)
+        tokens = self.engine.encode_images(pixels).tokens
+        texts = [text for text, _ in listed]
         logits = self._score(texts, tokens, np.arange(len(texts)), np.array(rows, int))
-        return logits if raw_scores else sigmoid(logits)
+        scores = logits if raw_scores else sigmoid(logits)
+        return scores[0] if single else scores
 
     def rank(
-        self, text: str, images: Sequence[ImageLike], *, top_k: int | None = None
+        self, text: str, images: Iterable[ImageLike], *, top_k: int | None = None
     ) -> list[dict[str, Any]]:
-        """Pictures by falling probability: [{"corpus_id", "score"}, ...].
+        """Images by falling probability: [{"corpus_id", "score"}, ...].
 
         The form of sentence-transformers' `CrossEncoder.rank`. Ties keep the order given.
+
+        Raises:
+            BadImage: an image cannot be read; the message says which.
         """
-        scores = sigmoid(self.score_matrix([text], self.encode_images(images))[0])
+        texts = [as_text(text, "text")]
+        scores = sigmoid(self.score_matrix(texts, self.encode_images(images))[0])
         order = np.argsort(-scores, kind="stable")[:top_k]
         return [{"corpus_id": int(i), "score": float(scores[i])} for i in order]
 
     def search(
-        self, index: ImageIndex, queries: Sequence[str], *, k: int = 100, top_k: int = 10
+        self, index: ImageIndex, queries: Iterable[str], *, k: int = 100, top_k: int = 10
     ) -> list[list[dict[str, Any]]]:
         """The pictures of an index that texts describe.
 
@@ -170,7 +191,7 @@ class Reranker:
             BadStore: the index was built with another model.
         """
         check_model(index.store, self.stamp)
-        found, _ = search_images(self.engine, index, _texts(queries), k)
+        found, _ = search_images(self.engine, index, as_texts(queries), k)
         return [
             [
                 {"id": index.store.row(int(picture)).id, **scores}
@@ -180,7 +201,7 @@ class Reranker:
         ]
 
     def search_captions(
-        self, index: ImageIndex, images: Sequence[ImageLike], *, k: int = 100, top_k: int = 10
+        self, index: ImageIndex, images: Iterable[ImageLike], *, k: int = 100, top_k: int = 10
     ) -> list[list[dict[str, Any]]]:
         """The captions of an index that describe pictures, as `search` has it, with "caption".
 
@@ -230,32 +251,26 @@ class Reranker:
         if (images is None) == (pixel_values is None):
             raise ValueError("give either images or pixel_values")
         recipe = self.config.image
-        if pixel_values is not None:
-            pixel_values = np.asarray(pixel_values, np.float32)
-            shape = (recipe.size, recipe.size, 3)
-            if pixel_values.shape[1:] != shape:
-                raise ValueError(
-                    f"pixel_values has shape {pixel_values.shape}; this model takes"
-                    f" [N, {recipe.size}, {recipe.size}, 3], channels last"
-                )
-            return self.engine.encode_pixels(pixel_values)
-        if isinstance(images, str | bytes | os.PathLike):
-            raise ValueError("images is a single picture; give a list of them")
-        size = (len(images), recipe.size, recipe.size, 3)
-        pixels = np.empty(size, np.uint8)
-        for row, image in enumerate(images):
-            pixels[row] = resize(load_image(image, recipe), recipe)
-        return self.engine.encode_images(pixels)
+        if pixel_values is None:
+            return self.engine.encode_images(read_images(images, recipe))
+        if not hasattr(pixel_values, "shape"):
+            pixel_values = list(pixel_values)
+        pixel_values = np.asarray(pixel_values, np.float32)
+        shape = (recipe.size, recipe.size, 3)
+        if not pixel_values.size:
+            pixel_values = pixel_values.reshape(0, *shape)
+        if pixel_values.shape[1:] != shape:
+            raise ValueError(
+                f"pixel_values has shape {pixel_values.shape}; this model takes"
+                f" [N, {recipe.size}, {recipe.size}, 3], channels last"
+            )
+        return self.engine.encode_pixels(pixel_values)
+
+    def _tokens(self, tokens: Tokens) -> Any:
+        return as_tokens(tokens, (self.config.num_tokens, self.config.joint_encoder.hidden_size))
 
     def _score(self, texts, tokens, text_index, image_index) -> np.ndarray:
-        expected = (self.config.num_tokens, self.config.joint_encoder.hidden_size)
-        if tokens.shape[1:] != expected:
-            raise ValueError(
-                f"tokens of {tokens.shape[1:]} a picture; this model makes {expected}:"
-                " they were encoded by another one"
-            )
-        ids = self._ids(tuple(texts))
-        return self.engine.score_pairs(ids, tokens, text_index, image_index)
+        return self.engine.score_pairs(self._ids(tuple(texts)), tokens, text_index, image_index)
 
     def _ids(self, texts: tuple[str, ...]) -> np.ndarray:
         return self.engine.joint_tokenizer(texts)
@@ -293,9 +308,3 @@ def listed(found: Found, top_k: int) -> list[tuple[int, dict[str, Any]]]:
 def sigmoid(logits: Float32[np.ndarray, "..."]) -> Float32[np.ndarray, "..."]:
     """1 / (1 + exp(-x)) in float32, without overflow."""
     return np.exp(-np.logaddexp(np.float32(0), -logits)).astype(np.float32)
-
-
-def _texts(texts: Sequence[str]) -> list[str]:
-    if isinstance(texts, str):
-        raise ValueError("texts is a single string; give a list of them")
-    return list(texts)

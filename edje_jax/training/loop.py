@@ -20,6 +20,7 @@ from jaxtyping import PyTree
 from edje_jax.config import RunConfig, to_dict
 from edje_jax.data.bad_pictures import BadPictures, left_out
 from edje_jax.data.loader import TrainingBatches, iterate
+from edje_jax.inference.precision import compute_dtype, log_devices
 from edje_jax.training.checkpoint import Checkpoints
 from edje_jax.training.logs import Log, MetricLog, NoLog
 from edje_jax.training.processes import any_of, is_first, wait_for_all
@@ -104,6 +105,8 @@ def run(task: Task, workdir: Path) -> bool:
         OtherRun, NotFinite, TooManyBadPictures, CheckpointError
     """
     claim(task.config, workdir)
+    mesh = task.config.mesh
+    log_devices(compute_dtype(task.config.precision), mesh.data * mesh.fsdp or jax.device_count())
     best = BEST if task.config.data.val and task.config.eval_every else ""
     with Checkpoints(workdir / "checkpoints", task.config.keep_checkpoints, best) as checkpoints:
         state, start = task.init(), checkpoints.latest_step() or 0

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from edje_jax.models.edje import Edje
 from edje_jax.models.joint_encoder import TextSide
 from edje_jax.weights import bert, edje
 from edje_jax.weights.mapping import to_theirs
+from tests.conftest import FUSION_EMITTERS
 from tests.models.test_edje import BERT, CONFIG, M, text_ids, vision_tokens, weights
 
 LAYERS = 4
@@ -269,13 +270,10 @@ def test_vision_is_updated_or_attended_to():
 def test_deferring_none_is_the_published_model_to_the_bit():
     """Written down once more as it was before layers could be deferred, and both compiled as they
     are outside the tests: here, the two would differ in what is fused."""
-    as_outside = functools.partial(
-        jax.jit,
-        compiler_options={
-            "xla_backend_optimization_level": 3,
-            "xla_cpu_use_fusion_emitters": True,
-        },
-    )
+    options: dict[str, Any] = {"xla_backend_optimization_level": 3}
+    if FUSION_EMITTERS:
+        options["xla_cpu_use_fusion_emitters"] = True
+    as_outside = functools.partial(jax.jit, compiler_options=options)
 
     @as_outside
     def published(params, ids, tokens):

@@ -81,7 +81,7 @@ def test_a_bad_set_is_named(call, tmp_path, content, message):
 
 
 def test_no_backbone_says_how_to_get_one(call, tmp_path):
-    code, _, err = call("train.py", "debug", "--workdir", tmp_path / "run")
+    code, _, err = call("train.py", "tiny", "--workdir", tmp_path / "run")
     assert code == 1 and "--model.backbone" in err and "tiny_backbone" in err
 
 

@@ -185,11 +185,60 @@ def test_what_cannot_be_read_is_refused(reranker, spec):
     for corpus, category, told in (
         (pictures, "t2it", "LocalT2IT: a document is image and text; .* either text or image"),
         (captions, "t2i", "LocalT2I: no column 'image' for a document"),
-        (empty, "t2i", r"LocalT2I: document '0\.png#0' has no image"),
-        (pictures.add_column("text", [None] * PICTURES), "i2t", r"LocalI2T: '0\.png' has no text"),
-    ):
+        (empty, "t2i", r"LocalT2I: 72 of 72 .*\n  document '0\.png#0': has no image"),
+        (
+            pictures.add_column("text", [None] * PICTURES), "i2t",
+            r"LocalI2T: 24 of 24 .*\n  document '0\.png': has no text",
+        ),
+    ):  # fmt: skip
         with pytest.raises(ValueError, match=told):
             model.index(corpus, task_metadata=about(category))
+
+
+def cut(pictures, *rows: int):
+    """The dataset with the files of some images truncated."""
+    from datasets import Image
+
+    stored = pictures.cast_column("image", Image(decode=False)).to_list()
+    for row in rows:
+        stored[row]["image"]["bytes"] = stored[row]["image"]["bytes"][:120]
+    return type(pictures).from_list(stored).cast_column("image", Image())
+
+
+def test_bad_documents_are_named_and_counted_and_never_found(reranker, spec, caplog):
+    pictures, captions, _ = sides(spec)
+    model, expected = (MtebSearch(reranker, k=4, max_bad=0.1) for _ in range(2))
+    model.index(cut(pictures, 3, 5), task_metadata=about("t2i"))
+    assert "LocalT2I: left out document '3.png': " in caplog.text
+    assert caplog.text.count("image file is truncated") == 2
+    good = pictures.select([i for i in range(PICTURES) if i not in (3, 5)])
+    expected.index(good, task_metadata=about("t2i"))
+    found, plain = (
+        one.search(captions, task_metadata=about("t2i"), top_k=PICTURES)
+        for one in (model, expected)
+    )
+    assert found == plain
+    given = {name: ["3.png", "4.png"] for name in captions["id"]}
+    found = model.search(captions, task_metadata=about("t2i"), top_k=5, top_ranked=given)
+    assert {name for hits in found.values() for name in hits} == {"4.png"}
+    with pytest.raises(ValueError, match=r"2 of 24 cannot be used, more than max_bad=0\.01 allows"):
+        MtebSearch(reranker).index(cut(pictures, 3, 5), task_metadata=about("t2i"))
+
+
+def test_a_bad_query_finds_nothing_and_counts_as_a_miss(reranker, spec):
+    pictures, captions, owner = sides(spec)
+    model = MtebSearch(reranker, k=4, max_bad=0.1)
+    model.index(captions, task_metadata=about("i2t"))
+    plain = model.search(pictures, task_metadata=about("i2t"), top_k=72)
+    found = model.search(cut(pictures, 3), task_metadata=about("i2t"), top_k=72)
+    assert found == plain | {"3.png": {}}
+    relevant: dict[str, dict[str, int]] = {}
+    for caption, picture in owner.items():
+        relevant.setdefault(picture, {})[caption] = 1
+    from mteb._evaluators.retrieval_metrics import calculate_retrieval_scores
+
+    recall = calculate_retrieval_scores(found, relevant, [72]).recall["Recall@72"]
+    assert recall == pytest.approx((PICTURES - 1) / PICTURES, abs=1e-4)
 
 
 def test_a_broken_model_is_told(reranker, spec, monkeypatch):

@@ -32,6 +32,7 @@ SOURCE = Shapes("val")
 def edited(**model) -> EdjeRun:
     """`debug` with other parts, and nothing that names any unless given."""
     top = {name: model.pop(name) for name in ("init", "teacher") if name in model}
+    model = {"backbone": "", **model}
     return dataclasses.replace(debug, model=dataclasses.replace(debug.model, **model), **top)
 
 

@@ -79,9 +79,11 @@ def index_of(tar: str) -> TarIndex:
     return index
 
 
-def _places(tar: str) -> tuple[Path, Path]:
+def _places(tar: str) -> list[Path]:
+    """Where the index of a tar may lie: beside it, and in the cache if there is one."""
     digest = hashlib.sha256(os.path.abspath(tar).encode()).hexdigest()[:32]
-    return Path(f"{tar}.index.npz"), cache_folder("tars") / f"{digest}.npz"
+    cache = cache_folder("tars")
+    return [Path(f"{tar}.index.npz"), *([cache / f"{digest}.npz"] if cache else [])]
 
 
 def _load(path: Path, stamp: np.ndarray) -> TarIndex | str:
@@ -114,7 +116,7 @@ def _load(path: Path, stamp: np.ndarray) -> TarIndex | str:
     return index
 
 
-def _keep(index: TarIndex, stamp: np.ndarray, places: tuple[Path, Path]) -> None:
+def _keep(index: TarIndex, stamp: np.ndarray, places: list[Path]) -> None:
     arrays: dict[str, Any] = {"tar": stamp, "starts": index.starts}
     arrays |= {"offset": index.offset, "size": index.size}
     passed_over = json.dumps(vars(index.passed_over)).encode()

@@ -1,0 +1,63 @@
+"""Flags that XLA needs to compute rightly, set before its backend starts."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+import jaxlib.version
+
+FAULTY = "0.10.2"
+"""The one jaxlib that compiles some fused reductions wrongly for CPUs (jax-ml/jax #39103): of
+`vmap(lambda r: sum((m @ r) ** 2))` under jit, over 40,000 rows, it gets thousands wrong. Releases
+0.10.0, 0.10.1, 0.11.0 to 0.11.2 and 0.12.0.1 get all of them right."""
+_NAME = "xla_cpu_experimental_ynn_fusion_type"
+FLAG = f"--{_NAME}=-reduce"
+"""The cure. Releases that do not know the flag end the process because of it."""
+
+log = logging.getLogger(__name__)
+
+
+def avoid_wrong_reductions() -> None:
+    """Add `FLAG` to XLA_FLAGS for the jaxlib that needs it; a value that is set already stands.
+
+    XLA reads its flags when the backend starts, which is when JAX first asks for a device. Where
+    that has happened, or where XLA_FLAGS names a file, one warning tells what to do.
+    """
+    if jaxlib.version.__version__ != FAULTY:
+        return
+    given = os.environ.get("XLA_FLAGS", "").strip()
+    names_a_file = given != "" and not given.startswith("-")  # As XLA tells the two apart
+    if _NAME in (_read(given) if names_a_file else given):
+        return
+    if names_a_file:
+        _warn(f"add {FLAG} to {given}")
+    elif _computes_on_cpu():
+        _warn(f"import edje_jax before JAX is first used, or set XLA_FLAGS={FLAG}")
+    else:
+        os.environ["XLA_FLAGS"] = f"{given} {FLAG}".lstrip()
+
+
+def _warn(remedy: str) -> None:
+    log.warning(
+        "jaxlib %s computes some reductions wrongly on CPU: %s; jax 0.11 and newer are right",
+        FAULTY,
+        remedy,
+    )
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text("utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _computes_on_cpu() -> bool:
+    """Whether JAX's backend runs already, and is the CPU's."""
+    bridge = sys.modules.get("jax._src.xla_bridge")  # There is no public way to ask
+    return (
+        bridge is not None
+        and bridge.backends_are_initialized()
+        and bridge.default_backend() == "cpu"
+    )

@@ -1,0 +1,62 @@
+"""The log says once where a program computes, and JAX's own warning is heard."""
+
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import pytest
+
+from edje_jax.cli.convert import convert
+from edje_jax.inference import precision
+from edje_jax.inference.precision import log_devices
+from edje_jax.retrieval.reranker import Reranker
+from tests.conftest import ROOT
+
+
+@pytest.fixture(autouse=True)
+def forgotten(caplog):
+    """What this process has said already does not count."""
+    precision._log_devices.cache_clear()
+    caplog.set_level("INFO")
+
+
+def test_a_model_says_once_where_it_computes(trained, caplog):
+    for _ in range(2):
+        Reranker.from_pretrained(trained, precision="bfloat16")
+    told = [text for text in caplog.messages if "platform" in text]
+    assert told == ["platform cpu · 1 of 8 devices (cpu) · computing in bfloat16"]
+
+
+def test_so_does_a_conversion(trained, tmp_path, caplog):
+    convert(str(trained), str(tmp_path / "model"), "edje")
+    told = [text for text in caplog.messages if "platform" in text]
+    assert told == ["platform cpu · 1 of 8 devices (cpu) · computing in float32"]
+
+
+def test_every_kind_of_device_is_named(monkeypatch, caplog):
+    devices = [type("Device", (), {"device_kind": kind}) for kind in ("H100", "H100", "H200")]
+    monkeypatch.setattr(precision.jax, "devices", lambda: devices)
+    monkeypatch.setattr(precision.jax, "device_count", lambda: 3)
+    monkeypatch.setattr(precision.jax, "default_backend", lambda: "gpu")
+    log_devices(jnp.bfloat16, 3)
+    assert caplog.messages == ["platform gpu · 3 devices (H100, H200) · computing in bfloat16"]
+
+
+def test_that_there_is_a_gpu_which_jax_does_not_use_is_heard():
+    """A GPU is pretended, for which this JAX has no part."""
+    code = (
+        "from jax._src import hardware_utils\n"
+        "hardware_utils.has_visible_nvidia_gpu = lambda: True\n"
+        "from edje_jax.cli.program import run_program\n"
+        "def main(arguments):\n    import jax\n    jax.devices()\n"
+        "run_program(main)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={"PATH": "", "JAX_PLATFORMS": "", "HOME": "/nowhere"},
+    )
+    assert done.returncode == 0 and "Falling back to cpu" in done.stderr
+    assert done.stderr.count("\n") == 1
