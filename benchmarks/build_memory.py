@@ -65,7 +65,9 @@ def peak_of(model: str, pictures: int) -> dict[str, Any]:
     reranker = Reranker.from_pretrained(model)
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        build(reranker, Some("train"), "shapes:train", Path(folder) / "index")
+        build(
+            reranker.engine, reranker.stamp, Some("train"), "shapes:train", Path(folder) / "index"
+        )
     seconds = time.perf_counter() - began
     return {"pictures": pictures, "peak_bytes": resident_peak(), "seconds": round(seconds, 1)}
 

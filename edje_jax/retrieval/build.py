@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,10 +19,10 @@ from edje_jax.allocator import give_back_freed_memory
 from edje_jax.data.bad_pictures import BadPictures
 from edje_jax.data.loader import iterate
 from edje_jax.inference.dual import IMAGE_BATCHES
+from edje_jax.inference.engine import Engine
 from edje_jax.models.token_formats import TokenDtype, pack
 from edje_jax.retrieval.changes import Changes, compare
 from edje_jax.retrieval.commit import Report, commit, finish, record_of, refuse_many, taken_in
-from edje_jax.retrieval.reranker import Reranker
 from edje_jax.retrieval.shard_content import Pictures, encode
 from edje_jax.retrieval.shard_files import BadStore, write_shard
 from edje_jax.retrieval.store import Manifest, Store, check_model, next_number
@@ -40,7 +41,8 @@ Progress = Callable[[int, int], None]
 
 
 def build(
-    reranker: Reranker,
+    engine: Engine,
+    stamp: dict[str, Any],
     source: Source,
     spec: str,
     out: Path,
@@ -59,6 +61,7 @@ def build(
     completes the index. Images that are as they were indexed are left as they are.
 
     Args:
+        stamp: which model `engine` runs, as `Reranker.stamp` has it.
         max_bad: share of the source's images that may be bad; if all are, it is an error anyway.
         prune: drop images that are gone from the source, which else keep answering.
         restore: take removed images in again.
@@ -70,7 +73,7 @@ def build(
             as it was.
     """
     out.mkdir(parents=True, exist_ok=True)
-    manifest = _manifest(reranker, spec, out, token_dtype)
+    manifest = _manifest(engine, stamp, spec, out, token_dtype)
     manifest, changes = _settle(out, manifest, lambda now: compare(source, out, now, restore))
     shards = _begin(out, manifest, changes)
     part, parts = share
@@ -89,12 +92,12 @@ def build(
     note(sum(len(shards[number]) for number, path in paths.items() if path.exists()))
     left = {number: _cut(shards[number]) for number, path in paths.items() if not path.exists()}
     batches = [batch for cut in left.values() for batch in cut]
-    pictures = Pictures(source, batches, reranker.config.image)
+    pictures = Pictures(source, batches, engine.config.image)
     rejected = dict(changes.bad)
     # One stream for all shards: the next one's pictures are decoded while one is written.
     with closing(iterate(pictures, 0, BadPictures(0, 0.0), workers)) as decoded:
         for number, cut in left.items():
-            built = encode(reranker.engine, changes, islice(decoded, len(cut)), note)
+            built = encode(engine, changes, islice(decoded, len(cut)), note)
             rejected |= built.rejected
             refuse_many(out, rejected, changes, max_bad)
             rows, tokens = built.rows, pack(built.tokens, token_dtype)
@@ -105,7 +108,7 @@ def build(
             give_back_freed_memory()
     return finish(
         out, manifest, changes, list(shards),
-        spec=spec, max_bad=max_bad, prune=prune, embed=reranker.engine.embed_texts,
+        spec=spec, max_bad=max_bad, prune=prune, embed=engine.embed_texts,
     )  # fmt: skip
 
 
@@ -113,11 +116,13 @@ def _cut(records: np.ndarray) -> list[np.ndarray]:
     return [records[start : start + BATCH] for start in range(0, len(records), BATCH)]
 
 
-def _manifest(reranker: Reranker, spec: str, out: Path, token_dtype: TokenDtype) -> Manifest:
+def _manifest(
+    engine: Engine, stamp: dict[str, Any], spec: str, out: Path, token_dtype: TokenDtype
+) -> Manifest:
     """The index's so far, or that of an empty one."""
-    config = reranker.config
+    config = engine.config
     fresh = Manifest(
-        reranker.stamp,
+        stamp,
         token_dtype,
         config.num_tokens,
         config.joint_encoder.hidden_size,
@@ -127,7 +132,7 @@ def _manifest(reranker: Reranker, spec: str, out: Path, token_dtype: TokenDtype)
     if not (out / "manifest.json").exists():
         return fresh
     store = Store(out)
-    check_model(store, reranker.stamp)
+    check_model(store, stamp)
     found = store.manifest
     if found.token_dtype != token_dtype:
         raise BadStore(

@@ -76,7 +76,7 @@ def read_images(
         i, image = numbered
         name = names[i] if names else f"images[{i}]"
         try:
-            return resize(load_image(image), recipe)
+            return resize(load_image(image, recipe), recipe)
         except (BadImage, TypeError) as error:
             raise type(error)(f"{name}: {error}") from error
 

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from edje_jax.config import ImageRecipe
+from edje_jax.data.encoding import image_of
 from edje_jax.data.images import resize
 from edje_jax.data.sources.texts import printable
 from edje_jax.data.stamps import digest_of
@@ -53,7 +54,7 @@ class Pictures:
             try:
                 # First, so that a file that changes between the two is seen to have changed.
                 digest = digest_of(self.source, record) if is_digested else ""
-                picture = self.source.image(record)
+                picture = image_of(self.source, record, self.recipe)
             except ValueError as error:  # `BadImage`, or a path that no system takes
                 bad[record] = str(error)
                 continue

@@ -40,7 +40,7 @@ from edje_jax.retrieval.shard_files import (
     map_file,
     read_rows,
 )
-from edje_jax.weights.files import BadWeights, read_json, write_json
+from edje_jax.weights.files import BadJson, read_json, write_json
 
 FORMAT = 2
 """1 knew no stamps, digests, dropped images and faults."""
@@ -101,7 +101,7 @@ class Manifest:
             )
         try:
             raw = read_json(path)
-        except BadWeights as error:
+        except BadJson as error:
             raise BadStore(str(error)) from error
         if (written := raw.pop("format", None)) not in (1, FORMAT):
             raise BadStore(f"{path}: written by another version of edje_jax; update it")

@@ -23,6 +23,10 @@ from edje_jax.weights.torch_states import refusal, unwrapped, wrappings
 log = logging.getLogger(__name__)
 
 
+class BadJson(ValueError):
+    """A file is not the JSON object that it should be; the message names it."""
+
+
 class BadWeights(ValueError):
     """A weights file is missing, damaged or of a refused kind; the message names it."""
 
@@ -319,14 +323,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no such file.
-        BadWeights: not JSON, or no object.
+        BadJson: not JSON, or no object.
     """
     try:
         value = json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise BadWeights(f"{path}: not valid JSON ({error}); fetch or write it again") from error
+        raise BadJson(f"{path}: not valid JSON ({error}); fetch or write it again") from error
     if not isinstance(value, dict):
-        raise BadWeights(f"{path}: expected a JSON object, got {value!r}")
+        raise BadJson(f"{path}: expected a JSON object, got {value!r}")
     return value
 
 

@@ -69,7 +69,15 @@ class Set:
 
     def build_share(self, share: tuple[int, int], **options) -> Report | None:
         source = open_source(self.spec())
-        return build(self.reranker, source, "blip", self.index, share=share, **options)
+        return build(
+            self.reranker.engine,
+            self.reranker.stamp,
+            source,
+            "blip",
+            self.index,
+            share=share,
+            **options,
+        )
 
     def answers(self) -> dict[str, tuple[list[str], bytes]]:
         """{id: (captions, tokens)} of every image that the index answers with."""
@@ -363,7 +371,9 @@ def test_records_of_one_id_are_one_image_that_is_compared_once(made):
     def again() -> Report:
         path.write_text(json.dumps(entries))
         out = made.index.with_name("2")
-        report = build(made.reranker, open_source(f"blip:{path}"), "twice", out)
+        report = build(
+            made.reranker.engine, made.reranker.stamp, open_source(f"blip:{path}"), "twice", out
+        )
         assert report
         return report
 
@@ -391,7 +401,7 @@ def test_every_kind_of_set_is_compared(kind, reranker, tmp_path, monkeypatch):
         shutil.rmtree(tmp_path / "set", ignore_errors=True)
         tfds._opened.cache_clear()  # A set is not written anew while a program reads it
         spec = WRITERS[kind](tmp_path / "set", made)
-        report = build(reranker, open_source(spec), spec, index)
+        report = build(reranker.engine, reranker.stamp, open_source(spec), spec, index)
         assert report
         return report
 
@@ -428,12 +438,12 @@ class Drawn:
 
 
 def test_a_source_without_stamps_is_compared_by_its_pixels(reranker, tmp_path):
-    build(reranker, Drawn([0, 1]), "drawn", tmp_path)
-    report = build(reranker, Drawn([0, 1]), "drawn", tmp_path)
+    build(reranker.engine, reranker.stamp, Drawn([0, 1]), "drawn", tmp_path)
+    report = build(reranker.engine, reranker.stamp, Drawn([0, 1]), "drawn", tmp_path)
     assert report and report.changed == report.new == []
     # And its captions are looked at here, if it does not do so itself.
     assert list(report.faults) == ["1"] and Store(tmp_path).row(1).captions == ["fine"]
-    report = build(reranker, Drawn([0, 2]), "drawn", tmp_path)
+    report = build(reranker.engine, reranker.stamp, Drawn([0, 2]), "drawn", tmp_path)
     assert report and report.changed == ["1"]
 
 
@@ -470,7 +480,9 @@ def test_a_name_that_is_not_utf_8_is_one_bad_record(tmp_path, reranker):
         SHAPES.image(0).save(folder / name)
     index = tmp_path / "index"
     for _ in range(2):
-        report = build(reranker, open_source(f"folder:{folder}"), "folder", index)
+        report = build(
+            reranker.engine, reranker.stamp, open_source(f"folder:{folder}"), "folder", index
+        )
         assert report and list(report.rejected) == ["odd \\udcfe.png"]
     # The folder's own name is no part of an id.
     assert Path(Store(index).row(0).path) == folder / "fine.png"

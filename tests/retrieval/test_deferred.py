@@ -110,7 +110,9 @@ def test_a_store_scores_as_one_pass_over_equally_rounded_states(
     picture = rng.integers(0, PICTURES, len(text))
     for dtype in get_args(TokenDtype):
         folder = tmp_path / dtype
-        assert build(reranker, source, "shapes:val", folder, token_dtype=dtype)
+        assert build(
+            reranker.engine, reranker.stamp, source, "shapes:val", folder, token_dtype=dtype
+        )
         rounded = np.asarray(unpack(pack(states, dtype)), np.float32)
         expected = np.asarray(one_pass(reranker.config, engine.params, ids[text], rounded[picture]))
         assert expected.std() > 0.05
@@ -121,7 +123,14 @@ def test_a_store_scores_as_one_pass_over_equally_rounded_states(
 
 def test_a_search_shows_the_scores_of_the_stored_states(reranker, tmp_path, capsys):
     source = Some("val")
-    assert build(reranker, source, "shapes:val", tmp_path / "index", token_dtype="int8")
+    assert build(
+        reranker.engine,
+        reranker.stamp,
+        source,
+        "shapes:val",
+        tmp_path / "index",
+        token_dtype="int8",
+    )
     tokens = reranker.encode_images([source.image(i) for i in range(PICTURES)])
     expected = reranker.score_matrix(TEXTS, np.asarray(unpack(pack(tokens, "int8")), np.float32))
     index = ImageIndex.open(tmp_path / "index")
@@ -134,7 +143,7 @@ def test_a_search_shows_the_scores_of_the_stored_states(reranker, tmp_path, caps
 
 
 def test_the_same_weights_without_deferred_layers_are_another_model(reranker, trained, tmp_path):
-    build(reranker, Some("val"), "shapes:val", tmp_path / "index")
+    build(reranker.engine, reranker.stamp, Some("val"), "shapes:val", tmp_path / "index")
     index = ImageIndex.open(tmp_path / "index")
     with pytest.raises(BadStore, match="another model"):
         Reranker.from_pretrained(trained).search(index, TEXTS)
@@ -169,7 +178,14 @@ def test_layers_of_a_trained_model_are_deferred_by_distillation_and_searched(tra
     assert model.config.joint_encoder.deferred_layers == 1
     assert model.config.adapter == load_model(str(trained)).config.adapter
     reranker, source = Reranker.from_pretrained(run), Some("val")
-    assert build(reranker, source, "shapes:val", tmp_path / "index", token_dtype="bfloat16")
+    assert build(
+        reranker.engine,
+        reranker.stamp,
+        source,
+        "shapes:val",
+        tmp_path / "index",
+        token_dtype="bfloat16",
+    )
     (found,) = reranker.search(ImageIndex.open(tmp_path / "index"), TEXTS[:1], k=PICTURES)
     states = reranker.encode_images([source.image(i) for i in range(PICTURES)])
     expected = reranker.score_matrix(TEXTS[:1], states)[0]

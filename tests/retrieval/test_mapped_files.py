@@ -53,7 +53,9 @@ def many_shards(reranker, tmp_path_factory) -> tuple[Path, Path]:
         Shapes("val").image(number).save(folder / "images" / f"{number:02d}.png")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(building, "SHARD_ROWS", 1)
-        build(reranker, Folder(folder / "images"), "folder", folder / "index")
+        build(
+            reranker.engine, reranker.stamp, Folder(folder / "images"), "folder", folder / "index"
+        )
     return folder / "images", folder / "index"
 
 
@@ -70,7 +72,9 @@ def test_an_index_has_more_shards_than_files_may_be_open(reranker, many_shards):
         assert compact(path) == 1
         # What was deleted meanwhile can be searched until it is closed.
         assert len(reranker.search(index, ["a star"], k=99, top_k=99)[0]) == SHARDS
-        report = build(reranker, Folder(images), "folder", path, restore=True)
+        report = build(
+            reranker.engine, reranker.stamp, Folder(images), "folder", path, restore=True
+        )
         assert report and report.new == ["00.png"] and len(Store(path)) == SHARDS
 
 

@@ -27,7 +27,13 @@ def indexed(trained, tmp_path_factory) -> Path:
     (folder / "set.json").write_text(json.dumps(records))
     (folder / "secret.png").write_bytes((folder / "0.png").read_bytes())
     reranker = Reranker.from_pretrained(trained)
-    assert build(reranker, BlipJson(str(folder / "set.json")), "blip:set", folder / "index")
+    assert build(
+        reranker.engine,
+        reranker.stamp,
+        BlipJson(str(folder / "set.json")),
+        "blip:set",
+        folder / "index",
+    )
     return folder / "index"
 
 

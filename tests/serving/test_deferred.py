@@ -27,7 +27,7 @@ def deferred(trained, indexed, tmp_path_factory) -> Service:
     (folder / "model" / "config.json").write_text(json.dumps(config))
     reranker = Reranker.from_pretrained(folder / "model", precision="float32")
     source = BlipJson(str(indexed.parent / "set.json"))
-    assert build(reranker, source, "blip:set", folder / "index")
+    assert build(reranker.engine, reranker.stamp, source, "blip:set", folder / "index")
     return Service(reranker, ImageIndex.open(folder / "index"))
 
 

@@ -21,7 +21,7 @@ from edje_jax.training.loop import whole_folder
 from edje_jax.weights.backbone import load_backbone
 from edje_jax.weights.bert import load_language_model
 from edje_jax.weights.card import model_card
-from edje_jax.weights.files import BadWeights, Safetensors, write_json
+from edje_jax.weights.files import BadJson, BadWeights, Safetensors, write_json
 from edje_jax.weights.folder import Model, load_model, save_model
 from edje_jax.weights.mapping import WeightMismatch
 from edje_jax.weights.published import load_published, save_published
@@ -337,7 +337,7 @@ def test_a_format_from_the_future(folder):
 
 def test_a_config_that_is_not_json(folder):
     (folder / "config.json").write_text('{"model_type": "edje",')
-    with pytest.raises(BadWeights, match=r"model/config\.json: not valid JSON \(.*line 1"):
+    with pytest.raises(BadJson, match=r"model/config\.json: not valid JSON \(.*line 1"):
         load_model(str(folder))
 
 

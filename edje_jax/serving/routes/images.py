@@ -8,10 +8,14 @@ from fastapi import APIRouter, Query, Response
 from fastapi.responses import FileResponse
 from PIL import Image
 
+from edje_jax.data.decoders import open_image
 from edje_jax.serving.state import Shared
 
-SHOWN = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")
-"""Formats that browsers show; of other images, and of those that are gone, there is a thumbnail."""
+SHOWN = {
+    "JPEG": "image/jpeg", "MPO": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp",
+    "GIF": "image/gif", "BMP": "image/bmp", "AVIF": "image/avif",
+}  # fmt: skip
+"""Formats that browsers show, and their media types; of any other image a thumbnail is sent."""
 IMAGE: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}
 }
@@ -38,8 +42,8 @@ def image(
 def _media_type(path: Path) -> str:
     """By content; empty where the file is gone, cannot be read or is nothing that browsers show."""
     try:
-        with Image.open(path, formats=SHOWN) as found:
-            return Image.MIME[str(found.format)]
+        with path.open("rb") as file, open_image(file) as found:
+            return SHOWN.get(found.format or "", "")
     except Exception:
         return ""
 
