@@ -11,9 +11,9 @@ from pathlib import Path
 
 import tyro
 
-from edje_jax.allocator import start_with_huge_pages
 from edje_jax.cli.program import choose_config, config_names, run_program
-from edje_jax.config import BackboneRun, EdjeRun
+from edje_jax.config.run import BackboneRun, EdjeRun
+from edje_jax.system.allocator import start_with_huge_pages
 
 ROOT = Path(__file__).resolve().parent
 
@@ -42,10 +42,10 @@ def main(arguments: list[str]) -> int:
 def build_task(config: BackboneRun | EdjeRun, workdir: Path):
     """The task a config describes."""
     if isinstance(config, BackboneRun):
-        from edje_jax.training.backbone import BackboneTask
+        from edje_jax.training.tasks.backbone import BackboneTask
 
         return BackboneTask(config, workdir)
-    from edje_jax.training.edje import EdjeTask
+    from edje_jax.training.tasks.edje import EdjeTask
 
     return EdjeTask(config, workdir)
 

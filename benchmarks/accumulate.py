@@ -18,7 +18,7 @@ from rich.table import Table
 from side_by_side import forget_peak, machine, resident_peak
 from train_step import Work, ours
 
-from edje_jax.allocator import give_back_freed_memory
+from edje_jax.system.allocator import give_back_freed_memory
 
 
 def main() -> None:

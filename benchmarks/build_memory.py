@@ -18,10 +18,10 @@ from typing import Any
 from rich.console import Console
 from side_by_side import forget_peak, machine, resident_peak
 
-from edje_jax.allocator import keep_freed_memory, use_one_heap
-from edje_jax.data.sources.shapes import Shapes
-from edje_jax.retrieval.build import build
-from edje_jax.retrieval.reranker import Reranker
+from edje_jax.index.build import build
+from edje_jax.scenes.shapes import Shapes
+from edje_jax.search.reranker import Reranker
+from edje_jax.system.allocator import keep_freed_memory, use_one_heap
 
 
 class Some(Shapes):

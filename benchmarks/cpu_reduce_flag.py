@@ -1,4 +1,4 @@
-"""What the XLA flag costs that jaxlib 0.10.2 needs on CPUs (`edje_jax/xla_flags.py`).
+"""What the XLA flag costs that jaxlib 0.10.2 needs on CPUs (`edje_jax/system/xla_flags.py`).
 
     python benchmarks/cpu_reduce_flag.py [--rounds 9] [--out cpu_reduce_flag.json]
 
@@ -95,7 +95,7 @@ def serve(work: str, side: str) -> None:
 
 def job(work: str) -> Callable[[], object]:
     """The work as the benchmarks of that name do it."""
-    from edje_jax.allocator import keep_freed_memory
+    from edje_jax.system.allocator import keep_freed_memory
 
     keep_freed_memory()  # As the programs do
     if work == "rerank":

@@ -32,10 +32,11 @@ from rich.console import Console
 from rich.table import Table
 from side_by_side import machine, timed
 
-from edje_jax.config import DataConfig, ImageRecipe
+from edje_jax.config.model import ImageRecipe
+from edje_jax.config.run import DataConfig
 from edje_jax.data.bad_pictures import BadPictures
-from edje_jax.data.encoding import file_bytes
 from edje_jax.data.exclusion import _hashed
+from edje_jax.data.images import file_bytes
 from edje_jax.data.loader import Encoder, TrainingBatches, iterate
 from edje_jax.data.pack import pack
 from edje_jax.data.sources import tar_index

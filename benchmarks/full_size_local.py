@@ -29,7 +29,7 @@ from transformers import BertConfig as HfBertConfig
 from transformers import BertModel
 
 from edje_jax.cli.convert import convert
-from edje_jax.config import (
+from edje_jax.config.model import (
     AdapterConfig,
     BackboneConfig,
     BertConfig,
@@ -39,13 +39,13 @@ from edje_jax.config import (
     VisionConfig,
 )
 from edje_jax.models.edje import Edje
-from edje_jax.retrieval.reranker import Reranker
+from edje_jax.search.reranker import Reranker
+from edje_jax.system.files import write_json
 from edje_jax.weights import bert
 from edje_jax.weights.backbone import expected_params, load_backbone, save_backbone
-from edje_jax.weights.export.modeling_edje import EdjeModel
-from edje_jax.weights.files import write_json
 from edje_jax.weights.folder import Model
 from edje_jax.weights.published import save_published
+from edje_jax.weights.torch.modeling_edje import EdjeModel
 
 VISION = VisionConfig(1024, 4096, 24, 16, image_size=384, patch_size=16)
 CONFIG = EdjeConfig(

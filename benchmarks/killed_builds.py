@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 from side_by_side import machine
 
-from edje_jax.retrieval.store import verify
+from edje_jax.index.store import verify
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import SiglipModel
 
-from edje_jax.config import BackboneConfig, ImageRecipe, TextConfig, VisionConfig
+from edje_jax.config.model import BackboneConfig, ImageRecipe, TextConfig, VisionConfig
 from edje_jax.weights.backbone import expected_params, load_backbone, save_backbone
 from edje_jax.weights.mapping import to_device
 

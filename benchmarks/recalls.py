@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from edje_jax.evaluation.compare import compare, read_evaluation
-from edje_jax.evaluation.tables import DIRECTIONS, span
+from edje_jax.evaluation.intervals import span
+from edje_jax.evaluation.retrieval import DIRECTIONS
 
 SHARED = ("data", "k", "pictures", "captions", "gallery", "similarity_weight")
 """What all evaluations must have in common, as their `metrics.json` names it."""

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from configs.finetune_coco import config as finetune
 from configs.pretrain_local import config as pretrain
-from edje_jax.config import (
+from edje_jax.config.model import (
     AdapterConfig,
     BackboneConfig,
     EdjeConfig,

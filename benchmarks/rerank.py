@@ -34,8 +34,7 @@ from side_by_side import machine, ratios, timed
 from transformers import BertConfig as HfBertConfig
 from transformers import BertForMaskedLM
 
-from edje_jax.allocator import keep_freed_memory
-from edje_jax.config import (
+from edje_jax.config.model import (
     AdapterConfig,
     BackboneConfig,
     BertConfig,
@@ -44,12 +43,13 @@ from edje_jax.config import (
     TextConfig,
     VisionConfig,
 )
-from edje_jax.inference.engine import Engine
-from edje_jax.inference.precision import compute_dtype
 from edje_jax.models.edje import Edje
+from edje_jax.runtimes.devices import compute_dtype
+from edje_jax.runtimes.jax import Engine
+from edje_jax.system.allocator import keep_freed_memory
 from edje_jax.weights import bert, edje
-from edje_jax.weights.export import modeling_edje
 from edje_jax.weights.mapping import to_theirs
+from edje_jax.weights.torch import modeling_edje
 
 CLS, SEP, PAD = 101, 102, 0
 VISION = VisionConfig(1024, 4096, 24, 16, image_size=384, patch_size=16)

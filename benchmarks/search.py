@@ -23,9 +23,9 @@ from rich.console import Console
 from rich.table import Table
 from side_by_side import machine
 
-from edje_jax.allocator import keep_freed_memory
+from edje_jax.first_stage.registry import ENGINES
 from edje_jax.models.token_formats import PackedTokens
-from edje_jax.retrieval.first_stage import ENGINES
+from edje_jax.system.allocator import keep_freed_memory
 
 WIDTH, K = 768, 100
 ROW = 49_152

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from side_by_side import machine
 
-from edje_jax.retrieval.store import Store
+from edje_jax.index.store import Store
 
 
 def main() -> None:

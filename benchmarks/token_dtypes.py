@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from edje_jax.data.sources.registry import open_captioned
-from edje_jax.inference.gallery import encode_gallery, evaluate
+from edje_jax.evaluate.gallery import encode_gallery, evaluate
 from edje_jax.models.token_formats import TOKEN_DTYPES, pack, row_bytes, unpack
-from edje_jax.retrieval.reranker import Reranker
+from edje_jax.search.reranker import Reranker
 
 
 def main() -> None:

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from edje_jax.cli.evaluate import Protocol, evaluate_model
+from edje_jax.cli.evaluate import evaluate_model
 from edje_jax.data.sources.registry import open_captioned
+from edje_jax.evaluate.measure import Protocol
 from edje_jax.evaluation.retrieval import Gallery, Retrieval, rerank
-from edje_jax.evaluation.tables import table
+from edje_jax.reports.tables import table
 from edje_jax.types import Source
 from edje_jax.weights.folder import model_folder
 

@@ -34,32 +34,32 @@ from side_by_side import forget_peak, machine, ratios, resident_peak, timed
 from transformers import BertConfig as HfBertConfig
 from transformers import BertForMaskedLM, SiglipConfig, SiglipModel
 
-from edje_jax.allocator import give_back_freed_memory, keep_freed_memory
-from edje_jax.config import (
+from edje_jax.config.model import (
     AdapterConfig,
     BackboneConfig,
     BertConfig,
     EdjeConfig,
     ImageRecipe,
-    LossConfig,
-    MeshConfig,
     TextConfig,
     VisionConfig,
 )
+from edje_jax.config.run import LossConfig, MeshConfig
 from edje_jax.data.images import normalise
-from edje_jax.inference.precision import compute_dtype
 from edje_jax.models.backbone import make_backbone
 from edje_jax.models.edje import Edje
+from edje_jax.runtimes.devices import compute_dtype
+from edje_jax.system.allocator import give_back_freed_memory, keep_freed_memory
 from edje_jax.training import flops
 from edje_jax.training.edje_step import Frozen, edje_train_step
 from edje_jax.training.objective import Objective, choose_masked
 from edje_jax.training.sharding import Devices
-from edje_jax.training.steps import init_state
+from edje_jax.training.state import init_state
 from edje_jax.types import Batch
-from edje_jax.weights import bert, edje, siglip
+from edje_jax.weights import bert, edje
 from edje_jax.weights.backbone import backbone_rules
-from edje_jax.weights.export import modeling_edje
+from edje_jax.weights.families import siglip
 from edje_jax.weights.mapping import to_theirs
+from edje_jax.weights.torch import modeling_edje
 
 CLS, SEP, PAD, MASK = 101, 102, 0, 103
 SPECIAL = (PAD, 100, CLS, SEP, MASK)

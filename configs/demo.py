@@ -3,15 +3,8 @@
 from pathlib import Path
 
 import edje_jax
-from edje_jax.config import (
-    AdapterSpec,
-    BertConfig,
-    DataConfig,
-    EdjeRun,
-    LossConfig,
-    ModelSpec,
-    OptimConfig,
-)
+from edje_jax.config.model import BertConfig
+from edje_jax.config.run import AdapterSpec, DataConfig, EdjeRun, LossConfig, ModelSpec, OptimConfig
 
 config = EdjeRun(
     steps=1600,

@@ -10,7 +10,7 @@ fine-tuning, the number of epochs and the weight of the hidden states are ours.
 import dataclasses
 
 from configs.finetune_coco import config as finetune
-from edje_jax.config import LossConfig
+from edje_jax.config.run import LossConfig
 
 config = dataclasses.replace(
     finetune,

@@ -3,7 +3,7 @@
 import dataclasses
 
 from configs.finetune_coco import config as coco
-from edje_jax.config import DataConfig
+from edje_jax.config.run import DataConfig
 
 config = dataclasses.replace(
     coco, data=DataConfig(train="blip:flickr30k_train.json", batch_size=256, workers=16)

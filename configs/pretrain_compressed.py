@@ -7,7 +7,7 @@ the teacher; distillation weighs 1, as the other losses do (arXiv 2510.06820 and
 import dataclasses
 
 from configs.pretrain_local import config as local
-from edje_jax.config import AdapterSpec
+from edje_jax.config.run import AdapterSpec
 
 config = dataclasses.replace(
     local,

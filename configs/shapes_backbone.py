@@ -1,6 +1,7 @@
 """The backbone that `make demo` uses: a dual encoder of the built-in scenes."""
 
-from edje_jax.config import BackboneRun, DataConfig, OptimConfig, TextConfig, VisionConfig
+from edje_jax.config.model import TextConfig, VisionConfig
+from edje_jax.config.run import BackboneRun, DataConfig, OptimConfig
 
 config = BackboneRun(
     steps=1600,

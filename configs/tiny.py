@@ -1,14 +1,7 @@
 """A small EDJE on a tiny backbone, on any SPEC."""
 
-from edje_jax.config import (
-    AdapterSpec,
-    BertConfig,
-    DataConfig,
-    EdjeRun,
-    LossConfig,
-    ModelSpec,
-    OptimConfig,
-)
+from edje_jax.config.model import BertConfig
+from edje_jax.config.run import AdapterSpec, DataConfig, EdjeRun, LossConfig, ModelSpec, OptimConfig
 
 config = EdjeRun(
     epochs=30,

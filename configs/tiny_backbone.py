@@ -1,6 +1,7 @@
 """A small SigLIP-style dual encoder from scratch, on any SPEC."""
 
-from edje_jax.config import BackboneRun, DataConfig, OptimConfig, TextConfig, VisionConfig
+from edje_jax.config.model import TextConfig, VisionConfig
+from edje_jax.config.run import BackboneRun, DataConfig, OptimConfig
 
 config = BackboneRun(
     epochs=24,

@@ -2,24 +2,24 @@
 
 Importing this package imports neither JAX nor anything else of size: the names below are looked
 up when they are first used. It sets the XLA flag that one release of jaxlib needs on CPUs to
-compute rightly (`edje_jax.xla_flags`), so import it before JAX is first used.
+compute rightly (`edje_jax.system.xla_flags`), so import it before JAX is first used.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from edje_jax.xla_flags import avoid_wrong_reductions
+from edje_jax.system.xla_flags import avoid_wrong_reductions
 
 if TYPE_CHECKING:
-    from edje_jax.retrieval.index import ImageIndex
-    from edje_jax.retrieval.reranker import Reranker
+    from edje_jax.index.image_index import ImageIndex
+    from edje_jax.search.reranker import Reranker
 
 __version__ = "0.1.0"
 __all__ = ["ImageIndex", "Reranker", "__version__"]
 
 _EXPORTS = {
-    "ImageIndex": "edje_jax.retrieval.index",
-    "Reranker": "edje_jax.retrieval.reranker",
+    "ImageIndex": "edje_jax.index.image_index",
+    "Reranker": "edje_jax.search.reranker",
 }
 
 

@@ -61,6 +61,9 @@ def _check_annotations() -> None:
 _set_environment()
 _check_annotations()
 
+pytest_plugins = ("tests.small_runs", "tests.small_disk")
+"""Fixtures that many folders share; imported after the environment is set."""
+
 
 def pytest_configure() -> None:
     """JAX's own settings."""
@@ -75,7 +78,7 @@ def pytest_configure() -> None:
 
 OF_TORCH = (
     "torch", "mteb", "onnxruntime", "sentence_transformers",
-    "edje_jax.weights.export", "edje_jax.weights.published",
+    "edje_jax.weights.torch", "edje_jax.weights.published",
 )  # fmt: skip
 """Modules that need PyTorch."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edje_jax.cli.edje import main
-from edje_jax.data.sources.shapes import Shapes
+from edje_jax.scenes.shapes import Shapes
 
 COUNT = 24
 

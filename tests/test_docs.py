@@ -13,7 +13,7 @@ import tyro
 import eval as evaluation
 from edje_jax.cli.edje import COMMANDS
 from edje_jax.cli.program import choose_config, config_names
-from edje_jax.config import AdapterConfig
+from edje_jax.config.model import AdapterConfig
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edje_jax.config import OnlineVision
-from edje_jax.evaluation.pareto import pareto_front
+from edje_jax.config.model import OnlineVision
+from edje_jax.evaluation.metrics import pareto_front
 from edje_jax.models.token_formats import TokenDtype
 
 TIE = 0.05

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edje_jax.cli.program import UsageError
-from edje_jax.inference.precision import log_devices
-from edje_jax.training.export import is_checkpoint, load_checkpoint
-from edje_jax.training.loop import whole_folder
+from edje_jax.runtimes.devices import log_devices
+from edje_jax.system.files import whole_folder
+from edje_jax.training.load_checkpoint import is_checkpoint, load_checkpoint
 from edje_jax.weights.card import model_card
 from edje_jax.weights.folder import Model, load_model, save_model
 from edje_jax.weights.published import load_published, save_published
@@ -70,7 +70,7 @@ def _to_published(source: str, out: Path, backbone: str, language: str) -> None:
 
 def _to_onnx(source: str, out: Path, backbone: str, language: str) -> None:
     try:
-        from edje_jax.weights.export.onnx import export_onnx
+        from edje_jax.weights.onnx import export_onnx
     except ImportError as error:
         raise UsageError(f"ONNX needs more ({error}); pip install 'edje-jax[onnx]'") from error
 

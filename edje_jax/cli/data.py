@@ -12,7 +12,7 @@ from edje_jax.cli.progress import Bars
 from edje_jax.data import pack as packing
 from edje_jax.data.sources.registry import LINES, open_source
 from edje_jax.data.statistics import Statistics, grid, quantiles, statistics
-from edje_jax.weights.files import replacing
+from edje_jax.system.files import replacing
 
 log = logging.getLogger(__name__)
 

@@ -14,13 +14,13 @@ from rich.console import Console
 from rich.table import Table
 
 from configs.demo import config
-from edje_jax.allocator import start_with_huge_pages
 from edje_jax.cli.evaluate import evaluate_model
 from edje_jax.cli.program import UsageError, run_program
 from edje_jax.data.sources.registry import open_source
-from edje_jax.retrieval.reranker import Reranker
-from edje_jax.training.edje import EdjeTask
+from edje_jax.search.reranker import Reranker
+from edje_jax.system.allocator import start_with_huge_pages
 from edje_jax.training.loop import run
+from edje_jax.training.tasks.edje import EdjeTask
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
-from edje_jax.inference.precision import compute_dtype
-from edje_jax.xla_flags import FAULTY, FLAG
+from edje_jax.runtimes.devices import compute_dtype
+from edje_jax.system.xla_flags import FAULTY, FLAG
 
 PACKAGES = ("edje-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "torch")
 DEVELOPMENT = ("test", "test-jax", "gpu", "tpu")

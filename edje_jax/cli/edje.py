@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from edje_jax.cli.program import run_program
-from edje_jax.config import TokenDtype
+from edje_jax.config.model import TokenDtype
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,51 +11,32 @@ from rich.console import Console
 from rich.table import Table
 
 from edje_jax.cli.progress import Bars
-from edje_jax.data.encoding import image_of
+from edje_jax.data.compositional import read_items
+from edje_jax.data.images import image_of
 from edje_jax.data.sources.pooled import Pooled
 from edje_jax.data.sources.registry import open_captioned, open_source
 from edje_jax.data.sources.subset import joined
-from edje_jax.evaluation.calibration import direction_reliability
-from edje_jax.evaluation.compare import compare, comparison_table
-from edje_jax.evaluation.compositional import (
-    compositional_table,
-    read_items,
-    summarise,
-    write_compositional,
+from edje_jax.evaluate.compositional import score_items
+from edje_jax.evaluate.gallery import EncodedGallery, encode_gallery
+from edje_jax.evaluate.measure import Protocol, measure
+from edje_jax.evaluate.word_attention import word_maps
+from edje_jax.evaluation.compare import compare
+from edje_jax.evaluation.compositional import summarise
+from edje_jax.reports.compositional import compositional_table, write_compositional
+from edje_jax.reports.report import write_json, write_metrics, write_report
+from edje_jax.reports.tables import (
+    comparison_table,
+    eccv_table,
+    folds_table,
+    k_table,
+    table,
+    weight_table,
 )
-from edje_jax.evaluation.eccv import coco_ids, eccv_metrics
-from edje_jax.evaluation.intervals import gain_intervals
-from edje_jax.evaluation.protocols import Timed, folds_summary, k_sweep, rerank_folds, weight_sweep
-from edje_jax.evaluation.report import write_json, write_metrics, write_report
-from edje_jax.evaluation.retrieval import Retrieval, rerank
-from edje_jax.evaluation.tables import eccv_table, folds_table, k_table, table, weight_table
-from edje_jax.evaluation.word_maps import WordMaps
-from edje_jax.inference.attention import word_maps
-from edje_jax.inference.compositional import score_items
-from edje_jax.inference.engine import Engine
-from edje_jax.inference.gallery import EncodedGallery, Progress, encode_gallery, second_stage
-from edje_jax.retrieval.reranker import Reranker
+from edje_jax.reports.word_maps import WordMaps
+from edje_jax.runtimes.jax import Engine
+from edje_jax.search.reranker import Reranker
+from edje_jax.system.files import naming
 from edje_jax.types import Source
-from edje_jax.weights.files import naming
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """What is measured on a gallery."""
-
-    k: int = 10
-    similarity_weight: float = 0.0
-    folds: int = 0
-    """Disjoint parts of the gallery to evaluate as well, each on its own; 0 for none."""
-    k_sweep: Sequence[int] = ()
-    similarity_weights: Sequence[float] = ()
-    eccv: Path | None = None
-    """COCO's captions_val2014.json, to judge by CxC and ECCV Caption as well."""
-
-    @property
-    def depth(self) -> int:
-        """Candidates to score."""
-        return max(self.k, *self.k_sweep) if self.k_sweep else self.k
 
 
 def evaluate_model(
@@ -151,42 +131,6 @@ def caption_words(engine: Engine, encoded: EncodedGallery, source: Source, q: in
     record = int(encoded.record[int(gallery.caption_image[q])])
     picture = image_of(source, record, engine.config.image)
     return word_maps(engine, picture, gallery.captions[q])
-
-
-def measure(
-    engine: Engine, encoded: EncodedGallery, protocol: Protocol, progress: Progress | None = None
-) -> tuple[Retrieval, dict[str, Any]]:
-    """The retrieval at depth k, and what else the protocol asks for, as metrics.json has it."""
-    if protocol.eccv:
-        coco_ids(encoded.gallery, protocol.eccv)  # Told before the work if it is another set
-    if protocol.k_sweep:
-        # Else the rate would be that of the compiler.
-        engine.warm(encoded.tokens)
-    score_pairs = Timed(second_stage(engine, encoded, progress))
-    gallery, weight = encoded.gallery, protocol.similarity_weight
-    images, texts = encoded.embeddings, engine.embed_texts(gallery.captions)
-    deep = rerank(gallery, images, texts, score_pairs, protocol.depth, weight)
-    rate = score_pairs.pairs / score_pairs.seconds
-    retrieval = deep.at(k=protocol.k)
-    extra: dict[str, Any] = {
-        "interval": gain_intervals(retrieval, gallery),
-        "calibration": {
-            "t2i": direction_reliability(retrieval.t2i),
-            "i2t": direction_reliability(retrieval.i2t),
-        },
-    }
-    if protocol.folds:
-        folds = rerank_folds(
-            gallery, images, texts, score_pairs, protocol.k, protocol.folds, weight
-        )
-        extra["folds"] = folds_summary(folds)
-    if protocol.k_sweep:
-        extra["k_sweep"] = k_sweep(deep, protocol.k_sweep, rate)
-    if protocol.similarity_weights:
-        extra["similarity_weights"] = weight_sweep(retrieval, protocol.similarity_weights)
-    if protocol.eccv:
-        extra["eccv"] = eccv_metrics(retrieval, images, texts, gallery, protocol.eccv)
-    return retrieval, extra
 
 
 def tables(metrics: dict[str, Any]) -> Iterator[Table]:

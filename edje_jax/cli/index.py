@@ -8,18 +8,18 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from edje_jax.allocator import use_one_heap
 from edje_jax.cli.program import UsageError
 from edje_jax.cli.progress import Bars
 from edje_jax.data.sources.registry import open_source
 from edje_jax.data.sources.texts import printable
+from edje_jax.index import build as building
+from edje_jax.index import maintain as upkeep
+from edje_jax.index import store as stores
+from edje_jax.index.commit import Report
+from edje_jax.index.store import BadStore, Manifest, Store
 from edje_jax.models.token_formats import TokenDtype
-from edje_jax.retrieval import build as building
-from edje_jax.retrieval import store as stores
-from edje_jax.retrieval import upkeep
-from edje_jax.retrieval.commit import Report
-from edje_jax.retrieval.reranker import Reranker
-from edje_jax.retrieval.store import BadStore, Manifest, Store
+from edje_jax.search.reranker import Reranker
+from edje_jax.system.allocator import use_one_heap
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from edje_jax.allocator import keep_freed_memory
 from edje_jax.cli.terminal import (
     READER_GONE,
     flush_all,
@@ -20,7 +19,8 @@ from edje_jax.cli.terminal import (
     start_in_utf8_mode,
     take_any_text,
 )
-from edje_jax.data.caches import cache_folder
+from edje_jax.system.allocator import keep_freed_memory
+from edje_jax.system.cache_folder import cache_folder
 
 USAGE = 2
 FAILED = 1

@@ -5,10 +5,10 @@ import tempfile
 from pathlib import Path
 
 from edje_jax.cli.program import UsageError
-from edje_jax.config import EdjeRun
-from edje_jax.training.export import from_dict
+from edje_jax.config.run import EdjeRun
+from edje_jax.system.files import read_json
+from edje_jax.training.load_checkpoint import from_dict
 from edje_jax.weights.card import model_card
-from edje_jax.weights.files import read_json
 from edje_jax.weights.folder import load_model, model_folder
 
 log = logging.getLogger(__name__)

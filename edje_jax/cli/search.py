@@ -9,8 +9,8 @@ from rich.text import Text
 
 from edje_jax.cli.program import UsageError
 from edje_jax.cli.terminal import write_json
-from edje_jax.retrieval.index import ImageIndex
-from edje_jax.retrieval.reranker import Reranker
+from edje_jax.index.image_index import ImageIndex
+from edje_jax.search.reranker import Reranker
 
 
 def search(asked: Any) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 
 from edje_jax.cli.program import UsageError
 from edje_jax.cli.search import model_of
-from edje_jax.retrieval.index import ImageIndex
-from edje_jax.retrieval.store import check_model
+from edje_jax.index.image_index import ImageIndex
+from edje_jax.index.store import check_model
 
 log = logging.getLogger(__name__)
 

@@ -19,11 +19,11 @@ from edje_jax.cli.progress import Bars
 from edje_jax.cli.tune_plot import draw
 from edje_jax.data.sources.registry import open_captioned
 from edje_jax.data.sources.subset import joined
+from edje_jax.evaluate.gallery import EncodedGallery, encode_gallery, second_stage
 from edje_jax.evaluation.retrieval import rerank
-from edje_jax.inference.gallery import EncodedGallery, encode_gallery, second_stage
 from edje_jax.models.token_formats import TokenDtype, pack, row_bytes
-from edje_jax.retrieval.reranker import Reranker
-from edje_jax.weights.files import write_json
+from edje_jax.search.reranker import Reranker
+from edje_jax.system.files import write_json
 from edje_jax.weights.folder import model_folder, read_model_config
 
 log = logging.getLogger(__name__)

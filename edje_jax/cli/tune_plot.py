@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from edje_jax.cli.choice import Choice, layers, short_names
-from edje_jax.evaluation.pareto import pareto_front
-from edje_jax.weights.files import replacing
+from edje_jax.evaluation.metrics import pareto_front
+from edje_jax.system.files import replacing
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import logging
 import numpy as np
 from PIL import Image, ImageCms
 
-from edje_jax.config import ImageRecipe
+from edje_jax.config.model import ImageRecipe
 
 log = logging.getLogger(__name__)
 

@@ -19,15 +19,15 @@ import PIL
 from jaxtyping import Bool, Int64, UInt8
 from PIL import features
 
-from edje_jax.config import DataConfig
+from edje_jax.config.run import DataConfig
 from edje_jax.data.bad_pictures import left_out
-from edje_jax.data.caches import cache_folder
 from edje_jax.data.feature_cache import stamp_of_set
 from edje_jax.data.images import BadImage
 from edje_jax.data.sources.mixture import Mixture
 from edje_jax.data.sources.subset import subset
+from edje_jax.system.cache_folder import cache_folder
+from edje_jax.system.files import replacing
 from edje_jax.types import Source
-from edje_jax.weights.files import replacing
 
 log = logging.getLogger(__name__)
 

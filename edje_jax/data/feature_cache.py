@@ -24,8 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool
 
+from edje_jax.system.files import naming, read_json, write_json
 from edje_jax.types import Features, Source
-from edje_jax.weights.files import naming, read_json, write_json
 
 FORMAT = 1
 TABLES = ("vision_tokens", "image_embeddings", "text_embeddings")

@@ -13,11 +13,11 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from edje_jax.config import ImageRecipe
+from edje_jax.config.model import ImageRecipe
 from edje_jax.data import png
 from edje_jax.data.colours import to_rgb
 from edje_jax.data.decoders import open_image
-from edje_jax.types import AnyArray
+from edje_jax.types import AnyArray, Encoded, Source
 
 MAX_PIXELS = 178_956_970
 """Pictures of more are refused as decompression bombs: Pillow's own limit, but not switched off
@@ -242,3 +242,27 @@ def normalise(
     mean = np.array(recipe.mean, np.float32).reshape(shape)
     std = np.array(recipe.std, np.float32).reshape(shape)
     return (images.astype(np.float32) / 255 - mean) / std
+
+
+def file_bytes(source: Source, index: int) -> bytes:
+    """The file that a source keeps, else a PNG of the picture.
+
+    Raises:
+        BadImage: it cannot be read.
+    """
+    if isinstance(source, Encoded):
+        return source.encoded(index)
+    stream = io.BytesIO()
+    source.image(index).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def image_of(source: Source, index: int, recipe: ImageRecipe) -> Image.Image:
+    """The image, upright and RGB, its profile and transparency treated as a recipe says.
+
+    Raises:
+        BadImage: it cannot be read.
+    """
+    if recipe.reading and isinstance(source, Encoded):
+        return decode(source.encoded(index), source.image_id(index), recipe)
+    return source.image(index)

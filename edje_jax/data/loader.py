@@ -18,12 +18,12 @@ from absl import flags
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
-from edje_jax.config import DataConfig, ImageRecipe
+from edje_jax.config.model import ImageRecipe
+from edje_jax.config.run import DataConfig
 from edje_jax.data.bad_pictures import BadPictures, caption_faults
 from edje_jax.data.buckets import bucket, lengths_up_to
-from edje_jax.data.encoding import image_of
 from edje_jax.data.feature_cache import Caption, FeatureCache
-from edje_jax.data.images import BadImage, random_crop, resize
+from edje_jax.data.images import BadImage, image_of, random_crop, resize
 from edje_jax.data.text import BackboneTokenizer, JointTokenizer, canonicalise
 from edje_jax.types import Batch, PatchLabelled, Source
 

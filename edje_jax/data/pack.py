@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from edje_jax.data.bad_pictures import caption_faults, left_out
-from edje_jax.data.encoding import file_bytes
 from edje_jax.data.feature_cache import stamp_of_set
-from edje_jax.data.images import BadImage, decode
+from edje_jax.data.images import BadImage, decode, file_bytes
 from edje_jax.data.sources.array_record import FORMAT, VERSION, read_table
 from edje_jax.data.sources.mixture import Mixture
 from edje_jax.data.sources.subset import joined
 from edje_jax.data.sources.texts import printable
+from edje_jax.system.files import is_abandoned, replacing
 from edje_jax.types import Source
-from edje_jax.weights.files import is_abandoned, replacing
 
 OPTIONS = "group_size:1,uncompressed"
 """Of ArrayRecord: one record is read alone; picture files are compressed as they are."""

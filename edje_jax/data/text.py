@@ -14,7 +14,7 @@ import tokenizers
 from jaxtyping import Int
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from edje_jax.weights.tokenizer import load_tokenizer
+from edje_jax.data.tokenizer import load_tokenizer
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _SPACES = re.compile(r"\s+")

@@ -8,12 +8,10 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int
-from rich.markup import escape
-from rich.table import Table
 
 from edje_jax.evaluation.intervals import DRAWS, LEVEL, difference_intervals
-from edje_jax.evaluation.metrics import RECALLS, recalls
-from edje_jax.evaluation.tables import DIRECTIONS, span
+from edje_jax.evaluation.metrics import recalls
+from edje_jax.evaluation.retrieval import DIRECTIONS
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,33 +99,6 @@ def compare(a: Path, b: Path, seed: int = 0) -> dict[str, Any]:
             "interval": {at: list(interval) for at, interval in intervals.items()},
         }
     return {**out, "interval": {"level": LEVEL, "draws": DRAWS, "seed": seed}}
-
-
-def comparison_table(result: dict[str, Any]) -> Table:
-    """`compare` on the terminal."""
-    out = Table(title="Reranked, A and B (percent)", title_justify="left")
-    out.caption = "\n".join(
-        f"{name.upper()}: {escape(one['model'])} on {escape(one['data'])}, k = {one['k']}, "
-        f"similarity weight {one['similarity_weight']:g}"
-        for name, one in ((name, result[name]) for name in ("a", "b"))
-    )
-    out.caption_justify = "left"
-    out.add_column("")
-    for name in ("", "A", "B", "B - A", f"{LEVEL}% interval"):
-        out.add_column(name, justify="right")
-    for key, title in DIRECTIONS.items():
-        side = result[key]
-        for number, at in enumerate(f"R@{n}" for n in RECALLS):
-            out.add_row(
-                "" if number else title,
-                at,
-                f"{side['a'][at]:.2f}",
-                f"{side['b'][at]:.2f}",
-                f"{side['difference'][at]:+.2f}",
-                span(side["interval"][at]),
-                end_section=number == len(RECALLS) - 1,
-            )
-    return out
 
 
 def _check_same(a: Evaluated, b: Evaluated) -> None:

@@ -6,7 +6,7 @@ on each. The interval is that of the percentiles (Efron and Tibshirani, An Intro
 Bootstrap, 1993, chapter 13). It covers the choice of pictures alone, not the seeds of training.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -82,3 +82,9 @@ def _draw(sums: Float[np.ndarray, "c m"], rng: np.random.Generator) -> Float[np.
 
 def _lists(intervals: Mapping[str, tuple[float, float]]) -> dict[str, list[float]]:
     return {name: list(interval) for name, interval in intervals.items()}
+
+
+def span(interval: Sequence[float]) -> str:
+    """An interval of points."""
+    low, high = interval
+    return f"{low:+.1f} to {high:+.1f}"

@@ -6,6 +6,8 @@ in ALBEF's and BLIP's evaluations). A rank is 1 for the top place and 0 for a qu
 (no right answer, or padding); such queries never count.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
@@ -85,3 +87,15 @@ def _percentage(hit: Bool[np.ndarray, " q"], counted: Bool[np.ndarray, " q"]) ->
             "evaluate on a set with captions"
         )
     return 100.0 * np.count_nonzero(hit & counted) / total
+
+
+def pareto_front(values: Sequence[Sequence[float]]) -> Bool[np.ndarray, " n"]:
+    """Which of n points [n, d], larger being better in each of the d, are not dominated.
+
+    A point is dominated by one that is at least as good in all and better in one; of equal points
+    none dominates the other.
+    """
+    points: Float[np.ndarray, "n d"] = np.asarray(values, float)
+    no_worse = (points[:, None] >= points[None]).all(axis=2)
+    better = (points[:, None] > points[None]).any(axis=2)
+    return np.logical_not(np.any(no_worse & better, axis=0))

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from edje_jax.evaluation.retrieval import Gallery, Retrieval, ScorePairs, rerank
-from edje_jax.evaluation.tables import DIRECTIONS
+from edje_jax.evaluation.retrieval import DIRECTIONS, Gallery, Retrieval, ScorePairs, rerank
 
 
 class Timed:

@@ -376,3 +376,6 @@ def _check_ids(image_ids: Sequence[str]) -> None:
                 f"picture id {name!r} stands twice; put a picture's captions into one record"
             )
         seen.add(name)
+
+
+DIRECTIONS = {"t2i": "Text to image", "i2t": "Image to text"}

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from edje_jax.config import BackboneConfig
+from edje_jax.config.model import BackboneConfig
 from edje_jax.models.clip import Clip
 from edje_jax.models.siglip import Siglip
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from edje_jax.config import BertConfig
+from edje_jax.config.model import BertConfig
 from edje_jax.models.attention import attend
 from edje_jax.models.layers import ACTIVATIONS, merge_heads, split_heads
 
@@ -97,19 +97,3 @@ class Layer(nn.Module):
         )
         inner = ACTIVATIONS[c.hidden_act](dense(c.intermediate_size, "intermediate")(kept))
         return norm("output_norm")(kept + drop(dense(c.hidden_size, "output")(inner)))
-
-
-class MaskedLmHead(nn.Module):
-    """BERT's transform before the tied decoder, and the decoder's bias."""
-
-    config: BertConfig
-    dtype: DTypeLike
-
-    def setup(self):
-        c = self.config
-        self.dense = nn.Dense(c.hidden_size, dtype=self.dtype)
-        self.norm = nn.LayerNorm(c.layer_norm_eps, dtype=self.dtype)
-        self.bias = self.param("bias", nn.initializers.zeros, (c.vocab_size,))
-
-    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
-        return self.norm(ACTIVATIONS[self.config.hidden_act](self.dense(x)))

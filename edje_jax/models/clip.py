@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from edje_jax.config import BackboneConfig, TextConfig
+from edje_jax.config.model import BackboneConfig, TextConfig
 from edje_jax.models.towers import VisionOutput, layers, patchify, unit_length
 
 _FIRST_END_TOKEN_ID = 2

@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from edje_jax.config import EdjeConfig
-from edje_jax.models.adapter import make_adapter
+from edje_jax.config.model import EdjeConfig
+from edje_jax.models.adapters import make_adapter
 from edje_jax.models.joint_encoder import JointEncoder, TextSide
 
 

@@ -24,8 +24,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from edje_jax.config import EdjeConfig
-from edje_jax.models.bert import Embeddings, Layer, MaskedLmHead
+from edje_jax.config.model import EdjeConfig
+from edje_jax.models.bert import Embeddings, Layer
+from edje_jax.models.heads.masked_lm import MaskedLmHead
 
 EVERY_ROW: tuple[int, None] = (0, None)
 """Rows that a layer returns. Always stated, as remat wants its static arguments by position."""

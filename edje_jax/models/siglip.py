@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from edje_jax.config import BackboneConfig, TextConfig, VisionConfig
+from edje_jax.config.model import BackboneConfig, TextConfig, VisionConfig
 from edje_jax.models.layers import Mlp, MultiheadAttention
 from edje_jax.models.towers import VisionOutput, layers, patchify, unit_length
 

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
-from edje_jax.config import TokenDtype as TokenDtype
+from edje_jax.config.model import TokenDtype as TokenDtype
 
 TOKEN_DTYPES: tuple[TokenDtype, ...] = get_args(TokenDtype)
 LARGEST = {"int8": 127, "int4": 7}

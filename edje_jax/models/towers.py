@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from edje_jax.config import TextConfig, VisionConfig
+from edje_jax.config.model import TextConfig, VisionConfig
 from edje_jax.models.layers import PreNormLayer
 
 

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from edje_jax.config import ImageRecipe
+from edje_jax.config.model import ImageRecipe
 from edje_jax.data.decoders import open_image
 from edje_jax.data.images import BadImage, load_image, resize
 from edje_jax.serving.limits import Limits

@@ -3,7 +3,7 @@
 from collections.abc import Hashable
 from dataclasses import dataclass
 
-from edje_jax.retrieval.search import Found, Seconds
+from edje_jax.search.results import Found, Seconds
 from edje_jax.serving.documents import Images
 
 

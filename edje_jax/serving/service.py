@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from edje_jax.first_stage.exact import QUERY_BATCHES
+from edje_jax.index.image_index import ImageIndex
 from edje_jax.models.token_formats import unpack
-from edje_jax.retrieval.first_stage import QUERY_BATCHES
-from edje_jax.retrieval.index import ImageIndex
-from edje_jax.retrieval.reranker import Reranker, listed
-from edje_jax.retrieval.search import Found, search_images, search_texts
+from edje_jax.search.cascade import search_images, search_texts
+from edje_jax.search.reranker import Reranker
+from edje_jax.search.results import Found, listed
 from edje_jax.serving.jobs import Answer, Captions, Job, Rerank, Search
 
 log = logging.getLogger(__name__)

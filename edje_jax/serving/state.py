@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, HTTPException, Request
 
-from edje_jax.retrieval.store import Store
+from edje_jax.index.store import Store
 from edje_jax.serving.batcher import Batcher, Busy
 from edje_jax.serving.jobs import Job
 from edje_jax.serving.json_body import whole_characters

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from edje_jax.config import ImageRecipe
+from edje_jax.config.model import ImageRecipe
 from edje_jax.data.images import normalise
 from edje_jax.models.apply import apply
 from edje_jax.models.siglip import Siglip
-from edje_jax.training.losses import naming_loss, sigmoid_loss
+from edje_jax.training.losses.patch_naming import naming_loss
+from edje_jax.training.losses.sigmoid import sigmoid_loss
 from edje_jax.training.negatives import positive_pairs
-from edje_jax.training.steps import Metrics, TrainState, apply_gradients
+from edje_jax.training.state import Metrics, TrainState, apply_gradients
 from edje_jax.types import Batch
 
 

@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 from orbax.checkpoint import checkpoint_managers
 
-from edje_jax.training.steps import TrainState
+from edje_jax.training.state import TrainState
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from edje_jax.config import ImageRecipe
+from edje_jax.config.model import ImageRecipe
 from edje_jax.data.images import normalise
 from edje_jax.models.apply import apply
 from edje_jax.models.backbone import DualTower
@@ -32,7 +32,7 @@ from edje_jax.training.objective import (
     text_states,
 )
 from edje_jax.training.sharding import Devices
-from edje_jax.training.steps import Metrics, TrainState, apply_gradients
+from edje_jax.training.state import Metrics, TrainState, apply_gradients
 from edje_jax.types import Batch, Features
 
 

@@ -6,7 +6,8 @@ counts twice its forward pass, and what remat computes again does not count.
 
 import re
 
-from edje_jax.config import BertConfig, EdjeConfig, LossConfig, TextConfig, VisionConfig
+from edje_jax.config.model import BertConfig, EdjeConfig, TextConfig, VisionConfig
+from edje_jax.config.run import LossConfig
 
 PEAKS = {
     "H200": 989e12,

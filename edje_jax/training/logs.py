@@ -17,10 +17,10 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore (made by protoc)
 from tensorboardX.summary import scalar
 
-from edje_jax.config import RunConfig
+from edje_jax.config.run import RunConfig
+from edje_jax.system.files import naming, replacing
 from edje_jax.training.flops import peak_flops
-from edje_jax.training.steps import Metrics
-from edje_jax.weights.files import naming, replacing
+from edje_jax.training.state import Metrics
 
 log = logging.getLogger(__name__)
 

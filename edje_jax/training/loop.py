@@ -6,7 +6,6 @@ A task says what to train; the loop feeds it, logs, saves, resumes, and stops wh
 import dataclasses
 import json
 import logging
-import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,18 +16,20 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from edje_jax.config import RunConfig, to_dict
+from edje_jax.config.model import to_dict
+from edje_jax.config.run import RunConfig
 from edje_jax.data.bad_pictures import BadPictures, left_out
 from edje_jax.data.loader import TrainingBatches, iterate
-from edje_jax.inference.precision import compute_dtype, log_devices
+from edje_jax.runtimes.devices import compute_dtype, log_devices
+from edje_jax.system.files import replacing, whole_folder, write_json
 from edje_jax.training.checkpoint import Checkpoints
 from edje_jax.training.logs import Log, MetricLog, NoLog
 from edje_jax.training.processes import any_of, is_first, wait_for_all
-from edje_jax.training.steps import Metrics, TrainState
+from edje_jax.training.state import Metrics, TrainState
 from edje_jax.types import Batch
-from edje_jax.weights.files import move, naming, replacing, write_json
 
 log = logging.getLogger(__name__)
+
 
 MAY_CHANGE = {
     "workdir", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints",
@@ -42,8 +43,12 @@ sums, no step depends on them."""
 
 PROFILED = (10, 15)
 """Steps of a run, counted from where it starts or resumes, that --profile traces."""
+
+
 BEST = "val/t2i/R@1"
 """What the evaluations of a run are compared by."""
+
+
 AGREE_EVERY = 10
 """Steps after which the processes of a run ask each other whether one was told to stop."""
 
@@ -281,28 +286,6 @@ def _best(state: TrainState, last: float, checkpoints: Checkpoints) -> TrainStat
         best[0], BEST, best[1], last,
     )  # fmt: skip
     return checkpoints.restore(state, best[0])
-
-
-@contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
-    """A folder to fill, which takes its name only once it is complete."""
-    temporary = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        with naming(target):
-            yield temporary
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    if target.exists():
-        old = target.with_name(f".{target.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        move(target, old)
-        move(temporary, target)
-        shutil.rmtree(old)
-    else:
-        move(temporary, target)
 
 
 @dataclasses.dataclass

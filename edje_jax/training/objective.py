@@ -14,19 +14,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from edje_jax.config import LossConfig
+from edje_jax.config.run import LossConfig
 from edje_jax.models.apply import apply
 from edje_jax.models.edje import Edje
-from edje_jax.training.losses import (
-    distillation_loss,
-    hidden_states_loss,
-    masked_lm_loss,
-    matching_loss,
-    text_recovery_loss,
-)
+from edje_jax.training.losses.distillation import distillation_loss
+from edje_jax.training.losses.hidden_states import hidden_states_loss
+from edje_jax.training.losses.masked_lm import masked_lm_loss
+from edje_jax.training.losses.matching import matching_loss
+from edje_jax.training.losses.text_recovery import text_recovery_loss
 from edje_jax.training.negatives import HardNegatives
 from edje_jax.training.sharding import Devices
-from edje_jax.training.steps import Metrics
+from edje_jax.training.state import Metrics
 
 Phase = Literal["masked_lm", "all"]
 """Which losses a step trains: masked LM and text recovery alone, or all of them."""

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from edje_jax.config import OptimConfig
+from edje_jax.config.run import OptimConfig
 
 
 def schedule(optim: OptimConfig, steps: int, steps_per_epoch: int) -> optax.Schedule:

@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
-from edje_jax.config import RunConfig
+from edje_jax.config.run import RunConfig
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from edje_jax.config import MeshConfig
+from edje_jax.config.run import MeshConfig
 from edje_jax.weights.mapping import owned, to_device
 
 DATA, FSDP = "data", "fsdp"

@@ -10,15 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from edje_jax.config import BackboneConfig, ImageRecipe
+from edje_jax.config.model import BackboneConfig, ImageRecipe
+from edje_jax.data.tokenizer import copy_tokenizer
 from edje_jax.models.backbone import make_backbone
-from edje_jax.weights import clip, siglip
-from edje_jax.weights.files import open_weights, read_json, write_json, write_safetensors
+from edje_jax.system.files import read_json, write_json
+from edje_jax.weights.families import clip, siglip
 from edje_jax.weights.hub import resolve
 from edje_jax.weights.mapping import Rule, to_ours, to_theirs
 from edje_jax.weights.other_formats import other_format
 from edje_jax.weights.preprocessor import recipe_from_preprocessor, recipe_to_preprocessor
-from edje_jax.weights.tokenizer import copy_tokenizer
+from edje_jax.weights.tensors import open_weights, write_safetensors
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from edje_jax.config import BertConfig
-from edje_jax.weights.files import BadWeights, open_weights, read_json
+from edje_jax.config.model import BertConfig
+from edje_jax.data.tokenizer import padded_as_tokenized
+from edje_jax.system.files import read_json
 from edje_jax.weights.hub import resolve
 from edje_jax.weights.mapping import Rule, linear, norm, under
 from edje_jax.weights.other_formats import other_format
-from edje_jax.weights.tokenizer import padded_as_tokenized
+from edje_jax.weights.tensors import BadWeights, open_weights
 
 HEAD_PREFIX = "cls.predictions."
 POSITIONS = "bert.embeddings.position_embeddings.weight"

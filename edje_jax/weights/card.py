@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edje_jax.config import BertConfig, EdjeRun, ImageRecipe, RunConfig, to_dict
+from edje_jax.config.model import BertConfig, ImageRecipe, to_dict
+from edje_jax.config.run import EdjeRun, RunConfig
 from edje_jax.weights.folder import Model
 from edje_jax.weights.hub import is_hub_id
 

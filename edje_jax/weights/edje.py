@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from edje_jax.config import AdapterConfig, EdjeConfig
+from edje_jax.config.model import AdapterConfig, EdjeConfig
 from edje_jax.models.edje import Edje
 from edje_jax.weights import bert
 from edje_jax.weights.mapping import Rule, linear, norm, to_ours, torch_attention, under

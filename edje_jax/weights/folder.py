@@ -15,22 +15,17 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from edje_jax.config import AdapterConfig, EdjeConfig
+from edje_jax.config.model import AdapterConfig, EdjeConfig
+from edje_jax.data.tokenizer import copy_joint_tokenizer, copy_tokenizer, padded_as_tokenized
+from edje_jax.system.files import read_json, write_json
 from edje_jax.weights import bert, edje
 from edje_jax.weights.backbone import Backbone, backbone_rules, load_backbone
-from edje_jax.weights.files import (
-    open_weights,
-    read_json,
-    weight_files,
-    write_json,
-    write_safetensors,
-)
 from edje_jax.weights.hub import resolve
 from edje_jax.weights.mapping import to_theirs
 from edje_jax.weights.preprocessor import restate_reading
-from edje_jax.weights.tokenizer import copy_joint_tokenizer, copy_tokenizer, padded_as_tokenized
+from edje_jax.weights.tensors import open_weights, weight_files, write_safetensors
 
-EXPORT = Path(__file__).parent / "export"
+EXPORT = Path(__file__).parent / "torch"
 modeling_edje = EXPORT / "modeling_edje.py"
 """The PyTorch module that every model folder carries."""
 cross_encoder = EXPORT / "edje_cross_encoder.py"

@@ -4,8 +4,14 @@ import os
 import re
 from pathlib import Path
 
+from edje_jax.system.files import first_line
+
 _FILES = ("*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*.md", "*.py")
+
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
 _FILE = re.compile(r"\.(pth|pt|bin|npz|ckpt|safetensors|msgpack|h5|onnx|json|tar|zip|gz)$")
 
 
@@ -53,9 +59,3 @@ def _reason(error: Exception) -> str:
         return f"{type(error).__name__}: {first_line(error)}"
     hub = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
     return f"it is not in the cache {constants.HF_HUB_CACHE}, and {hub}"
-
-
-def first_line(error: Exception) -> str:
-    """What another library says of a failure, in one line."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -10,8 +10,8 @@ from typing import Any, Literal, cast
 
 from PIL import Image
 
-from edje_jax.config import READING, ImageRecipe
-from edje_jax.weights.files import write_json
+from edje_jax.config.model import READING, ImageRecipe
+from edje_jax.system.files import write_json
 
 RESAMPLE: dict[int, Any] = {
     Image.Resampling[name.upper()].value: name

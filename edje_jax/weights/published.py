@@ -8,12 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from edje_jax.config import EdjeConfig
+from edje_jax.config.model import EdjeConfig
+from edje_jax.system.files import replacing
 from edje_jax.weights import bert, edje
 from edje_jax.weights.backbone import Backbone, backbone_rules, expected_params, load_backbone
-from edje_jax.weights.files import BadWeights, open_torch, replacing, tensors_of
 from edje_jax.weights.folder import Model
 from edje_jax.weights.mapping import to_ours, to_theirs
+from edje_jax.weights.tensors import BadWeights, open_torch, tensors_of
 from edje_jax.weights.torch_states import wrappings
 
 _TOWER, _WHOLE = "vision_encoder.", "clip."

@@ -12,12 +12,12 @@ from safetensors.numpy import load_file
 from edje_jax.cli.convert import convert
 from edje_jax.cli.edje import main
 from edje_jax.cli.program import UsageError
-from edje_jax.config import EdjeConfig
-from edje_jax.retrieval.reranker import Reranker
+from edje_jax.config.model import EdjeConfig
+from edje_jax.search.reranker import Reranker
 from edje_jax.training.checkpoint import CheckpointError
-from edje_jax.weights.files import BadWeights
 from edje_jax.weights.folder import load_model
 from edje_jax.weights.mapping import WeightMismatch
+from edje_jax.weights.tensors import BadWeights
 
 TINY = Path(__file__).parents[1] / "goldens" / "reference_tiny"
 FOLDERS = ("--backbone", str(TINY / "siglip"), "--language-model", str(TINY / "bert"))

@@ -13,10 +13,10 @@ from PIL import Image
 from edje_jax.cli.edje import main
 from edje_jax.cli.program import UsageError
 from edje_jax.data import pack as packing
-from edje_jax.data.encoding import file_bytes
+from edje_jax.data.images import file_bytes
 from edje_jax.data.sources.registry import open_source
-from edje_jax.data.sources.shapes import Shapes
 from edje_jax.data.statistics import quantiles, spread
+from edje_jax.scenes.shapes import Shapes
 from tests.real_sets import scenes, write_blip, write_tar
 
 COUNT = 7

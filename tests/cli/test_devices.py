@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import pytest
 
 from edje_jax.cli.convert import convert
-from edje_jax.inference import precision
-from edje_jax.inference.precision import log_devices
-from edje_jax.retrieval.reranker import Reranker
+from edje_jax.runtimes import devices as precision
+from edje_jax.runtimes.devices import log_devices
+from edje_jax.search.reranker import Reranker
 from tests.conftest import ROOT
 
 

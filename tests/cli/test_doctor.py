@@ -4,7 +4,7 @@ import pytest
 
 from edje_jax.cli import doctor
 from edje_jax.cli.edje import main
-from edje_jax.xla_flags import FAULTY
+from edje_jax.system.xla_flags import FAULTY
 
 
 @pytest.fixture

@@ -14,9 +14,8 @@ from edje_jax.cli.edje import main
 from edje_jax.cli.index import share_of
 from edje_jax.cli.program import UsageError
 from edje_jax.data.images import BadImage
-from edje_jax.data.sources.shapes import Shapes
-from edje_jax.retrieval.store import BadStore, Store
-from tests.small_runs import trained as trained
+from edje_jax.index.store import BadStore, Store
+from edje_jax.scenes.shapes import Shapes
 
 ROOT = Path(__file__).parents[2]
 
@@ -122,7 +121,7 @@ def test_kill_9_loses_nothing(trained, tmp_path):
     """A process that is killed again and again ends with the index of one that was not."""
     command = [
         sys.executable, "-c",
-        "import sys; from edje_jax.retrieval import build; build.SHARD_ROWS = 20;"
+        "import sys; from edje_jax.index import build; build.SHARD_ROWS = 20;"
         "from edje_jax.cli.edje import main; main(sys.argv[1:])",
         "index", "build", str(trained), "shapes:val", "--out",
     ]  # fmt: skip

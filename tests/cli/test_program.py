@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edje_jax.cli.program import UsageError, choose_config, config_names, run_program
-from edje_jax.config import EdjeRun
+from edje_jax.config.run import EdjeRun
 from tests.conftest import ROOT
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -109,7 +109,7 @@ def test_a_config_that_is_not_there(arguments, told):
 
 def test_a_config_may_be_a_file_of_one_s_own(tmp_path):
     path = tmp_path / "mine.py"
-    path.write_text("from edje_jax.config import EdjeRun\nconfig = EdjeRun(seed=41)\n")
+    path.write_text("from edje_jax.config.run import EdjeRun\nconfig = EdjeRun(seed=41)\n")
     assert choose_config(CONFIGS, [str(path)], "usage") == ("mine", EdjeRun(seed=41))
     path.write_text("confg = 1\n")
     with pytest.raises(UsageError, match=r"mine\.py: defines no value called `config`"):

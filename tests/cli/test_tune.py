@@ -9,14 +9,14 @@ from PIL import Image
 
 from edje_jax.cli import edje
 from edje_jax.cli.choice import Choice, front_of, short_names
-from edje_jax.cli.evaluate import Protocol, evaluate_model
+from edje_jax.cli.evaluate import evaluate_model
 from edje_jax.cli.program import UsageError
 from edje_jax.cli.tune_plot import draw
-from edje_jax.data.sources.shapes import Shapes
-from edje_jax.evaluation.pareto import pareto_front
-from edje_jax.retrieval.reranker import Reranker
-from edje_jax.weights.files import BadWeights
-from tests.small_runs import trained as trained
+from edje_jax.evaluate.measure import Protocol
+from edje_jax.evaluation.metrics import pareto_front
+from edje_jax.scenes.shapes import Shapes
+from edje_jax.search.reranker import Reranker
+from edje_jax.weights.tensors import BadWeights
 
 
 @pytest.fixture(scope="module")

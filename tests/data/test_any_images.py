@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile, PngImagePlugin
 
-from edje_jax.config import ImageRecipe
+from edje_jax.config.model import ImageRecipe
 from edje_jax.data import decoders, png
 from edje_jax.data.images import BadImage, load_image
 from edje_jax.data.sources import folder as folder_source

@@ -12,13 +12,13 @@ from tokenizers import models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, CLIPTokenizer, SiglipTokenizer
 from transformers.models.siglip2.tokenization_siglip2 import Siglip2Tokenizer
 
-from edje_jax.config import BackboneConfig, ImageRecipe
+from edje_jax.config.model import BackboneConfig, ImageRecipe
 from edje_jax.data.text import BackboneTokenizer, canonicalise
+from edje_jax.system.files import write_json
 from edje_jax.weights.backbone import read_backbone_config
-from edje_jax.weights.clip import write_config as clip_config
-from edje_jax.weights.files import write_json
+from edje_jax.weights.families.clip import write_config as clip_config
+from edje_jax.weights.families.siglip import write_config as siglip_config
 from edje_jax.weights.preprocessor import recipe_to_preprocessor
-from edje_jax.weights.siglip import write_config as siglip_config
 
 CAPTIONS = [
     "two dogs run on the beach",

@@ -8,9 +8,8 @@ import pytest
 from PIL import Image, ImageCms
 from transformers.image_utils import load_image as reference_load
 
-from edje_jax.config import ImageRecipe
-from edje_jax.data.encoding import image_of
-from edje_jax.data.images import load_image
+from edje_jax.config.model import ImageRecipe
+from edje_jax.data.images import image_of, load_image
 from edje_jax.data.sources.folder import Folder
 from edje_jax.data.sources.pooled import Pooled
 

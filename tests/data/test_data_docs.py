@@ -10,7 +10,7 @@ import tyro
 from edje_jax.cli.edje import main
 from edje_jax.cli.program import choose_config
 from edje_jax.data.sources.registry import EXAMPLES, open_source
-from edje_jax.training.parts import open_sets
+from edje_jax.training.assemble import open_sets
 from tests.real_sets import WRITERS, scenes
 
 ROOT = Path(__file__).parents[2]

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
 from transformers.image_utils import load_image as reference_load
 
-from edje_jax.config import ImageRecipe
+from edje_jax.config.model import ImageRecipe
 from edje_jax.data import images
 from edje_jax.data.images import BadImage, load_image, normalise, random_crop, resize
 from edje_jax.weights.preprocessor import recipe_to_preprocessor

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edje_jax.config import DataConfig, ImageRecipe
+from edje_jax.config.model import ImageRecipe
+from edje_jax.config.run import DataConfig
 from edje_jax.data.bad_pictures import BadPictures, TooManyBadPictures, left_out
 from edje_jax.data.images import resize
 from edje_jax.data.loader import Encoder, TrainingBatches, iterate
 from edje_jax.data.sources.blip_json import BlipJson
-from edje_jax.data.sources.shapes import Shapes
 from edje_jax.data.text import BackboneTokenizer, JointTokenizer
+from edje_jax.scenes.shapes import Shapes
 from edje_jax.types import BadRecord, Batch, Source
 
 TINY = Path(__file__).parents[1] / "goldens" / "reference_tiny"

@@ -7,11 +7,12 @@ import pytest
 from rich.console import Console
 
 from edje_jax.cli.evaluate import compare_evaluations
-from edje_jax.evaluation import report
-from edje_jax.evaluation.compare import compare, comparison_table
+from edje_jax.evaluation.compare import compare
 from edje_jax.evaluation.intervals import difference_intervals, gain_intervals
 from edje_jax.evaluation.metrics import recalls
 from edje_jax.evaluation.retrieval import Gallery, rerank
+from edje_jax.reports import report
+from edje_jax.reports.tables import comparison_table
 
 
 def ranks(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -7,22 +7,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from edje_jax.data.compositional import read_items
 from edje_jax.data.images import resize
-from edje_jax.data.sources.shapes import Shapes
-from edje_jax.evaluation.compositional import (
-    Item,
-    Picture,
-    Scored,
-    compositional_table,
-    read_items,
-    right,
-    summarise,
-    write_compositional,
-)
-from edje_jax.inference import compositional
-from edje_jax.inference.compositional import score_items
-from edje_jax.retrieval.reranker import Reranker
-from tests.small_runs import trained as trained
+from edje_jax.evaluate import compositional
+from edje_jax.evaluate.compositional import score_items
+from edje_jax.evaluation.compositional import Item, Picture, Scored, right, summarise
+from edje_jax.reports.compositional import compositional_table, write_compositional
+from edje_jax.scenes.shapes import Shapes
+from edje_jax.search.reranker import Reranker
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from ir_measures import R, Success
 
-from edje_jax.evaluation import report
 from edje_jax.evaluation.eccv import coco_ids, eccv_metrics
 from edje_jax.evaluation.retrieval import Gallery, rerank
-from edje_jax.evaluation.tables import eccv_table
+from edje_jax.reports import report
+from edje_jax.reports.tables import eccv_table
 
 
 @pytest.mark.parametrize("weight", [0.0, 2.0])

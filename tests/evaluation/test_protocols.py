@@ -6,9 +6,10 @@ from PIL import Image
 from rich.console import Console
 
 from edje_jax.data.sources.pooled import Pooled
-from edje_jax.data.sources.shapes import Shapes
-from edje_jax.evaluation import protocols, tables
+from edje_jax.evaluation import protocols
 from edje_jax.evaluation.retrieval import Gallery, rerank
+from edje_jax.reports import tables
+from edje_jax.scenes.shapes import Shapes
 
 FIELDS = ("candidates", "scores", "combined", "order", "hits", "base_rank", "reranked_rank")
 

@@ -22,9 +22,9 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from edje_jax.config import ImageRecipe
-from edje_jax.retrieval.search import Found, Seconds
-from edje_jax.retrieval.store import Row
+from edje_jax.config.model import ImageRecipe
+from edje_jax.index.store import Row
+from edje_jax.search.results import Found, Seconds
 from edje_jax.serving.app import make_app
 from edje_jax.serving.jobs import Answer
 from edje_jax.serving.service import Service

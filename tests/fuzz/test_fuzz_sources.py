@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 import pytest
 from PIL import Image
 
-from edje_jax.config import DataConfig, ImageRecipe
+from edje_jax.config.model import ImageRecipe
+from edje_jax.config.run import DataConfig
 from edje_jax.data.decoders import PREFIX, may_be_image
 from edje_jax.data.feature_cache import Caption, stamp_of_set
 from edje_jax.data.loader import Encoder, TrainingBatches

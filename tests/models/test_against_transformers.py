@@ -16,14 +16,14 @@ import torch
 from transformers import AutoTokenizer, BertForMaskedLM, BertModel, SiglipConfig, SiglipModel
 from transformers import BertConfig as HubBertConfig
 
-from edje_jax.config import AdapterConfig, BertConfig, EdjeConfig, ImageRecipe
+from edje_jax.config.model import AdapterConfig, BertConfig, EdjeConfig, ImageRecipe
 from edje_jax.models.bert import Embeddings, Layer
 from edje_jax.models.edje import Edje
 from edje_jax.models.siglip import Siglip
+from edje_jax.system.files import write_json
 from edje_jax.weights import bert
 from edje_jax.weights.backbone import load_backbone
 from edje_jax.weights.edje import expected_params
-from edje_jax.weights.files import write_json
 from edje_jax.weights.mapping import to_ours
 from edje_jax.weights.preprocessor import recipe_to_preprocessor
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
-from edje_jax.config import ImageRecipe
+from edje_jax.config.model import ImageRecipe
 from edje_jax.models.backbone import DualTower, make_backbone
+from edje_jax.system.files import write_json
 from edje_jax.weights.backbone import load_backbone
-from edje_jax.weights.files import write_json
 from edje_jax.weights.preprocessor import recipe_to_preprocessor
 from tests.models.test_against_transformers import randomise, relative
 

@@ -13,7 +13,7 @@ import torch
 from transformers import BertConfig as HfBertConfig
 from transformers import BertModel
 
-from edje_jax.config import BertConfig, EdjeConfig
+from edje_jax.config.model import BertConfig, EdjeConfig
 from edje_jax.data.buckets import lengths_up_to
 from edje_jax.models.edje import Edje
 from edje_jax.models.joint_encoder import TextSide

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from edje_jax.config import (
+from edje_jax.config.model import (
     AdapterConfig,
     BackboneConfig,
     BertConfig,

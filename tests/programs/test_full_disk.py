@@ -9,7 +9,7 @@ import pytest
 
 import eval as evaluation
 from edje_jax.cli.program import run_program
-from edje_jax.data.sources.shapes import Shapes
+from edje_jax.scenes.shapes import Shapes
 from tests.small_disk import fill
 from tests.small_runs import COMMAND
 

@@ -12,7 +12,7 @@ from PIL import Image
 import eval as evaluation
 import train
 from edje_jax.cli.program import run_program
-from edje_jax.data.sources.shapes import Shapes
+from edje_jax.scenes.shapes import Shapes
 
 TINY = Path(__file__).parents[1] / "goldens" / "reference_tiny"
 PROGRAMS = {"train.py": train.main, "eval.py": evaluation.main}

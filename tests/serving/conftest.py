@@ -7,10 +7,9 @@ import pytest
 
 from edje_jax import ImageIndex, Reranker
 from edje_jax.data.sources.blip_json import BlipJson
-from edje_jax.data.sources.shapes import Shapes
-from edje_jax.retrieval.build import build
+from edje_jax.index.build import build
+from edje_jax.scenes.shapes import Shapes
 from edje_jax.serving.service import Service
-from tests.small_runs import trained as trained
 
 PICTURES = 12
 

@@ -8,8 +8,8 @@ import pytest
 
 from edje_jax import ImageIndex, Reranker
 from edje_jax.data.sources.blip_json import BlipJson
-from edje_jax.inference import scoring
-from edje_jax.retrieval.build import build
+from edje_jax.index.build import build
+from edje_jax.runtimes import scoring
 from edje_jax.serving.documents import Images
 from edje_jax.serving.jobs import Captions, Rerank, Search
 from edje_jax.serving.service import Service

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edje_jax.config import ImageRecipe
+from edje_jax.config.model import ImageRecipe
 from edje_jax.data.images import load_image, resize
 from edje_jax.serving.documents import BadDocuments, decode, read_documents, read_form
 from edje_jax.serving.limits import Limits

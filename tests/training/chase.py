@@ -8,10 +8,11 @@ import numpy as np
 import optax
 from PIL import Image
 
-from edje_jax.config import ImageRecipe, RunConfig
+from edje_jax.config.model import ImageRecipe
+from edje_jax.config.run import RunConfig
 from edje_jax.data.loader import Encoder, TrainingBatches
 from edje_jax.data.text import BackboneTokenizer
-from edje_jax.training.steps import Metrics, TrainState, apply_gradients, init_state
+from edje_jax.training.state import Metrics, TrainState, apply_gradients, init_state
 from edje_jax.types import Batch
 
 TINY = Path(__file__).parents[1] / "goldens" / "reference_tiny"

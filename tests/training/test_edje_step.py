@@ -12,18 +12,17 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 
-from edje_jax.config import (
+from edje_jax.config.model import (
     AdapterConfig,
     BackboneConfig,
     BertConfig,
     EdjeConfig,
     ImageRecipe,
-    LossConfig,
-    MeshConfig,
     OnlineVision,
     TextConfig,
     VisionConfig,
 )
+from edje_jax.config.run import LossConfig, MeshConfig
 from edje_jax.models.apply import apply
 from edje_jax.models.edje import Edje
 from edje_jax.models.siglip import Siglip
@@ -39,7 +38,7 @@ from edje_jax.training.objective import (
     match_pairs,
 )
 from edje_jax.training.sharding import Devices
-from edje_jax.training.steps import Metrics, TrainState, init_state
+from edje_jax.training.state import Metrics, TrainState, init_state
 from edje_jax.types import Batch
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL = range(5)

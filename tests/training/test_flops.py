@@ -6,15 +6,15 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from edje_jax.config import (
+from edje_jax.config.model import (
     AdapterConfig,
     BackboneConfig,
     BertConfig,
     EdjeConfig,
-    LossConfig,
     TextConfig,
     VisionConfig,
 )
+from edje_jax.config.run import LossConfig
 from edje_jax.models.apply import apply
 from edje_jax.models.backbone import make_backbone
 from edje_jax.models.edje import Edje

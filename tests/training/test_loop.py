@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from edje_jax.config import DataConfig, EdjeRun, OptimConfig, RunConfig
+from edje_jax.config.run import DataConfig, EdjeRun, OptimConfig, RunConfig
+from edje_jax.system.files import whole_folder
 from edje_jax.training.checkpoint import CheckpointError
 from edje_jax.training.logs import append, drop_after
-from edje_jax.training.loop import NotFinite, OtherRun, claim, run, stop_requests, whole_folder
+from edje_jax.training.loop import NotFinite, OtherRun, claim, run, stop_requests
 from tests.small_disk import fill
 from tests.small_runs import read_log
 from tests.training.chase import Chase

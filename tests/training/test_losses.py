@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from edje_jax.training import losses
+from edje_jax.training.losses import masked_mean as losses
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from edje_jax.config import OptimConfig
+from edje_jax.config.run import OptimConfig
 from edje_jax.training.optim import optimiser, schedule
 
 PUBLISHED = OptimConfig(

@@ -10,14 +10,15 @@ import numpy as np
 import optax
 import pytest
 
-from edje_jax.config import EdjeConfig, LossConfig, MeshConfig
+from edje_jax.config.model import EdjeConfig
+from edje_jax.config.run import LossConfig, MeshConfig
 from edje_jax.models.edje import Edje
 from edje_jax.models.siglip import Siglip
 from edje_jax.training.edje_step import Frozen, edje_train_step, encode
 from edje_jax.training.negatives import HardNegatives, hard_negatives
 from edje_jax.training.objective import Objective
 from edje_jax.training.sharding import Devices, MeshError, bytes_per_device
-from edje_jax.training.steps import Metrics, TrainState, init_state
+from edje_jax.training.state import Metrics, TrainState, init_state
 from edje_jax.types import Batch
 from tests.training.test_edje_step import CONFIG, MASK, SPECIAL, deferring, make_batch
 

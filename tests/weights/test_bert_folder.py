@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import BertConfig, BertForMaskedLM
 
+from edje_jax.system.files import read_json, write_json
 from edje_jax.weights.bert import (
     HEAD_PREFIX,
     LanguageModel,
@@ -17,7 +18,7 @@ from edje_jax.weights.bert import (
     load_language_model,
     trunk_rules,
 )
-from edje_jax.weights.files import BadWeights, read_json, write_json
+from edje_jax.weights.tensors import BadWeights
 
 WORDS, BIAS = "bert.embeddings.word_embeddings.weight", HEAD_PREFIX + "bias"
 SIZES = {

@@ -14,17 +14,17 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from edje_jax.config import EdjeConfig
+from edje_jax.config.model import EdjeConfig
 from edje_jax.models.edje import Edje
 from edje_jax.models.siglip import Siglip
-from edje_jax.training.loop import whole_folder
+from edje_jax.system.files import BadJson, whole_folder, write_json
 from edje_jax.weights.backbone import load_backbone
 from edje_jax.weights.bert import load_language_model
 from edje_jax.weights.card import model_card
-from edje_jax.weights.files import BadJson, BadWeights, Safetensors, write_json
 from edje_jax.weights.folder import Model, load_model, save_model
 from edje_jax.weights.mapping import WeightMismatch
 from edje_jax.weights.published import load_published, save_published
+from edje_jax.weights.tensors import BadWeights, Safetensors
 
 TINY = Path(__file__).parents[1] / "goldens" / "reference_tiny"
 KINDS = ("local", "compressed")

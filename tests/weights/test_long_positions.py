@@ -19,16 +19,17 @@ import torch
 
 from configs.debug import config as debug
 from edje_jax.cli.convert import convert
-from edje_jax.config import AdapterSpec, BackboneConfig, EdjeConfig, ImageRecipe
+from edje_jax.config.model import BackboneConfig, EdjeConfig, ImageRecipe
+from edje_jax.config.run import AdapterSpec
 from edje_jax.data.text import JointTokenizer
 from edje_jax.models.edje import Edje
-from edje_jax.training.parts import assemble
+from edje_jax.training.assemble import assemble
+from edje_jax.weights import onnx
 from edje_jax.weights.backbone import expected_params, read_backbone_config, save_backbone
 from edje_jax.weights.bert import POSITIONS, lengthened
-from edje_jax.weights.export import onnx
-from edje_jax.weights.export.modeling_edje import EdjeModel
 from edje_jax.weights.folder import Model, load_model, save_model
 from edje_jax.weights.published import save_published
+from edje_jax.weights.torch.modeling_edje import EdjeModel
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 LONG, TINY = GOLDENS / "reference_long", GOLDENS / "reference_tiny"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from edje_jax.config import (
+from edje_jax.config.model import (
     AdapterConfig,
     BackboneConfig,
     BertConfig,
@@ -16,7 +16,8 @@ from edje_jax.config import (
     TextConfig,
     VisionConfig,
 )
-from edje_jax.weights import backbone, edje, siglip
+from edje_jax.weights import backbone, edje
+from edje_jax.weights.families import siglip
 from edje_jax.weights.mapping import (
     Rule,
     WeightMismatch,

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from transformers import AutoImageProcessor
 
-from edje_jax.config import ImageRecipe
+from edje_jax.config.model import ImageRecipe
 from edje_jax.data.images import normalise, resize
 from edje_jax.weights.preprocessor import (
     recipe_from_preprocessor,

@@ -20,19 +20,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edje_jax.config import BackboneConfig, EdjeConfig
+from edje_jax.config.model import BackboneConfig, EdjeConfig
 from edje_jax.data.text import BackboneTokenizer, JointTokenizer
 from edje_jax.models.bert import Embeddings
 from edje_jax.models.edje import Edje
 from edje_jax.models.layers import ACTIVATIONS
 from edje_jax.models.siglip import Siglip
 from edje_jax.models.towers import VisionOutput
-from edje_jax.training.losses import (
-    distillation_loss,
-    masked_lm_loss,
-    matching_loss,
-    text_recovery_loss,
-)
+from edje_jax.training.losses.distillation import distillation_loss
+from edje_jax.training.losses.masked_lm import masked_lm_loss
+from edje_jax.training.losses.matching import matching_loss
+from edje_jax.training.losses.text_recovery import text_recovery_loss
 from edje_jax.training.negatives import HardNegatives, hard_negatives
 from edje_jax.weights.published import load_published
 

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from edje_jax.data.bad_pictures import caption_faults, left_out
-from edje_jax.data.encoding import file_bytes
+from edje_jax.data.images import file_bytes
 from edje_jax.data.stamps import stamp_of
 from edje_jax.types import Source
 

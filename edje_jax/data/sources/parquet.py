@@ -16,9 +16,13 @@ import numpy as np
 from edje_jax.data.images import BadImage, read_file
 from edje_jax.data.sources.captioned import Captioned, merged, packed
 from edje_jax.data.sources.matching import matching_files, modified, short_names
-from edje_jax.data.sources.naming import CAPTIONS, PICTURE_IDS, PICTURES, ROW_IDS, first_named
 from edje_jax.data.sources.packed import PackedStrings
 from edje_jax.data.sources.texts import (
+    CAPTIONS,
+    PICTURE_IDS,
+    PICTURES,
+    ROW_IDS,
+    first_named,
     in_a_line,
     listed,
     path_fault,

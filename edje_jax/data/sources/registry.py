@@ -19,9 +19,9 @@ from edje_jax.data.sources.folder import Folder
 from edje_jax.data.sources.karpathy import Karpathy
 from edje_jax.data.sources.mixture import Mixture
 from edje_jax.data.sources.parquet import Parquet
-from edje_jax.data.sources.shapes import Shapes
 from edje_jax.data.sources.tfds import Tfds
 from edje_jax.data.sources.webdataset import WebDataset
+from edje_jax.scenes.shapes import Shapes
 from edje_jax.types import Source
 
 EXAMPLES = {

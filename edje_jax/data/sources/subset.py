@@ -9,7 +9,7 @@ from jaxtyping import Bool
 from PIL import Image
 
 from edje_jax.data.bad_pictures import caption_faults, left_out
-from edje_jax.data.encoding import file_bytes
+from edje_jax.data.images import file_bytes
 from edje_jax.types import BadRecord, PatchLabelled, Source
 
 log = logging.getLogger(__name__)

@@ -21,7 +21,6 @@ from typing import Any, BinaryIO
 import numpy as np
 from jaxtyping import Int64
 
-from edje_jax.data.caches import cache_folder
 from edje_jax.data.decoders import PREFIX, endings, may_be_image, why_no_image
 from edje_jax.data.sources.captioned import packed
 from edje_jax.data.sources.folder import SIDECARS
@@ -29,7 +28,8 @@ from edje_jax.data.sources.packed import PackedStrings
 from edje_jax.data.sources.passed_over import PassedOver
 from edje_jax.data.sources.tar_texts import Member, read_texts
 from edje_jax.data.sources.texts import in_a_line, printable
-from edje_jax.weights.files import replacing
+from edje_jax.system.cache_folder import cache_folder
+from edje_jax.system.files import replacing
 
 log = logging.getLogger(__name__)
 

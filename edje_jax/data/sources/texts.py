@@ -3,10 +3,9 @@
 import codecs
 import json
 import reprlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from edje_jax.data.sources.naming import CAPTIONS, first_named
 from edje_jax.types import BadRecord
 
 LONGEST = 100_000
@@ -173,3 +172,26 @@ def refuse_if_none(path: str, kept: int, bad: Sequence[BadRecord]) -> None:
     if not kept and bad:
         where, reason = bad[0]
         raise ValueError(f"{path}: none of {len(bad):,} records can be used; {where}: {reason}")
+
+
+PICTURES = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo")
+
+
+CAPTIONS = (
+    "caption", "captions", "text", "texts", "sentence", "sentences", "sentences_raw", "raw",
+    "alt_text", "description", "txt",
+)  # fmt: skip
+
+
+PICTURE_IDS = ("image_id", "img_id", "imgid", "cocoid")
+"""These name a picture in every file of a set."""
+
+
+ROW_IDS = ("id", "key", "filename", "file_name")
+"""These often begin anew in every file."""
+
+
+def first_named(wanted: Iterable[str], there: Iterable[str]) -> str:
+    """The first of `wanted` that is there, or ""."""
+    names = set(there)
+    return next((name for name in wanted if name in names), "")

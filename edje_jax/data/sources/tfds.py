@@ -18,8 +18,15 @@ from PIL import Image
 
 from edje_jax.data.images import BadImage, decode
 from edje_jax.data.sources.captioned import lines_of
-from edje_jax.data.sources.naming import CAPTIONS, PICTURES, first_named
-from edje_jax.data.sources.texts import in_a_line, listed, printable, usable
+from edje_jax.data.sources.texts import (
+    CAPTIONS,
+    PICTURES,
+    first_named,
+    in_a_line,
+    listed,
+    printable,
+    usable,
+)
 from edje_jax.data.stamps import file_stamp
 from edje_jax.types import BadRecord
 

@@ -5,7 +5,7 @@ import uuid
 
 from fastapi import APIRouter, HTTPException, Request
 
-from edje_jax.retrieval.reranker import sigmoid
+from edje_jax.search.results import sigmoid
 from edje_jax.serving.documents import BadDocuments, Documents, read_documents
 from edje_jax.serving.jobs import Rerank
 from edje_jax.serving.json_body import JsonRoute

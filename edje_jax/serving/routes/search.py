@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 from fastapi import APIRouter, HTTPException
 
-from edje_jax.retrieval.reranker import listed
+from edje_jax.search.results import listed
 from edje_jax.serving.jobs import Captions, Search
 from edje_jax.serving.json_body import JsonRoute
 from edje_jax.serving.schemas import (

@@ -1,0 +1,1 @@
+"""Frozen dataclasses of settings: `model` holds shapes, `run` holds training runs."""

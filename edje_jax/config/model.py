@@ -1,0 +1,210 @@
+"""Shapes of every part of a model: frozen dataclasses with primitive leaves.
+
+Field names follow Hugging Face's `config.json` wherever the field exists there, so that reading
+one is a matter of picking keys. Nothing here imports JAX: a config is cheap to read anywhere.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+Activation = Literal["gelu", "gelu_pytorch_tanh", "quick_gelu"]
+
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+OnlineVision = Literal["updated", "attended"]
+
+
+IccProfile = Literal["ignored", "applied"]
+
+
+Transparency = Literal["dropped", "white"]
+
+
+READING = {"icc_profile": get_args(IccProfile), "transparency": get_args(Transparency)}
+"""What a recipe may say of how image files are read, the Hugging Face processors' way first."""
+
+
+TokenDtype = Literal["bfloat16", "float16", "int8", "int4"]
+"""What compressed tokens are kept as (`models.token_formats`)."""
+
+
+@dataclass(frozen=True)
+class ImageRecipe:
+    """How a picture becomes pixels, as `preprocessor_config.json` states it.
+
+    `resize`: "warp" to a square (SigLIP), or "crop": short side to `size`, then the centre (CLIP).
+    """
+
+    size: int = 64
+    resize: Literal["warp", "crop"] = "warp"
+    resample: Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"] = "bilinear"
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    icc_profile: IccProfile = "ignored"
+    """"ignored" takes colours as the file has them, as the Hugging Face processors do; "applied"
+    converts them to sRGB by the embedded profile."""
+    transparency: Transparency = "dropped"
+    """"dropped" shows the colours beneath, as the Hugging Face processors do; "white" puts the
+    image on white."""
+
+    def __post_init__(self):
+        for name, choices in READING.items():
+            if (value := getattr(self, name)) not in choices:
+                raise ValueError(f'{name} "{value}": {" or ".join(choices)}')
+
+    @property
+    def reading(self) -> dict[str, str]:
+        """Those of `icc_profile` and `transparency` that are not as in the Hugging Face processors:
+        nothing, for recipes from before there was a choice."""
+        told = {name: getattr(self, name) for name in READING}
+        return {name: value for name, value in told.items() if value != READING[name][0]}
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-ready, the last two only where they are not as in the Hugging Face processors."""
+        rest = {name: value for name, value in to_dict(self).items() if name not in READING}
+        return rest | self.reading
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """A ViT; the defaults are a tiny SigLIP's."""
+
+    hidden_size: int = 128
+    intermediate_size: int = 512
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
+    image_size: int = 64
+    patch_size: int = 8
+    hidden_act: Activation = "gelu_pytorch_tanh"
+    layer_norm_eps: float = 1e-6
+
+    @property
+    def num_patches(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """A text tower; `projection_size` is the width of the shared embedding."""
+
+    vocab_size: int = 32000
+    hidden_size: int = 128
+    intermediate_size: int = 512
+    num_hidden_layers: int = 2
+    num_attention_heads: int = 4
+    max_position_embeddings: int = 64
+    projection_size: int = 128
+    pad_token_id: int = 1
+    mask_padding: bool = False
+    """Whether padding is hidden from attention. SigLIP was trained without a mask; a folder whose
+    tokenizer hands out attention masks is used with one (see `weights.siglip.read_config`).
+    CLIP's tower is causal and never sees any."""
+    eos_token_id: int = 2
+    """The end token, whose row CLIP pools; SigLIP pools the last position."""
+    hidden_act: Activation = "gelu_pytorch_tanh"
+    layer_norm_eps: float = 1e-6
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """A frozen dual encoder: where the vision tokens and the first-stage embeddings come from."""
+
+    kind: Literal["siglip", "clip"] = "siglip"
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    token_layer: int = -1
+    """Which layer's output the vision tokens are, counted from the end: -1 is the last."""
+    class_token: bool = False
+    """Whether CLIP's class token is one of the vision tokens."""
+
+    @property
+    def num_vision_tokens(self) -> int:
+        """Vision tokens per picture: what the adapter reads."""
+        return self.vision.num_patches + self.class_token
+
+
+@dataclass(frozen=True)
+class BertConfig:
+    """A BERT encoder. `vocab_size` counts the image placeholder's row where there is one."""
+
+    vocab_size: int = 30523
+    hidden_size: int = 384
+    intermediate_size: int = 1536
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    pad_token_id: int = 0
+    hidden_act: Activation = "gelu"
+    layer_norm_eps: float = 1e-12
+    initializer_range: float = 0.02
+    """Deviation of fresh weights. BERT's is meant for widths near 768: a small one trained from
+    scratch learns faster with about 0.02 * sqrt(768 / width) (docs/ablation.md)."""
+    deferred_layers: int = 0
+    """Layers, from the first, in which vision and text attend within their own side alone, so that
+    each side's are computed once per picture and once per caption; 0 is the published model."""
+    online_vision: OnlineVision = "updated"
+    """What the layers after those do with vision rows: update them too (published), or leave them
+    as they are, "attended" to by the text."""
+
+    def __post_init__(self):
+        most = self.num_hidden_layers - 1
+        if not 0 <= self.deferred_layers <= most:
+            raise ValueError(
+                f"deferred_layers {self.deferred_layers}: of {self.num_hidden_layers} layers 0 to"
+                f" {most} can be, as the last one must see both sides"
+            )
+        if self.online_vision not in get_args(OnlineVision):
+            known = " or ".join(get_args(OnlineVision))
+            raise ValueError(f'online_vision "{self.online_vision}": {known}')
+
+    @property
+    def online_layers(self) -> int:
+        """Layers that see both sides."""
+        return self.num_hidden_layers - self.deferred_layers
+
+    @property
+    def as_published(self) -> bool:
+        """Whether code that knows neither deferred layers nor attended vision does the same."""
+        return self.deferred_layers == 0 and self.online_vision == "updated"
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """`local`: one vector per patch, no compression. `compress`: `num_tokens` learned queries."""
+
+    kind: Literal["local", "compress"] = "compress"
+    num_tokens: int = 64
+    intermediate_size: int = 8192
+
+
+@dataclass(frozen=True)
+class EdjeConfig:
+    """The whole model: backbone -> adapter -> joint encoder."""
+
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    joint_encoder: BertConfig = field(default_factory=BertConfig)
+    image: ImageRecipe = field(default_factory=ImageRecipe)
+    max_text_length: int = 63
+    """[CLS] + caption + [SEP]; the [SEP] that closes the vision segment makes it 64."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Compressed tokens per picture: what the store keeps a row for."""
+        if self.adapter.kind == "local":
+            return self.backbone.num_vision_tokens
+        return self.adapter.num_tokens
+
+    @property
+    def num_positions(self) -> int:
+        """Positions of the longest caption with an image's tokens and the [SEP] behind them."""
+        return self.max_text_length + self.num_tokens + 1
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The config as JSON-ready nested dicts."""
+    return dataclasses.asdict(config)

@@ -1,0 +1,285 @@
+"""Settings of a training run: data, devices, optimiser, losses, and the parts of the model.
+
+Every run is one frozen dataclass, which tyro turns into a command line.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from edje_jax.config.model import (
+    AdapterConfig,
+    BertConfig,
+    IccProfile,
+    Precision,
+    TextConfig,
+    Transparency,
+    VisionConfig,
+)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where pictures and captions come from and how they are batched."""
+
+    train: str = "shapes:train"
+    """SPEC of the training set, as `kind:path[#split]`, or several: SPEC@0.7+SPEC@0.3."""
+    val: str = ""
+    """SPEC evaluated during training; empty for none."""
+    image_root: str = ""
+    """Folder that relative picture paths start from (default: the JSON's own)."""
+    exclude: str = ""
+    """SPEC of pictures that the training set shall not hold, such as the test set's: those with the
+    very same pixels are left out, whatever they are called."""
+    limit: int = 0
+    """Pictures to train on, from the first of the set; 0 takes all."""
+    crop: float = 1.0
+    """Least area, about, of the random window of a picture that is trained on (RandomResizedCrop),
+    as a share; 1 takes pictures whole. Not for features that are kept or patches with labels."""
+    batch_size: int = 64
+    block_size: int = 1
+    """Records that stay together in a shuffle: neighbours in the set are then each other's
+    hard negatives. 1 shuffles every record on its own. Records beyond the last whole block come
+    last in every epoch."""
+    workers: int = 0
+    """Processes that decode and tokenise; 0 uses threads of this process."""
+    max_bad: float = 0.01
+    """Share of the records that may turn out unreadable before a run stops with their list."""
+    cache_features: str = ""
+    """Folder that keeps what the frozen backbone says of the training set, for all epochs and for
+    other runs: no picture is decoded or encoded again. Made if it is not there."""
+
+    def __post_init__(self):
+        _at_least(1, {"--data.batch-size": self.batch_size, "--data.block-size": self.block_size})
+        _at_least(
+            0,
+            {
+                "--data.workers": self.workers,
+                "--data.max-bad": self.max_bad,
+                "--data.limit": self.limit,
+            },
+        )
+        if not 0 < self.crop <= 1:
+            raise ValueError(
+                f"--data.crop {self.crop}: a share of the picture's area, above 0 up to 1"
+            )
+        if self.crop < 1 and self.cache_features:
+            raise ValueError(
+                f"--data.crop {self.crop} draws other windows every epoch, and"
+                f" --data.cache-features {self.cache_features} keeps whole pictures; leave one out"
+            )
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """The devices of a run as a grid of data x fsdp."""
+
+    data: int = 0
+    """Devices that hold copies of the parameters and each a share of the batch; 0 takes all that
+    `fsdp` leaves."""
+    fsdp: int = 1
+    """Devices that share one copy of the parameters and of the optimiser's state."""
+
+    def __post_init__(self):
+        _at_least(0, {"--mesh.data": self.data})
+        _at_least(1, {"--mesh.fsdp": self.fsdp})
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with the published schedule (warm-up, then x0.9 per epoch), or a cosine."""
+
+    lr: float = 3e-4
+    schedule: Literal["exponential", "cosine"] = "exponential"
+    warmup_steps: int = 100
+    warmup_from: float = 1e-6
+    epoch_decay: float = 0.9
+    hold: float = 0.0
+    """Share of the steps that stay at the full rate before a cosine sets in."""
+    floor: float = 1e-6
+    weight_decay: float = 0.05
+    b1: float = 0.9
+    b2: float = 0.999
+    clip_norm: float = 0.0
+    """Largest global gradient norm; 0 leaves gradients as they are (published)."""
+    lr_scales: tuple[str, ...] = ()
+    """REGEX=FACTOR: the rate of parameters whose path the expression is found in, such as
+    "joint_encoder/layers_[0-5]/=0.1"; the first that fits counts, and 0 freezes."""
+    ema: float = 0.0
+    """Decay of a running average of the parameters, such as 0.999, which is then evaluated and
+    exported in their place; 0 keeps none."""
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the losses, and what they are made of. A weight of 0 skips the work too."""
+
+    match: float = 1.0
+    masked_lm: float = 1.0
+    text_recovery: float = 1.0
+    distillation: float = 1.0
+    """Used when a `teacher` is named."""
+    hidden_states: float = 0.0
+    """Used when a `teacher` of the same width is named: weight of the distance between its states
+    of a caption's pieces and the model's, after the layers that both have online, counted from the
+    last. Costs one more pass of each over the captions and their own pictures."""
+    negatives: int = 3
+    """K hard negative pictures per caption, and K hard negative captions per picture."""
+    mask_probability: float = 0.5
+    masked_lm_first: float = 0.0
+    """Share of the steps, from the start, that train masked LM (and text recovery) alone."""
+
+
+@dataclass(frozen=True)
+class AdapterSpec:
+    """The adapter of a run. What is left out is that of --init, or else as published: `compress`,
+    64 tokens, 8192 wide."""
+
+    kind: Literal["", "local", "compress"] = ""
+    num_tokens: int = 0
+    """Of `compress`; `local` keeps every vision token."""
+    intermediate_size: int = 0
+
+    def __post_init__(self):
+        _at_least(
+            0,
+            {
+                "--model.adapter.num-tokens": self.num_tokens,
+                "--model.adapter.intermediate-size": self.intermediate_size,
+            },
+        )
+
+    def completed_by(self, start: AdapterConfig | None) -> AdapterConfig:
+        """The whole of it, for a run that starts from a model with the adapter `start`, if any.
+
+        Raises:
+            ValueError: a number of tokens is asked of a `start` that does not compress.
+        """
+        base = start or AdapterConfig()
+        kind = self.kind or base.kind
+        if kind == "local":
+            if self.num_tokens and not self.kind:
+                raise ValueError(
+                    f"--model.adapter.num-tokens {self.num_tokens}: the adapter of --init is local"
+                    " and keeps every vision token; leave it out, or add --model.adapter.kind"
+                    " compress for another"
+                )
+            tokens = base.num_tokens if base.kind == "local" else 0
+        else:
+            tokens = self.num_tokens or base.num_tokens or AdapterConfig().num_tokens
+        return AdapterConfig(kind, tokens, self.intermediate_size or base.intermediate_size)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which parts an EDJE is assembled from."""
+
+    backbone: str = ""
+    """Folder or hub id of the dual encoder, in Hugging Face's format: SigLIP, SigLIP2 or CLIP."""
+    token_layer: int = 0
+    """Layer of the backbone that vision tokens come from, -1 for the last, -2 for the one before;
+    0 for its family's: the last of SigLIP, the one before of CLIP."""
+    class_token: bool = False
+    """Keep CLIP's class token among the vision tokens."""
+    joint_encoder: str = ""
+    """Folder or hub id of the BERT; empty for a fresh one of the shape in `fresh`."""
+    adapter: AdapterSpec = field(default_factory=AdapterSpec)
+    fresh: BertConfig = field(default_factory=BertConfig)
+    """Shape of a joint encoder trained from scratch (`vocab_size` is its tokenizer's limit)."""
+    max_text_length: int = 0
+    """[CLS] + caption + [SEP]; 0 for that of --init, or else 63 (published)."""
+    dropout: float = 0.1
+    deferred_layers: int = -1
+    """Layers of the joint encoder that run offline on the vision side (see `BertConfig`); -1 keeps
+    what `fresh` or the model of `init` has, and is 0 for a language model of `joint_encoder`."""
+    online_vision: Literal["", "updated", "attended"] = ""
+    """What the other layers do with vision rows (see `BertConfig`); empty as for -1."""
+    icc_profile: Literal["", "ignored", "applied"] = ""
+    """What is done with an image's colour profile (see `ImageRecipe`); empty for the backbone's."""
+    transparency: Literal["", "dropped", "white"] = ""
+    """What shows where an image is transparent (see `ImageRecipe`); empty for the backbone's."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What every training run has."""
+
+    workdir: str = ""
+    """Where everything the run writes goes (default: runs/ and the config's name)."""
+    seed: int = 0
+    steps: int = 0
+    """Optimiser steps; 0 counts `epochs` instead."""
+    epochs: float = 1.0
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    distributed: Literal["off", "auto"] = "off"
+    """"auto" joins the processes that TPU pods, Slurm or Open MPI started, or those that the three
+    settings below describe, into one run."""
+    coordinator: str = ""
+    """host:port of process 0, where no cluster tells."""
+    num_processes: int = 0
+    process_id: int = -1
+    precision: Precision = "auto"
+    """Compute dtype; "auto" is bfloat16 on GPU and TPU, float32 on CPU. Params stay float32."""
+    remat: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    log_every: int = 10
+    eval_every: int = 0
+    """Steps between evaluations on `data.val`, of which the best one's parameters are exported; 0
+    evaluates at the end only, and exports the last."""
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+    profile: bool = False
+    """Trace steps 10 to 15 for TensorBoard and Perfetto, into profile/ of the workdir."""
+
+    def __post_init__(self):
+        _at_least(0, {"--steps": self.steps, "--eval-every": self.eval_every})
+        _at_least(1, {"--log-every": self.log_every, "--checkpoint-every": self.checkpoint_every})
+        _at_least(1, {"--keep-checkpoints": self.keep_checkpoints})
+
+
+@dataclass(frozen=True)
+class EdjeRun(RunConfig):
+    """Train an EDJE on a frozen backbone."""
+
+    model: ModelSpec = field(default_factory=ModelSpec)
+    loss: LossConfig = field(default_factory=LossConfig)
+    init: str = ""
+    """Model to start from (fine-tuning): folder, workdir or hub id."""
+    teacher: str = ""
+    """Model to distil from: folder, workdir or hub id."""
+    k: int = 10
+    """Candidates reranked when the run evaluates."""
+    accumulate: int = 1
+    """Parts that a batch is worked through in, one after the other: the same negatives and
+    gradients in less memory."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        _at_least(1, {"--accumulate": self.accumulate})
+
+
+@dataclass(frozen=True)
+class BackboneRun(RunConfig):
+    """Train a small SigLIP-style dual encoder from scratch."""
+
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    """`vocab_size` is the limit of the tokenizer that is trained from the captions."""
+    patch_naming: float = 0.0
+    """Weight of the auxiliary loss that names what each patch holds, for sources that know, and
+    where the patch stands."""
+    patch_sharpness: tuple[float, ...] = (20.0,)
+    """Largest logit of each attribute's naming, in the source's order, then of row and column; the
+    last one goes for the rest. A name at less sharpness takes a larger share of the token, and the
+    joint encoder learns large shares first."""
+    icc_profile: IccProfile = "ignored"
+    """What is done with an image's colour profile (see `ImageRecipe`)."""
+    transparency: Transparency = "dropped"
+    """What shows where an image is transparent (see `ImageRecipe`)."""
+
+
+def _at_least(least: int, values: dict[str, float]) -> None:
+    for name, value in values.items():
+        if not value >= least:
+            raise ValueError(f"{name} {value}: the least is {least}")

@@ -1,0 +1,1 @@
+"""A runtime through an evaluation protocol."""

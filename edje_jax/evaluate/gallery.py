@@ -1,0 +1,135 @@
+"""A source -> everything an evaluation needs: a gallery, its tokens and its embeddings."""
+
+import math
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Float32
+
+from edje_jax.data.bad_pictures import BadPictures, left_out
+from edje_jax.data.image_reader import read_pictures
+from edje_jax.data.sources.pooled import Pooled
+from edje_jax.evaluation.retrieval import Gallery, Retrieval, ScorePairs, rerank
+from edje_jax.models.token_formats import PackedTokens
+from edje_jax.runtimes.jax import Engine
+from edje_jax.types import Source
+
+IN_MEMORY = 2 << 30
+"""Bytes of compressed tokens that are held in memory; more lie in a temporary file (TMPDIR)."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what, done, total)."""
+
+
+@dataclass(frozen=True)
+class EncodedGallery:
+    """A gallery after the offline part: row i of the arrays is picture i of the gallery."""
+
+    gallery: Gallery
+    record: list[int]
+    """The source's index of each picture."""
+    tokens: Float[np.ndarray, "n m d"] | PackedTokens
+    embeddings: Float32[np.ndarray, "n e"]
+
+
+def encode_gallery(
+    engine: Engine, source: Source, max_bad: float, progress: Progress | None = None
+) -> EncodedGallery:
+    """Read and encode every picture of a source once.
+
+    Raises:
+        ValueError: the source has no captions to ask with (`open_captioned` tells that sooner).
+        TooManyBadPictures: more than `max_bad` of the records are bad, of the set or,
+            where there is one, of the pool: a large pool hides no damage to the set.
+        OSError: the tokens need a temporary file, and there is no room for it.
+    """
+    config = engine.config
+    record: list[int] = []
+    size = (config.num_tokens, config.joint_encoder.hidden_size)
+    tokens = _room((len(source), *size))
+    embeddings = np.empty((len(source), config.backbone.text.projection_size), np.float32)
+    sets = (source.source, source.pool) if isinstance(source, Pooled) else (source,)
+    own = len(sets[0])
+    chunks = (
+        chunk
+        for part, of in zip((range(own), range(own, len(source))), sets, strict=False)
+        for chunk in read_pictures(
+            source, config.image, BadPictures.after(left_out(of), len(part), max_bad), part
+        )
+    )
+    for indices, images in chunks:
+        encoded = engine.encode_images(images)
+        rows = slice(len(record), len(record) + len(indices))
+        tokens[rows], embeddings[rows] = encoded.tokens, encoded.embeddings
+        record += indices
+        if progress:
+            progress("pictures", len(record), len(source))
+    captions = [list(source.captions(i)) for i in record]
+    gallery = Gallery.of([source.image_id(i) for i in record], captions)
+    count = len(record)
+    return EncodedGallery(gallery, record, tokens[:count], embeddings[:count])
+
+
+def _room(shape: tuple[int, ...]) -> np.ndarray:
+    """Float32 in memory, or in a file without a name where it is more than `IN_MEMORY`."""
+    size = 4 * math.prod(shape)
+    if size <= IN_MEMORY:
+        return np.empty(shape, np.float32)
+    with tempfile.TemporaryFile() as file:
+        # A mapped file that finds the disk full ends the process without a word.
+        if hasattr(os, "posix_fallocate"):
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:
+                told = f"{error.strerror} ({size / 1e9:,.1f} GB of tokens; TMPDIR names the folder)"
+                raise OSError(error.errno, told, tempfile.gettempdir()) from error
+        return np.memmap(file, np.float32, "w+", shape=shape)
+
+
+def second_stage(
+    engine: Engine, encoded: EncodedGallery, progress: Progress | None = None
+) -> ScorePairs:
+    """The joint encoder as a function of (caption, picture) numbers of the gallery."""
+    ids = engine.joint_tokenizer(encoded.gallery.captions)
+    # What is on disk stays there, a batch's rows are read while the one before is computed; and a
+    # CPU would keep a second copy in the same memory.
+    stays = isinstance(encoded.tokens, np.memmap) or jax.default_backend() == "cpu"
+    tokens = encoded.tokens if stays else jax.tree.map(jnp.asarray, encoded.tokens)
+
+    def score_pairs(text_index: np.ndarray, image_index: np.ndarray) -> np.ndarray:
+        out = np.empty(len(text_index), np.float32)
+        order = np.arange(len(out))
+        if engine.config.joint_encoder.deferred_layers:
+            order = np.argsort(text_index, kind="stable")  # A caption's pairs together: read once
+        step = 16_384
+        for start in range(0, len(out), step):
+            part = order[start : start + step]
+            out[part] = engine.score_pairs(ids, tokens, text_index[part], image_index[part])
+            if progress:
+                progress("pairs", min(start + step, len(out)), len(out))
+        return out
+
+    return score_pairs
+
+
+def evaluate(
+    engine: Engine,
+    encoded: EncodedGallery,
+    k: int,
+    similarity_weight: float = 0.0,
+    progress: Progress | None = None,
+) -> Retrieval:
+    """First stage, then the joint encoder on k candidates, in both directions."""
+    return rerank(
+        encoded.gallery,
+        encoded.embeddings,
+        engine.embed_texts(encoded.gallery.captions),
+        second_stage(engine, encoded, progress),
+        k,
+        similarity_weight,
+    )

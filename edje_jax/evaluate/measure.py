@@ -1,0 +1,69 @@
+"""Measurements of a runtime on an encoded gallery, as an evaluation protocol asks for them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edje_jax.evaluate.gallery import EncodedGallery, Progress, second_stage
+from edje_jax.evaluation.calibration import direction_reliability
+from edje_jax.evaluation.eccv import coco_ids, eccv_metrics
+from edje_jax.evaluation.intervals import gain_intervals
+from edje_jax.evaluation.protocols import Timed, folds_summary, k_sweep, rerank_folds, weight_sweep
+from edje_jax.evaluation.retrieval import Retrieval, rerank
+from edje_jax.runtimes.jax import Engine
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is measured on a gallery."""
+
+    k: int = 10
+    similarity_weight: float = 0.0
+    folds: int = 0
+    """Disjoint parts of the gallery to evaluate as well, each on its own; 0 for none."""
+    k_sweep: Sequence[int] = ()
+    similarity_weights: Sequence[float] = ()
+    eccv: Path | None = None
+    """COCO's captions_val2014.json, to judge by CxC and ECCV Caption as well."""
+
+    @property
+    def depth(self) -> int:
+        """Candidates to score."""
+        return max(self.k, *self.k_sweep) if self.k_sweep else self.k
+
+
+def measure(
+    engine: Engine, encoded: EncodedGallery, protocol: Protocol, progress: Progress | None = None
+) -> tuple[Retrieval, dict[str, Any]]:
+    """The retrieval at depth k, and what else the protocol asks for, as metrics.json has it."""
+    if protocol.eccv:
+        coco_ids(encoded.gallery, protocol.eccv)  # Told before the work if it is another set
+    if protocol.k_sweep:
+        # Else the rate would be that of the compiler.
+        engine.warm(encoded.tokens)
+    score_pairs = Timed(second_stage(engine, encoded, progress))
+    gallery, weight = encoded.gallery, protocol.similarity_weight
+    images, texts = encoded.embeddings, engine.embed_texts(gallery.captions)
+    deep = rerank(gallery, images, texts, score_pairs, protocol.depth, weight)
+    rate = score_pairs.pairs / score_pairs.seconds
+    retrieval = deep.at(k=protocol.k)
+    extra: dict[str, Any] = {
+        "interval": gain_intervals(retrieval, gallery),
+        "calibration": {
+            "t2i": direction_reliability(retrieval.t2i),
+            "i2t": direction_reliability(retrieval.i2t),
+        },
+    }
+    if protocol.folds:
+        folds = rerank_folds(
+            gallery, images, texts, score_pairs, protocol.k, protocol.folds, weight
+        )
+        extra["folds"] = folds_summary(folds)
+    if protocol.k_sweep:
+        extra["k_sweep"] = k_sweep(deep, protocol.k_sweep, rate)
+    if protocol.similarity_weights:
+        extra["similarity_weights"] = weight_sweep(retrieval, protocol.similarity_weights)
+    if protocol.eccv:
+        extra["eccv"] = eccv_metrics(retrieval, images, texts, gallery, protocol.eccv)
+    return retrieval, extra

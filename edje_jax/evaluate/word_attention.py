@@ -1,0 +1,41 @@
+"""A picture and a caption -> where each word looks."""
+
+from functools import partial
+
+import jax
+import numpy as np
+from PIL import Image
+
+from edje_jax.data.images import normalise, resize
+from edje_jax.models.apply import apply
+from edje_jax.models.attention_maps import patch_attention
+from edje_jax.reports.word_maps import WordMaps
+from edje_jax.runtimes.jax import Engine
+
+
+def word_maps(engine: Engine, image: Image.Image, caption: str) -> WordMaps:
+    """Each word's view, the mean over its pieces; a class token's share is left out."""
+    picture = resize(image, engine.config.image)
+    places = engine.joint_tokenizer.words(caption)
+    rows = _patch_attention(
+        engine.backbone,
+        engine.model,
+        engine.config.image,
+        engine.backbone_params,
+        engine.params,
+        engine.joint_tokenizer([caption]),
+        picture[None],
+    )[0]
+    patches = np.asarray(rows, np.float32)[:, -engine.config.backbone.vision.num_patches :]
+    side = round(patches.shape[1] ** 0.5)
+    words = np.array([patches[pieces].mean(axis=0) for _, pieces in places])
+    words = words.reshape(len(places), side, side)
+    shares = words.sum(axis=(1, 2), keepdims=True)
+    return WordMaps(picture, [word for word, _ in places], words / shares)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _patch_attention(backbone, model, recipe, backbone_params, params, ids, images):
+    pixels = normalise(images, recipe)
+    vision_tokens = apply(backbone, backbone_params, "encode_image", pixels).tokens
+    return patch_attention(model, params, ids, vision_tokens)

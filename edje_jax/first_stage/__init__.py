@@ -1,0 +1,1 @@
+"""First stages: the nearest embeddings of a query."""

@@ -1,0 +1,206 @@
+"""Pictures -> token store: streaming, resumable, on one machine or many.
+
+The pictures that an index lacks are cut into shards of a fixed number; a shard is encoded in
+memory, written whole, and counts once its record `shard-00000.json` lies beside it. When all are
+there, `manifest.json` takes them in. A build that was killed repeats at most one shard, and what it
+leaves does not depend on how often it was.
+"""
+
+import logging
+from collections.abc import Callable
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edje_jax.data.bad_pictures import BadPictures
+from edje_jax.data.loader import iterate
+from edje_jax.index.changes import Changes, compare
+from edje_jax.index.commit import Report, commit, finish, record_of, refuse_many, taken_in
+from edje_jax.index.shard_content import Pictures, encode
+from edje_jax.index.shard_files import BadStore, write_shard
+from edje_jax.index.store import Manifest, Store, check_model, next_number
+from edje_jax.models.token_formats import TokenDtype, pack
+from edje_jax.runtimes.dual_encoder import IMAGE_BATCHES
+from edje_jax.runtimes.jax import Engine
+from edje_jax.system.allocator import give_back_freed_memory
+from edje_jax.system.files import read_json, write_json
+from edje_jax.types import Source
+
+log = logging.getLogger(__name__)
+
+BATCH = max(IMAGE_BATCHES)
+"""Pictures decoded together, and encoded in one call."""
+SHARD_ROWS = 1024
+SHARD_BYTES = 64 << 20
+"""Most pictures, and most bytes of tokens, of a shard: it is built in memory."""
+Progress = Callable[[int, int], None]
+"""Called with (pictures done, pictures to do), of this process's share."""
+
+
+def build(
+    engine: Engine,
+    stamp: dict[str, Any],
+    source: Source,
+    spec: str,
+    out: Path,
+    *,
+    token_dtype: TokenDtype = "bfloat16",
+    share: tuple[int, int] = (0, 1),
+    workers: int = 0,
+    max_bad: float = 1.0,
+    prune: bool = False,
+    restore: bool = False,
+    progress: Progress | None = None,
+) -> Report | None:
+    """Bring an index up to a source; None if other shares are missing, so that it is not complete.
+
+    Of n processes with share (i, n), each builds every n-th shard, and the last one to finish
+    completes the index. Images that are as they were indexed are left as they are.
+
+    Args:
+        stamp: which model `engine` runs, as `Reranker.stamp` has it.
+        max_bad: share of the source's images that may be bad; if all are, it is an error anyway.
+        prune: drop images that are gone from the source, which else keep answering.
+        restore: take removed images in again.
+
+    Raises:
+        BadStore: the index is another model's or token dtype's, or a build of other pictures was
+            begun in it.
+        TooManyBadPictures: more images than `max_bad` allows are bad, or all of them; the index is
+            as it was.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    manifest = _manifest(engine, stamp, spec, out, token_dtype)
+    manifest, changes = _settle(out, manifest, lambda now: compare(source, out, now, restore))
+    shards = _begin(out, manifest, changes)
+    part, parts = share
+    if part and not shards:
+        return None  # What is left to write are words, and the first process does that.
+    mine = [number for number in shards if (number - min(shards)) % parts == part]
+    done, total = 0, sum(len(shards[number]) for number in mine)
+
+    def note(more: int) -> None:
+        nonlocal done
+        done += more
+        if progress:
+            progress(done, total)
+
+    paths = {number: record_of(out, number) for number in mine}
+    note(sum(len(shards[number]) for number, path in paths.items() if path.exists()))
+    left = {number: _cut(shards[number]) for number, path in paths.items() if not path.exists()}
+    batches = [batch for cut in left.values() for batch in cut]
+    pictures = Pictures(source, batches, engine.config.image)
+    rejected = dict(changes.bad)
+    # One stream for all shards: the next one's pictures are decoded while one is written.
+    with closing(iterate(pictures, 0, BadPictures(0, 0.0), workers)) as decoded:
+        for number, cut in left.items():
+            built = encode(engine, changes, islice(decoded, len(cut)), note)
+            rejected |= built.rejected
+            refuse_many(out, rejected, changes, max_bad)
+            rows, tokens = built.rows, pack(built.tokens, token_dtype)
+            record = write_shard(
+                out, number, tokens, built.embeddings, built.captions, rows, built.thumbnails
+            )
+            write_json(paths[number], {"shard": record, "rejected": built.rejected})
+            give_back_freed_memory()
+    return finish(
+        out, manifest, changes, list(shards),
+        spec=spec, max_bad=max_bad, prune=prune, embed=engine.embed_texts,
+    )  # fmt: skip
+
+
+def _cut(records: np.ndarray) -> list[np.ndarray]:
+    return [records[start : start + BATCH] for start in range(0, len(records), BATCH)]
+
+
+def _manifest(
+    engine: Engine, stamp: dict[str, Any], spec: str, out: Path, token_dtype: TokenDtype
+) -> Manifest:
+    """The index's so far, or that of an empty one."""
+    config = engine.config
+    fresh = Manifest(
+        stamp,
+        token_dtype,
+        config.num_tokens,
+        config.joint_encoder.hidden_size,
+        config.backbone.text.projection_size,
+        spec,
+    )
+    if not (out / "manifest.json").exists():
+        return fresh
+    store = Store(out)
+    check_model(store, stamp)
+    found = store.manifest
+    if found.token_dtype != token_dtype:
+        raise BadStore(
+            f"{out}: keeps tokens as {found.token_dtype}, asked for {token_dtype}; give"
+            f" --token-dtype {found.token_dtype}, or build another index"
+        )
+    return found
+
+
+def _begin(out: Path, manifest: Manifest, changes: Changes) -> dict[int, np.ndarray]:
+    """{shard: its records}; what a build left that was begun here is taken up.
+
+    Raises:
+        BadStore: it was begun with another model or token dtype.
+    """
+    first, records = next_number(manifest), changes.records
+    size = min(SHARD_ROWS, max(SHARD_BYTES // manifest.bytes_per_picture, 1))
+    plan = {
+        "fingerprint": manifest.model["fingerprint"],
+        "token_dtype": manifest.token_dtype,
+        "pictures": len(records),
+        "digest": changes.digest,
+        "first_shard": first,
+        "shard_rows": size,
+    }
+    begun = out / "build.json"
+    if begun.exists():
+        found = read_json(begun)
+        if changed := [name for name in plan if found.get(name) != plan[name]]:
+            raise BadStore(
+                f"{begun}: an unfinished build of another kind ({', '.join(changed)} differ). Run"
+                " its command to the end, or delete that file and every shard-*.json beside it"
+            )
+    else:
+        for stale in out.glob("shard-*.json"):
+            stale.unlink(missing_ok=True)
+        if len(records):
+            write_json(begun, plan)
+    starts = range(0, len(records), size)
+    return {first + i: records[start : start + size] for i, start in enumerate(starts)}
+
+
+def _settle(
+    out: Path, manifest: Manifest, compared: Callable[[Manifest], Changes]
+) -> tuple[Manifest, Changes]:
+    """Take in, or clear away, what an earlier build left.
+
+    Returns:
+        The manifest after that, and what there is to do.
+
+    A build may have been killed while it was being committed, or its set may have changed since:
+    its finished shards are kept then, and the rest is planned anew.
+    """
+    begun, changes = out / "build.json", compared(manifest)
+    if not begun.exists():
+        return manifest, changes
+    found = read_json(begun)
+    if found.get("first_shard", 0) < next_number(manifest):
+        for path in (begun, *out.glob("shard-*.json")):
+            path.unlink(missing_ok=True)
+        return manifest, changes
+    same = found.get("fingerprint") == manifest.model["fingerprint"]
+    if not same or found.get("token_dtype") != manifest.token_dtype:
+        return manifest, changes
+    if (found["pictures"], found["digest"]) == (len(changes.stamps), changes.digest):
+        return manifest, changes
+    log.info("%s: the images have changed since this build began; what is done is kept", out)
+    parts = [read_json(path) for path in sorted(out.glob("shard-*.json"))]
+    now = taken_in(out, manifest, parts)
+    commit(out, manifest, now, parts)
+    return now, compared(now)

@@ -1,0 +1,186 @@
+"""What a build has to do: a source compared with what an index knows of it."""
+
+import hashlib
+import json
+import os
+from collections import defaultdict
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+
+from edje_jax.data.bad_pictures import caption_faults, left_out
+from edje_jax.data.images import BadImage
+from edje_jax.data.sources.texts import printable, text_fault, usable
+from edje_jax.data.stamps import digest_of, stamp_of
+from edje_jax.index.shard_files import Row
+from edje_jax.index.store import Manifest, current_rows
+from edje_jax.types import OnDisk, Source
+
+
+@dataclass
+class Changes:
+    """The images of a source, each once, by what a build does with them."""
+
+    source: Source
+    total: int
+    """Different ids in the source."""
+    also: dict[int, list[int]]
+    """More records of an image, by its first."""
+    stamps: dict[int, str] = field(default_factory=dict)
+    """Of the records to encode."""
+    new: list[str] = field(default_factory=list)
+    """Ids without a row, or with one that did not count."""
+    changed: list[str] = field(default_factory=list)
+    """Ids whose image is another one than their row's."""
+    rewritten: dict[tuple[int, int], Row] = field(default_factory=dict)
+    """Rows whose image is the same, but not the captions, the path or the stamp, by their place."""
+    recaptioned: list[str] = field(default_factory=list)
+    moved: list[str] = field(default_factory=list)
+    unstamped: int = 0
+    """Rows of format 1, which cannot be compared; they are taken as they are."""
+    gone: list[str] = field(default_factory=list)
+    """Ids with a row that counts, which the source no longer has or whose file is missing."""
+    lost: list[str] = field(default_factory=list)
+    """The same of rows that did not count anyway."""
+    removed: list[str] = field(default_factory=list)
+    """Ids in the source that were removed from the index."""
+    restored: tuple[str, ...] = ()
+    bad: dict[str, str] = field(default_factory=dict)
+    """{id: why it cannot be one}"""
+    faults: dict[str, str] = field(default_factory=dict)
+    """{record that the source left out, or id whose captions are not all usable: why}"""
+
+    @property
+    def records(self) -> Int[np.ndarray, " n"]:
+        """The source's first record of each image to encode."""
+        return np.fromiter(self.stamps, np.int64, len(self.stamps))
+
+    @cached_property
+    def digest(self) -> str:
+        """Of what is to be encoded: tells whether an unfinished build is still the same."""
+        digest = hashlib.sha256()
+        for record, stamp in self.stamps.items():
+            told = [self.source.image_id(record), self.captions(record), stamp]
+            digest.update(json.dumps(told).encode())
+        return digest.hexdigest()[:32]
+
+    @property
+    def records_in_all(self) -> int:
+        """Images, and records that are none."""
+        return self.total + len(left_out(self.source))
+
+    def captions(self, record: int) -> list[str]:
+        """All usable captions of an image, each once."""
+        texts = [text for r in self._all(record) for text in self.source.captions(r)]
+        return list(dict.fromkeys(usable(texts)[0]))
+
+    def fault(self, record: int) -> str:
+        """What is wrong with captions of an image that are not usable; "" for nothing."""
+        faults = [caption_faults(self.source, r) for r in self._all(record)]
+        faults += [usable(self.source.captions(r))[1] for r in self._all(record)]
+        return "; ".join(filter(None, faults))
+
+    def _all(self, record: int) -> list[int]:
+        return [record, *self.also.get(record, [])]
+
+    def row(self, record: int, stamp: str, digest: str) -> Row:
+        """What an index will say of an image; its thumbnail has no place yet."""
+        source = self.source
+        path = os.path.abspath(source.path(record)) if isinstance(source, OnDisk) else ""
+        captions = self.captions(record)
+        return Row(source.image_id(record), path, captions, (0, 0), stamp, digest)
+
+
+def compare(source: Source, out: Path, manifest: Manifest, restore: bool = False) -> Changes:
+    """Compare a source with an index.
+
+    Images are told by their stamps; where these differ, or a source has none, by their digests.
+    Records with one id show one image. `restore` takes removed ids as if they never had been.
+    """
+    first, also = _by_id(source)
+    changes = Changes(source, len(first), also)
+    changes.faults |= {printable(where): printable(why) for where, why in left_out(source)}
+    removed = set(manifest.removed)
+    if restore:
+        changes.restored, removed = manifest.removed, set()
+    hidden = manifest.hidden - set(changes.restored)
+    known = current_rows(out, manifest)
+    missing = known.keys() - first.keys()
+    for name, record in first.items():
+        place, row = known.get(name, (None, None))
+        if name in removed:
+            changes.removed.append(name)
+            continue
+        if reason := text_fault(name):
+            changes.bad[printable(name)] = f"its name {reason}; rename it"
+            continue
+        if reason := changes.fault(record):
+            changes.faults[name] = printable(f"indexed without a caption: {reason}")
+        if row is None or place is None:
+            changes.new.append(name)
+            changes.stamps[record] = _stamp(source, record) or ""
+        elif (stamp := _stamp(source, record)) is None:
+            missing.add(name)
+        elif not _is_same(source, record, stamp, row):
+            changes.changed.append(name)
+            changes.stamps[record] = stamp
+        else:
+            _compare_words(changes, record, stamp, place, row)
+            if name in hidden or name in changes.restored:
+                changes.new.append(name)
+    for name in known:
+        if name in missing and name not in removed:
+            (changes.lost if name in hidden else changes.gone).append(name)
+    return changes
+
+
+def _by_id(source: Source) -> tuple[dict[str, int], dict[int, list[int]]]:
+    """({id: its first record}, {first record: further ones of its id})."""
+    first: dict[str, int] = {}
+    also: dict[int, list[int]] = defaultdict(list)
+    for record in range(len(source)):
+        if (before := first.setdefault(source.image_id(record), record)) != record:
+            also[before].append(record)
+    return first, dict(also)
+
+
+def _compare_words(
+    changes: Changes, record: int, stamp: str, place: tuple[int, int], row: Row
+) -> None:
+    """Note what differs of a row whose image is the same."""
+    changes.unstamped += not (row.stamp or row.digest)
+    digest = row.digest or ("" if stamp else _digest(changes.source, record))
+    fresh = changes.row(record, stamp, digest)._replace(thumbnail=row.thumbnail)
+    if fresh.captions != row.captions:
+        changes.recaptioned.append(row.id)
+    if fresh.path != row.path:
+        changes.moved.append(row.id)
+    if fresh != row:
+        changes.rewritten[place] = fresh
+
+
+def _stamp(source: Source, record: int) -> str | None:
+    """None where the image's file is missing; "" where reading it will say what is wrong."""
+    try:
+        return stamp_of(source, record)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError):
+        return ""
+
+
+def _is_same(source: Source, record: int, stamp: str, row: Row) -> bool:
+    if (stamp and stamp == row.stamp) or not (row.stamp or row.digest):
+        return True
+    return bool(row.digest) and _digest(source, record) == row.digest
+
+
+def _digest(source: Source, record: int) -> str:
+    """ "" where the image cannot be read."""
+    try:
+        return digest_of(source, record)
+    except BadImage:
+        return ""

@@ -1,0 +1,184 @@
+"""The end of a build: finished shards become part of the index, all at once."""
+
+import csv
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edje_jax.data.bad_pictures import TooManyBadPictures
+from edje_jax.index.changes import Changes
+from edje_jax.index.shard_files import file_of, read_rows, rewrite_words
+from edje_jax.index.store import Manifest
+from edje_jax.system.files import read_json, replacing
+
+LISTED = 20
+"""Most bad images that an error lists."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a build found and did, in ids."""
+
+    new: list[str]
+    changed: list[str]
+    """Encoded again."""
+    recaptioned: list[str]
+    moved: list[str]
+    """Those whose file has another path."""
+    gone: list[str]
+    """Those no longer in the source."""
+    removed: list[str]
+    """Those that stay out, as they were removed."""
+    rejected: dict[str, str]
+    """{id: why it is not in the index}"""
+    faults: dict[str, str]
+    """{record that the source left out, or id without some of its captions: why}"""
+    unstamped: int
+    """Images of which an older version recorded nothing to compare."""
+
+    @classmethod
+    def of(cls, changes: Changes, rejected: dict[str, str]) -> "Report":
+        """What became of the changes."""
+        new, changed = (
+            [name for name in names if name not in rejected]
+            for names in (changes.new, changes.changed)
+        )
+        told = (changes.recaptioned, changes.moved, changes.gone, changes.removed)
+        return cls(new, changed, *told, rejected, changes.faults, changes.unstamped)
+
+
+def record_of(out: Path, number: int) -> Path:
+    """Where a finished shard's record lies until the build is complete."""
+    return out / f"shard-{number:05d}.json"
+
+
+def finish(
+    out: Path,
+    before: Manifest,
+    changes: Changes,
+    numbers: list[int],
+    *,
+    spec: str,
+    max_bad: float,
+    prune: bool,
+    embed: Callable[[list[str]], np.ndarray],
+) -> Report | None:
+    """Complete an index, if every shard of the build is there; None if other processes' are not.
+
+    Raises:
+        TooManyBadPictures: see `build`.
+    """
+    try:
+        parts = [read_json(record_of(out, number)) for number in numbers]
+    except FileNotFoundError:
+        # Another process's are missing; or it was the last, and has just taken them all in.
+        if (out / "build.json").exists():
+            return None
+        return Report.of(changes, Manifest.read(out).rejected)
+    rejected = changes.bad | _rejected_in(parts)
+    try:
+        refuse_many(out, rejected, changes, max_bad, are_all=True)
+    except TooManyBadPictures:
+        _forget_rejected(out, parts)
+        raise
+    now = taken_in(out, before, parts)
+    now = dataclasses.replace(
+        now,
+        spec=spec,
+        shards=_with_words(out, now, changes, embed),
+        removed=tuple(name for name in now.removed if name not in changes.restored),
+        rejected=rejected,
+        faults=changes.faults,
+        dropped=tuple(sorted([*changes.lost, *(changes.gone if prune else ())])),
+    )
+    commit(out, before, now, parts)
+    return Report.of(changes, rejected)
+
+
+def refuse_many(
+    out: Path, rejected: dict[str, str], changes: Changes, max_bad: float, are_all: bool = False
+) -> None:
+    """Raise `TooManyBadPictures` for more than may be bad; `are_all`: no further ones will come."""
+    bad, total = rejected | changes.faults, changes.records_in_all
+    nothing_else = are_all and 0 < len(rejected) == changes.total - len(changes.removed)
+    if not nothing_else and len(bad) <= max_bad * total:
+        return
+    listed = [f"  {name}: {bad[name]}" for name in list(bad)[:LISTED]]
+    if len(bad) > LISTED:
+        listed.append(f"  and {len(bad) - LISTED:,} more")
+    limit = f"more than --max-bad {max_bad:g} allows. Raise the limit, or mend them"
+    raise TooManyBadPictures(
+        f"{out}: {len(bad)} of {total} records are bad,"
+        f" {'so that no image is left. Mend them' if nothing_else else limit} or take them out of"
+        " the set:\n" + "\n".join(listed)
+    )
+
+
+def _rejected_in(parts: list[dict[str, Any]]) -> dict[str, str]:
+    return {name: reason for part in parts for name, reason in part["rejected"].items()}
+
+
+def _forget_rejected(out: Path, parts: list[dict[str, Any]]) -> None:
+    """Let a refused build try its bad images again; one that has nothing else is cleared away."""
+    for part in parts:
+        if part["rejected"]:
+            record_of(out, part["shard"]["number"]).unlink(missing_ok=True)
+    if not any(part["shard"]["rows"] for part in parts):
+        _clear(out, parts)
+
+
+def taken_in(out: Path, manifest: Manifest, parts: list[dict[str, Any]]) -> Manifest:
+    """An index's manifest with finished shards in it."""
+    if (out / "manifest.json").exists():
+        # Pictures may have been removed while this ran.
+        manifest = dataclasses.replace(manifest, removed=Manifest.read(out).removed)
+    records = [part["shard"] for part in parts if part["shard"]["rows"]]
+    fresh = {row.id for record in records for row in read_rows(file_of(out, record, "rows"))}
+    rejected = manifest.rejected | _rejected_in(parts)
+    return dataclasses.replace(
+        manifest,
+        shards=(*manifest.shards, *records),
+        rejected={name: reason for name, reason in rejected.items() if name not in fresh},
+        dropped=tuple(name for name in manifest.dropped if name not in fresh),
+    )
+
+
+def _with_words(
+    out: Path, manifest: Manifest, changes: Changes, embed: Callable[[list[str]], np.ndarray]
+) -> tuple[dict[str, Any], ...]:
+    """Records of all shards, those written anew whose captions, paths or stamps changed."""
+    shards = list(manifest.shards)
+    for shard in sorted({shard for shard, _ in changes.rewritten}):
+        before = read_rows(file_of(out, shards[shard], "rows"))
+        rows = [changes.rewritten.get((shard, number), row) for number, row in enumerate(before)]
+        shards[shard] = rewrite_words(out, shards[shard], rows, embed)
+    return tuple(shards)
+
+
+def commit(out: Path, before: Manifest, now: Manifest, parts: list[dict[str, Any]]) -> None:
+    """Make a manifest the index's, if it says anything new, and clear the build away."""
+    is_first = not (out / "manifest.json").exists()
+    if now.shards if is_first else now != before:
+        with (
+            replacing(out / "rejected.csv") as temporary,
+            temporary.open("w", encoding="utf-8", newline="") as file,
+        ):
+            listed = [*now.rejected.items(), *now.faults.items()]
+            csv.writer(file).writerows([("id", "reason"), *listed])
+        now.write(out)
+    _clear(out, parts)
+
+
+def _clear(out: Path, parts: list[dict[str, Any]]) -> None:
+    """Delete what a build needed while it ran."""
+    empty = [part["shard"]["files"] for part in parts if not part["shard"]["rows"]]
+    made = [name for names in empty for name in names]
+    records = [record_of(out, part["shard"]["number"]).name for part in parts]
+    # The plan goes last: until then, the next build finds and clears what a killed one left.
+    cut_short = [path.name for path in out.glob("*.tmp")]
+    for name in (*made, *cut_short, *records, "build.json"):
+        (out / name).unlink(missing_ok=True)

@@ -1,0 +1,116 @@
+"""Images of a source -> what a shard holds of them."""
+
+import io
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from edje_jax.config.model import ImageRecipe
+from edje_jax.data.images import image_of, resize
+from edje_jax.data.sources.texts import printable
+from edje_jax.data.stamps import digest_of
+from edje_jax.index.changes import Changes
+from edje_jax.index.shard_files import Row
+from edje_jax.runtimes.jax import Encoded, Engine
+from edje_jax.types import Encoded as HasFiles
+from edje_jax.types import Source, Stamped
+
+THUMBNAIL = 256
+"""Longest side of a thumbnail in pixels."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A few pictures, ready to be encoded."""
+
+    records: list[int]
+    images: np.ndarray
+    thumbnails: list[bytes]
+    digests: list[str]
+    """Of the images' files; "" where a stamp alone tells one image from another."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Random access to batches of records of a source, for worker processes."""
+
+    source: Source
+    batches: list[np.ndarray]
+    recipe: ImageRecipe
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> tuple[tuple[Decoded, dict[int, str]], dict[str, str]]:
+        """((what could be read, {bad record: reason}), nothing to warn of)."""
+        good: list[int] = []
+        images, thumbnails, digests, bad = [], [], [], {}
+        # A stamp suffices for what is drawn; of files that were copied, a digest tells more.
+        is_digested = isinstance(self.source, HasFiles) or not isinstance(self.source, Stamped)
+        for record in self.batches[index].tolist():
+            try:
+                # First, so that a file that changes between the two is seen to have changed.
+                digest = digest_of(self.source, record) if is_digested else ""
+                picture = image_of(self.source, record, self.recipe)
+            except ValueError as error:  # `BadImage`, or a path that no system takes
+                bad[record] = str(error)
+                continue
+            good.append(record)
+            images.append(resize(picture, self.recipe))
+            thumbnails.append(thumbnail(picture))
+            digests.append(digest)
+        side = self.recipe.size
+        stacked = np.stack(images) if images else np.empty((0, side, side, 3), np.uint8)
+        return (Decoded(good, stacked, thumbnails, digests), bad), {}
+
+
+def thumbnail(picture: Image.Image) -> bytes:
+    """A picture within THUMBNAIL x THUMBNAIL as a JPEG file."""
+    small = picture.copy()
+    small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    out = io.BytesIO()
+    small.save(out, "JPEG", quality=85)
+    return out.getvalue()
+
+
+@dataclass(frozen=True)
+class Built:
+    """A shard's content."""
+
+    rows: list[Row]
+    tokens: np.ndarray
+    embeddings: np.ndarray
+    captions: np.ndarray
+    thumbnails: list[bytes]
+    rejected: dict[str, str]
+
+
+def encode(
+    engine: Engine,
+    changes: Changes,
+    batches: Iterable[tuple[Decoded, dict[int, str]]],
+    note: Callable[[int], None],
+) -> Built:
+    """Encode a shard's images as they come; `note` is called with how many more are done."""
+    parts: list[Encoded] = []
+    thumbnails: list[bytes] = []
+    rows: list[Row] = []
+    rejected: dict[str, str] = {}
+    each = engine.encode_each(batches, lambda batch: batch[0].images)
+    for (decoded, bad), encoded in each:
+        parts.append(encoded)
+        thumbnails += decoded.thumbnails
+        for record, digest in zip(decoded.records, decoded.digests, strict=True):
+            rows.append(changes.row(record, changes.stamps[record], digest))
+        rejected |= {changes.source.image_id(record): printable(bad[record]) for record in bad}
+        note(len(decoded.records) + len(bad))
+    return Built(
+        rows,
+        np.concatenate([part.tokens for part in parts]),
+        np.concatenate([part.embeddings for part in parts]),
+        engine.embed_texts([caption for row in rows for caption in row.captions]),
+        thumbnails,
+        rejected,
+    )

@@ -1,0 +1,1 @@
+"""Heads on the joint encoder, one file each."""

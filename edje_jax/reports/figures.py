@@ -1,0 +1,172 @@
+"""The report's figures, by matplotlib, as SVG that takes its colours from the page.
+
+Every colour drawn is a stand-in for one of the page's CSS variables, so that a figure is light or
+dark as the page is. Matplotlib is optional (`pip install 'edje-jax[eval]'`).
+"""
+
+import io
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from edje_jax.evaluation.metrics import RECALLS
+from edje_jax.evaluation.retrieval import DIRECTIONS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = {
+    "ink": "#010101", "soft": "#020202", "line": "#030303", "base": "#040404",
+    "accent": "#050505", "tile": "#060606",
+}  # fmt: skip
+"""A stand-in for each of the page's variables."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Markup, and what it shows in words."""
+
+    title: str
+    about: str
+    svg: str
+
+
+def figures(metrics: Mapping[str, Any]) -> list[Figure]:
+    """Those that metrics.json has numbers for: recalls, depths, calibration.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    made = [
+        (
+            "Recall, base beside reranked",
+            "Whiskers: the 95% interval of the gain, from draws of other pictures.",
+            _bars,
+        )
+    ]
+    if "k_sweep" in metrics:
+        made.append(
+            (
+                "Recall against the rerank depth",
+                "Under each depth k, what scoring its candidates costs at the measured rate.",
+                _depths,
+            )
+        )
+    if "calibration" in metrics:
+        made.append(
+            (
+                "Calibration of the match score",
+                "Scored candidates by the sigmoid of their logit, and how many of them are right; a"
+                " calibrated score lies on the diagonal. Areas: pairs. ECE: their mean distance"
+                " from it.",
+                _calibration,
+            )
+        )
+    return [Figure(title, about, _panels(draw, metrics, title)) for title, about, draw in made]
+
+
+def _bars(axes: "Axes", metrics: Mapping[str, Any], key: str) -> None:
+    side = metrics[key]
+    names = [f"R@{n}" for n in RECALLS]
+    tops = {stage: [side[stage][name] for name in names] for stage in ("base", "reranked")}
+    for shift, stage, colour in ((-0.2, "base", "base"), (0.2, "reranked", "accent")):
+        places = [i + shift for i in range(len(names))]
+        axes.bar(places, tops[stage], 0.36, color=COLOURS[colour], label=stage)
+    if "interval" in metrics:
+        for i, name in enumerate(names):
+            low, high = (side["base"][name] + points for points in metrics["interval"][key][name])
+            axes.plot([i + 0.2] * 2, [low, high], color=COLOURS["ink"], linewidth=1.2)
+            tops["reranked"][i] = max(high, tops["reranked"][i])
+    for shift, stage in ((-0.2, "base"), (0.2, "reranked")):
+        for i, name in enumerate(names):
+            text, place = f"{side[stage][name]:.1f}", (i + shift, tops[stage][i] + 2)
+            axes.text(*place, text, color=COLOURS["ink"], fontsize=9, ha="center")
+    axes.set_xticks(range(len(names)), names)
+    axes.set_ylim(0, 114)
+    axes.set_yticks(range(0, 101, 25))
+
+
+def _depths(axes: "Axes", metrics: Mapping[str, Any], key: str) -> None:
+    at = metrics["k_sweep"]["at"]
+    depths = [one["k"] for one in at]
+    lines = (("R@1", "-o", "accent"), ("R@5", "-s", "ink"), ("R@10", "-^", "soft"))
+    for name, style, colour in lines:
+        values = [one[key]["reranked"][name] for one in at]
+        axes.plot(depths, values, style, color=COLOURS[colour], label=name, markersize=4.5)
+    ceiling = [one[key]["ceiling"] for one in at]
+    axes.plot(depths, ceiling, "--", color=COLOURS["base"], label="ceiling of R@1")
+    axes.set_xscale("log")
+    axes.minorticks_off()
+    axes.set_xticks(depths, [f"{one['k']}\n{_brief(one['ms_per_query'])} ms" for one in at])
+
+
+def _calibration(axes: "Axes", metrics: Mapping[str, Any], key: str) -> None:
+    one = metrics["calibration"][key]
+    total = sum(part["pairs"] for part in one["bins"])
+    axes.plot([0, 1], [0, 1], "--", color=COLOURS["base"], linewidth=1)
+    scores, right = ([part[name] for part in one["bins"]] for name in ("score", "right"))
+    axes.plot(scores, right, "-", color=COLOURS["accent"], linewidth=1)
+    sizes = [12 + 240 * part["pairs"] / total for part in one["bins"]]
+    axes.scatter(scores, right, sizes, color=COLOURS["accent"], zorder=3)
+    axes.text(0.03, 0.93, f"ECE {one['ece']:.3f}", color=COLOURS["ink"], va="top")
+    axes.set_xlabel("match score", color=COLOURS["soft"])
+    axes.set_ylabel("share that is right", color=COLOURS["soft"])
+    axes.set_xlim(-0.04, 1.04)
+    axes.set_ylim(-0.04, 1.04)
+
+
+def _panels(draw, metrics: Mapping[str, Any], label: str) -> str:
+    """A panel for each direction, as SVG of this name."""
+    import matplotlib
+    from matplotlib.figure import Figure as Canvas
+
+    # A fixed salt, for the same bytes from the same numbers.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "edje", "font.size": 10}):
+        canvas = Canvas(figsize=(8.6, 3.1), layout="constrained")
+        canvas.patch.set_alpha(0)
+        panels = canvas.subplots(1, len(DIRECTIONS))
+        for axes, (key, title) in zip(panels, DIRECTIONS.items(), strict=True):
+            draw(axes, metrics, key)
+            _dress(axes, title)
+        marks, names = panels[0].get_legend_handles_labels()
+        if names:
+            canvas.legend(
+                marks, names, loc="outside upper right", ncols=len(names), frameon=False,
+                labelcolor=COLOURS["soft"], fontsize=9,
+            )  # fmt: skip
+        data = io.BytesIO()
+        canvas.savefig(data, format="svg", metadata={"Date": None, "Creator": None})
+    return _inline(data.getvalue().decode(), label)
+
+
+def _dress(axes: "Axes", title: str) -> None:
+    axes.set_title(title, color=COLOURS["ink"], loc="left", fontsize=11)
+    axes.patch.set_alpha(0)
+    axes.grid(axis="y", color=COLOURS["line"], linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=COLOURS["soft"], length=0)
+    for name, spine in axes.spines.items():
+        spine.set_visible(name == "bottom")
+        spine.set_color(COLOURS["line"])
+
+
+def _inline(svg: str, label: str) -> str:
+    """An SVG file as an element of an HTML page: no prologue, the page's fonts and colours."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # It would style the whole page.
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    told = f'role="img" aria-label="{label}"'
+    svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', rf"<svg \1 {told}>", svg)
+    svg = svg.replace("xlink:href", "href")
+    svg = re.sub(r"font-family:[^;\"]*;?", "", svg)
+    svg = re.sub(r"font: ([^;\"]*?)([\d.]+px)[^;\"]*", r"font-size: \2", svg)
+    for name, colour in COLOURS.items():
+        svg = svg.replace(colour, f"var(--{name})")
+    return svg
+
+
+def _brief(value: float) -> str:
+    return f"{value:.1f}" if value < 10 else f"{value:,.0f}"

@@ -1,0 +1,247 @@
+"""The report as HTML: one page without scripts, readable in light and dark, on a desk or a phone.
+
+Pictures are CSS classes that carry a data URI, so each is embedded once however often it is shown.
+Every text that comes from the data goes through `escape`. The page's frame and its style are
+`report_template.html`; single queries come from `examples`.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from html import escape
+from string import Template
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from edje_jax.evaluation.metrics import RECALLS
+from edje_jax.evaluation.retrieval import Direction, Gallery, Retrieval
+from edje_jax.reports.examples import Album, Section, moves_html, picture_card, sections, text_card
+from edje_jax.reports.figures import figures
+from edje_jax.reports.word_maps import WordMaps, word_card, word_style
+
+WORD_CARDS = 4
+"""Captions whose words are shown over their picture."""
+
+log = logging.getLogger(__name__)
+
+Card = Callable[[Direction, int, Gallery, Album], str]
+
+
+@dataclass(frozen=True)
+class Names:
+    """What a direction and its queries are called."""
+
+    key: str
+    title: str
+    queries: str
+    question: str
+
+
+NAMES = {
+    "t2i": Names("t2i", "Text to image", "captions", "Which picture does this describe?"),
+    "i2t": Names("i2t", "Image to text", "pictures", "Which captions describe this?"),
+}
+
+
+def render(
+    template: str,
+    retrieval: Retrieval,
+    gallery: Gallery,
+    load_picture: Callable[[int], Image.Image],
+    *,
+    title: str,
+    facts: Mapping[str, str],
+    examples: int,
+    seed: int,
+    metrics: Mapping[str, Any],
+    word_maps: Callable[[int], WordMaps] | None,
+) -> str:
+    """The whole page as a string."""
+    album = Album(gallery, load_picture)
+    facts = {
+        **facts,
+        "Pictures": f"{len(gallery.image_ids):,}",
+        "Captions": f"{len(gallery.captions):,}",
+        "Reranked": f"first {retrieval.k:,} of each list",
+        "Similarity weight": f"{retrieval.similarity_weight:g}",
+    }
+    chosen = {
+        key: sections(getattr(retrieval, key), examples, seed, NAMES[key].queries) for key in NAMES
+    }
+    cards = {"t2i": text_card, "i2t": picture_card}
+    directions = [
+        _direction_html(
+            NAMES[key], getattr(retrieval, key), chosen[key], cards[key], gallery, album
+        )
+        for key in NAMES
+    ]
+    words, word_styles = _words_html(chosen["t2i"], gallery, word_maps)
+    return Template(template).substitute(
+        title=escape(title),
+        facts="".join(
+            f"<div><dt>{escape(name)}</dt><dd>{escape(str(value))}</dd></div>"
+            for name, value in facts.items()
+        ),
+        panels="".join(_panel(NAMES[key], getattr(retrieval, key), retrieval.k) for key in NAMES),
+        contents="".join(_contents(NAMES[key], chosen[key]) for key in NAMES)
+        + ('<p><a class="to" href="#words">Where words look</a></p>' if words else ""),
+        figures=_figures_html(metrics),
+        directions="".join(directions),
+        words=words,
+        # Last, as it holds what the parts above have asked for.
+        pictures="\n".join([album.style(), *word_styles]),
+    )
+
+
+def _figures_html(metrics: Mapping[str, Any]) -> str:
+    try:
+        made = figures(metrics)
+    except ImportError:
+        return (
+            '<p class="note">The figures are missing, as matplotlib is not installed: '
+            "<code>pip install 'edje-jax[eval]'</code>, then evaluate again.</p>"
+        )
+    return "".join(
+        f"<figure><figcaption><b>{one.title}</b> {one.about}</figcaption>{one.svg}</figure>"
+        for one in made
+    )
+
+
+def _words_html(
+    chosen: list[Section], gallery: Gallery, word_maps: Callable[[int], WordMaps] | None
+) -> tuple[str, list[str]]:
+    """The cards of a few captions, gains before others, and the CSS rules of their pictures."""
+    queries = list(dict.fromkeys(q for section in chosen for q in section.shown[:2].tolist()))
+    cards, styles = [], []
+    for q in queries[:WORD_CARDS] if word_maps else []:
+        assert word_maps
+        try:
+            one = word_maps(q)
+        except Exception as error:  # A decoder may raise anything; no report is lost to a picture.
+            log.warning("report: words of caption %d left out: %s", q, error)
+            continue
+        if not one.words:
+            continue
+        styles.append(word_style(one, len(cards)))
+        cards.append(word_card(gallery.captions[q], one, len(cards)))
+    if not cards:
+        return "", []
+    return (
+        '<section class="direction" id="words" aria-labelledby="words-title">'
+        '<h2 id="words-title">Where words look <small>in the picture they describe</small></h2>'
+        '<p class="note">A word\'s attention to the compressed tokens, the mean over heads and '
+        "layers, times theirs to the patches; lit where a word looks more than the caption's words "
+        "do on average, each tile scaled by its own maximum. Attention shows where information may "
+        "come from, not what decided the score.</p>"
+        f"{''.join(cards)}</section>"
+    ), styles
+
+
+def _panel(names: Names, direction: Direction, k: int) -> str:
+    """One direction's headline: R@1 as bars, then every R@k, base beside reranked."""
+    result = direction.metrics()
+    base, after, ceiling = result["base"], result["reranked"], result["ceiling"]
+    bars = "".join(
+        f'<div class="bar {kind}"><span class="name">{name}</span>'
+        f'<span class="track"><i style="width:{value:.2f}%"></i></span><b>{value:.2f}</b></div>'
+        for kind, name, value in (
+            ("base", "Base", base["R@1"]),
+            ("after", "Reranked", after["R@1"]),
+            ("ceiling", "Ceiling", ceiling),
+        )
+    )
+    rows = "".join(
+        f'<tr><th scope="row">{at}</th><td>{base[at]:.2f}</td><td>{after[at]:.2f}</td>'
+        f"<td>{_gain(after[at] - base[at])}</td></tr>"
+        for at in (f"R@{n}" for n in RECALLS)
+    )
+    return f"""
+<section class="panel" aria-labelledby="panel-{names.key}">
+<h2 id="panel-{names.key}">{names.title}</h2>
+<p class="hero"><b>{after["R@1"]:.2f}</b><span>R@1 after reranking<br>
+{_gain(after["R@1"] - base["R@1"])} points on the base</span></p>
+<div class="bars" role="img" aria-label="R@1: base {base["R@1"]:.2f}, reranked {after["R@1"]:.2f}, \
+ceiling {ceiling:.2f} percent">{bars}</div>
+<table><thead><tr><th scope="col"><span class="vh">Measure</span></th><th scope="col">Base</th>
+<th scope="col">Reranked</th><th scope="col">Gain</th></tr></thead><tbody>{rows}</tbody>
+<tfoot><tr><th scope="row" colspan="2">Ceiling (hit@{k})</th><td>{ceiling:.2f}</td><td></td></tr>
+</tfoot></table>
+</section>"""
+
+
+def _outcomes(names: Names, direction: Direction) -> str:
+    """How many queries were right before and after, as a bar and in words."""
+    base, after = direction.base_rank, direction.reranked_rank
+    total = int(np.count_nonzero(direction.answered))
+    out_of_reach = direction.answered & ~direction.hits.any(axis=1)
+    # Every query is in exactly one part: a lost one was first, so among the candidates.
+    parts = (
+        ("kept", "right before and after", (base == 1) & (after == 1)),
+        ("gained", "gained", (base > 1) & (after == 1)),
+        ("lost", "lost", (base == 1) & (after > 1)),
+        (
+            "wrong",
+            "still wrong, though among the candidates",
+            (base > 1) & (after > 1) & ~out_of_reach,
+        ),
+        ("unreached", "out of reach, no right candidate", out_of_reach),
+    )
+    counts = [(key, name, int(np.count_nonzero(which))) for key, name, which in parts]
+    bar = "".join(f'<i class="{key}" style="flex-grow:{n}"></i>' for key, _, n in counts if n)
+    words = "".join(
+        f'<li><i class="{key}"></i><b>{n:,}</b> {name} <span>{100 * n / total:.1f}%</span></li>'
+        for key, name, n in counts
+    )
+    return (
+        f'<p class="lead">What reranking did to {total:,} {names.queries}, at rank 1:</p>'
+        f'<div class="outcomes" aria-hidden="true">{bar}</div><ul class="legend">{words}</ul>'
+    )
+
+
+def _contents(names: Names, chosen: list[Section]) -> str:
+    links = "".join(
+        f'<a href="#{names.key}-{s.key}">{s.title}{_count(s)}</a>' for s in chosen if len(s.shown)
+    )
+    links = f'<a href="#{names.key}-moves">Moved furthest</a>{links}'
+    return f'<p><a class="to" href="#{names.key}">{names.title}</a>{links}</p>'
+
+
+def _count(section: Section) -> str:
+    return "" if section.key == "random" else f" <span>{section.total:,}</span>"
+
+
+def _direction_html(
+    names: Names,
+    direction: Direction,
+    chosen: list[Section],
+    card: Card,
+    gallery: Gallery,
+    album: Album,
+) -> str:
+    parts = [
+        f'<section class="direction" id="{names.key}" aria-labelledby="{names.key}-title">'
+        f'<h2 id="{names.key}-title">{names.title} <small>{names.question}</small></h2>',
+        _outcomes(names, direction),
+        f'<section class="examples" id="{names.key}-moves"><h3>Moved furthest</h3>'
+        '<p class="about">Where the best right answer stood before and after.</p>'
+        f"{moves_html(direction, gallery, album, names.key == 't2i')}</section>",
+    ]
+    for s in chosen:
+        shown = f"{len(s.shown):,} of {s.total:,} shown, {s.choice}." if s.total else "None."
+        parts.append(
+            f'<section class="examples" id="{names.key}-{s.key}">'
+            f'<h3>{s.title}</h3><p class="about">{s.kind[0].upper()}{s.kind[1:]}. {shown}</p>'
+        )
+        parts.extend(card(direction, q, gallery, album) for q in s.shown.tolist())
+        parts.append("</section>")
+    return "".join([*parts, "</section>"])
+
+
+def _gain(points: float) -> str:
+    text = f"{points:+.2f}"
+    if float(text) == 0:
+        return '<em class="none">0.00</em>'
+    kind = "up" if points > 0 else "down"
+    return f'<em class="{kind}">{text.replace("-", "&minus;")}</em>'

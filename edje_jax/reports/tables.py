@@ -1,0 +1,123 @@
+"""What an evaluation shows on the terminal."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from edje_jax.evaluation.intervals import LEVEL, span
+from edje_jax.evaluation.metrics import RECALLS
+from edje_jax.evaluation.retrieval import DIRECTIONS
+
+
+def table(metrics: Mapping[str, Any], title: str = "Base and reranked") -> Table:
+    """Base beside reranked in both directions, with k, the ceiling and the gain in points.
+
+    `metrics` is `Retrieval.metrics()` or the content of a `metrics.json`; where it has intervals,
+    they stand beside the gains.
+    """
+    k = metrics["k"]
+    intervals = metrics.get("interval")
+    out = Table(title=f"{title}, k = {k} (percent)", title_justify="left")
+    out.add_column("", no_wrap=True)
+    for name in ("", "base", "reranked", "gain"):
+        out.add_column(name, justify="right")
+    if intervals:
+        out.add_column(f"{intervals['level']}% interval", justify="right", no_wrap=True)
+    out.add_column(f"ceiling (hit@{k})", justify="right")
+    for key, title in DIRECTIONS.items():
+        result = metrics[key]
+        for at in (f"R@{n}" for n in RECALLS):
+            base, reranked = result["base"][at], result["reranked"][at]
+            first = at == f"R@{RECALLS[0]}"
+            out.add_row(
+                title if first else "",
+                at,
+                f"{base:.2f}",
+                f"{reranked:.2f}",
+                f"{reranked - base:+.2f}",
+                *([span(intervals[key][at])] if intervals else []),
+                f"{result['ceiling']:.2f}" if first else "",
+                end_section=at == f"R@{RECALLS[-1]}",
+            )
+    return out
+
+
+def folds_table(folds: Mapping[str, Any]) -> Table:
+    """The mean over folds; `folds` is `protocols.folds_summary`."""
+    sizes = sorted(set(folds["pictures"]))
+    size = " to ".join(f"{n:,}" for n in sizes)
+    return table(folds, f"Mean of {folds['count']} folds of {size} pictures")
+
+
+def k_table(sweep: Mapping[str, Any]) -> Table:
+    """Reranked recalls by depth, with what a query costs; `sweep` is `protocols.k_sweep`."""
+    title = f"Reranked, by depth, at {sweep['pairs_per_second']:,.1f} pairs a second (percent)"
+    rows = [(f"{at['k']:,}", f"{at['ms_per_query']:,.1f}", at) for at in sweep["at"]]
+    return _by_setting(title, ("k", "ms a query"), rows)
+
+
+def weight_table(sweep: Sequence[Mapping[str, Any]]) -> Table:
+    """Reranked recalls by weight of the cosine; `sweep` is `protocols.weight_sweep`."""
+    rows = [(f"{at['similarity_weight']:g}", at) for at in sweep]
+    return _by_setting("Reranked, by similarity weight (percent)", ("weight",), rows)
+
+
+def eccv_table(found: Mapping[str, Any]) -> Table:
+    """What CxC and ECCV Caption say of COCO; `found` is `eccv.eccv_metrics`."""
+    out = Table(title="COCO by CxC and ECCV Caption (percent)", title_justify="left")
+    out.add_column("")
+    for key in DIRECTIONS:
+        for stage in ("base", "reranked"):
+            out.add_column(f"{key.upper()} {stage}", justify="right")
+    for name in found["base"]:
+        values = (found[stage][name][key] for key in DIRECTIONS for stage in ("base", "reranked"))
+        out.add_row(name, *(f"{value:.2f}" for value in values))
+    return out
+
+
+def _by_setting(title: str, names: tuple[str, ...], rows: Iterable[tuple]) -> Table:
+    """A line for each setting: what it is, then every R@k and the ceiling, both directions."""
+    out = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in names:
+        out.add_column(name, justify="right")
+    for key in DIRECTIONS:
+        for name in (*(f"R@{n}" for n in RECALLS), "hit@k"):
+            out.add_column(f"{key.upper()} {name}", justify="right")
+    for *setting, at in rows:
+        values = [
+            value
+            for key in DIRECTIONS
+            for value in (*at[key]["reranked"].values(), at[key]["ceiling"])
+        ]
+        out.add_row(*setting, *(f"{value:.2f}" for value in values))
+    return out
+
+
+def comparison_table(result: dict[str, Any]) -> Table:
+    """`compare` on the terminal."""
+    out = Table(title="Reranked, A and B (percent)", title_justify="left")
+    out.caption = "\n".join(
+        f"{name.upper()}: {escape(one['model'])} on {escape(one['data'])}, k = {one['k']}, "
+        f"similarity weight {one['similarity_weight']:g}"
+        for name, one in ((name, result[name]) for name in ("a", "b"))
+    )
+    out.caption_justify = "left"
+    out.add_column("")
+    for name in ("", "A", "B", "B - A", f"{LEVEL}% interval"):
+        out.add_column(name, justify="right")
+    for key, title in DIRECTIONS.items():
+        side = result[key]
+        for number, at in enumerate(f"R@{n}" for n in RECALLS):
+            out.add_row(
+                "" if number else title,
+                at,
+                f"{side['a'][at]:.2f}",
+                f"{side['b'][at]:.2f}",
+                f"{side['difference'][at]:+.2f}",
+                span(side["interval"][at]),
+                end_section=number == len(RECALLS) - 1,
+            )
+    return out

@@ -1,0 +1,1 @@
+"""Procedural scenes with captions and patch labels, made without files."""

@@ -1,0 +1,1 @@
+"""Search: candidates of the first stage, reranked by the joint encoder."""

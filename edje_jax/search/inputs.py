@@ -1,0 +1,124 @@
+"""What callers hand over, read once: any iterable of texts, images or pairs becomes a list."""
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from edje_jax.config.model import ImageRecipe
+from edje_jax.data.images import BadImage, ImageLike, load_image, resize
+
+Pair = Sequence[Any]
+"""(text, image)."""
+
+
+def as_text(text: object, name: str) -> str:
+    """A text, which may be one of NumPy's.
+
+    Raises:
+        ValueError: `text` is no string; the message calls it `name`.
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"{name} is of type {type(text).__name__}; give a string")
+    return str(text)
+
+
+def as_texts(texts: Iterable[str]) -> list[str]:
+    """Every text of an iterable.
+
+    Raises:
+        ValueError: `texts` is a single string, no iterable, or holds something else.
+    """
+    if isinstance(texts, str) or getattr(texts, "ndim", 1) == 0:
+        raise ValueError("texts is a single string; give a list of them")
+    return [as_text(text, f"texts[{i}]") for i, text in enumerate(_items(texts, "texts"))]
+
+
+def as_pairs(pairs: Iterable[Pair] | Pair) -> tuple[list[tuple[str, ImageLike]], bool]:
+    """Every (text, image) of an iterable, and whether `pairs` was one pair itself.
+
+    As in sentence-transformers, a tuple, list or array that begins with a string is one pair.
+
+    Raises:
+        ValueError: something is not a pair, or its first element is no string.
+    """
+    single = isinstance(pairs, tuple | list | np.ndarray) and len(pairs) > 0
+    single = single and isinstance(pairs[0], str)  # type: ignore[index]
+    out = []
+    for i, pair in enumerate([pairs] if single else _items(pairs, "pairs")):
+        name = "the pair" if single else f"pairs[{i}]"
+        if not isinstance(pair, tuple | list | np.ndarray) or len(pair) != 2:
+            raise ValueError(f"{name} is not a (text, image) pair: {_shown(pair)}")
+        out.append((as_text(pair[0], f"the text of {name}"), pair[1]))
+    return out, single
+
+
+def read_images(
+    images: Iterable[ImageLike], recipe: ImageRecipe, names: Sequence[str] = ()
+) -> UInt8[np.ndarray, "n s s 3"]:
+    """Every image of an iterable, decoded and resized one by one.
+
+    Args:
+        names: what messages call them; "images[0]" and so on by default.
+
+    Raises:
+        BadImage: one cannot be read; the message says which.
+        ValueError: `images` is a single image, or no iterable.
+        TypeError: one is of a type that images are not read from.
+    """
+    if is_single_image(images):
+        raise ValueError("images is a single picture; give a list of them")
+
+    def read(numbered: tuple[int, ImageLike]) -> np.ndarray:
+        i, image = numbered
+        name = names[i] if names else f"images[{i}]"
+        try:
+            return resize(load_image(image, recipe), recipe)
+        except (BadImage, TypeError) as error:
+            raise type(error)(f"{name}: {error}") from error
+
+    shape = np.dtype((np.uint8, (recipe.size, recipe.size, 3)))
+    return np.fromiter(map(read, enumerate(_items(images, "images"))), shape)
+
+
+def is_single_image(images: object) -> bool:
+    """Whether this is one image rather than several."""
+    if isinstance(images, np.ndarray):
+        return images.ndim == 0 or (images.ndim == 3 and images.dtype == np.uint8)
+    single = str | bytes | bytearray | os.PathLike | Image.Image
+    return isinstance(images, single) or hasattr(images, "read")
+
+
+def as_tokens(tokens: Any, shape: tuple[int, int]) -> Any:
+    """The tokens of several images, [N, m, d]: an array as it is, an iterable of [m, d] stacked.
+
+    Raises:
+        ValueError: these are not images' tokens of `shape` (m, d).
+    """
+    if getattr(tokens, "shape", (0,)) == (0,):
+        parts = [np.asarray(part) for part in _items(tokens, "tokens")]
+        if len({part.shape for part in parts}) > 1:
+            raise ValueError("tokens differ in shape; give those of one model")
+        tokens = np.stack(parts) if parts else np.zeros((0, *shape), np.float32)
+    if tokens.shape == shape:
+        raise ValueError(f"tokens of {shape} are a single picture's; give a list of them")
+    if tokens.shape[1:] != shape:
+        raise ValueError(
+            f"tokens of {tokens.shape[1:]} a picture; this model makes {shape}:"
+            " they were encoded by another one"
+        )
+    return tokens
+
+
+def _items(values: Iterable[Any], name: str) -> Iterable[Any]:
+    if not isinstance(values, Iterable):
+        raise ValueError(f"{name} is of type {type(values).__name__}; give a list of them")
+    return values
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

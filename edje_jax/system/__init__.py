@@ -1,0 +1,1 @@
+"""Files, cache folders and memory of the machine that a program runs on."""

@@ -1,0 +1,163 @@
+"""Atomic writing of files and folders, and reading of JSON.
+
+A file is written under a temporary name and then renamed, so that a file that is there is whole.
+"""
+
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+
+class BadJson(ValueError):
+    """A file is not the JSON object that it should be; the message names it."""
+
+
+def write_json(path: Path, value: object) -> None:
+    """Pretty JSON through a temporary name."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name to write to, which becomes `path` when the block ends well.
+
+    Raises:
+        OSError: see `naming`.
+    """
+    # Of this process alone: another may be writing the same file.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with naming(path):
+        try:
+            yield temporary
+            move(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename a file or a folder; copy it where that cannot be done, as on some mounts of buckets.
+
+    A copied folder has its config.json last, without which it is no model folder.
+
+    Raises:
+        OSError: neither worked.
+    """
+    try:
+        os.replace(source, target)
+        return
+    except OSError as error:
+        if error.errno not in _NO_RENAMING:
+            raise
+    try:
+        _copy(source, target)
+    except BaseException:
+        _remove(target)
+        raise
+    _remove(source)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.is_file():
+        shutil.copyfile(source, target)
+        return
+    for path in sorted(source.rglob("*"), key=lambda path: path == source / "config.json"):
+        copy = target / path.relative_to(source)
+        (copy if path.is_dir() else copy.parent).mkdir(parents=True, exist_ok=True)
+        if path.is_file():
+            shutil.copyfile(path, copy)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+_NO_RENAMING = (errno.EXDEV, errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+def is_abandoned(temporary: Path) -> bool:
+    """Whether no process of this machine writes to a temporary name of `replacing` any more."""
+    writer = temporary.suffixes[-2][1:]
+    try:
+        os.kill(int(writer), 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, ValueError):
+        return False
+    return False
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let errors of the system name `path`: Python's say where only if a file cannot be opened.
+
+    Raises:
+        OSError: whatever failed in the block, safetensors' failures included.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        code = re.search(r"os error (\d+)", str(error))
+        number = int(code[1]) if code else errno.EIO
+        raise OSError(number, os.strerror(number), str(path)) from error
+    except OSError as error:
+        if error.errno and not error.filename:
+            error.filename = str(path)
+        raise
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        FileNotFoundError: no such file.
+        BadJson: not JSON, or no object.
+    """
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise BadJson(f"{path}: not valid JSON ({error}); fetch or write it again") from error
+    if not isinstance(value, dict):
+        raise BadJson(f"{path}: expected a JSON object, got {value!r}")
+    return value
+
+
+def first_line(error: Exception) -> str:
+    """What another library says of a failure, in one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A folder to fill, which takes its name only once it is complete."""
+    temporary = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        with naming(target):
+            yield temporary
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    if target.exists():
+        old = target.with_name(f".{target.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        move(target, old)
+        move(temporary, target)
+        shutil.rmtree(old)
+    else:
+        move(temporary, target)

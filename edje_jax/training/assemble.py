@@ -1,0 +1,288 @@
+"""What an EDJE is assembled from: backbone, tokenizer, loaded parameters, teacher."""
+
+import dataclasses
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import PyTree
+
+from edje_jax.config.model import BertConfig, EdjeConfig
+from edje_jax.config.run import DataConfig, EdjeRun, ModelSpec
+from edje_jax.data.bad_pictures import BadPictures, left_out
+from edje_jax.data.exclusion import without
+from edje_jax.data.sources.registry import open_captioned, open_source
+from edje_jax.data.sources.subset import joined, subset
+from edje_jax.data.text import JointTokenizer, train_wordpiece
+from edje_jax.data.tokenizer import same_tokenizer
+from edje_jax.training.processes import first_alone, is_first, wait_for_all
+from edje_jax.types import Source
+from edje_jax.weights import bert, edje
+from edje_jax.weights.backbone import Backbone, load_backbone
+from edje_jax.weights.folder import Model, load_model
+from edje_jax.weights.mapping import to_ours, under
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The pieces of a run, checked to fit each other."""
+
+    config: EdjeConfig
+    backbone: Backbone
+    tokenizer: Path
+    params: PyTree[np.ndarray]
+    """Parameters that do not start fresh; may be empty."""
+    teacher: Model | None
+
+
+def assemble(config: EdjeRun, source: Source | None, workdir: Path) -> Parts:
+    """Load what the config names and make what it leaves out, from `source` if there is one.
+
+    Raises:
+        ValueError: nothing names a backbone, the parts do not belong together, or a teacher's
+            states are asked for and there is none.
+    """
+    if config.loss.hidden_states > 0 and not config.teacher:
+        raise ValueError(
+            f"--loss.hidden-states {config.loss.hidden_states}: whose? Name a --teacher, which may"
+            " be the model of --init, or set it to 0"
+        )
+    init = load_model(config.init) if config.init else None
+    teacher = load_model(config.teacher) if config.teacher else None
+    backbone = _reading(config.model, _backbone(config, init, teacher))
+    if teacher:
+        _check_vision(config, teacher, backbone)
+    joint, tokenizer, params = _joint_encoder(config, init, teacher, source, workdir)
+    joint = _with_layers_deferred(joint, config.model)
+    whole = EdjeConfig(
+        backbone.config,
+        config.model.adapter.completed_by(init.config.adapter if init else None),
+        joint,
+        backbone.image,
+        config.model.max_text_length or (init.config if init else EdjeConfig).max_text_length,
+    )
+    whole, params = _with_rows_for_every_position(whole, params)
+    if init:
+        params = {**_adapter_params(config, init, whole), **params}
+    _check_shapes(params, whole, config.init or config.model.joint_encoder)
+    if teacher:
+        _check_texts(config, teacher, joint, tokenizer)
+    return Parts(whole, backbone, tokenizer, params, teacher)
+
+
+def _adapter_params(config: EdjeRun, init: Model, whole: EdjeConfig) -> PyTree[np.ndarray]:
+    """The adapter of --init, if this run has the same; what it does not take over is told."""
+    joint, longest = whole.joint_encoder, init.config.max_text_length
+    stood = init.config.joint_encoder.deferred_layers and joint.deferred_layers
+    if stood and longest != whole.max_text_length:
+        log.warning(
+            "vision rows stand after the longest caption, which --init %s took for %d pieces and"
+            " this run for %d; --model.max-text-length %d leaves them where they were",
+            config.init, longest, whole.max_text_length, longest,
+        )  # fmt: skip
+    if init.config.adapter == whole.adapter:
+        return {"adapter": init.params["adapter"]}
+    log.warning(
+        "the adapter of --init %s is another, and starts fresh: %s there, %s here",
+        config.init, init.config.adapter, whole.adapter,
+    )  # fmt: skip
+    return {}
+
+
+def _check_vision(config: EdjeRun, teacher: Model, backbone: Backbone) -> None:
+    """A teacher reads the vision tokens of this run's backbone."""
+    if _vision_tokens(teacher.backbone) != _vision_tokens(backbone):
+        raise ValueError(
+            f"--teacher {config.teacher}: reads other vision tokens of the backbone than this run;"
+            " set --model.token-layer and --model.class-token as its run did"
+        )
+    if not _same_tree(teacher.backbone.params, backbone.params):
+        raise ValueError(
+            f"--teacher {config.teacher}: its backbone is another than this run's. Both read the"
+            " same vision tokens, so train the teacher on this backbone or leave --model.backbone"
+            " out to use the teacher's"
+        )
+
+
+def _check_texts(config: EdjeRun, teacher: Model, joint: BertConfig, tokenizer: Path) -> None:
+    """A teacher reads this run's captions, and has states that can be followed if they shall be."""
+    theirs = teacher.config.joint_encoder.hidden_size
+    if config.loss.hidden_states > 0 and theirs != joint.hidden_size:
+        raise ValueError(
+            f"--loss.hidden-states {config.loss.hidden_states}: the teacher's states are"
+            f" {theirs} wide and this run's {joint.hidden_size}; set it to 0 to distil logits"
+        )
+    if not same_tokenizer(teacher.tokenizer, tokenizer):
+        raise ValueError(
+            f"--teacher {config.teacher}: its tokenizer is another than this run's, so the two"
+            " cannot read the same captions; leave --model.joint-encoder out to use the teacher's"
+        )
+
+
+def _check_shapes(params: PyTree[np.ndarray], config: EdjeConfig, source: str) -> None:
+    """What was loaded must fit what was assembled."""
+    expected: dict[str, Any] = dict(flatten_dict(edje.expected_params(config), sep="/"))
+    loaded: dict[str, Any] = dict(flatten_dict(params, sep="/"))
+    wrong = [
+        f"  {path}: {leaf.shape} there, {expected[path].shape} here"
+        for path, leaf in loaded.items()
+        if leaf.shape != expected[path].shape
+    ]
+    if wrong:
+        raise ValueError(
+            f"{source}: was trained with another backbone or joint encoder than this run's; leave"
+            " --model.backbone and --model.joint-encoder out to keep its own:\n" + "\n".join(wrong)
+        )
+
+
+def open_sets(data: DataConfig, image_size: int = 64) -> tuple[Source, Source | None]:
+    """The training set, and the one for evaluation if there is one: opened before a run begins,
+    as a wrong name would otherwise show at its end.
+
+    Raises:
+        ValueError, FileNotFoundError: see `open_captioned`.
+        TooManyBadPictures: a set of which a part is taken has more bad records than `max_bad`.
+    """
+    # Tars are indexed and pictures hashed once, by the first process for all of its machine.
+    with first_alone("sets"):
+        train = open_captioned(data.train, data.image_root, image_size)
+        if data.exclude or data.limit:
+            # What the whole set left out is not counted against a part of it.
+            BadPictures.after(left_out(train), len(train), data.max_bad)
+        if data.exclude:
+            excluded = open_source(data.exclude, data.image_root, image_size)
+            train = without(train, excluded, data, image_size)
+        if data.limit:
+            train = subset(train, np.arange(len(train)) < data.limit)
+        val = open_captioned(data.val, data.image_root, image_size) if data.val else None
+    return train, joined(val) if val else None
+
+
+def train_tokenizer(source: Source, vocab_size: int, folder: Path) -> None:
+    """Train a run's tokenizer from its captions, once and by one process."""
+    if is_first() and not (folder / "tokenizer_config.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        train_wordpiece(some_captions(source), vocab_size, folder)
+    wait_for_all("tokenizer")
+
+
+def some_captions(source: Source, limit: int = 5_000) -> Iterator[str]:
+    """Captions of up to `limit` pictures spread over a source, to train a tokenizer from."""
+    for index in range(0, len(source), max(len(source) // limit, 1)):
+        yield from source.captions(index)
+
+
+def _backbone(config: EdjeRun, init: Model | None, teacher: Model | None) -> Backbone:
+    if config.model.backbone:
+        spec = config.model
+        return load_backbone(spec.backbone).reading(spec.token_layer, spec.class_token)
+    if init:
+        return init.backbone
+    if teacher:
+        return teacher.backbone
+    raise ValueError(
+        "no backbone: give --model.backbone a Hugging Face SigLIP or CLIP folder or hub id; to make"
+        " a small one of your pictures, run train.py tiny_backbone and give its workdir's model/"
+    )
+
+
+def _reading(spec: ModelSpec, backbone: Backbone) -> Backbone:
+    """The backbone, given images as the run asks for, if it does."""
+    asked = {"icc_profile": spec.icc_profile, "transparency": spec.transparency}
+    asked = {name: value for name, value in asked.items() if value}
+    return dataclasses.replace(backbone, image=dataclasses.replace(backbone.image, **asked))
+
+
+def _joint_encoder(
+    config: EdjeRun,
+    init: Model | None,
+    teacher: Model | None,
+    source: Source | None,
+    workdir: Path,
+) -> tuple[BertConfig, Path, PyTree]:
+    """(shape, tokenizer folder, loaded parameters) of the joint encoder."""
+    if config.model.joint_encoder:
+        language = bert.load_language_model(config.model.joint_encoder, config.seed)
+        if not language.has_head:
+            log.info("%s has no masked-LM head: it starts fresh, tied", language.folder)
+        return language.config, language.folder, _language_params(language)
+    if init:
+        return init.config.joint_encoder, init.tokenizer, {
+            "joint_encoder": init.params["joint_encoder"]
+        }  # fmt: skip
+    if teacher:
+        folder = teacher.tokenizer
+        if not config.model.backbone:
+            log.warning(
+                "the adapter and the joint encoder start fresh, beside the backbone of --teacher"
+                " %s; to begin with what it has learned, name it as --init too",
+                config.teacher,
+            )
+    else:
+        folder = workdir / "tokenizer"
+        if source:
+            train_tokenizer(source, config.model.fresh.vocab_size - 1, folder)
+    pieces = JointTokenizer(folder, EdjeConfig.max_text_length)
+    # One row more than words: the image placeholder's, as the published layout has it.
+    shape = dataclasses.replace(
+        config.model.fresh, vocab_size=pieces.vocab_size + 1, pad_token_id=pieces.pad_id
+    )
+    return shape, folder, {}
+
+
+def _with_layers_deferred(joint: BertConfig, spec: ModelSpec) -> BertConfig:
+    """With as many deferred layers as the run asks for, if it does."""
+    layers, vision = spec.deferred_layers, spec.online_vision
+    try:
+        return dataclasses.replace(
+            joint,
+            deferred_layers=joint.deferred_layers if layers == -1 else layers,
+            online_vision=vision or joint.online_vision,
+        )
+    except ValueError as error:
+        raise ValueError(f"--model.deferred-layers {layers}: {error}") from None
+
+
+def _with_rows_for_every_position(
+    config: EdjeConfig, params: PyTree[np.ndarray]
+) -> tuple[EdjeConfig, PyTree[np.ndarray]]:
+    """Many vision tokens lengthen the position table (published code: 640 rows for 576 tokens)."""
+    joint, rows = config.joint_encoder, config.num_positions
+    if joint.max_position_embeddings >= rows:
+        return config, params
+    joint = dataclasses.replace(joint, max_position_embeddings=rows)
+    flat: dict[str, Any] = dict(flatten_dict(params, sep="/"))
+    if _POSITIONS in flat:
+        flat[_POSITIONS] = bert.lengthened(flat[_POSITIONS], rows)
+    return dataclasses.replace(config, joint_encoder=joint), unflatten_dict(flat, sep="/")
+
+
+_POSITIONS = "joint_encoder/embeddings/position/embedding"
+
+
+def _language_params(language: bert.LanguageModel) -> PyTree[np.ndarray]:
+    rules = bert.trunk_rules(language.config)
+    if language.has_head:
+        rules = [*rules, *bert.head_rules()]
+    rules = under("joint_encoder/", "", rules)
+    wanted = {rule.ours for rule in rules}
+    whole = flatten_dict(edje.expected_params(EdjeConfig(joint_encoder=language.config)), sep="/")
+    expected = unflatten_dict({path: whole[path] for path in wanted}, sep="/")
+    return to_ours(rules, language.tensors, expected, str(language.folder))
+
+
+def _vision_tokens(backbone: Backbone) -> tuple[int, bool]:
+    return backbone.config.token_layer, backbone.config.class_token
+
+
+def _same_tree(a: PyTree, b: PyTree) -> bool:
+    if jax.tree.structure(a) != jax.tree.structure(b):
+        return False
+    return all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))

@@ -1,0 +1,196 @@
+"""The one pass of a frozen backbone over a set, kept for all epochs and for other runs."""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from edje_jax.config.model import ImageRecipe
+from edje_jax.config.run import DataConfig
+from edje_jax.data.bad_pictures import BadPictures, left_out
+from edje_jax.data.feature_cache import FeatureCache, Unfinished, check, stamp_of_set
+from edje_jax.data.images import normalise
+from edje_jax.data.loader import PicturesInOrder, iterate, part_of
+from edje_jax.data.text import BackboneTokenizer
+from edje_jax.models.apply import apply
+from edje_jax.models.backbone import DualTower
+from edje_jax.system.files import read_json
+from edje_jax.training.processes import is_first, part_of_this_process, wait_for_all
+from edje_jax.training.sharding import Devices, rows_of_this_process
+from edje_jax.types import Source
+from edje_jax.weights.backbone import Backbone
+from edje_jax.weights.model_stamp import fingerprint
+
+log = logging.getLogger(__name__)
+
+NOTE_EVERY = 64
+"""Batches of work that a killed run may lose. Counted, not timed, as every process has to stop at
+the same ones."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FeaturePass:
+    """A frozen backbone on a run's devices, and the set it is to be run over."""
+
+    source: Source
+    data: DataConfig
+    backbone: Backbone
+    tokenizer: BackboneTokenizer
+    model: DualTower
+    """The backbone as a pure function of its parameters."""
+    params: PyTree[jax.Array]
+    devices: Devices
+    dtype: jax.typing.DTypeLike
+    """What vision tokens are computed and kept in."""
+
+    def cached(self) -> FeatureCache:
+        """The cache at `data.cache_features`, made first, or made complete, if it has to be.
+
+        A run of many processes needs a disk that all of them see.
+
+        Raises:
+            OtherFeatures: the folder keeps features of something else.
+            TooManyBadPictures: see `BadPictures`.
+            OSError: the disk cannot hold it.
+        """
+        folder = Path(self.data.cache_features)
+        of_set, first = stamp_of_set(self.source)
+        stamp = {
+            "set": of_set,
+            "backbone": fingerprint(self.backbone.params),
+            "vision_tokens": dataclasses.asdict(self.backbone.config),
+            "preprocessing": self.backbone.image.to_dict(),
+            "dtype": jnp.dtype(self.dtype).name,
+        }
+        if (folder / "manifest.json").exists():
+            check(folder, stamp, read_json(folder / "manifest.json")["stamp"])
+            log.info("%s: features of %d pictures are there", folder, len(self.source))
+        else:
+            self._make(
+                Unfinished(folder, stamp, *self._tables(len(self.source), int(first[-1]))), first
+            )
+        return FeatureCache(folder)
+
+    def _tables(self, pictures: int, captions: int):
+        config = self.backbone.config
+        width, tokens = config.vision.hidden_size, config.num_vision_tokens
+        shared = config.text.projection_size
+        shapes = {
+            "vision_tokens": (pictures, tokens, width),
+            "image_embeddings": (pictures, shared),
+            "text_embeddings": (captions, shared),
+        }
+        dtypes = dict.fromkeys(shapes, "float32") | {"vision_tokens": jnp.dtype(self.dtype).name}
+        return shapes, dtypes
+
+    def _make(self, cache: Unfinished, first: np.ndarray) -> None:
+        if is_first():
+            cache.begin(first)
+        wait_for_all("features")
+        done = cache.noted()
+        log.info(
+            "%s: keeping features of %d pictures, %.1f GB",
+            cache.folder, len(self.source), cache.size / 1e9,
+        )  # fmt: skip
+        for kind, work in (
+            ("pictures", self._pictures(cache, done["pictures"])),
+            ("captions", self._captions(cache, done["captions"], first)),
+        ):
+            total, began, begun = cache.total(kind), time.monotonic(), done[kind]
+            for number, reached in enumerate(work, start=1):
+                done[kind] = min(reached, total)
+                if number % NOTE_EVERY and reached < total:
+                    continue
+                # None may be noted that another process has not written.
+                wait_for_all("rows")
+                if is_first():
+                    cache.note(done)
+                rate = (done[kind] - begun) / max(time.monotonic() - began, 1e-9)
+                left = (total - done[kind]) / max(rate, 1e-9)
+                log.info(
+                    "%s %d/%d · %.0f a second · %d:%02d left",
+                    kind, done[kind], total, rate, left // 60, left % 60,
+                )  # fmt: skip
+        # Not before all have come here: a folder with a manifest is a whole one.
+        wait_for_all("rows written")
+        if is_first():
+            cache.finish()
+        wait_for_all("features whole")
+
+    def _pictures(self, cache: Unfinished, start: int) -> Iterator[int]:
+        """Write pictures from `start` on; how many are done, now and then."""
+        process, size = part_of_this_process(), self.data.batch_size
+        reader = PicturesInOrder(self.source, self.backbone.image, size, start, process)
+        own = part_of(size, process)
+        bad = BadPictures.after(left_out(self.source), len(self.source), self.data.max_bad)
+        encode = jax.jit(
+            partial(_encode_images, self.model, self.backbone.image),
+            out_shardings=self.devices.rows,
+        )
+
+        def write(at: int, valid: np.ndarray, made: tuple[jax.Array, jax.Array]) -> int:
+            rows = max(min(own.stop, len(self.source) - at) - own.start, 0)
+            tokens, embeddings = (rows_of_this_process(x)[:rows] for x in made)
+            embeddings = np.where(valid[:rows, None], embeddings, np.nan)
+            cache.write("vision_tokens", at + own.start, tokens)
+            cache.write("image_embeddings", at + own.start, embeddings)
+            return at + size
+
+        yield from _one_behind(
+            (
+                partial(write, start + number * size, valid),
+                encode(self.params, self.devices.batch(images)),
+            )
+            for number, (images, valid) in enumerate(iterate(reader, 0, bad, self.data.workers))
+        )
+
+    def _captions(self, cache: Unfinished, start: int, first: np.ndarray) -> Iterator[int]:
+        """Write captions from `start` on; how many are done, now and then."""
+        size, total = self.data.batch_size, int(first[-1])
+        own = part_of(size, part_of_this_process())
+        encode = jax.jit(partial(_encode_texts, self.model), out_shardings=self.devices.rows)
+
+        def write(at: int, made: jax.Array) -> int:
+            rows = max(min(own.stop, total - at) - own.start, 0)
+            cache.write("text_embeddings", at + own.start, rows_of_this_process(made)[:rows])
+            return at + size
+
+        def texts(at: int) -> list[str]:
+            numbers = np.minimum(np.arange(at + own.start, at + own.stop), total - 1)
+            records = np.searchsorted(first, numbers, "right") - 1
+            return [
+                self.source.captions(int(record))[int(number - first[record])]
+                for record, number in zip(records, numbers, strict=True)
+            ]
+
+        yield from _one_behind(
+            (partial(write, at), encode(self.params, self.devices.batch(self.tokenizer(texts(at)))))
+            for at in range(start, total, size)
+        )
+
+
+def _one_behind(made: Iterator[tuple[Callable[..., int], object]]) -> Iterator[int]:
+    """Call each function with what was made for it while the device works on the next."""
+    before = None
+    for pair in made:
+        if before:
+            yield before[0](before[1])
+        before = pair
+    if before:
+        yield before[0](before[1])
+
+
+def _encode_images(model: DualTower, recipe: ImageRecipe, params: PyTree, images: jax.Array):
+    image = apply(model, params, "encode_image", normalise(images, recipe))
+    return image.tokens, image.embedding
+
+
+def _encode_texts(model: DualTower, params: PyTree, ids: jax.Array) -> jax.Array:
+    return apply(model, params, "encode_text", ids)

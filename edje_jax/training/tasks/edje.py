@@ -1,0 +1,194 @@
+"""The task of training an EDJE on a frozen backbone: pre-training, fine-tuning, distillation."""
+
+import dataclasses
+import logging
+from functools import cached_property, partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import PyTree
+
+from edje_jax.config.model import EdjeConfig
+from edje_jax.config.run import EdjeRun
+from edje_jax.data.feature_cache import FeatureCache
+from edje_jax.data.loader import Encoder, TrainingBatches
+from edje_jax.data.text import BackboneTokenizer, JointTokenizer
+from edje_jax.evaluate.gallery import encode_gallery, evaluate
+from edje_jax.models.backbone import make_backbone
+from edje_jax.models.edje import Edje
+from edje_jax.runtimes.devices import compute_dtype
+from edje_jax.runtimes.jax import Engine
+from edje_jax.training import flops
+from edje_jax.training.assemble import Parts, assemble, open_sets
+from edje_jax.training.edje_step import Frozen, edje_train_step
+from edje_jax.training.feature_pass import FeaturePass
+from edje_jax.training.objective import Objective, Phase
+from edje_jax.training.optim import optimiser, schedule
+from edje_jax.training.processes import part_of_this_process
+from edje_jax.training.sharding import Devices
+from edje_jax.training.state import Metrics, TrainState, init_state
+from edje_jax.types import Batch, Source
+from edje_jax.weights.card import model_card
+from edje_jax.weights.folder import Model, save_model
+from edje_jax.weights.mapping import to_device
+
+log = logging.getLogger(__name__)
+
+
+class EdjeTask:
+    """Matching, masked LM, text recovery and distillation, as the config weighs them."""
+
+    def __init__(self, config: EdjeRun, workdir: Path):
+        if config.loss.negatives >= config.data.batch_size:
+            raise ValueError(
+                f"--loss.negatives {config.loss.negatives} cannot be found in batches of"
+                f" {config.data.batch_size}; raise --data.batch-size above it"
+            )
+        self.config = config
+        self.devices = Devices.of(config.mesh, config.data.batch_size, config.accumulate)
+        source, self.validation = open_sets(config.data)
+        self.parts: Parts = assemble(config, source, workdir)
+        self.model_config: EdjeConfig = self.parts.config
+        dtype = compute_dtype(config.precision)
+        self.dtype = dtype
+        self.backbone = make_backbone(self.model_config.backbone, dtype)
+        self.model = Edje(self.model_config, dtype, config.model.dropout, config.remat)
+        teacher = self.parts.teacher
+        self.teacher = Edje(teacher.config, dtype) if teacher else None
+        self.joint_tokenizer = JointTokenizer(
+            self.parts.tokenizer, self.model_config.max_text_length
+        )
+        text = self.model_config.backbone.text
+        self.backbone_tokenizer = BackboneTokenizer(
+            self.parts.backbone.folder, text.max_position_embeddings, text.pad_token_id
+        )
+        per_epoch = max(len(source) // config.data.batch_size, 1)
+        steps = config.steps or max(round(config.epochs * per_epoch), 1)
+        self.optimiser = optimiser(config.optim, steps, per_epoch)
+        self.learning_rate = schedule(config.optim, steps, per_epoch)
+        place = self.devices.place
+        self.frozen = Frozen(
+            place(self.parts.backbone.params), place(teacher.params) if teacher else None
+        )
+        encoder = Encoder(self.model_config.image, self.backbone_tokenizer, self.joint_tokenizer)
+        self.reader = TrainingBatches(
+            source, encoder, config.data, config.seed, steps, part_of_this_process(),
+            self._features(source) if config.data.cache_features else None,
+        )  # fmt: skip
+
+    def _features(self, source: Source) -> FeatureCache:
+        return FeaturePass(
+            source,
+            self.config.data,
+            self.parts.backbone,
+            self.backbone_tokenizer,
+            self.backbone,
+            self.frozen.backbone,
+            self.devices,
+            self.dtype,
+        ).cached()
+
+    def init(self) -> TrainState:
+        """Fresh parameters from the seed, with what was loaded laid over them."""
+        state = self.devices.make(self._fresh)
+        loaded = self.devices.place(self.parts.params)
+        params = _overlay(state.params, loaded)
+        if state.average is None:
+            return dataclasses.replace(state, params=params)
+        # Its own copy of what was loaded: the step is given both, and gives both back.
+        average = _overlay(state.average, jax.tree.map(jnp.array, loaded))
+        return dataclasses.replace(state, params=params, average=average)
+
+    def _fresh(self) -> TrainState:
+        backbone = self.model_config.backbone
+        tokens = jnp.zeros((1, backbone.num_vision_tokens, backbone.vision.hidden_size))
+        ids = jnp.ones((1, 3), jnp.int32)
+        key = jax.random.key(self.config.seed)
+        params = Edje(self.model_config).init(key, tokens, ids)["params"]
+        return init_state(params, self.optimiser, self.config.optim.ema)
+
+    def _compiled(self, phase: Phase):
+        loss, mask_id = self.config.loss, self.joint_tokenizer.mask_id
+        step = partial(
+            edje_train_step,
+            objective=Objective(self.model, loss, phase, mask_id, self.devices),
+            backbone=self.backbone,
+            teacher=self.teacher,
+            chunks=self.config.accumulate,
+            recipe=self.model_config.image,
+            special_ids=self.joint_tokenizer.special_ids,
+            seed=self.config.seed,
+            optimiser=self.optimiser,
+            learning_rate=self.learning_rate,
+            ema=self.config.optim.ema,
+        )
+        # Stated, so that the second step gets a state that lies as the first one's did.
+        state = self.devices.shardings(jax.eval_shape(self._fresh))
+        return jax.jit(step, donate_argnums=0, out_shardings=(state, self.devices.whole))
+
+    @property
+    def step_flops(self) -> float:
+        """Of a step that trains everything."""
+        config, loss, data = self.model_config, self.config.loss, self.config.data
+        teacher, cached = self.parts.teacher, bool(data.cache_features)
+        taught = teacher.config if teacher else None
+        return flops.train_step(config, loss, data.batch_size, taught, cached)
+
+    @cached_property
+    def _steps(self):
+        return {phase: self._compiled(phase) for phase in ("masked_lm", "all")}
+
+    def step(self, state: TrainState, batch: Batch, number: int) -> tuple[TrainState, Metrics]:
+        """Step `number`: of masked LM alone at first if the config says so, else of everything."""
+        alone = number < self.config.loss.masked_lm_first * len(self.reader)
+        step = self._steps["masked_lm" if alone else "all"]
+        return step(state, self.frozen, self.devices.batch(batch))
+
+    def evaluate(self, state: TrainState) -> dict[str, float]:
+        """Base and reranked recalls on `data.val`; {} if there is none."""
+        if self.validation is None:
+            return {}
+        one = self.devices.count == 1
+        engine = Engine(
+            self.model_config,
+            self.devices.alone(state.result),
+            self.frozen.backbone if one else to_device(self.parts.backbone.params),
+            self.joint_tokenizer,
+            self.backbone_tokenizer,
+            self.dtype,
+            self.devices.own,
+        )
+        encoded = encode_gallery(engine, self.validation, self.config.data.max_bad)
+        metrics = evaluate(engine, encoded, self.config.k).metrics()
+        return {
+            f"val/{direction}/{name}": value
+            for direction in ("t2i", "i2t")
+            for name, value in _flat(metrics[direction]).items()
+        }
+
+    def fetch(self, state: TrainState) -> PyTree[np.ndarray]:
+        """The trained parameters in host memory."""
+        return self.devices.fetch(state.result)
+
+    def export(self, params: PyTree[np.ndarray], folder: Path) -> None:
+        """A model folder."""
+        model = Model(
+            self.model_config, params, self.parts.backbone, self.parts.tokenizer, str(folder)
+        )
+        save_model(folder, model, model_card(model, self.config))
+
+
+def _flat(direction: dict) -> dict[str, float]:
+    """{"R@1": reranked, "base/R@1": base, "ceiling": ...}"""
+    base = {f"base/{name}": value for name, value in direction["base"].items()}
+    return {**direction["reranked"], **base, "ceiling": direction["ceiling"]}
+
+
+def _overlay(params: PyTree, loaded: PyTree) -> PyTree:
+    """`params` with the leaves that were loaded in their place."""
+    flat = flatten_dict(params, sep="/")
+    flat |= flatten_dict(loaded, sep="/")
+    return unflatten_dict(flat, sep="/")

@@ -1,0 +1,189 @@
+"""A model folder -> ONNX files: the offline part, the online part, in two precisions.
+
+The graphs are traced from `modeling_edje.py`, so that PyTorch and ONNX cannot drift apart.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edje_jax.data.tokenizer import copy_tokenizer
+from edje_jax.system.files import move
+from edje_jax.weights.folder import read_model_config
+from edje_jax.weights.torch.modeling_edje import EdjeModel
+
+PRECISIONS = {"": torch.float32, "-fp16": torch.float16}
+"""What a file's name ends in -> dtype of its weights, pixels and tokens; logits are float32."""
+
+
+class Online(nn.Module):
+    """Ids, mask and compressed tokens -> match logits."""
+
+    def __init__(self, model: EdjeModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor) -> Tensor:
+        return self.model.score(input_ids, attention_mask, tokens)
+
+
+class Text(nn.Module):
+    """Ids and mask -> what captions are after the deferred layers."""
+
+    def __init__(self, model: EdjeModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        return self.model.read_text(input_ids, attention_mask)
+
+
+class OnlineRead(nn.Module):
+    """Captions after the deferred layers, each pair's caption by number, and what is stored of
+    its picture -> match logits."""
+
+    def __init__(self, model: EdjeModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, text: Tensor, text_mask: Tensor, caption: Tensor, tokens: Tensor) -> Tensor:
+        return self.model.score_read(text[caption], text_mask[caption], tokens)
+
+
+class Offline(nn.Module):
+    """Normalised pixels -> compressed tokens."""
+
+    def __init__(self, model: EdjeModel):
+        super().__init__()
+        self.model, self.backbone = model, model.backbone
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.model.encode_image(pixel_values)
+
+
+class Graph(NamedTuple):
+    """What is exported: a module, an example of its input, and which axes may vary."""
+
+    module: nn.Module
+    inputs: dict[str, Tensor]
+    outputs: tuple[str, ...]
+    dynamic: dict[str, dict[int, str]]
+
+
+def export_onnx(folder: Path, out: Path, note: Callable[[str], None] = lambda path: None) -> None:
+    """Write `online.onnx`, `offline.onnx` and their `-fp16` twins, with what feeds them: the
+    tokenizer and `preprocessor_config.json`. `note` is told of every file.
+
+    Where layers are deferred there is a `text.onnx` too, run once per caption. `online.onnx` then
+    takes its two outputs in the place of ids and mask, and each pair's row in them.
+
+    Raises:
+        FileNotFoundError, ValueError: not a model folder.
+        ImportError: PyTorch's exporter is not installed.
+    """
+    read_model_config(folder)
+    for ending, dtype in PRECISIONS.items():
+        model = EdjeModel.from_folder(folder)
+        nn.Module.to(model, dtype)
+        for name, graph in _graphs(model).items():
+            path = out / f"{name}{ending}.onnx"
+            _export(graph, path)
+            note(str(path))
+    copy_tokenizer(folder, out)
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if (folder / "backbone" / name).exists():
+            shutil.copyfile(folder / "backbone" / name, out / name)
+
+
+def _graphs(model: EdjeModel) -> dict[str, Graph]:
+    """File name -> graph."""
+    if not model.deferred:
+        return {"online": _online(model), "offline": _offline(model)}
+    return {"text": _text(model), "online": _online_read(model), "offline": _offline(model)}
+
+
+_ROWS = {0: "pairs"}
+_TEXT = {**_ROWS, 1: "length"}
+_CAPTIONS = {0: "captions", 1: "length"}
+
+
+def _ids() -> dict[str, Tensor]:
+    ids = torch.ones(2, 7, dtype=torch.long)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def _tokens(model: EdjeModel) -> Tensor:
+    return torch.zeros(
+        2, model.num_tokens, model.config.joint_encoder["hidden_size"], dtype=model.dtype
+    )
+
+
+def _online(model: EdjeModel) -> Graph:
+    inputs = {**_ids(), "tokens": _tokens(model)}
+    dynamic = {"input_ids": _TEXT, "attention_mask": _TEXT, "tokens": _ROWS}
+    return Graph(Online(model), inputs, ("logits",), dynamic)
+
+
+def _text(model: EdjeModel) -> Graph:
+    dynamic = {"input_ids": _CAPTIONS, "attention_mask": _CAPTIONS}
+    return Graph(Text(model), _ids(), ("text", "text_mask"), dynamic)
+
+
+def _online_read(model: EdjeModel) -> Graph:
+    tokens = _tokens(model)
+    text = torch.zeros(3, 8, tokens.shape[-1], dtype=model.dtype)
+    inputs = {
+        "text": text,
+        "text_mask": torch.ones(3, 8, dtype=torch.bool),
+        "caption": torch.zeros(2, dtype=torch.long),
+        "tokens": tokens,
+    }
+    dynamic = {"text": _CAPTIONS, "text_mask": _CAPTIONS, "caption": _ROWS, "tokens": _ROWS}
+    return Graph(OnlineRead(model), inputs, ("logits",), dynamic)
+
+
+def _offline(model: EdjeModel) -> Graph:
+    side = model.backbone.config.vision_config.image_size
+    pixels = torch.zeros(2, 3, side, side, dtype=model.dtype)
+    return Graph(
+        Offline(model), {"pixel_values": pixels}, ("tokens",), {"pixel_values": {0: "pictures"}}
+    )
+
+
+_LARGEST = 1_500_000_000
+"""Bytes of weights that fit inside one file; protobuf's own limit is 2 GiB."""
+
+
+@torch.no_grad()
+def _export(graph: Graph, path: Path) -> None:
+    size = sum(p.numel() * p.element_size() for p in graph.module.parameters())
+    temporary = path.with_name(path.name + ".tmp") if size < _LARGEST else path
+    torch.onnx.export(
+        graph.module.eval(),
+        kwargs=graph.inputs,
+        f=temporary,
+        input_names=list(graph.inputs),
+        output_names=list(graph.outputs),
+        dynamic_shapes={
+            name: {axis: torch.export.Dim(label) for axis, label in axes.items()}
+            for name, axes in graph.dynamic.items()
+        },
+        dynamo=True,
+        external_data=size >= _LARGEST,
+        verbose=False,
+    )
+    if temporary != path:
+        move(temporary, path)
+
+
+def run(path: Path, **inputs: np.ndarray) -> list[np.ndarray]:
+    """One call of an exported graph, on CPU: its outputs."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return [np.asarray(value) for value in session.run(None, inputs)]

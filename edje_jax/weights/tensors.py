@@ -1,0 +1,237 @@
+"""Tensors on disk -> numpy arrays, one at a time, never through a pickle that could run code."""
+
+import json
+import logging
+import os
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from edje_jax.system.files import read_json, replacing
+from edje_jax.weights.other_formats import other_format
+from edje_jax.weights.torch_states import refusal, unwrapped, wrappings
+
+log = logging.getLogger(__name__)
+
+
+class BadWeights(ValueError):
+    """A weights file is missing, damaged or of a refused kind; the message names it."""
+
+
+def open_weights(folder: str | os.PathLike[str]) -> Mapping[str, np.ndarray]:
+    """The tensors of a model folder: safetensors, its sharded form, or `pytorch_model.bin`.
+
+    Raises:
+        BadWeights: nothing there, a shard is missing, or a file is damaged.
+    """
+    paths = [path for path in weight_files(Path(folder)) if path.suffix != ".json"]
+    if paths[0].suffix == ".safetensors":
+        return Safetensors(paths)
+    return {name: value for path in paths for name, value in read_torch(path).items()}
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of the one set of weights that a folder is read from.
+
+    `model.safetensors` goes before `pytorch_model.bin`, and a whole file before shards, as in
+    transformers. Shards come behind their index. What is incomplete, or an index of no use, is
+    passed over and told in a log line.
+
+    Raises:
+        BadWeights: there is none, or none is complete.
+    """
+    lacking = []
+    for paths in _sets(folder):
+        if missing := [path for path in paths if not path.exists()]:
+            lacking.append(missing[0])
+            continue
+        for shard in lacking:
+            log.warning("%s: this shard is missing; %s is read instead", shard, paths[0].name)
+        stale = paths[0].with_name(f"{paths[0].name}.index.json")
+        if stale.exists():
+            log.warning("%s: passed over, as the whole %s lies beside it", stale, paths[0].name)
+        return paths
+    if lacking:
+        raise BadWeights(f"{lacking[0]}: this shard is missing; fetch the model again")
+    raise BadWeights(
+        f"{folder}: no weights here; looked for model.safetensors and pytorch_model.bin, whole or"
+        f" sharded{other_format(folder)}"
+    )
+
+
+def _sets(folder: Path) -> Iterator[list[Path]]:
+    """Every set of weights that a folder names, the preferred one first."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        whole, index = folder / name, folder / f"{name}.index.json"
+        if whole.exists():
+            yield [whole]
+        if index.exists():
+            yield [index, *_shards(index)]
+
+
+class Safetensors(Mapping[str, np.ndarray]):
+    """Tensors of one or more safetensors files as read-only views of the mapped files.
+
+    Nothing is read before it is used, and what is read is the page cache's: no copy in this
+    process's own memory.
+    """
+
+    def __init__(self, paths: list[Path]):
+        self._where: dict[str, tuple[np.memmap, dict[str, Any]]] = {}
+        for path in paths:
+            for name, entry in _entries(path).items():
+                self._where[name] = entry
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        mapped, entry = self._where[name]
+        start, end = entry["data_offsets"]
+        # One dtype that NumPy does not know is common: bfloat16.
+        dtype = jnp.dtype(_DTYPES[entry["dtype"]])
+        return mapped[start:end].view(np.ndarray).view(dtype).reshape(entry["shape"])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._where
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._where)
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+
+def _entries(path: Path) -> dict[str, tuple[np.memmap, dict[str, Any]]]:
+    """Name -> the mapped data of a file and the header's entry, checked by safetensors itself."""
+    _check_pointer(path)
+    try:
+        safe_open(str(path), framework="numpy")
+    except (SafetensorError, OSError) as error:
+        raise BadWeights(
+            f"{path}: damaged or truncated ({error}); fetch or export it again"
+        ) from error
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    header.pop("__metadata__", None)
+    if strange := {entry["dtype"] for entry in header.values()} - set(_DTYPES):
+        raise BadWeights(
+            f"{path}: tensors of type {', '.join(sorted(strange))} are not read; export the model"
+            " in float32 or bfloat16"
+        )
+    if path.stat().st_size == 8 + size:
+        return {}
+    mapped = np.memmap(path, np.uint8, "r", offset=8 + size)
+    return {name: (mapped, entry) for name, entry in header.items()}
+
+
+_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+"""Names in a safetensors header -> ours; position ids are integers, weights are floats."""
+
+
+def read_torch(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a torch file; see `tensors_of`.
+
+    Raises:
+        BadWeights: see `open_torch`.
+    """
+    return tensors_of(open_torch(path), str(path))
+
+
+def open_torch(path: Path) -> Any:
+    """What a torch file holds, opened with `weights_only=True`.
+
+    Raises:
+        BadWeights: torch is not installed, or the file is damaged or wants to run code.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise BadWeights(
+            f"{path}: reading this needs PyTorch; pip install 'edje-jax[torch]'"
+        ) from error
+    if not path.exists():
+        raise BadWeights(f"{path}: no such file")
+    _check_pointer(path)
+    try:
+        # Files of before 2020 are no zip archives and cannot be mapped.
+        mapped = zipfile.is_zipfile(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:
+        raise BadWeights(
+            f"{path}: damaged, or not a plain file of tensors; nothing in it was run"
+            f" ({refusal(error)})"
+        ) from error
+
+
+def tensors_of(loaded: Any, source: str) -> dict[str, np.ndarray]:
+    """The tensors of a loaded torch file, as float32 where they are floats.
+
+    They are those of the innermost of `wrappings`, under the names that they had before a model
+    was wrapped for training.
+
+    Raises:
+        BadWeights: it does not hold tensors by name, or two of one name.
+    """
+    import torch
+
+    *_, state = None, *wrappings(loaded)
+    if state is None:
+        raise BadWeights(f"{source}: holds a {type(loaded).__name__}, not tensors by name")
+    out: dict[str, np.ndarray] = {}
+    for name, value in state.items():
+        if not isinstance(value, torch.Tensor):
+            continue
+        name, value = unwrapped(name), value.detach()
+        if name in out:
+            raise BadWeights(f"{source}: holds {name} twice, once wrapped; save one model alone")
+        out[name] = (value.float() if value.is_floating_point() else value).numpy()
+    return out
+
+
+def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    """Write through a temporary name, so that a file with this name is always whole."""
+    with replacing(path) as temporary:
+        save_file(tensors, str(temporary), metadata={"format": "pt"})
+        # safetensors lets nobody but the owner read; a model is shared like any other file. Mounts
+        # of buckets know no modes.
+        with suppress(OSError):
+            temporary.chmod(path.parent.stat().st_mode & 0o644)
+
+
+def _shards(index: Path) -> list[Path]:
+    """The files that an index names, which lie beside it."""
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise BadWeights(f'{index}: has no "weight_map" of shards; fetch the model again')
+    for name in names.values():
+        if not isinstance(name, str) or Path(name).name != name:
+            raise BadWeights(f"{index}: {name!r} is no name of a shard; fetch the model again")
+    return [index.parent / name for name in sorted(set(names.values()))]
+
+
+def _check_pointer(path: Path) -> None:
+    """
+    Raises:
+        BadWeights: the file is what Git keeps in the place of a large one.
+    """
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise BadWeights(f"{path}: a pointer of Git LFS, not the weights; run git lfs pull")
+
+
+_POINTER = b"version https://git-lfs"

@@ -1,0 +1,408 @@
+import csv
+import json
+import os
+import re
+from collections import defaultdict
+from html.parser import HTMLParser
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from edje_jax.evaluation import trec
+from edje_jax.evaluation.retrieval import Gallery, rerank
+from edje_jax.reports import report, tables
+from edje_jax.reports.examples import sections
+
+FILES = {
+    "metrics.json",
+    "per_query.csv",
+    *(f"{d}.{kind}" for d in ("t2i", "i2t") for kind in ("run", "base.run", "qrels")),
+}
+FACTS = {"model": "some/model", "data": "shapes:test", "seconds": {"score": 1.5}}
+VOID = {"meta", "br"}
+
+
+def square(index: int) -> Image.Image:
+    return Image.new("RGB", (300, 200), (index * 37 % 256, index * 91 % 256, 128))
+
+
+class Page(HTMLParser):
+    """Collects tags and texts, and fails on one that is closed out of turn."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def write_page(tmp_path, case, load=square, **options) -> tuple[str, Page]:
+    path = report.write_report(tmp_path, case.retrieval, case.gallery, load, **options)
+    assert path == tmp_path / "report.html"
+    text = path.read_text("utf-8")
+    return text, Page(text)
+
+
+# --- the table and metrics.json -------------------------------------------------------------------
+
+
+def test_table_shows_base_reranked_gain_k_and_ceiling(make_case):
+    metrics = make_case(k=7).retrieval.metrics()
+    console = Console(width=120, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console.print(tables.table(metrics))
+    lines = console.export_text().splitlines()
+    assert "k = 7" in lines[0]
+    rows = [line for line in lines if "R@" in line and "│" in line]
+    assert len(rows) == 6
+    for row, (direction, at) in zip(
+        rows, [(d, at) for d in ("t2i", "i2t") for at in ("R@1", "R@5", "R@10")], strict=True
+    ):
+        base, after = (metrics[direction][stage][at] for stage in ("base", "reranked"))
+        shown = re.findall(r"[+-]?\d+\.\d\d", row)
+        assert shown[:3] == [f"{base:.2f}", f"{after:.2f}", f"{after - base:+.2f}"]
+        if at == "R@1":
+            assert shown[3] == f"{metrics[direction]['ceiling']:.2f}"
+
+
+def test_metrics_json_round_trip(tmp_path, make_case):
+    gallery, retrieval = make_case(weight=0.5)
+    returned = report.write_metrics(
+        tmp_path / "new", retrieval, gallery, **FACTS, extra={"config": {"k": 10}}
+    )
+    read = json.loads((tmp_path / "new" / "metrics.json").read_text("utf-8"))
+    assert read == returned
+    assert {path.name for path in (tmp_path / "new").iterdir()} == FILES
+    expected = retrieval.metrics()
+    assert {key: read[key] for key in ("k", "t2i", "i2t")} == expected
+    assert {key: read[key] for key in FACTS} == FACTS
+    assert read["similarity_weight"] == 0.5
+    assert (read["pictures"], read["captions"]) == (40, 120)
+    assert read["config"] == {"k": 10}
+
+
+def test_extra_cannot_overwrite_a_metric(tmp_path, make_case):
+    gallery, retrieval = make_case()
+    with pytest.raises(ValueError, match="t2i itself"):
+        report.write_metrics(tmp_path, retrieval, gallery, **FACTS, extra={"t2i": 1})
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- TREC -----------------------------------------------------------------------------------------
+
+
+def rescored(run_text: str, qrels_text: str, k: int) -> float:
+    """Success@k as an independent reader has it: float32 scores sorted, the rank column unread;
+    ties, of which there must be none, go against the run."""
+    right = defaultdict(set)
+    for line in qrels_text.splitlines():
+        query, _, item, relevance = line.split()
+        assert relevance == "1"
+        right[query].add(item)
+    found = defaultdict(list)
+    for line in run_text.splitlines():
+        query, q0, item, rank, score, _ = line.split()
+        assert q0 == "Q0"
+        found[query].append((np.float32(score), item, int(rank)))
+    hits = 0
+    for query, items in right.items():
+        items_found = sorted(found[query], key=lambda x: (-x[0], x[1] in items))
+        assert [rank for *_, rank in items_found] == list(range(1, len(items_found) + 1))
+        hits += any(item in items for _, item, _ in items_found[:k])
+    assert set(found) == set(right)
+    return 100 * hits / len(right)
+
+
+def test_trec_files_give_the_same_recall_when_read_again(tmp_path, make_case):
+    gallery, retrieval = make_case(k=10)
+    metrics = report.write_metrics(tmp_path, retrieval, gallery, **FACTS)
+    for direction in ("t2i", "i2t"):
+        qrels = (tmp_path / f"{direction}.qrels").read_text()
+        for name, stage in ((f"{direction}.base.run", "base"), (f"{direction}.run", "reranked")):
+            run = (tmp_path / name).read_text()
+            for k in (1, 5, 10):
+                expected = metrics[direction][stage][f"R@{k}"]
+                assert rescored(run, qrels, k) == pytest.approx(expected)
+
+
+def test_trec_scores_fall_where_everything_ties(tmp_path):
+    gallery = Gallery.of([f"{i}" for i in range(12)], [["x"]] * 12)
+    same = np.ones((12, 1), np.float32)
+    retrieval = rerank(gallery, same, same, lambda t, i: np.zeros(len(t)), k=12)
+    metrics = report.write_metrics(tmp_path, retrieval, gallery, **FACTS)
+    for name in ("t2i.run", "t2i.base.run", "i2t.run", "i2t.base.run"):
+        qrels = (tmp_path / f"{name[:3]}.qrels").read_text()
+        score = rescored((tmp_path / name).read_text(), qrels, 5)
+        assert score == pytest.approx(metrics[name[:3]]["base"]["R@5"]) == pytest.approx(500 / 12)
+
+
+def test_falling_changes_nothing_but_ties():
+    scores = np.array([[3.0, 2.0, 2.0, 2.0, 1.0]], np.float32)
+    lowered = trec.falling(scores)
+    assert (np.diff(lowered) < 0).all()
+    assert lowered[0, [0, 1, 4]].tolist() == [3.0, 2.0, 1.0]
+    np.testing.assert_allclose(lowered, scores, rtol=1e-6)
+
+
+def test_ids_are_safe_and_can_be_read_back():
+    names = ["a b.jpg", "a%20b.jpg", "tab\there", "line\nbreak", "a\u3000b", "plain-ü.jpg"]
+    safe = [trec.safe_id(name) for name in names]
+    assert all(len(name.split()) == 1 for name in safe)
+    assert [unquote(name) for name in safe] == names
+    assert safe[-1] == names[-1]
+
+
+def test_queries_without_an_answer_stand_in_no_file(tmp_path):
+    gallery = Gallery.of(["a", "distractor"], [["a0"], []])
+    retrieval = rerank(
+        gallery, np.eye(2), np.array([[0.8, 0.6]]), lambda t, i: np.zeros(len(t)), k=2
+    )
+    report.write_metrics(tmp_path, retrieval, gallery, **FACTS)
+    assert {line.split()[0] for line in (tmp_path / "i2t.run").open()} == {"a"}
+    assert "distractor" in (tmp_path / "t2i.run").read_text()
+    with (tmp_path / "per_query.csv").open(newline="") as file:
+        assert [row["query_id"] for row in csv.DictReader(file)] == ["a#0", "a"]
+
+
+# --- per_query.csv --------------------------------------------------------------------------------
+
+
+def test_per_query_rows(tmp_path):
+    gallery = Gallery.of(["a", "b", "c"], [['says "hi", twice\nover'], ["b0"], ["c0"]])
+    texts = np.array([[0.6, 0.8, 0], [0, 1, 0], [0.6, 0.8, 0]], np.float32)
+    logits = np.array([[2.5, 1, 0], [0, 1, 0], [0, 1, 0]], np.float32)
+    retrieval = rerank(gallery, np.eye(3), texts, lambda t, i: logits[t, i], k=2)
+    report.write_metrics(tmp_path, retrieval, gallery, **FACTS)
+    with (tmp_path / "per_query.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == report.PER_QUERY
+    assert list(rows[0].values()) == [
+        "t2i", "a#0", 'says "hi", twice\nover', "2", "1", "2.5", "b", "a",
+    ]  # fmt: skip
+    # Its picture is no candidate, so nothing has scored it.
+    assert list(rows[2].values()) == ["t2i", "c#0", "c0", "3", "3", "", "b", "b"]
+    assert [row["direction"] for row in rows] == ["t2i"] * 3 + ["i2t"] * 3
+    assert rows[4]["top1_before"] == "b#0"
+
+
+# --- nothing half-written -------------------------------------------------------------------------
+
+
+def test_failing_to_rename_leaves_the_old_file_and_no_part(tmp_path, make_case, monkeypatch):
+    gallery, retrieval = make_case()
+    (tmp_path / "report.html").write_text("the old one")
+
+    def full(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="disk full"):
+        report.write_metrics(tmp_path, retrieval, gallery, **FACTS)
+    with pytest.raises(OSError, match="disk full"):
+        report.write_report(tmp_path, retrieval, gallery, square, examples=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+    assert (tmp_path / "report.html").read_text() == "the old one"
+
+
+def test_failing_half_way_through_a_file_leaves_none(tmp_path, make_case, monkeypatch):
+    gallery, retrieval = make_case()
+
+    def breaks(*_):
+        yield "first line\n"
+        raise RuntimeError("half way")
+
+    monkeypatch.setattr(trec, "reranked_run", breaks)
+    with pytest.raises(RuntimeError, match="half way"):
+        report.write_metrics(tmp_path, retrieval, gallery, **FACTS)
+    # What was finished before stays; metrics.json, the last, is not there.
+    assert {path.name for path in tmp_path.iterdir()} == {"t2i.qrels", "t2i.base.run"}
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+
+def test_page_shows_the_numbers_and_counts(tmp_path, make_case):
+    case = make_case()
+    _, shown = write_page(tmp_path, case, title="A title", facts={"Model": "some/model"})
+    words = " ".join(" ".join(shown.texts).split())
+    assert "A title" in words
+    assert "some/model" in words
+    for direction in ("t2i", "i2t"):
+        result = case.retrieval.metrics()[direction]
+        for stage in ("base", "reranked"):
+            for value in result[stage].values():
+                assert f"{value:.2f}" in words
+        assert f"{result['ceiling']:.2f}" in words
+        side = getattr(case.retrieval, direction)
+        gains = int(((side.base_rank > 1) & (side.reranked_rank == 1)).sum())
+        losses = int(((side.base_rank == 1) & (side.reranked_rank > 1)).sum())
+        assert gains > 0
+        assert f"{min(12, gains)} of {gains} shown" in words
+        assert f"{gains} gained" in words
+        assert f"{losses} lost" in words
+
+
+def test_every_query_is_in_one_part_of_the_outcomes(tmp_path, make_case):
+    case = make_case(k=3)
+    text, _ = write_page(tmp_path, case, examples=0)
+    legends = re.findall(r'<ul class="legend">(.*?)</ul>', text)
+    totals = [sum(int(n) for n in re.findall(r"<b>(\d+)</b>", legend)) for legend in legends]
+    assert totals == [120, 40]
+
+
+def test_page_needs_nothing_from_outside(tmp_path, make_case):
+    text, shown = write_page(tmp_path, make_case())
+    assert not {"script", "link", "img", "iframe"} & {tag for tag, _ in shown.tags}
+    for target in re.findall(r"url\(([^)]*)\)", text):
+        assert target.startswith(("data:image/jpeg;base64,", "#"))
+    assert not re.search(r"https?://|@import|\bsrc=", text)
+    links = [attrs["href"] for tag, attrs in shown.tags if tag == "a"]
+    ids = {f"#{attrs['id']}" for _, attrs in shown.tags if attrs.get("id")}
+    assert links
+    assert set(links) <= ids
+
+
+def test_each_picture_is_loaded_and_embedded_once(tmp_path, make_case):
+    loaded = []
+
+    def load(index):
+        loaded.append(index)
+        return square(index)
+
+    text, shown = write_page(tmp_path, make_case(), load)
+    assert len(loaded) == len(set(loaded)) == len(re.findall(r"\.p\d+\{background-image", text))
+    assert len(set(re.findall(r"base64,([^)]*)", text))) == len(loaded)
+    pictures = [attrs for _, attrs in shown.tags if "pic" in (attrs.get("class") or "").split()]
+    assert len(pictures) > len(loaded)
+    for attrs in pictures:
+        assert attrs["role"] == "img"
+        assert re.search(r"picture \d+\.jpg: caption 0 of \d+", attrs["aria-label"] or "")
+
+
+def test_pictures_that_cannot_be_read_show_a_placeholder(tmp_path, make_case, caplog):
+    def load(index):
+        if index % 2:
+            raise OSError("truncated")
+        return square(index)
+
+    text, shown = write_page(tmp_path, make_case(), load)
+    missing = [a for _, a in shown.tags if "missing" in (a.get("class") or "").split()]
+    assert missing
+    assert all("could not be read" in (a["aria-label"] or "") for a in missing)
+    odd = [n for n in re.findall(r"\.p(\d+)\{", text) if int(n) % 2]
+    assert odd == []
+    assert "truncated" in caplog.text
+
+
+def test_text_from_the_data_is_escaped(tmp_path):
+    evil = "<script>alert(1)</script> \"quoted\" & 'more' $pictures"
+    gallery = Gallery.of([f"{evil}{i}" for i in range(3)], [[evil]] * 3)
+    axes = np.eye(3, dtype=np.float32)
+    retrieval = rerank(gallery, axes, axes, lambda t, i: (t != i) * 1.0, k=2)
+    path = report.write_report(
+        tmp_path, retrieval, gallery, square, title=evil, facts={evil: evil}, examples=3
+    )
+    text = path.read_text("utf-8")
+    shown = Page(text)
+    assert "<script" not in text
+    assert "script" not in {tag for tag, _ in shown.tags}
+    assert shown.texts.count(evil) > 3
+    labels = [a["aria-label"] for _, a in shown.tags if (a.get("class") or "").startswith("pic")]
+    assert labels
+    assert all(evil in (label or "") for label in labels)
+
+
+def test_the_right_picture_is_framed_and_moves_are_told(tmp_path):
+    gallery = Gallery.of(["a", "b", "c"], [["the first"], ["the second"], ["the third"]])
+    texts = np.array([[0.6, 0.8, 0], [0, 1, 0], [0, 0, 1]], np.float32)
+    logits = np.array([[4.25, 1, 0], [0, 1, 0], [0, 0, 1]], np.float32)
+    retrieval = rerank(gallery, np.eye(3), texts, lambda t, i: logits[t, i], k=2)
+    text = report.write_report(tmp_path, retrieval, gallery, square).read_text("utf-8")
+    gains = text[text.index('id="t2i-gains"') : text.index('id="t2i-losses"')]
+    assert "the first" in gains
+    assert re.search(r"rank 2 <span>→</span> <b>1</b>", gains)
+    base, after = gains.split("Reranked <small>")
+    places = r'<li><div class="(hit|miss)"><div class="pic p(\d)"'
+    assert re.findall(places, base) == [("miss", "1"), ("hit", "0")]
+    assert re.findall(places, after) == [("hit", "0"), ("miss", "1")]
+    assert "0.800" in base
+    assert "4.25" in after
+    assert "▲1" in after
+    assert "▼1" in after
+
+
+def test_a_right_answer_outside_the_places_shown_stands_apart(tmp_path, make_case):
+    case = make_case(k=2)
+    text, _ = write_page(tmp_path, case, examples=200)
+    side = case.retrieval.t2i
+    wrong = text[text.index('id="t2i-wrong"') : text.index('id="t2i-random"')]
+    far = int(((side.base_rank > 2) & (side.reranked_rank > 2)).sum())
+    assert far > 0
+    # Nothing past k has been reranked: it stands apart in both rows.
+    assert wrong.count('class="apart"') == 2 * far
+    assert wrong.count("out of reach") == far
+
+
+def test_a_caption_that_stands_apart_is_the_pictures_own(tmp_path, make_case):
+    case = make_case(k=12)
+    text, _ = write_page(tmp_path, case, examples=200)
+    side = case.retrieval.i2t
+    cards = text[text.index('id="i2t-random"') :].split("<article")[1:]
+    assert len(cards) == 40
+    apart = r'<li class="hit apart"><span>(.*?)</span><p>rank (\d+)</p>'
+    told = 0
+    for q, card in enumerate(cards):
+        for part, rank in zip(
+            card.split("Reranked <small>"), (side.base_rank[q], side.reranked_rank[q]), strict=True
+        ):
+            found = re.findall(apart, part)
+            assert len(found) == (rank > 5)
+            for caption, shown in found:
+                assert caption.endswith(f" of {q}")
+                assert int(shown) == rank
+                told += 1
+    assert told > 0
+
+
+def test_sections_choose_as_they_say(make_case):
+    side = make_case(pictures=60).retrieval.t2i
+    gains, losses, wrong, anything = sections(side, 5, 0, "captions")
+    moved = side.base_rank[gains.shown]
+    assert (side.reranked_rank[gains.shown] == 1).all()
+    every = np.sort(side.base_rank[(side.base_rank > 1) & (side.reranked_rank == 1)])
+    assert moved.tolist() == every[::-1][:5].tolist()
+    assert (side.base_rank[losses.shown] == 1).all()
+    assert (np.diff(side.reranked_rank[losses.shown]) <= 0).all()
+    assert (side.base_rank[wrong.shown] > 1).all()
+    assert (side.reranked_rank[wrong.shown] > 1).all()
+    assert anything.total == len(side.base_rank)
+    again = sections(side, 5, 0, "captions")[3].shown
+    assert anything.shown.tolist() == again.tolist()
+    other = sections(side, 5, 1, "captions")[3].shown
+    assert anything.shown.tolist() != other.tolist()
+
+
+def test_an_empty_section_says_so(tmp_path):
+    gallery = Gallery.of(["a", "b"], [["a0"], ["b0"]])
+    axes = np.eye(2, dtype=np.float32)
+    retrieval = rerank(gallery, axes, axes, lambda t, i: (t == i) * 1.0, k=2)
+    text = report.write_report(tmp_path, retrieval, gallery, square).read_text("utf-8")
+    assert "Wrong before, right after. None." in text
+    with pytest.raises(ValueError, match="examples = -1"):
+        report.write_report(tmp_path, retrieval, gallery, square, examples=-1)

@@ -1,4 +1,0 @@
-"""What the tests of training share."""
-
-from tests.small_disk import small_disk as small_disk
-from tests.small_runs import trained as trained
