@@ -20,7 +20,6 @@ from rich.table import Table
 
 import edje_jax
 from edje_jax.data.images import normalise, resize
-from edje_jax.models.apply import apply
 from edje_jax.models.backbone import make_backbone
 from edje_jax.models.towers import patchify
 from edje_jax.scenes.shapes import ATTRIBUTES, Shapes
@@ -50,7 +49,7 @@ def probe(folder: str, fit: int, score: int) -> dict[str, dict[str, float]]:
     """{attribute: {"tokens", "pixels", "majority"}}, accuracies in percent."""
     backbone = load_backbone(folder)
     model, grid = make_backbone(backbone.config), backbone.config.vision
-    encode = jax.jit(lambda x: apply(model, backbone.params, "encode_image", x).tokens)
+    encode = jax.jit(lambda x: model.bind({"params": backbone.params}).encode_image(x).tokens)
 
     def read(split: str, count: int):
         source = Shapes(split, grid.image_size)

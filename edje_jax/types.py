@@ -1,13 +1,15 @@
 """What crosses the border between data and models: the source protocol and the batch structs."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 from PIL import Image
 
 AnyArray = Array | np.ndarray
+ArrayT = TypeVar("ArrayT", Array, np.ndarray)
+"""A function of arrays that answers in kind: NumPy to NumPy, JAX to JAX."""
 
 
 @runtime_checkable

@@ -17,7 +17,7 @@ from edje_jax.config.model import ImageRecipe
 from edje_jax.data import png
 from edje_jax.data.colours import to_rgb
 from edje_jax.data.decoders import open_image
-from edje_jax.types import AnyArray, Encoded, Source
+from edje_jax.types import ArrayT, Encoded, Source
 
 MAX_PIXELS = 178_956_970
 """Pictures of more are refused as decompression bombs: Pillow's own limit, but not switched off
@@ -234,8 +234,8 @@ def random_crop(image: Image.Image, smallest: float, rng: np.random.Generator) -
 
 
 def normalise(
-    images: UInt8[AnyArray, "*b s s 3"], recipe: ImageRecipe
-) -> Float32[AnyArray, "*b s s 3"]:
+    images: UInt8[ArrayT, "*b s s 3"], recipe: ImageRecipe
+) -> Float32[ArrayT, "*b s s 3"]:
     """(x / 255 - mean) / std in float32, for NumPy and JAX arrays alike; works under jit."""
     # As many axes as the pictures: JAX may be told to raise on rank promotion.
     shape = (1,) * (images.ndim - 1) + (3,)

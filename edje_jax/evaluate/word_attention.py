@@ -7,7 +7,6 @@ import numpy as np
 from PIL import Image
 
 from edje_jax.data.images import normalise, resize
-from edje_jax.models.apply import apply
 from edje_jax.models.attention_maps import patch_attention
 from edje_jax.reports.word_maps import WordMaps
 from edje_jax.runtimes.jax import Engine
@@ -37,5 +36,5 @@ def word_maps(engine: Engine, image: Image.Image, caption: str) -> WordMaps:
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _patch_attention(backbone, model, recipe, backbone_params, params, ids, images):
     pixels = normalise(images, recipe)
-    vision_tokens = apply(backbone, backbone_params, "encode_image", pixels).tokens
+    vision_tokens = backbone.bind({"params": backbone_params}).encode_image(pixels).tokens
     return patch_attention(model, params, ids, vision_tokens)

@@ -1,7 +1,4 @@
-"""The first stage: whose embeddings are nearest to a query's. One protocol, several engines.
-
-Embeddings have unit length, so that a product is a cosine. Equal similarities rank by lower row.
-"""
+"""Exact search on the device: every embedding is compared with every query."""
 
 from functools import partial
 

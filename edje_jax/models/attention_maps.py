@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from edje_jax.models.apply import apply
 from edje_jax.models.attention import HIDDEN
 from edje_jax.models.edje import Edje
 from edje_jax.models.layers import split_heads
@@ -59,8 +58,8 @@ def patch_attention(
     a compressing adapter; a local one has a token for every patch. Rows of padding mean nothing.
     """
     config = model.config
-    tokens = apply(model, params, "compress", vision_tokens)
-    states = apply(model, params, "hidden_states", ids, tokens)
+    tokens = model.bind({"params": params}).compress(vision_tokens)
+    states = model.bind({"params": params}).hidden_states(ids, tokens)
     m = tokens.shape[1]
     mask = jnp.pad(
         ids != config.joint_encoder.pad_token_id, ((0, 0), (m + 1, 0)), constant_values=True

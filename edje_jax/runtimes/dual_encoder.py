@@ -17,7 +17,6 @@ from edje_jax.data.images import normalise
 from edje_jax.data.text import BackboneTokenizer
 from edje_jax.evaluation.metrics import recalls
 from edje_jax.evaluation.retrieval import Gallery, first_stage
-from edje_jax.models.apply import apply
 from edje_jax.models.backbone import DualTower, make_backbone
 from edje_jax.types import Source
 
@@ -81,9 +80,9 @@ class DualEncoder:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _embed_images(model, recipe, params, images):
-    return apply(model, params, "encode_image", normalise(images, recipe)).embedding
+    return model.bind({"params": params}).encode_image(normalise(images, recipe)).embedding
 
 
 @partial(jax.jit, static_argnums=0)
 def _embed_texts(model, params, ids):
-    return apply(model, params, "encode_text", ids)
+    return model.bind({"params": params}).encode_text(ids)

@@ -15,7 +15,6 @@ from edje_jax.config.model import EdjeConfig, ImageRecipe
 from edje_jax.data.buckets import batches, bucket, lengths_up_to
 from edje_jax.data.images import normalise
 from edje_jax.data.text import BackboneTokenizer, JointTokenizer
-from edje_jax.models.apply import apply
 from edje_jax.models.backbone import DualTower, make_backbone
 from edje_jax.models.edje import Edje
 from edje_jax.models.joint_encoder import TextSide
@@ -273,6 +272,6 @@ def _fetch(made: tuple[Any, Any], real: int) -> Encoded:
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _encode_images(backbone, model, recipe, backbone_params, params, images):
     pixels = images if recipe is None else normalise(images, recipe)
-    image = apply(backbone, backbone_params, "encode_image", pixels)
-    tokens = apply(model, params, "compress", image.tokens)
+    image = backbone.bind({"params": backbone_params}).encode_image(pixels)
+    tokens = model.bind({"params": params}).compress(image.tokens)
     return tokens.astype(jnp.float32), image.embedding

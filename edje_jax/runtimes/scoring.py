@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float32, Int, PyTree
 
-from edje_jax.models.apply import apply
+from edje_jax.models.edje import Edje
 from edje_jax.models.joint_encoder import TextSide
 from edje_jax.models.token_formats import PackedTokens, unpack
 
@@ -32,9 +32,9 @@ def text_batches() -> tuple[int, ...]:
 
 
 @partial(jax.jit, static_argnums=0)
-def read_texts(model: Any, params: PyTree, real: Count, ids: Int[Array, "t l"]) -> TextSide:
+def read_texts(model: Edje, params: PyTree, real: Count, ids: Int[Array, "t l"]) -> TextSide:
     """What the deferred layers make of the first `real` captions."""
-    return _in_chunks(lambda ids: apply(model, params, "read_text", ids), real, ids)
+    return _in_chunks(lambda ids: model.bind({"params": params}).read_text(ids), real, ids)
 
 
 @jax.jit
@@ -44,14 +44,16 @@ def repeat(texts: TextSide, place: Int[Array, " p"]) -> TextSide:
 
 
 @partial(jax.jit, static_argnums=0)
-def score(model: Any, params: PyTree, real: Count, text: Any, tokens: Any) -> Float32[Array, " p"]:
+def score(model: Edje, params: PyTree, real: Count, text: Any, tokens: Any) -> Float32[Array, " p"]:
     """Match logits of the first `real` pairs of ids, or captions read, and tokens."""
 
     def some(rows: tuple[Any, Any]) -> Array:
         text, tokens = rows
         tokens = unpack(tokens) if isinstance(tokens, PackedTokens) else tokens
-        method = "match_read" if isinstance(text, TextSide) else "match"
-        return apply(model, params, method, text, tokens)
+        edje = model.bind({"params": params})
+        if isinstance(text, TextSide):
+            return edje.match_read(text, tokens)
+        return edje.match(text, tokens)
 
     return _in_chunks(some, real, (text, tokens))
 

@@ -9,7 +9,6 @@ from jaxtyping import Array, Int
 
 from edje_jax.config.model import ImageRecipe
 from edje_jax.data.images import normalise
-from edje_jax.models.apply import apply
 from edje_jax.models.siglip import Siglip
 from edje_jax.training.losses.patch_naming import naming_loss
 from edje_jax.training.losses.sigmoid import sigmoid_loss
@@ -39,14 +38,14 @@ def backbone_train_step(
 
     def loss_fn(params):
         siglip = params["siglip"]
-        image = apply(model, siglip, "encode_image", pixels)
-        text = apply(model, siglip, "encode_text", batch.backbone_ids)
+        image = model.bind({"params": siglip}).encode_image(pixels)
+        text = model.bind({"params": siglip}).encode_text(batch.backbone_ids)
         scale, bias = jnp.exp(siglip["logit_scale"]), siglip["logit_bias"]
         logits = text @ image.embedding.T * scale[None] + bias[None]
         positive = positive_pairs(batch.image_ids, batch.caption_ids)
         metrics = {"loss/sigmoid": sigmoid_loss(logits, positive, batch.valid)}
         if batch.patch_labels is not None:
-            named = apply(heads["patch_naming"], params["patch_naming"], "__call__", image.tokens)
+            named = heads["patch_naming"].bind({"params": params["patch_naming"]})(image.tokens)
             labels = with_places(batch.patch_labels)
             losses = [
                 naming_loss(logits, labels[..., column], batch.valid)

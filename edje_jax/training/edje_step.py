@@ -17,7 +17,6 @@ from jaxtyping import Array, Float, PyTree
 
 from edje_jax.config.model import ImageRecipe
 from edje_jax.data.images import normalise
-from edje_jax.models.apply import apply
 from edje_jax.models.backbone import DualTower
 from edje_jax.models.edje import Edje
 from edje_jax.training.negatives import hard_negatives
@@ -100,8 +99,8 @@ def edje_train_step(
 def encode(backbone: DualTower, params: PyTree, batch: Batch, recipe: ImageRecipe) -> Features:
     """The one pass of the frozen backbone."""
     assert batch.images is not None
-    image = apply(backbone, params, "encode_image", normalise(batch.images, recipe))
-    text = apply(backbone, params, "encode_text", batch.backbone_ids)
+    image = backbone.bind({"params": params}).encode_image(normalise(batch.images, recipe))
+    text = backbone.bind({"params": params}).encode_text(batch.backbone_ids)
     return Features(image.tokens, image.embedding, text)
 
 
@@ -191,4 +190,4 @@ def in_chunks(function: Callable, rows: PyTree, chunks: int, devices: Devices) -
 
 
 def _compress(model: Edje, params: PyTree, vision_tokens: Array) -> Array:
-    return apply(model, params, "compress", vision_tokens)
+    return model.bind({"params": params}).compress(vision_tokens)

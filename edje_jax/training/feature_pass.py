@@ -19,7 +19,6 @@ from edje_jax.data.feature_cache import FeatureCache, Unfinished, check, stamp_o
 from edje_jax.data.images import normalise
 from edje_jax.data.loader import PicturesInOrder, iterate, part_of
 from edje_jax.data.text import BackboneTokenizer
-from edje_jax.models.apply import apply
 from edje_jax.models.backbone import DualTower
 from edje_jax.system.files import read_json
 from edje_jax.training.processes import is_first, part_of_this_process, wait_for_all
@@ -188,9 +187,9 @@ def _one_behind(made: Iterator[tuple[Callable[..., int], object]]) -> Iterator[i
 
 
 def _encode_images(model: DualTower, recipe: ImageRecipe, params: PyTree, images: jax.Array):
-    image = apply(model, params, "encode_image", normalise(images, recipe))
+    image = model.bind({"params": params}).encode_image(normalise(images, recipe))
     return image.tokens, image.embedding
 
 
 def _encode_texts(model: DualTower, params: PyTree, ids: jax.Array) -> jax.Array:
-    return apply(model, params, "encode_text", ids)
+    return model.bind({"params": params}).encode_text(ids)

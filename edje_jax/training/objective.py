@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from edje_jax.config.run import LossConfig
-from edje_jax.models.apply import apply
 from edje_jax.models.edje import Edje
 from edje_jax.training.losses.distillation import distillation_loss
 from edje_jax.training.losses.hidden_states import hidden_states_loss
@@ -119,7 +118,7 @@ class Objective:
         if loss.masked_lm > 0:
             terms["masked_lm"] = self._masked_lm(params, own, rows, counts, dropout)
         if loss.text_recovery > 0:
-            guess = apply(self.model, params, "recover_text", rows.ids, True, dropout_rng=dropout)
+            guess = with_dropout(self.model, params, dropout).recover_text(rows.ids, True)
             terms["text_recovery"] = text_recovery_loss(
                 guess, rows.text_embeddings, rows.valid, counts.rows
             )
@@ -132,10 +131,8 @@ class Objective:
             rows.ids, rows.masked, self.loss.mask_probability, self.devices.count
         )
         hidden = jnp.where(rows.masked, self.mask_id, rows.ids)
-        logits = apply(
-            self.model, params, "masked_lm", hidden, tokens, places.positions, True,
-            dropout_rng=dropout,
-        )  # fmt: skip
+        edje = with_dropout(self.model, params, dropout)
+        logits = edje.masked_lm(hidden, tokens, places.positions, True)
         return masked_lm_loss(logits, places.labels, places.used, counts.pieces)
 
 
@@ -153,18 +150,25 @@ def match_pairs(
     own = jnp.repeat(rows.index, k)
     text_rows = jnp.concatenate([rows.index, own, rows.negatives.captions.reshape(-1)])
     image_rows = jnp.concatenate([rows.index, rows.negatives.images.reshape(-1), own])
-    run = partial(apply, model, params, dropout_rng=dropout)
+    edje = partial(with_dropout, model, params, dropout)
     train = dropout is not None
     tokens = devices.split(devices.gather(tokens)[image_rows])
     # Deferred layers read each caption once, unless a chunk has fewer pairs than captions come.
     if model.config.joint_encoder.deferred_layers and len(ids) <= len(text_rows):
-        read = devices.gather(run("read_text", ids, train))
+        read = devices.gather(edje().read_text(ids, train))
         text = devices.split(jax.tree.map(lambda leaf: leaf[text_rows], read))
-        logits = run("match_read", text, tokens, train)
+        logits = edje().match_read(text, tokens, train)
     else:
-        logits = run("match", devices.split(devices.gather(ids)[text_rows]), tokens, train)
+        text = devices.split(devices.gather(ids)[text_rows])
+        logits = edje().match(text, tokens, train)
     positive, images, captions = jnp.split(devices.gather(logits), [count, count + count * k])
     return Pairs(positive, images.reshape(count, k), captions.reshape(count, k))
+
+
+def with_dropout(model: Edje, params: PyTree, dropout: Array | None) -> Edje:
+    """The model with its parameters, and the key that dropout draws from, if any. Bound anew for
+    each call, as a module counts its draws."""
+    return model.bind({"params": params}, rngs=None if dropout is None else {"dropout": dropout})
 
 
 def own_tokens(
@@ -178,7 +182,7 @@ def text_states(
     model: Edje, params: PyTree, ids: Int[Array, "r t"], tokens: Float[Array, "r m d"], last: int
 ) -> Float[Array, "r l t d"]:
     """Captions' rows beside their own pictures after each of the last so many layers."""
-    states = apply(model, params, "hidden_states", ids, tokens)[-last:]
+    states = model.bind({"params": params}).hidden_states(ids, tokens)[-last:]
     return jnp.stack([state[:, tokens.shape[1] + 1 :] for state in states], axis=1)
 
 

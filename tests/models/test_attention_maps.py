@@ -16,7 +16,6 @@ from edje_jax.config.model import (
     TextConfig,
     VisionConfig,
 )
-from edje_jax.models.apply import apply
 from edje_jax.models.attention_maps import compressor_attention, layer_attention, patch_attention
 from edje_jax.models.edje import Edje
 
@@ -74,14 +73,14 @@ def test_the_compressors_weights_give_its_output():
     attended = dense(a["attention"]["out_proj"], merged(weights, value))
     inner = gelu(dense(a["mlp"]["fc1"], norm(a["layernorm"], attended, 1e-6)))
     out = dense(a["projection"], attended + dense(a["mlp"]["fc2"], inner))
-    expected = apply(model, params, "compress", vision)
+    expected = model.bind({"params": params}).compress(vision)
     np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_layers_weights_give_the_next_states():
     model, params, ids, vision = made(CONFIG)
-    tokens = apply(model, params, "compress", vision)
-    states = [np.asarray(x) for x in apply(model, params, "hidden_states", ids, tokens)]
+    tokens = model.bind({"params": params}).compress(vision)
+    states = [np.asarray(x) for x in model.bind({"params": params}).hidden_states(ids, tokens)]
     mask = np.concatenate([np.ones((4, M + 1), bool), np.asarray(ids) != 0], axis=1)
     for i, (x, after) in enumerate(itertools.pairwise(states)):
         p = params["joint_encoder"][f"layers_{i}"]
@@ -102,9 +101,9 @@ def test_words_over_patches(config):
     assert seen.shape == (4, 9, N)
     np.testing.assert_allclose(seen.sum(-1), 1, atol=1e-5)
     # By hand, for one word of one caption.
-    tokens = apply(model, params, "compress", vision)
+    tokens = model.bind({"params": params}).compress(vision)
     m = tokens.shape[1]
-    states = apply(model, params, "hidden_states", ids, tokens)
+    states = model.bind({"params": params}).hidden_states(ids, tokens)
     mask = jnp.concatenate([jnp.ones((4, m + 1), bool), ids != 0], axis=1)
     rows = [
         layer_attention(params["joint_encoder"][f"layers_{i}"], states[i], mask, HEADS)

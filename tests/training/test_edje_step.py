@@ -23,7 +23,6 @@ from edje_jax.config.model import (
     VisionConfig,
 )
 from edje_jax.config.run import LossConfig, MeshConfig
-from edje_jax.models.apply import apply
 from edje_jax.models.edje import Edje
 from edje_jax.models.siglip import Siglip
 from edje_jax.training.edje_step import Frozen, edje_train_step, encode
@@ -298,7 +297,7 @@ def matched(batch: Batch) -> Pairs:
         features.text_embeddings, features.image_embeddings,
         batch.image_ids, batch.caption_ids, batch.valid, DISTIL.negatives,
     )  # fmt: skip
-    tokens = apply(Edje(CONFIG), fresh_params(), "compress", features.vision_tokens)
+    tokens = Edje(CONFIG).bind({"params": fresh_params()}).compress(features.vision_tokens)
     index, nobody = jnp.arange(len(batch.valid)), jnp.zeros(batch.joint_ids.shape, bool)
     rows = Rows(index, batch.joint_ids, nobody, batch.valid, features.text_embeddings, negatives)
     return match_pairs(Edje(CONFIG), fresh_params(), tokens, rows, batch.joint_ids, ONE)
@@ -338,8 +337,8 @@ def test_states_are_compared_after_the_layers_that_both_have_online(deferred):
 
     @partial(jax.jit, static_argnums=0)
     def states(config: EdjeConfig, params, vision_tokens):
-        run = partial(apply, Edje(config), params)
-        return run("hidden_states", batch.joint_ids, run("compress", vision_tokens))
+        edje = Edje(config).bind({"params": params})
+        return edje.hidden_states(batch.joint_ids, edje.compress(vision_tokens))
 
     batch = jax.tree.map(jnp.asarray, batch)
     seen = encode(Siglip(CONFIG.backbone), backbone_params(), batch, CONFIG.image).vision_tokens
@@ -381,7 +380,7 @@ def test_nothing_is_dropped_outside_training():
 
     @partial(jax.jit, static_argnums=0)
     def match(dropout: float) -> jax.Array:
-        return apply(Edje(CONFIG, dropout=dropout), fresh_params(), "match", ids, tokens)
+        return Edje(CONFIG, dropout=dropout).bind({"params": fresh_params()}).match(ids, tokens)
 
     np.testing.assert_array_equal(match(0.5), match(0.0))
 

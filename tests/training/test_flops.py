@@ -15,7 +15,6 @@ from edje_jax.config.model import (
     VisionConfig,
 )
 from edje_jax.config.run import LossConfig
-from edje_jax.models.apply import apply
 from edje_jax.models.backbone import make_backbone
 from edje_jax.models.edje import Edje
 from edje_jax.training import flops
@@ -47,15 +46,17 @@ def test_deferred_layers_count_once_a_side(vision):
     model, tokens = Edje(config), jnp.zeros((1, config.num_tokens, 128))
     ids = jnp.ones((1, config.max_text_length), jnp.int32)
     params = shapes(model, jnp.zeros((1, 64, 128)), jnp.ones((1, 3), jnp.int32))
-    text = jax.eval_shape(lambda p, i: apply(model, p, "read_text", i), params, ids)
-    read = counted(lambda p, i: apply(model, p, "read_text", i), params, ids)
+    text = jax.eval_shape(lambda p, i: model.bind({"params": p}).read_text(i), params, ids)
+    read = counted(lambda p, i: model.bind({"params": p}).read_text(i), params, ids)
     assert flops.read_text(config) == pytest.approx(read, rel=0.15)
-    online = counted(lambda p, x, t: apply(model, p, "match_read", x, t), params, text, tokens)
+    online = counted(
+        lambda p, x, t: model.bind({"params": p}).match_read(x, t), params, text, tokens
+    )
     # A match logit asks the last layer for one row; a training step's masked LM asks for all.
     last = dataclasses.replace(config, joint_encoder=dataclasses.replace(joint, deferred_layers=3))
     assert flops.fused(config) - flops.fused(last) < online < 1.15 * flops.fused(config)
     vision_tokens = jnp.zeros((1, 64, 128))
-    kept = counted(lambda p, x: apply(model, p, "compress", x), params, vision_tokens)
+    kept = counted(lambda p, x: model.bind({"params": p}).compress(x), params, vision_tokens)
     assert flops.stored(config) == pytest.approx(kept, rel=0.15)
 
 
@@ -82,19 +83,21 @@ def test_they_are_those_of_the_model(kind):
     towers, model = make_backbone(config.backbone, jnp.float32), Edje(config)
     pixels, words = jnp.zeros((1, 64, 64, 3)), jnp.ones((1, 32), jnp.int32)
     params = shapes(towers, pixels, words)
-    seen = counted(lambda p, x: apply(towers, p, "encode_image", x).tokens, params, pixels)
-    seen += counted(lambda p, x: apply(towers, p, "encode_text", x), params, words)
+    seen = counted(lambda p, x: towers.bind({"params": p}).encode_image(x).tokens, params, pixels)
+    seen += counted(lambda p, x: towers.bind({"params": p}).encode_text(x), params, words)
     assert flops.backbone(config) == pytest.approx(seen, rel=0.1)
 
     vision = jnp.zeros((1, 64, 128))
     trained = shapes(model, vision, jnp.ones((1, 3), jnp.int32))
-    seen = counted(lambda p, x: apply(model, p, "compress", x), trained, vision)
+    seen = counted(lambda p, x: model.bind({"params": p}).compress(x), trained, vision)
     # XLA counts what GELU computes too, which weighs in a model as small as this one.
     assert flops.adapter(config) == pytest.approx(seen, rel=0.15)
 
     ids = jnp.ones((1, config.max_text_length), jnp.int32)
     tokens = jnp.zeros((1, config.num_tokens, 128))
-    states = counted(lambda p, i, t: apply(model, p, "hidden_states", i, t), trained, ids, tokens)
+    states = counted(
+        lambda p, i, t: model.bind({"params": p}).hidden_states(i, t), trained, ids, tokens
+    )
     rows = config.num_tokens + 1 + config.max_text_length
     assert flops.layers(config.joint_encoder, rows) == pytest.approx(states, rel=0.1)
 
