@@ -3,8 +3,9 @@
 Every run is one frozen dataclass, which tyro turns into a command line.
 """
 
+import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, ClassVar, Literal, get_type_hints
 
 from edje_jax.config.model import (
     AdapterConfig,
@@ -14,6 +15,7 @@ from edje_jax.config.model import (
     TextConfig,
     Transparency,
     VisionConfig,
+    to_dict,
 )
 
 
@@ -203,6 +205,8 @@ class ModelSpec:
 class RunConfig:
     """What every training run has."""
 
+    task: ClassVar[str]
+    """Name of the training task (`edje_jax.training.tasks.registry`)."""
     workdir: str = ""
     """Where everything the run writes goes (default: runs/ and the config's name)."""
     seed: int = 0
@@ -242,6 +246,7 @@ class RunConfig:
 class EdjeRun(RunConfig):
     """Train an EDJE on a frozen backbone."""
 
+    task: ClassVar[str] = "edje"
     model: ModelSpec = field(default_factory=ModelSpec)
     loss: LossConfig = field(default_factory=LossConfig)
     init: str = ""
@@ -263,6 +268,7 @@ class EdjeRun(RunConfig):
 class BackboneRun(RunConfig):
     """Train a small SigLIP-style dual encoder from scratch."""
 
+    task: ClassVar[str] = "backbone"
     vision: VisionConfig = field(default_factory=VisionConfig)
     text: TextConfig = field(default_factory=TextConfig)
     """`vocab_size` is the limit of the tokenizer that is trained from the captions."""
@@ -283,3 +289,37 @@ def _at_least(least: int, values: dict[str, float]) -> None:
     for name, value in values.items():
         if not value >= least:
             raise ValueError(f"{name} {value}: the least is {least}")
+
+
+RUNS: dict[str, type[RunConfig]] = {run.task: run for run in (EdjeRun, BackboneRun)}
+"""Kinds of runs by the name of their task."""
+
+
+def run_to_dict(run: RunConfig) -> dict[str, Any]:
+    """Settings of a run as JSON-ready nested dicts, with the name of its task: config.json."""
+    return {"task": run.task, **to_dict(run)}
+
+
+def run_from_dict(raw: dict[str, Any]) -> RunConfig:
+    """Settings of a run from its config.json; fields that are newer have their defaults.
+
+    Files of before tasks had names are told apart by "model", which only an EDJE's have.
+
+    Raises:
+        ValueError: this version knows no task of that name, or a value is out of range.
+    """
+    task = raw.get("task") or ("edje" if "model" in raw else "backbone")
+    if task not in RUNS:
+        raise ValueError(f'a run of the task "{task}"; this version knows {", ".join(RUNS)}')
+    return _from_dict(RUNS[task], raw)
+
+
+def _from_dict(kind: Any, raw: dict[str, Any]) -> Any:
+    """A config dataclass from what `to_dict` made of it."""
+    hints = get_type_hints(kind)
+    values = {}
+    for each in dataclasses.fields(kind):
+        if each.name in raw:
+            hint, value = hints[each.name], raw[each.name]
+            values[each.name] = _from_dict(hint, value) if dataclasses.is_dataclass(hint) else value
+    return kind(**values)

@@ -1,10 +1,8 @@
 """A training checkpoint -> what the run would have exported had it ended there."""
 
-import dataclasses
 from pathlib import Path
-from typing import Any, get_type_hints
 
-from edje_jax.config.run import EdjeRun
+from edje_jax.config.run import EdjeRun, run_from_dict
 from edje_jax.system.files import read_json
 from edje_jax.training.assemble import assemble
 from edje_jax.training.checkpoint import CheckpointError, read_params
@@ -22,13 +20,12 @@ def load_checkpoint(path: Path) -> tuple[Model, str]:
         CheckpointError: there is none, it is damaged, or it is no EDJE's.
     """
     workdir, step = _where(path)
-    raw = read_json(workdir / "config.json")
-    if "model" not in raw:
+    config = run_from_dict(read_json(workdir / "config.json"))
+    if not isinstance(config, EdjeRun):
         raise CheckpointError(
-            f"{workdir}: a run of a backbone, which writes a Hugging Face folder when it ends:"
+            f"{workdir}: a run of the task {config.task}, which writes its model when it ends:"
             " run the same train.py command again to let it end"
         )
-    config = from_dict(EdjeRun, raw)
     parts = assemble(config, None, workdir)
     params = read_params(workdir / "checkpoints" / str(step))
     # A run of an earlier version may have fewer rows of positions than one begins with today.
@@ -52,14 +49,3 @@ def _where(path: Path) -> tuple[Path, int]:
     if not steps:
         raise CheckpointError(f"{path / 'checkpoints'}: holds no checkpoint yet")
     return path, max(steps)
-
-
-def from_dict(kind: Any, raw: dict[str, Any]) -> Any:
-    """A config dataclass from what `to_dict` made of it; fields that are new have their default."""
-    hints = get_type_hints(kind)
-    values = {}
-    for field in dataclasses.fields(kind):
-        if field.name in raw:
-            hint, value = hints[field.name], raw[field.name]
-            values[field.name] = from_dict(hint, value) if dataclasses.is_dataclass(hint) else value
-    return kind(**values)

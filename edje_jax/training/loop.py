@@ -16,8 +16,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from edje_jax.config.model import to_dict
-from edje_jax.config.run import RunConfig
+from edje_jax.config.run import RunConfig, run_to_dict
 from edje_jax.data.bad_pictures import BadPictures, left_out
 from edje_jax.data.loader import TrainingBatches, iterate
 from edje_jax.runtimes.devices import compute_dtype, log_devices
@@ -141,9 +140,9 @@ def claim(config: RunConfig, workdir: Path) -> None:
     Raises:
         OtherRun: it is another's; the message lists what differs.
     """
-    path, ours = workdir / "config.json", json.loads(json.dumps(to_dict(config)))
+    path, ours = workdir / "config.json", json.loads(json.dumps(run_to_dict(config)))
     if path.exists():
-        defaults = json.loads(json.dumps(to_dict(type(config)())))
+        defaults = json.loads(json.dumps(run_to_dict(type(config)())))
         theirs = _filled(json.loads(path.read_text()), defaults)
         changed = [
             f"  {name}: {old!r} there, {new!r} now"

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edje_jax.config.model import BertConfig, ImageRecipe, to_dict
-from edje_jax.config.run import EdjeRun, RunConfig
+from edje_jax.config.model import BertConfig, ImageRecipe
+from edje_jax.config.run import EdjeRun, RunConfig, run_to_dict
 from edje_jax.weights.folder import Model
 from edje_jax.weights.hub import is_hub_id
 
@@ -26,7 +26,7 @@ def model_card(
     if metrics:
         parts.append(_results(metrics))
     if run:
-        parts.append(f"## Training\n\n```json\n{json.dumps(to_dict(run), indent=1)}\n```\n")
+        parts.append(f"## Training\n\n```json\n{json.dumps(run_to_dict(run), indent=1)}\n```\n")
     return "\n".join(parts)
 
 
