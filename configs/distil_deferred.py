@@ -9,8 +9,9 @@ fine-tuning, the number of epochs and the weight of the hidden states are ours.
 
 import dataclasses
 
-from configs.finetune_coco import config as finetune
 from edje_jax.config.run import LossConfig
+
+from .finetune_coco import config as finetune
 
 config = dataclasses.replace(
     finetune,

@@ -6,8 +6,9 @@ Published: matching (and distillation) alone, learning rate 2e-5, the rest as in
 
 import dataclasses
 
-from configs.pretrain_compressed import config as pretrain
 from edje_jax.config.run import AdapterSpec, DataConfig, LossConfig, OptimConfig
+
+from .pretrain_compressed import config as pretrain
 
 config = dataclasses.replace(
     pretrain,

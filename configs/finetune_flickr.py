@@ -2,8 +2,9 @@
 
 import dataclasses
 
-from configs.finetune_coco import config as coco
 from edje_jax.config.run import DataConfig
+
+from .finetune_coco import config as coco
 
 config = dataclasses.replace(
     coco, data=DataConfig(train="blip:flickr30k_train.json", batch_size=256, workers=16)

@@ -6,8 +6,9 @@ the teacher; distillation weighs 1, as the other losses do (arXiv 2510.06820 and
 
 import dataclasses
 
-from configs.pretrain_local import config as local
 from edje_jax.config.run import AdapterSpec
+
+from .pretrain_local import config as local
 
 config = dataclasses.replace(
     local,

@@ -6,7 +6,7 @@ Everything else as in `pretrain_compressed`, so that the two can be compared; na
 
 import dataclasses
 
-from configs.pretrain_compressed import config as compressed
+from .pretrain_compressed import config as compressed
 
 config = dataclasses.replace(
     compressed, model=dataclasses.replace(compressed.model, deferred_layers=6)

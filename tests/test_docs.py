@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import tyro
 
-import eval as evaluation
+from edje_jax.cli import eval as evaluation
 from edje_jax.cli.edje import COMMANDS
-from edje_jax.cli.program import choose_config, config_names
+from edje_jax.cli.named_configs import choose_config, config_names
 from edje_jax.config.model import AdapterConfig
 
 ROOT = Path(__file__).parents[1]
@@ -52,7 +52,7 @@ def test_commands_parse(page, line):
         options = tyro.cli(evaluation.Options, args=arguments)
         evaluation.check(options)
         return
-    _, default = choose_config(ROOT / "configs", arguments, "")
+    _, default = choose_config(arguments, "")
     tyro.cli(type(default), default=default, args=arguments[1:])
 
 
@@ -87,7 +87,7 @@ def test_recipes_train_the_adapters_that_they_are_named_after():
         first, program, *arguments = shlex.split(line, comments=True)
         if (first, program) != ("python", "train.py"):
             continue
-        _, default = choose_config(ROOT / "configs", arguments, "")
+        _, default = choose_config(arguments, "")
         run = tyro.cli(type(default), default=default, args=arguments[1:])
         assert run.init or run.model.backbone, line
         adapters[run.workdir] = run.model.adapter.completed_by(adapters.get(run.init))
@@ -109,7 +109,7 @@ def test_a_command_that_does_not_parse_is_found(line):
 def test_configs_that_are_named_exist():
     text = "".join(page.read_text("utf-8") for page in PAGES)
     named = set(re.findall(r"`((?:pretrain|finetune|distil)_\w+)`", text))
-    assert named and named <= set(config_names(ROOT / "configs"))
+    assert named and named <= set(config_names())
 
 
 def test_the_costs_are_those_of_the_script(monkeypatch):

@@ -13,8 +13,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from configs.demo import config
 from edje_jax.cli.evaluate import evaluate_model
+from edje_jax.cli.named_configs import load_config
 from edje_jax.cli.program import UsageError, run_program
 from edje_jax.data.sources.registry import open_source
 from edje_jax.search.reranker import Reranker
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
     """Train, evaluate, search."""
     if arguments:
         raise UsageError("the demo takes no arguments; for runs of your own there is train.py")
-    started = time.perf_counter()
+    started, config = time.perf_counter(), load_config("demo")
     if not (WORKDIR / "model" / "config.json").exists():
         log.info(
             "training: %d steps on procedural scenes; Ctrl-C saves, a rerun goes on", config.steps

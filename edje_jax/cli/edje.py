@@ -1,9 +1,10 @@
-"""The `edje` command: pack, index, search and serve pictures, convert and share models.
+"""The `edje` command: train and evaluate models, index, search and serve pictures.
 
 Each command lists its options with --help.
 """
 
 import inspect
+import sys
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -11,6 +12,42 @@ import tyro
 
 from edje_jax.cli.program import run_program
 from edje_jax.config.model import TokenDtype
+from edje_jax.system.allocator import start_with_huge_pages
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a model: `edje train --help` lists the configs, `edje train CONFIG --help` its options.
+
+    Examples:
+        edje train debug
+        edje train tiny_backbone --data.train blip:train.json --workdir runs/backbone
+    """
+
+    arguments: tyro.conf.Positional[tuple[str, ...]] = ()
+    """CONFIG and its options."""
+
+    def run(self) -> None:
+        from edje_jax.cli.train import main
+
+        main(list(self.arguments))
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Evaluate a model, base beside reranked: `edje eval --help` lists the options.
+
+    Examples:
+        edje eval runs/mine --data blip:val.json --out runs/mine/eval
+    """
+
+    arguments: tyro.conf.Positional[tuple[str, ...]] = ()
+    """MODEL and options."""
+
+    def run(self) -> None:
+        from edje_jax.cli.eval import main
+
+        main(list(self.arguments))
 
 
 @dataclass(frozen=True)
@@ -418,7 +455,9 @@ class Doctor:
 
 
 COMMANDS = (
-    _named("data", Data)
+    _named("train", Train)
+    | _named("eval", Eval)
+    | _named("data", Data)
     | _named("index", Index)
     | _named("search", Search)
     | _named("serve", Serve)
@@ -429,14 +468,22 @@ COMMANDS = (
 )
 
 
+PARSED_LATER = ("train", "eval")
+"""Commands that parse what follows their names: a config decides what its options are."""
+
+
 def main(arguments: list[str]) -> int:
     """Parse, then let the command do its work."""
+    if arguments and arguments[0] in PARSED_LATER:
+        arguments = [arguments[0], "--", *arguments[1:]]
     tyro.cli(COMMANDS, args=arguments, prog="edje", description=__doc__).run()
     return 0
 
 
 def entry() -> None:
     """The console script."""
+    if sys.argv[1:2] == ["train"]:
+        start_with_huge_pages()
     run_program(main)
 
 

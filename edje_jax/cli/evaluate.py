@@ -23,7 +23,7 @@ from edje_jax.evaluate.word_attention import word_maps
 from edje_jax.evaluation.compare import compare
 from edje_jax.evaluation.compositional import summarise
 from edje_jax.reports.compositional import compositional_table, write_compositional
-from edje_jax.reports.report import write_json, write_metrics, write_report
+from edje_jax.reports.report import write_metrics, write_report
 from edje_jax.reports.tables import (
     comparison_table,
     eccv_table,
@@ -35,7 +35,7 @@ from edje_jax.reports.tables import (
 from edje_jax.reports.word_maps import WordMaps
 from edje_jax.runtimes.jax import Engine
 from edje_jax.search.reranker import Reranker
-from edje_jax.system.files import naming
+from edje_jax.system.files import naming, write_json
 from edje_jax.types import Source
 
 
@@ -155,6 +155,7 @@ def compare_evaluations(a: Path, b: Path, out: Path | None = None) -> dict[str, 
     result = compare(a, b)
     with told_after([comparison_table(result)]):
         if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
             write_json(out / "comparison.json", result)
     return result
 

@@ -1,16 +1,12 @@
-"""What every program shares: logging, one-line errors, exit codes, choosing a config."""
+"""What every program shares: logging, one-line errors, exit codes."""
 
 import contextlib
-import difflib
 import errno
-import importlib
-import importlib.util
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import NoReturn
 
 from edje_jax.cli.terminal import (
     READER_GONE,
@@ -74,43 +70,6 @@ def _told(error: Exception) -> str:
     where = error.filename2 or error.filename or "a file"
     remedy = ". Free some and run the same command again" if error.errno in _FULL else ""
     return f"{where}: {(error.strerror or str(error)).lower()}{remedy}"
-
-
-def choose_config(folder: Path, arguments: Sequence[str], usage: str) -> tuple[str, Any]:
-    """The config value named by the first argument: a name in `configs/`, or a Python file.
-
-    Raises:
-        UsageError: there is none of that name; the message suggests the nearest.
-    """
-    names = config_names(folder)
-    listed = f"configs: {', '.join(names)}"
-    if not arguments or arguments[0].startswith("-"):
-        raise UsageError(f"which config?\n{usage}\n{listed}")
-    name = arguments[0]
-    if name.endswith(".py"):
-        return Path(name).stem, _from_file(Path(name))
-    if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise UsageError(f"no config called {name!r}.{hint}\n{listed}")
-    return name, importlib.import_module(f"configs.{name}").config
-
-
-def config_names(folder: Path) -> list[str]:
-    """What `choose_config` knows by name."""
-    return sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
-
-
-def _from_file(path: Path) -> Any:
-    if not path.exists():
-        raise UsageError(f"{path}: no such config file")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "config"):
-        raise UsageError(f"{path}: defines no value called `config`")
-    return module.config
 
 
 def _set_up() -> None:

@@ -6,12 +6,10 @@ there is whole; `metrics.json` comes last of its kind.
 
 import csv
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from PIL import Image
 
@@ -19,6 +17,7 @@ from edje_jax.evaluation import trec
 from edje_jax.evaluation.retrieval import DIRECTIONS, Direction, Gallery, Retrieval
 from edje_jax.reports import page
 from edje_jax.reports.word_maps import WordMaps
+from edje_jax.system.files import replacing_text
 
 PER_QUERY = (
     "direction",
@@ -78,7 +77,7 @@ def write_metrics(
         _write(out / f"{key}.qrels", trec.qrels_lines(gallery, key))
         _write(out / f"{key}.base.run", trec.base_run(direction, *ids[key]))
         _write(out / f"{key}.run", trec.reranked_run(direction, *ids[key]))
-    with replacing(out / "per_query.csv") as file:
+    with replacing_text(out / "per_query.csv") as file:
         rows = csv.writer(file)
         rows.writerow(PER_QUERY)
         for key in DIRECTIONS:
@@ -86,17 +85,6 @@ def write_metrics(
             rows.writerows(_per_query(key, getattr(retrieval, key), texts, *ids[key]))
     _write(out / "metrics.json", [text, "\n"])
     return json.loads(text)
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """A file of JSON that is whole or not there.
-
-    Raises:
-        ValueError: a value is NaN.
-        OSError: the file cannot be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, [json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False), "\n"])
 
 
 def write_report(
@@ -172,19 +160,5 @@ def _per_query(
 
 
 def _write(path: Path, parts: Iterator[str] | list[str]) -> None:
-    with replacing(path) as file:
+    with replacing_text(path) as file:
         file.writelines(parts)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[TextIO]:
-    """A text file that takes `path`'s place when the block ends well, and leaves no trace else."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        # Ids can come from file names that are not UTF-8; those bytes are written as \udcXX.
-        with part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            yield file
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from safetensors import SafetensorError
 
@@ -21,9 +21,28 @@ class BadJson(ValueError):
 
 
 def write_json(path: Path, value: object) -> None:
-    """Pretty JSON through a temporary name."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
+    """Pretty JSON through a temporary name.
+
+    Raises:
+        ValueError: a value is NaN or infinite, which JSON cannot say.
+        OSError: the file cannot be written.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    with replacing_text(path) as file:
+        file.write(text + "\n")
+
+
+@contextmanager
+def replacing_text(path: Path) -> Iterator[TextIO]:
+    """A UTF-8 text file that becomes `path` when the block ends well, and leaves no trace else.
+
+    Ids can come from file names that are not UTF-8; those bytes are written as \\udcXX.
+    """
+    with (
+        replacing(path) as temporary,
+        temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
+    ):
+        yield file
 
 
 @contextmanager

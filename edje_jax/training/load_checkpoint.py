@@ -1,5 +1,6 @@
 """A training checkpoint -> what the run would have exported had it ended there."""
 
+import dataclasses
 from pathlib import Path
 
 from edje_jax.config.run import EdjeRun, run_from_dict

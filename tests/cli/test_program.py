@@ -5,15 +5,11 @@ import logging
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from edje_jax.cli.program import UsageError, choose_config, config_names, run_program
-from edje_jax.config.run import EdjeRun
+from edje_jax.cli.program import UsageError, run_program
 from tests.conftest import ROOT
-
-CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 @pytest.fixture(autouse=True)
@@ -80,40 +76,6 @@ def test_debug_is_kept_from_the_program_and_shows_tracebacks(monkeypatch, capsys
     monkeypatch.setattr(sys, "argv", ["program", "--debug"])
     with pytest.raises(ValueError, match="deep down"):
         run_program(raising(ValueError("deep down")))
-
-
-def test_every_config_is_a_run_and_can_be_chosen():
-    names = config_names(CONFIGS)
-    assert {"debug", "tiny", "tiny_backbone"} <= set(names) and "__init__" not in names
-    for name in names:
-        chosen, config = choose_config(CONFIGS, [name, "--rest"], "usage")
-        assert chosen == name and config.data.batch_size > 0
-
-
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        ([], "which config?\nusage\nconfigs: debug, "),
-        (["--lr", "1"], "which config?\nusage\nconfigs: debug, "),
-        (["debgu"], "no config called 'debgu'. Did you mean 'debug'?\nconfigs: "),
-        (["tiny-backbone"], "Did you mean 'tiny_backbone'?"),
-        (["zzz"], "no config called 'zzz'.\nconfigs: "),
-        (["nowhere/mine.py"], "nowhere/mine.py: no such config file"),
-    ],
-)
-def test_a_config_that_is_not_there(arguments, told):
-    with pytest.raises(UsageError) as caught:
-        choose_config(CONFIGS, arguments, "usage")
-    assert told in str(caught.value)
-
-
-def test_a_config_may_be_a_file_of_one_s_own(tmp_path):
-    path = tmp_path / "mine.py"
-    path.write_text("from edje_jax.config.run import EdjeRun\nconfig = EdjeRun(seed=41)\n")
-    assert choose_config(CONFIGS, [str(path)], "usage") == ("mine", EdjeRun(seed=41))
-    path.write_text("confg = 1\n")
-    with pytest.raises(UsageError, match=r"mine\.py: defines no value called `config`"):
-        choose_config(CONFIGS, [str(path)], "usage")
 
 
 def test_log_lines_show_after_libraries_have_set_up_their_own():

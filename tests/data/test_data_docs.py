@@ -8,7 +8,7 @@ import pytest
 import tyro
 
 from edje_jax.cli.edje import main
-from edje_jax.cli.program import choose_config
+from edje_jax.cli.named_configs import choose_config
 from edje_jax.data.sources.registry import EXAMPLES, open_source
 from edje_jax.training.assemble import open_sets
 from tests.real_sets import WRITERS, scenes
@@ -52,7 +52,7 @@ def test_every_command_works_in_the_order_of_the_page(sets, capsys):
             continue
         # Parsed, and the sets opened; training itself is tested elsewhere.
         assert arguments[0] == "train.py"
-        _, default = choose_config(ROOT / "configs", arguments[1:], "")
+        _, default = choose_config(arguments[1:], "")
         config = tyro.cli(type(default), default=default, args=arguments[2:])
         train, _ = open_sets(config.data)
         # The one picture that the first "test" shares with the others is left out.

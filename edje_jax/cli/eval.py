@@ -1,0 +1,151 @@
+"""Evaluate a model in both directions, base beside reranked.
+
+Examples:
+    {program} runs/demo/model --data shapes:test
+    {program} runs/coco --data blip:val.json --k 20 --out runs/coco/eval
+    {program} runs/coco --data blip:test.json --folds 5 --k-sweep 1,5,10,20,50,100 --out eval
+    {program} runs/coco --data blip:test.json --pool blip:train.json
+    {program} runs/coco --compositional sugarcrepe/swap_obj.json --image-root val2017
+    {program} --compare runs/a/eval runs/b/eval
+"""
+
+import math
+import sys
+from dataclasses import dataclass, fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from edje_jax.cli.program import UsageError
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of `edje eval` and of `eval.py`."""
+
+    model: tyro.conf.Positional[str] = ""
+    """Model folder, training workdir, or hub id."""
+    data: str = ""
+    """SPEC to evaluate on, as `kind:path[#split]`."""
+    k: int = 10
+    """Candidates reranked per query."""
+    out: str = ""
+    """Folder for metrics.json, TREC files, per_query.csv and report.html."""
+    image_root: str = ""
+    """Folder that relative picture paths start from (default: the JSON's own)."""
+    similarity_weight: float = 0.0
+    """The first stage's cosine times this is added to the match logit."""
+    max_bad: float = 0.01
+    """Share of the set's pictures, and of the pool's, that may turn out unreadable before the
+    evaluation stops."""
+    folds: int = 0
+    """Also the mean over so many disjoint parts of the gallery; 5 is COCO's 1k protocol."""
+    pool: str = ""
+    """SPEC whose pictures join the gallery as distractors; its captions are not read."""
+    k_sweep: str = ""
+    """Depths to tell the recalls and the cost of, such as 1,5,10,20,50,100; scored once."""
+    similarity_weights: str = ""
+    """Weights of the cosine to tell the recalls of, such as 0,1,3,10; scored once."""
+    eccv: str = ""
+    """COCO's captions_val2014.json: judge COCO's test set by CxC and ECCV Caption as well."""
+    compositional: tuple[str, ...] = ()
+    """Files in SugarCrepe's, ARO's or Winoground's form: text, image and group scores instead."""
+    compare: Annotated[tuple[str, str] | None, tyro.conf.arg(metavar="A B")] = None
+    """Two folders of --out: paired differences of their recalls, second less first."""
+
+
+def main(arguments: list[str], program: str = "edje eval") -> int:
+    """Parse, load, evaluate, write."""
+    described = (__doc__ or "").format(program=program)
+    options = tyro.cli(Options, args=arguments, prog=program, description=described)
+    check(options)
+    protocol_numbers = (
+        _numbers("--k-sweep", options.k_sweep, int, least=1),
+        _numbers("--similarity-weights", options.similarity_weights, float),
+    )
+    out = Path(options.out).expanduser() if options.out else None
+    eccv = Path(options.eccv).expanduser() if options.eccv else None
+    if eccv and not (eccv.is_file() and find_spec("eccv_caption")):
+        raise UsageError(
+            f"--eccv {eccv}: needs COCO's captions_val2014.json and pip install 'edje-jax[eval]'"
+        )
+    # Late, so that a typo is told in a moment.
+    from edje_jax.cli import evaluate
+
+    if options.compare:
+        a, b = (Path(folder).expanduser() for folder in options.compare)
+        evaluate.compare_evaluations(a, b, out)
+    elif options.compositional:
+        evaluate.evaluate_compositional(
+            options.model,
+            [Path(file).expanduser() for file in options.compositional],
+            out=out,
+            image_root=options.image_root,
+            similarity_weight=options.similarity_weight,
+        )
+    else:
+        evaluate.evaluate_model(
+            options.model,
+            options.data,
+            evaluate.Protocol(
+                options.k,
+                options.similarity_weight,
+                options.folds,
+                *protocol_numbers,
+                eccv,
+            ),
+            pool=options.pool,
+            out=out,
+            image_root=options.image_root,
+            max_bad=options.max_bad,
+        )
+    sys.stdout.flush()
+    return 0
+
+
+def check(options: Options) -> None:
+    """Refuse what does not go together.
+
+    Raises:
+        UsageError: something does not.
+    """
+    o = options
+    if o.compare:
+        if others := _others(o, "compare", "out"):
+            raise UsageError(f"--compare takes two folders of --out, and no {others}")
+    elif not o.model or bool(o.data) == bool(o.compositional):
+        raise UsageError(
+            "name a MODEL, and --data or --compositional to evaluate it on; see --help"
+        )
+    if o.compositional:
+        taken = ("model", "compositional", "out", "image_root", "similarity_weight")
+        if others := _others(o, *taken):
+            raise UsageError(f"--compositional takes no {others}")
+    if o.k < 1:
+        raise UsageError(f"--k {o.k}: the least is 1")
+    if o.folds and (o.folds < 2 or o.pool):
+        raise UsageError("--folds takes 2 or more parts, of a gallery without a --pool")
+    if not math.isfinite(o.similarity_weight):
+        raise UsageError(f"--similarity-weight {o.similarity_weight}: give a finite number")
+    if not 0 <= o.max_bad <= 1:
+        raise UsageError(f"--max-bad {o.max_bad:g}: a share from 0 to 1")
+
+
+def _others(options: Options, *taken: str) -> str:
+    """Options that were given and are not among those taken, as they are typed."""
+    given = [f.name for f in fields(options) if getattr(options, f.name) != f.default]
+    names = ("MODEL" if x == "model" else "--" + x.replace("_", "-") for x in given)
+    return ", ".join(name for x, name in zip(given, names, strict=True) if x not in taken)
+
+
+def _numbers(flag: str, text: str, kind: type, least: float = float("-inf")) -> tuple:
+    """Comma-separated numbers, each once, rising."""
+    try:
+        values = sorted({kind(part) for part in text.split(",")} if text else ())
+    except ValueError as error:
+        raise UsageError(f"{flag} {text}: numbers with commas between, such as 1,5,10") from error
+    if not all(math.isfinite(value) and value >= least for value in values):
+        raise UsageError(f"{flag} {text}: every number must be finite and at least {least:g}")
+    return tuple(values)

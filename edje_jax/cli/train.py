@@ -1,0 +1,40 @@
+"""Train a model on captioned images.
+
+Examples:
+    {program} debug                                       # seconds, on built-in scenes
+    {program} tiny_backbone --data.train blip:train.json --workdir runs/backbone
+    {program} tiny --data.train blip:train.json --model.backbone runs/backbone/model
+"""
+
+import sys
+from pathlib import Path
+
+import tyro
+
+from edje_jax.cli.named_configs import choose_config, config_names
+
+
+def main(arguments: list[str], program: str = "edje train", runs: Path = Path("runs")) -> int:
+    """Parse, build the task, run it. `runs` is the folder of workdirs that are not named."""
+    usage = f"{program} CONFIG [--workdir DIR] [--data.train SPEC] ..."
+    if arguments[:1] in (["-h"], ["--help"]):
+        sys.stdout.write(f"usage: {usage}\n\n{help_text(program)}")
+        return 0
+    name, default = choose_config(arguments, usage)
+    config = tyro.cli(type(default), default=default, args=arguments[1:], prog=f"{program} {name}")
+    workdir = Path(config.workdir or runs / name).expanduser()
+    # Late, so that a typo is told in a moment.
+    from edje_jax.training.loop import run
+    from edje_jax.training.processes import joined
+    from edje_jax.training.tasks.registry import make_task
+
+    with joined(config):
+        run(make_task(config, workdir), workdir)
+    return 0
+
+
+def help_text(program: str) -> str:
+    """What a program that trains is for, with its configs."""
+    names = "\n".join(f"    {name}" for name in config_names())
+    described = (__doc__ or "").format(program=program)
+    return f"{described}\nConfigs; `{program} CONFIG --help` lists its options:\n{names}\n"
