@@ -13,7 +13,7 @@ from edje_jax.cli.progress import Bars
 from edje_jax.data.sources.registry import open_source
 from edje_jax.data.sources.texts import printable
 from edje_jax.index import build as building
-from edje_jax.index import maintain as upkeep
+from edje_jax.index import maintain
 from edje_jax.index import store as stores
 from edje_jax.index.commit import Report
 from edje_jax.index.store import BadStore, Manifest, Store
@@ -196,7 +196,7 @@ def remove(index: str, ids: tuple[str, ...]) -> None:
     """
     if not ids:
         raise UsageError("which pictures? Give their ids")
-    count = upkeep.remove(Path(index).expanduser(), list(ids))
+    count = maintain.remove(Path(index).expanduser(), list(ids))
     Console().print(f"{count} removed; `edje index compact {index}` gives their room back")
 
 
@@ -206,5 +206,5 @@ def compact(index: str) -> None:
     Raises:
         BadStore: no finished index.
     """
-    count = upkeep.compact(Path(index).expanduser())
+    count = maintain.compact(Path(index).expanduser())
     Console().print(f"the room of {count} images that counted no more was given back")

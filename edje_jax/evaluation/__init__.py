@@ -1,1 +1,1 @@
-"""Retrieval metrics and reports. Takes functions, not models; training and `eval.py` share it."""
+"""Numbers of retrieval: metrics, protocols, intervals. Functions in, not models."""

@@ -1,1 +1,1 @@
-"""Compressed tokens on disk, who is a candidate, and the reranker."""
+"""Indexes on disk: compressed tokens, embeddings, ids and captions of many images."""

@@ -1,18 +1,15 @@
 """`Reranker`: the model as users hold it. Pictures, texts, and the scores between them."""
 
-import hashlib
-import json
 import os
 from collections.abc import Iterable
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
-from edje_jax.config.model import EdjeConfig, Precision, to_dict
+from edje_jax.config.model import EdjeConfig, Precision
 from edje_jax.data.images import ImageLike
 from edje_jax.data.text import BackboneTokenizer, JointTokenizer
 from edje_jax.index.image_index import ImageIndex
@@ -25,7 +22,7 @@ from edje_jax.search.inputs import Pair, as_pairs, as_text, as_texts, as_tokens,
 from edje_jax.search.results import listed, sigmoid
 from edje_jax.weights.folder import Model, load_model
 from edje_jax.weights.mapping import to_device
-from edje_jax.weights.model_stamp import fingerprint
+from edje_jax.weights.model_stamp import model_fingerprint, model_stamp
 
 Tokens = Float[Array, "n m d"] | Float[np.ndarray, "n m d"] | Iterable[Float[np.ndarray, "m d"]]
 """Compressed tokens of several images."""
@@ -227,26 +224,14 @@ class Reranker:
 
     @property
     def stamp(self) -> dict[str, Any]:
-        """What an index is stamped with; a folder's whole path, as it is opened from anywhere."""
-        path = Path(self.source).expanduser()
-        return {
-            "fingerprint": self.fingerprint,
-            "source": str(path.resolve()) if path.exists() else self.source,
-            "deferred_layers": self.config.joint_encoder.deferred_layers,
-            **({"image": reading} if (reading := self.config.image.reading) else {}),
-        }
+        """The stamp of this model on an index: see `weights.model_stamp.model_stamp`."""
+        return model_stamp(self.config, self.fingerprint, self.source)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of every parameter and shape of the model."""
-        engine = self.engine
-        params = jax.device_get((engine.params, engine.backbone_params))
-        config = to_dict(self.config) | {"image": self.config.image.to_dict()}
-        if self.config.joint_encoder.as_published:  # As it was told before there was a choice
-            for name in ("deferred_layers", "online_vision"):
-                del config["joint_encoder"][name]
-        shapes = json.dumps(config, sort_keys=True)
-        return hashlib.sha256(f"{fingerprint(params)} {shapes}".encode()).hexdigest()[:32]
+        """32 hex digits over every parameter and shape of the model."""
+        params = jax.device_get((self.engine.params, self.engine.backbone_params))
+        return model_fingerprint(self.config, params)
 
     def _encode(self, images, pixel_values) -> Encoded:
         if (images is None) == (pixel_values is None):

@@ -25,7 +25,7 @@ from edje_jax.training.processes import is_first, part_of_this_process, wait_for
 from edje_jax.training.sharding import Devices, rows_of_this_process
 from edje_jax.types import Source
 from edje_jax.weights.backbone import Backbone
-from edje_jax.weights.model_stamp import fingerprint
+from edje_jax.weights.model_stamp import params_fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class FeaturePass:
         of_set, first = stamp_of_set(self.source)
         stamp = {
             "set": of_set,
-            "backbone": fingerprint(self.backbone.params),
+            "backbone": params_fingerprint(self.backbone.params),
             "vision_tokens": dataclasses.asdict(self.backbone.config),
             "preprocessing": self.backbone.image.to_dict(),
             "dtype": jnp.dtype(self.dtype).name,

@@ -1,13 +1,45 @@
-"""What tells one set of parameters from another."""
+"""Stamps of models: what an index, a feature cache and a model folder are told apart by."""
 
 import hashlib
+import json
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from edje_jax.config.model import EdjeConfig, to_dict
 
-def fingerprint(params: PyTree[np.ndarray]) -> str:
+
+def model_stamp(config: EdjeConfig, fingerprint: str, source: str) -> dict[str, Any]:
+    """The stamp that an index carries of the model that made it.
+
+    {"fingerprint", "source", "deferred_layers"}, and "image" where images are read in another way
+    than the Hugging Face processors do. A folder is named by its whole path, as the index is opened
+    from anywhere.
+    """
+    path = Path(source).expanduser()
+    stamp = {
+        "fingerprint": fingerprint,
+        "source": str(path.resolve()) if path.exists() else source,
+        "deferred_layers": config.joint_encoder.deferred_layers,
+    }
+    return stamp | ({"image": config.image.reading} if config.image.reading else {})
+
+
+def model_fingerprint(config: EdjeConfig, params: PyTree[np.ndarray]) -> str:
+    """32 hex digits over every parameter and shape of a model."""
+    raw = to_dict(config) | {"image": config.image.to_dict()}
+    if config.joint_encoder.as_published:
+        # Left out, so that models from before there were deferred layers keep their fingerprints.
+        for name in ("deferred_layers", "online_vision"):
+            del raw["joint_encoder"][name]
+    shapes = json.dumps(raw, sort_keys=True)
+    return hashlib.sha256(f"{params_fingerprint(params)} {shapes}".encode()).hexdigest()[:32]
+
+
+def params_fingerprint(params: PyTree[np.ndarray]) -> str:
     """32 hex digits of the SHA-256 over every leaf's path, dtype, shape and bytes."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree.leaves_with_path(params):

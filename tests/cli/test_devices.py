@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from edje_jax.cli.convert import convert
-from edje_jax.runtimes import devices as precision
+from edje_jax.runtimes import devices as runtime_devices
 from edje_jax.runtimes.devices import log_devices
 from edje_jax.search.reranker import Reranker
 from tests.conftest import ROOT
@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 @pytest.fixture(autouse=True)
 def forgotten(caplog):
     """What this process has said already does not count."""
-    precision._log_devices.cache_clear()
+    runtime_devices._log_devices.cache_clear()
     caplog.set_level("INFO")
 
 
@@ -35,9 +35,9 @@ def test_so_does_a_conversion(trained, tmp_path, caplog):
 
 def test_every_kind_of_device_is_named(monkeypatch, caplog):
     devices = [type("Device", (), {"device_kind": kind}) for kind in ("H100", "H100", "H200")]
-    monkeypatch.setattr(precision.jax, "devices", lambda: devices)
-    monkeypatch.setattr(precision.jax, "device_count", lambda: 3)
-    monkeypatch.setattr(precision.jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(runtime_devices.jax, "devices", lambda: devices)
+    monkeypatch.setattr(runtime_devices.jax, "device_count", lambda: 3)
+    monkeypatch.setattr(runtime_devices.jax, "default_backend", lambda: "gpu")
     log_devices(jnp.bfloat16, 3)
     assert caplog.messages == ["platform gpu · 3 devices (H100, H200) · computing in bfloat16"]
 

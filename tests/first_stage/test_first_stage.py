@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from edje_jax.first_stage import exact as first_stage
+from edje_jax.first_stage import exact
 from edje_jax.first_stage.exact import Exact
 from edje_jax.first_stage.faiss import Faiss
 from edje_jax.first_stage.registry import ENGINES
@@ -20,7 +20,7 @@ def expected(embeddings: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
 
 @pytest.mark.parametrize("rows, block", [(300, 1 << 16), (300, 100), (301, 64), (5, 2)])
 def test_exact_is_what_sorting_gives(monkeypatch, rows, block):
-    monkeypatch.setattr(first_stage, "BLOCK", block)
+    monkeypatch.setattr(exact, "BLOCK", block)
     embeddings, queries = unit(rows), unit(70, seed=1)
     stage = Exact(embeddings)
     for k in (1, 10, rows + 3):
@@ -32,7 +32,7 @@ def test_exact_is_what_sorting_gives(monkeypatch, rows, block):
 
 
 def test_equal_similarities_rank_by_row(monkeypatch):
-    monkeypatch.setattr(first_stage, "BLOCK", 4)
+    monkeypatch.setattr(exact, "BLOCK", 4)
     same = np.tile(unit(1), (10, 1))
     np.testing.assert_array_equal(Exact(same).nearest(unit(1), 10).rows[0], np.arange(10))
 

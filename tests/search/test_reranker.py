@@ -14,7 +14,7 @@ from edje_jax import Reranker
 from edje_jax.config.model import to_dict
 from edje_jax.data.images import BadImage, normalise, resize
 from edje_jax.scenes.shapes import Shapes
-from edje_jax.weights.model_stamp import fingerprint
+from edje_jax.weights.model_stamp import params_fingerprint
 
 TEXTS = ["a red circle left of a blue square", "two dogs", "a small striped green star"]
 
@@ -189,7 +189,7 @@ def test_an_index_made_before_there_was_a_choice_still_opens(reranker):
     assert config["image"].pop("icc_profile") == "ignored"
     assert config["image"].pop("transparency") == "dropped"
     params = jax.device_get((reranker.engine.params, reranker.engine.backbone_params))
-    stamp = f"{fingerprint(params)} {json.dumps(config, sort_keys=True)}"
+    stamp = f"{params_fingerprint(params)} {json.dumps(config, sort_keys=True)}"
     assert reranker.fingerprint == hashlib.sha256(stamp.encode()).hexdigest()[:32]
 
 

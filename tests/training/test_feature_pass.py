@@ -16,7 +16,7 @@ from edje_jax.config.run import EdjeRun
 from edje_jax.data.bad_pictures import BadPictures, TooManyBadPictures
 from edje_jax.data.feature_cache import Caption, FeatureCache, OtherFeatures
 from edje_jax.data.loader import iterate
-from edje_jax.training import feature_pass as caching
+from edje_jax.training import feature_pass
 from edje_jax.training.tasks.edje import EdjeTask
 from tests.small_runs import TINY, read_log
 
@@ -114,12 +114,12 @@ def test_the_last_picture_may_have_no_caption(tmp_path):
 def test_one_that_was_killed_goes_on_where_it_was(tmp_path, monkeypatch):
     data = write_set(tmp_path / "set")
     cached_task(data, tmp_path / "straight")
-    monkeypatch.setattr(caching, "NOTE_EVERY", 1)
+    monkeypatch.setattr(feature_pass, "NOTE_EVERY", 1)
 
     class Killed(BaseException):
         pass
 
-    write, count = caching.Unfinished.write, 0
+    write, count = feature_pass.Unfinished.write, 0
 
     def dying(self, name: str, start: int, rows: np.ndarray) -> None:
         nonlocal count
@@ -128,7 +128,7 @@ def test_one_that_was_killed_goes_on_where_it_was(tmp_path, monkeypatch):
             raise Killed
         write(self, name, start, rows)
 
-    monkeypatch.setattr(caching.Unfinished, "write", dying)
+    monkeypatch.setattr(feature_pass.Unfinished, "write", dying)
     for _ in range(2):
         with pytest.raises(Killed):
             cached_task(data, tmp_path / "features")

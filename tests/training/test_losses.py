@@ -7,7 +7,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from edje_jax.training.losses import masked_mean as losses
+from edje_jax.training.losses.distillation import distillation_loss
+from edje_jax.training.losses.hidden_states import hidden_states_loss
+from edje_jax.training.losses.masked_lm import masked_lm_loss
+from edje_jax.training.losses.masked_mean import masked_mean
+from edje_jax.training.losses.matching import matching_loss
+from edje_jax.training.losses.patch_naming import naming_loss
+from edje_jax.training.losses.sigmoid import sigmoid_loss
+from edje_jax.training.losses.text_recovery import text_recovery_loss
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
@@ -41,8 +48,8 @@ def test_masked_mean():
     assert 0 < mask.sum() < mask.size
     expected = values[mask].mean()
     spoiled = np.where(mask, values, np.nan)
-    assert call(losses.masked_mean, spoiled, mask) == pytest.approx(expected, rel=1e-6)
-    assert call(losses.masked_mean, spoiled, np.zeros_like(mask)) == 0.0
+    assert call(masked_mean, spoiled, mask) == pytest.approx(expected, rel=1e-6)
+    assert call(masked_mean, spoiled, np.zeros_like(mask)) == 0.0
 
 
 def test_matching_loss_is_cross_entropy_with_the_positive_first():
@@ -51,7 +58,7 @@ def test_matching_loss_is_cross_entropy_with_the_positive_first():
     expected = F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long)).item()
     usable = np.ones((B, K), bool)
     rows = garbled(positive, VALID), garbled(negatives, VALID)
-    assert call(losses.matching_loss, *rows, usable, VALID) == pytest.approx(expected, rel=1e-6)
+    assert call(matching_loss, *rows, usable, VALID) == pytest.approx(expected, rel=1e-6)
 
 
 def test_matching_loss_leaves_out_negatives_that_do_not_exist():
@@ -64,7 +71,7 @@ def test_matching_loss_leaves_out_negatives_that_do_not_exist():
     # A row without any negative has nothing to tell apart, but it is a row.
     assert per_row[2] == 0.0
     arguments = positive, garbled(negatives, usable), usable, VALID
-    assert call(losses.matching_loss, *arguments) == pytest.approx(np.mean(per_row), rel=1e-6)
+    assert call(matching_loss, *arguments) == pytest.approx(np.mean(per_row), rel=1e-6)
 
 
 def test_distillation_loss_is_binary_cross_entropy_with_soft_labels():
@@ -74,16 +81,14 @@ def test_distillation_loss_is_binary_cross_entropy_with_soft_labels():
     ).item()
     mask = np.repeat(VALID[:, None], K, axis=1)
     rows = garbled(student, VALID), garbled(teacher, VALID)
-    assert call(losses.distillation_loss, *rows, mask) == pytest.approx(expected, rel=1e-6)
+    assert call(distillation_loss, *rows, mask) == pytest.approx(expected, rel=1e-6)
     flat = (array.ravel() for array in (*rows, mask))
-    assert call(losses.distillation_loss, *flat) == pytest.approx(expected, rel=1e-6)
+    assert call(distillation_loss, *flat) == pytest.approx(expected, rel=1e-6)
 
 
 def test_distillation_loss_survives_large_logits():
     student, teacher = np.float32([200, -200, 200]), np.float32([200, -200, -200])
-    assert call(losses.distillation_loss, student, teacher, np.ones(3, bool)) == pytest.approx(
-        200 / 3
-    )
+    assert call(distillation_loss, student, teacher, np.ones(3, bool)) == pytest.approx(200 / 3)
 
 
 def test_hidden_states_loss_is_a_mean_over_captions_of_means_over_their_rows():
@@ -99,10 +104,8 @@ def test_hidden_states_loss_is_a_mean_over_captions_of_means_over_their_rows():
     )
     rows = np.repeat(there[:, None, :, None], 2, axis=1)
     spoiled = np.where(rows, student, 1e6)
-    assert call(losses.hidden_states_loss, spoiled, teacher, there) == pytest.approx(
-        expected, rel=1e-6
-    )
-    assert call(losses.hidden_states_loss, student, teacher, np.zeros_like(there)) == 0.0
+    assert call(hidden_states_loss, spoiled, teacher, there) == pytest.approx(expected, rel=1e-6)
+    assert call(hidden_states_loss, student, teacher, np.zeros_like(there)) == 0.0
 
 
 def test_masked_lm_loss_is_cross_entropy_over_the_masked():
@@ -110,19 +113,19 @@ def test_masked_lm_loss_is_cross_entropy_over_the_masked():
     labels = np.random.default_rng(1).integers(0, V, B).astype(np.int32)
     expected = F.cross_entropy(tensor(logits[VALID]), tensor(labels[VALID]).long()).item()
     rows = garbled(logits, VALID)
-    assert call(losses.masked_lm_loss, rows, labels, VALID) == pytest.approx(expected, rel=1e-6)
-    assert call(losses.masked_lm_loss, rows, labels, np.zeros(B, bool)) == 0.0
+    assert call(masked_lm_loss, rows, labels, VALID) == pytest.approx(expected, rel=1e-6)
+    assert call(masked_lm_loss, rows, labels, np.zeros(B, bool)) == 0.0
 
 
 def test_text_recovery_loss_is_one_minus_cosine():
     predicted, target = normal(B, E), normal(B, E, seed=1)
     cosine = F.cosine_similarity(tensor(predicted[VALID]), tensor(target[VALID]))
     rows = garbled(predicted, VALID), garbled(target, VALID)
-    ours = call(losses.text_recovery_loss, *rows, VALID)
+    ours = call(text_recovery_loss, *rows, VALID)
     assert ours == pytest.approx(1 - cosine.mean().item(), rel=1e-5)
-    assert call(losses.text_recovery_loss, target, 5 * target, VALID) == pytest.approx(0, abs=1e-6)
+    assert call(text_recovery_loss, target, 5 * target, VALID) == pytest.approx(0, abs=1e-6)
     # A row of zeros has no direction: cosine 0.
-    assert call(losses.text_recovery_loss, predicted, 0 * target, VALID) == 1.0
+    assert call(text_recovery_loss, predicted, 0 * target, VALID) == 1.0
 
 
 def test_sigmoid_loss_sums_over_pictures_and_averages_over_texts():
@@ -134,7 +137,7 @@ def test_sigmoid_loss_sums_over_pictures_and_averages_over_texts():
         for j in np.flatnonzero(VALID):
             total -= np.log(1 / (1 + np.exp(-(1 if positive[i, j] else -1) * logits[i, j])))
     pairs = VALID[:, None] & VALID
-    ours = call(losses.sigmoid_loss, np.where(pairs, logits, GARBAGE), positive, VALID)
+    ours = call(sigmoid_loss, np.where(pairs, logits, GARBAGE), positive, VALID)
     assert ours == pytest.approx(total / VALID.sum(), rel=1e-5)
 
 
@@ -146,18 +149,18 @@ def test_naming_loss_counts_background_a_tenth():
     expected = F.cross_entropy(
         tensor(logits[VALID]).flatten(0, 1), tensor(labels[VALID]).flatten().long(), weight
     ).item()
-    ours = call(losses.naming_loss, garbled(logits, VALID), labels, VALID)
+    ours = call(naming_loss, garbled(logits, VALID), labels, VALID)
     assert ours == pytest.approx(expected, rel=1e-5)
 
 
 DIFFERENTIATED = {
-    "matching": lambda x, v, m: losses.matching_loss(x[:, 0], x[:, :K], m, v),
-    "matching, nothing usable": lambda x, v, m: losses.matching_loss(x[:, 0], x[:, :K], ~m, v),
-    "distillation": lambda x, v, m: losses.distillation_loss(x[:, :K], jnp.ones((B, K)), m),
-    "masked LM": lambda x, v, m: losses.masked_lm_loss(x, jnp.arange(B), v),
-    "text recovery": lambda x, v, m: losses.text_recovery_loss(x, jnp.ones(x.shape), v),
-    "sigmoid": lambda x, v, m: losses.sigmoid_loss(x[:, :B], jnp.eye(B, dtype=bool), v),
-    "naming": lambda x, v, m: losses.naming_loss(
+    "matching": lambda x, v, m: matching_loss(x[:, 0], x[:, :K], m, v),
+    "matching, nothing usable": lambda x, v, m: matching_loss(x[:, 0], x[:, :K], ~m, v),
+    "distillation": lambda x, v, m: distillation_loss(x[:, :K], jnp.ones((B, K)), m),
+    "masked LM": lambda x, v, m: masked_lm_loss(x, jnp.arange(B), v),
+    "text recovery": lambda x, v, m: text_recovery_loss(x, jnp.ones(x.shape), v),
+    "sigmoid": lambda x, v, m: sigmoid_loss(x[:, :B], jnp.eye(B, dtype=bool), v),
+    "naming": lambda x, v, m: naming_loss(
         x.reshape(B, N, C), jnp.arange(B * N).reshape(B, N) % C, v
     ),
 }

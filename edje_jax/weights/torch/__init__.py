@@ -1,1 +1,1 @@
-"""What runs without JAX: the PyTorch module and ONNX."""
+"""The PyTorch and sentence-transformers modules that travel with the weights; no JAX in them."""
