@@ -9,9 +9,10 @@ STAMP := $(VENV)/.stamp
 NEWEST := .venv-newest
 NEWEST_STAMP := $(NEWEST)/.stamp
 # Of what depends on JAX, what compiles in minutes.
-NEWEST_TESTS := $(addprefix tests/,training/test_edje_step.py training/test_steps.py \
-	training/test_optim.py training/test_negatives.py retrieval/test_reranker.py \
-	inference/test_gallery.py inference/test_attention.py models weights data test_xla_flags.py)
+NEWEST_TESTS := $(addprefix tests/,training/test_edje_step.py training/test_state.py \
+	training/test_optim.py training/test_negatives.py search/test_reranker.py \
+	evaluate/test_gallery.py evaluate/test_word_attention.py models weights data \
+	system/test_xla_flags.py)
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 # Named here, not left to pyproject.toml: pyright passes over a path there that does not exist.
 TYPED := edje_jax configs train.py eval.py
