@@ -78,7 +78,7 @@ def pytest_configure() -> None:
 
 OF_TORCH = (
     "torch", "mteb", "onnxruntime", "sentence_transformers",
-    "edje_jax.weights.torch", "edje_jax.weights.published",
+    "edje_jax.weights.onnx", "edje_jax.weights.published", "edje_jax.weights.torch",
 )  # fmt: skip
 """Modules that need PyTorch."""
 
