@@ -51,8 +51,7 @@ class BadPictures:
             if name not in self.reasons:
                 log.warning("skipped %s: %s", name, reason)
         self.reasons.update(bad)
-        # 0.29 * 100 is a little less than 29.
-        if len(self.reasons) > self.max_bad * self.total + 1e-6:
+        if are_too_many(len(self.reasons), self.total, self.max_bad):
             listed = [f"  {name}: {reason}" for name, reason in self.reasons.items()]
             if len(listed) > LISTED:
                 listed[LISTED:] = [f"  and {len(listed) - LISTED:,} more"]
@@ -61,6 +60,11 @@ class BadPictures:
                 f" --data.max-bad {self.max_bad:g} (--max-bad outside train.py) allows. Mend or"
                 " remove them, check --data.image-root, or raise the limit:\n" + "\n".join(listed)
             )
+
+
+def are_too_many(bad: int, total: int, max_bad: float) -> bool:
+    """Whether so many bad records are more than their share of all."""
+    return bad > max_bad * total + 1e-6  # 0.29 * 100 is a little less than 29
 
 
 def left_out(source: Source) -> Sequence[BadRecord]:

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Int64, UInt8
 from PIL import features
 
 from edje_jax.config.run import DataConfig
-from edje_jax.data.bad_pictures import left_out
+from edje_jax.data.bad_pictures import are_too_many, left_out
 from edje_jax.data.feature_cache import stamp_of_set
 from edje_jax.data.images import BadImage
 from edje_jax.data.sources.mixture import Mixture
@@ -69,7 +69,7 @@ def _readable(hashes: UInt8[np.ndarray, "n 16"], data: DataConfig) -> set[bytes]
     there: Bool[np.ndarray, " n"] = np.any(hashes, axis=1)
     if missing := int((~there).sum()):
         told = f"--data.exclude {data.exclude}: {missing} of {len(there)} pictures cannot be read"
-        if missing == len(there) or missing > data.max_bad * len(there):
+        if missing == len(there) or are_too_many(missing, len(there), data.max_bad):
             raise ValueError(f"{told}, so they cannot be left out; check --data.image-root")
         log.warning("%s; they are not left out", told)
     return {row.tobytes() for row in hashes[there]}

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edje_jax.data.bad_pictures import TooManyBadPictures
+from edje_jax.data.bad_pictures import TooManyBadPictures, are_too_many
 from edje_jax.index.changes import Changes
 from edje_jax.index.shard_files import file_of, read_rows, rewrite_words
 from edje_jax.index.store import Manifest
@@ -105,7 +105,7 @@ def refuse_many(
     """Raise `TooManyBadPictures` for more than may be bad; `are_all`: no further ones will come."""
     bad, total = rejected | changes.faults, changes.records_in_all
     nothing_else = are_all and 0 < len(rejected) == changes.total - len(changes.removed)
-    if not nothing_else and len(bad) <= max_bad * total:
+    if not nothing_else and not are_too_many(len(bad), total, max_bad):
         return
     listed = [f"  {name}: {bad[name]}" for name in list(bad)[:LISTED]]
     if len(bad) > LISTED:

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from edje_jax.config.model import ImageRecipe
+from edje_jax.data.bad_pictures import are_too_many
 from edje_jax.data.images import BadImage, decode, load_image, resize
 from edje_jax.evaluation.retrieval import similarity_blocks, top_k
 from edje_jax.evaluation.trec import falling
@@ -140,7 +141,7 @@ class MtebSearch:
         side = self._texts(ids, rows, bad) if kind == "text" else self._images(ids, rows, bad)
         for name, reason in bad.items():
             log.warning("%s: left out %s %r: %s", task_metadata.name, role, name, reason)
-        if len(bad) > self.max_bad * len(ids):
+        if are_too_many(len(bad), len(ids), self.max_bad):
             listed = "\n".join(f"  {role} {name!r}: {reason}" for name, reason in bad.items())
             raise ValueError(
                 f"{task_metadata.name}: {len(bad)} of {len(ids)} cannot be used, more than"

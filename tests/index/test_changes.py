@@ -462,6 +462,17 @@ def test_bad_records_are_counted_and_limited(made, caplog):
     assert made.answers().keys() == before.keys()
 
 
+def test_exactly_the_share_may_be_bad(reranker, tmp_path):
+    for number in range(100):
+        image = tmp_path / "set" / f"{number}.png"
+        image.parent.mkdir(exist_ok=True)
+        image.write_bytes(b"no image") if number < 29 else SHAPES.image(number).save(image)
+    source, out = open_source(f"folder:{tmp_path}/set"), tmp_path / "index"
+    # In floating point, 0.29 * 100 is less than 29.
+    report = build(reranker.engine, reranker.stamp, source, "folder", out, max_bad=0.29)
+    assert report and len(report.rejected) == 29
+
+
 def test_a_set_of_bad_images_alone_leaves_no_index(tmp_path, reranker):
     made = Set(tmp_path, reranker)
     break_all(made)
