@@ -473,6 +473,17 @@ def test_exactly_the_share_may_be_bad(reranker, tmp_path):
     assert report and len(report.rejected) == 29
 
 
+def test_an_index_among_its_images_is_no_image(reranker, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    for number in range(3):
+        SHAPES.image(number).save(tmp_path / f"{number}.png")
+    for new in (["0.png", "1.png", "2.png"], []):
+        source = open_source(f"folder:{tmp_path}")
+        report = build(reranker.engine, reranker.stamp, source, "folder", tmp_path / "index")
+        assert report and (report.new, report.rejected) == (new, {})
+    assert "1 thumbnails of an index (index/thumbnails-00000.bin)" in caplog.text
+
+
 def test_a_set_of_bad_images_alone_leaves_no_index(tmp_path, reranker):
     made = Set(tmp_path, reranker)
     break_all(made)

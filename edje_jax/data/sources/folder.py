@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ SIDECARS = (
     ".txt", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".html", ".md", ".npy", ".npz", ".parquet",
 )  # fmt: skip
 """Endings of what often lies beside images by the million: not opened to see whether it is one."""
+_THUMBNAILS = re.compile(r"thumbnails-\d+\.bin.*")
+"""An index's, in which JPEG files follow each other: an index may lie among its images."""
 LISTED = 20
 """Endings that the log counts."""
 
@@ -143,6 +146,8 @@ def _kind(entry: os.DirEntry[str]) -> str:
         return "linked folder"
     if not entry.is_file():  # Opening a pipe or a device might never end
         return "no regular file"
+    if _THUMBNAILS.fullmatch(entry.name):
+        return "thumbnails of an index"
     ending = _ending(entry.name)
     if ending in endings():
         return "image"
