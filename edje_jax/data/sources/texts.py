@@ -110,19 +110,20 @@ def read_json(path: str, expected: str) -> Any:
         data = file.read()
     try:
         text = decoded(data)
+    except ValueError as error:
+        raise ValueError(f"{path}: cannot be decoded ({error}); save it as UTF-8") from error
+    try:
         return _parsed(text)
-    except RecursionError as error:
-        raise ValueError(f"{path}: nested too deeply; expected {expected}") from error
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         values = [_line(line) for line in text.split("\n") if line.strip()]
         if 2 * sum(isinstance(value, dict) for value in values) > len(values):
             return values
+        if isinstance(error, RecursionError):
+            raise ValueError(f"{path}: nested too deeply; expected {expected}") from error
         raise ValueError(
             f"{path}: line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}); "
             f"expected {expected}"
         ) from error
-    except ValueError as error:
-        raise ValueError(f"{path}: cannot be decoded ({error}); save it as UTF-8") from error
 
 
 def _line(line: str) -> Any:

@@ -201,6 +201,17 @@ def test_json_lines_are_read_as_the_list_that_they_are(tmp_path):
     assert BlipJson(write(tmp_path / "one.jsonl", lines[0])).captions(0) == ("two dogs",)
 
 
+def test_a_line_that_is_nested_too_deeply_is_one_bad_record(tmp_path):
+    nested = "[" * 100_000
+    source = BlipJson(write(tmp_path / "train.jsonl", "\n".join([nested, json.dumps(E1), "{}"])))
+    assert source.image_id(0) == "1.jpg" and len(source) == 1
+    assert [bad.reason.partition(";")[0] for bad in source.bad] == [
+        "nested too deeply", '"image" is missing',
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match=r"train\.json: nested too deeply; expected"):
+        BlipJson(write(tmp_path / "train.json", nested))
+
+
 def test_blip_files_that_are_not_there():
     with pytest.raises(FileNotFoundError, match=r"nothing\.json: no such file"):
         BlipJson("/nowhere/nothing.json")
