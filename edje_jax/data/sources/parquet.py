@@ -7,7 +7,7 @@ types that Arrow has for these; `naming` says what the columns may be called.
 
 import difflib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -179,7 +179,7 @@ def _columns(file: str, schema: Any) -> tuple[str, str, str]:
     pictures = [field.name for field in schema if _is_picture(field.type)]
     picture = first_named(PICTURES, pictures)
     texts = [field.name for field in schema if _is_text(field.type)]
-    nothing = [field.name for field in schema if pa.types.is_null(field.type)]
+    nothing = [field.name for field in schema if _is_text(field.type, pa.types.is_null)]
     caption = first_named(CAPTIONS, texts) or first_named(CAPTIONS, nothing)
     for found, what, names in (
         (picture, "pictures (bytes, or a struct that has them)", PICTURES),
@@ -226,14 +226,23 @@ def _is_picture(kind: Any) -> bool:
     return _is_bytes(kind)
 
 
-def _is_text(kind: Any) -> bool:
-    """Text, or bytes of one, also in lists and below a name of `CAPTIONS` in structs."""
+def _is_string(kind: Any) -> bool:
+    """Text, or bytes of one."""
+    import pyarrow.types as of
+
+    return (
+        of.is_string(kind) or of.is_large_string(kind) or of.is_string_view(kind) or _is_bytes(kind)
+    )
+
+
+def _is_text(kind: Any, is_one: Callable[[Any], bool] = _is_string) -> bool:
+    """What `is_one` says, also of what is in lists and below a name of `CAPTIONS` in structs."""
     import pyarrow.types as of
 
     kind = _plain(kind)
     if of.is_struct(kind):
         name = first_named(CAPTIONS, kind.names)
-        return bool(name) and _is_text(kind.field(name).type)
+        return bool(name) and _is_text(kind.field(name).type, is_one)
     lists = (
         of.is_list,
         of.is_large_list,
@@ -242,21 +251,19 @@ def _is_text(kind: Any) -> bool:
         of.is_large_list_view,
     )
     if any(check(kind) for check in lists):
-        return _is_text(kind.value_type)
-    return (
-        of.is_string(kind) or of.is_large_string(kind) or of.is_string_view(kind) or _is_bytes(kind)
-    )
+        return _is_text(kind.value_type, is_one)
+    return is_one(kind)
 
 
 def _nothing(pattern: str, split: str, splits: set[str]) -> str:
-    there = sorted(map(printable, splits))
-    if not there:
+    there = sorted(map(printable, splits - {""}))
+    if not splits:
         return f"{pattern}: the tables have no row"
     if not split:
         return f"{pattern}: which split? Add #{there[0]}, or another of {', '.join(there)}"
     near = difflib.get_close_matches(split, there, n=1)
     guess = f'did you mean "#{near[0]}"? ' if near else ""
-    return f'{pattern}: no row of split "{split}"; {guess}There are {", ".join(there)}'
+    return f'{pattern}: no row of split "{split}"; {guess}There are {", ".join(there) or "none"}'
 
 
 @lru_cache(maxsize=GROUPS)

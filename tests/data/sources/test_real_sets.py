@@ -204,6 +204,23 @@ def test_parquet_columns_as_the_tools_of_today_write_them(tmp_path):
         assert [source.encoded(i) for i in range(3)] == [b"a", b"b", b"c"], what
 
 
+def test_a_column_of_captions_may_hold_none_at_all(tmp_path):
+    pq, pa = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    for values in ([None, None], [[], None], [[{"raw": None}], []]):
+        table = pa.table({"image": [b"a", b"b"], "captions": values})
+        pq.write_table(table, tmp_path / "a.parquet")
+        source = open_source(f"parquet:{tmp_path}/a.parquet")
+        assert [source.captions(i) for i in range(2)] == [(), ()], values
+
+
+def test_rows_without_a_split_suggest_none(tmp_path):
+    pq, pa = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    table = pa.table({"image": [b"a", b"b"], "text": ["one", "two"], "split": [None, "val"]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"which split\? Add #val, or another of val$"):
+        open_source(f"parquet:{tmp_path}/a.parquet")
+
+
 @pytest.mark.parametrize("shape", ["texts", "bytes", "lists", "structs"])
 def test_a_bad_text_of_a_table_is_one_bad_record(shape, tmp_path):
     pq, pa = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
