@@ -38,7 +38,7 @@ from tests.real_sets import (
     write_tfds,
 )
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 KINDS = [*WRITERS, "arrayrecord"]
 
 
