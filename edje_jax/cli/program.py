@@ -21,7 +21,12 @@ from edje_jax.system.cache_folder import cache_folder
 USAGE = 2
 FAILED = 1
 INTERRUPTED = 130
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FREE = ". Free some and run the same command again"
+_REMEDIES = {
+    errno.ENOSPC: _FREE,
+    errno.EDQUOT: _FREE,
+    errno.EMFILE: ". Allow more, as with ulimit -n 4096, and run the same command again",
+}
 
 
 class UsageError(Exception):
@@ -68,8 +73,8 @@ def _told(error: Exception) -> str:
     if not isinstance(error, OSError) or not error.errno:
         return str(error) or type(error).__name__
     where = error.filename2 or error.filename or "a file"
-    remedy = ". Free some and run the same command again" if error.errno in _FULL else ""
-    return f"{where}: {(error.strerror or str(error)).lower()}{remedy}"
+    reason = (error.strerror or str(error)).lower()
+    return f"{where}: {reason}{_REMEDIES.get(error.errno, '')}"
 
 
 def _set_up() -> None:

@@ -119,6 +119,12 @@ def is_abandoned(temporary: Path) -> bool:
     return False
 
 
+def most_open_files() -> int:
+    """How many files the system lets this process have open; 1024 where it tells no limit."""
+    limit = os.sysconf("SC_OPEN_MAX") if hasattr(os, "sysconf") else 0
+    return limit if limit > 0 else 1024
+
+
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Let errors of the system name `path`: Python's say where only if a file cannot be opened.

@@ -56,6 +56,12 @@ def raising(error: BaseException):
             1,
             "error: /to: no space left on device. Free some and run the same command again\n",
         ),
+        (
+            OSError(errno.EMFILE, "Too many open files", "/x"),
+            1,
+            "error: /x: too many open files. Allow more, as with ulimit -n 4096, and run the same"
+            " command again\n",
+        ),
         (PermissionError(errno.EACCES, "No entry", "/x"), 1, "error: /x: no entry\n"),
     ],
     ids=lambda value: type(value).__name__,

@@ -31,11 +31,12 @@ from edje_jax.data.sources.texts import (
     usable,
 )
 from edje_jax.data.stamps import file_stamp
+from edje_jax.system.files import most_open_files
 from edje_jax.types import BadRecord
 
 FORMAT, VERSION = "edje_jax pictures", 1
-OPEN = 256
-"""Shards that a process keeps open: systems allow few files more."""
+OPEN = min(256, most_open_files() // 4)
+"""Shards that a process keeps open."""
 
 
 class ArrayRecord(Captioned):

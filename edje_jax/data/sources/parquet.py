@@ -119,8 +119,7 @@ class Parquet(Captioned):
 
 def _told(file: str, short: str, split: str) -> tuple[Iterator[tuple[str, Any, str]], str]:
     """((id, what the column of captions holds, split) of every row, the column of pictures)."""
-    opened = _opened(file, modified(file))
-    schema = opened.schema_arrow
+    schema = _footer(file, modified(file)).schema.to_arrow_schema()
     picture, caption, name = _columns(file, schema)
     if split and "split" not in schema.names:
         raise ValueError(
@@ -130,7 +129,8 @@ def _told(file: str, short: str, split: str) -> tuple[Iterator[tuple[str, Any, s
     of_split = "split" if "split" in schema.names else ""
     wanted = [column for column in (caption, name, of_split) if column]
     try:
-        table = opened.read(columns=wanted)
+        with _reader(file, modified(file)) as reader:
+            table = reader.read(columns=wanted)
         columns = {column: _column(table[column]) for column in wanted}
     except Exception as error:  # The library raises several kinds
         wrong = f"damaged ({in_a_line(error)}); download or write it again"
@@ -268,15 +268,20 @@ def _nothing(pattern: str, split: str, splits: set[str]) -> str:
 
 @lru_cache(maxsize=GROUPS)
 def _pictures(file: str, modified: int, column: str, group: int) -> Any:
+    with _reader(file, modified) as reader:
+        return reader.read_row_group(group, columns=[column])[column]
+
+
+def _reader(file: str, modified: int) -> Any:
+    """A file, opened anew: threads may not share a reader, and a process may keep few open."""
     import pyarrow.parquet as pq
 
-    # Opened anew, as threads may not share a reader; what its end says is known already.
-    reader = pq.ParquetFile(file, metadata=_opened(file, modified).metadata)
-    return reader.read_row_group(group, columns=[column])[column]
+    return pq.ParquetFile(file, metadata=_footer(file, modified))
 
 
 @lru_cache(maxsize=256)
-def _opened(file: str, modified: int) -> Any:
+def _footer(file: str, modified: int) -> Any:
+    """What the end of a file says of its schema and row groups."""
     try:
         import pyarrow.parquet as pq
     except ImportError as error:
@@ -284,15 +289,18 @@ def _opened(file: str, modified: int) -> Any:
             f"parquet: needs more ({error}); pip install 'edje-jax[parquet]'"
         ) from error
     try:
-        return pq.ParquetFile(file)
+        with pq.ParquetFile(file) as reader:
+            return reader.metadata
     except Exception as error:  # The library raises several kinds
+        if isinstance(error, OSError) and error.errno:
+            raise  # The system's, such as that too many files are open
         raise ValueError(f"{file}: not a whole Parquet file ({in_a_line(error)})") from error
 
 
 @lru_cache(maxsize=256)
 def _names_files(file: str, modified: int, column: str) -> bool:
     """Whether rows may have no bytes of an image: Parquet's statistics tell, if there are any."""
-    facts = _opened(file, modified).metadata
+    facts = _footer(file, modified)
     groups = [facts.row_group(i) for i in range(facts.num_row_groups)]
     chunks = [group.column(i) for group in groups for i in range(facts.num_columns)]
     bytes_of = [chunk for chunk in chunks if chunk.path_in_schema == f"{column}.bytes"]
@@ -301,6 +309,6 @@ def _names_files(file: str, modified: int, column: str) -> bool:
 
 @lru_cache(maxsize=256)
 def _group_starts(file: str, modified: int) -> np.ndarray:
-    facts = _opened(file, modified).metadata
+    facts = _footer(file, modified)
     counts = [facts.row_group(i).num_rows for i in range(facts.num_row_groups)]
     return np.cumsum([0, *counts])

@@ -632,6 +632,28 @@ def test_opening_a_pack_leaves_no_file_open(specs):
     assert array_record._opened.cache_info().currsize == 1
 
 
+@pytest.mark.parametrize("kind", ["parquet", "arrayrecord"])
+def test_more_files_than_a_process_may_open_are_a_set(kind, tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    for number in range(100):
+        table = pa.table({"image": [scenes(1)[0].png], "caption": [f"dog {number}"]})
+        pq.write_table(table, tmp_path / f"{number:02d}.parquet")
+    spec = f"parquet:{tmp_path}/*.parquet"
+    if kind == "arrayrecord":
+        pack(open_source(spec), tmp_path, shard_size=1)
+        spec = f"arrayrecord:{tmp_path}/*.array_record"
+    program = (
+        "from edje_jax.data.sources.registry import open_source\n"
+        f"source = open_source({spec!r})\n"
+        "print(len([source.encoded(i) for i in range(len(source))]))"
+    )
+    command = f'ulimit -n 64 && exec "{sys.executable}" -c "$0"'
+    done = subprocess.run(
+        ["bash", "-c", command, program], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "100", done.stderr
+
+
 # --- mistakes -------------------------------------------------------------------------------------
 
 
