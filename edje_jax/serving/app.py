@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 
 from edje_jax.serving.batcher import Batcher
 from edje_jax.serving.limits import Limits
-from edje_jax.serving.middleware import Body, Drain, Head, RootPath, Watch
+from edje_jax.serving.middleware import Body, Drain, Head, Paths, Watch
 from edje_jax.serving.monitor import Monitor
 from edje_jax.serving.routes import images, rerank, search, status
 from edje_jax.serving.schemas import PROBLEMS, state_limits
@@ -43,7 +43,12 @@ def make_app(
     batcher: Batcher[Any, Any] = Batcher(service.run, limits.waiting, limits.batch)
     state = State(service, batcher, Monitor(lambda: batcher.waiting), limits, ready=not warm)
     app = FastAPI(
-        title="edje", lifespan=_lifespan, docs_url=None, redoc_url=None, responses=PROBLEMS
+        title="edje",
+        lifespan=_lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        responses=PROBLEMS,
     )
     app.state.serving = state
     for routes in (search, rerank, images, status):
@@ -52,8 +57,8 @@ def make_app(
     app.add_middleware(Body, limit=limits.body_bytes)
     app.add_middleware(Watch, monitor=state.monitor, api_key=api_key)
     app.add_middleware(Drain, limit=DRAINED, seconds=limits.seconds)
+    app.add_middleware(Paths, root_path=root_path, routes=app.routes)
     app.add_middleware(Head)
-    app.add_middleware(RootPath, root_path=root_path)
     if cors_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=cors_origins, allow_methods=["*"], allow_headers=["*"]

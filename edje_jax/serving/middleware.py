@@ -4,11 +4,13 @@ import asyncio
 import contextlib
 import hmac
 import io
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from fastapi import Request
 from fastapi.responses import JSONResponse
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edje_jax.serving.monitor import Monitor
@@ -17,16 +19,34 @@ OPEN = {"/", "/healthz", "/health", "/ready"}
 """Paths that need no key: the page itself, which asks for one, and the signs of life."""
 
 
-class RootPath:
-    """What a proxy puts before every path may be there or not: proxies take it away or leave it."""
+class Paths:
+    """Every path as the routes have it, below `root_path`.
 
-    def __init__(self, app: ASGIApp, root_path: str):
-        self.app, self.root_path = app, root_path
+    What a proxy puts before every path may be there or not, as proxies take it away or leave it.
+    Slashes too many, of clients that join addresses, are left out. A path that the routes have as
+    it is goes before both: the ids of images have slashes of their own.
+    """
+
+    def __init__(self, app: ASGIApp, root_path: str, routes: Sequence[BaseRoute]):
+        self.app, self.root_path, self.routes = app, root_path, routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            scope["root_path"] = self.root_path
+            path = max(self._readings(scope["path"]), key=lambda path: self._match(scope, path))
+            scope = scope | {"root_path": self.root_path, "path": self.root_path + path}
         await self.app(scope, receive, send)
+
+    def _readings(self, path: str) -> list[str]:
+        """What a path may mean, the likeliest first."""
+        found = [path]
+        if self.root_path and f"{path}/".startswith(f"{self.root_path}/"):
+            found.insert(0, path[len(self.root_path) :] or "/")
+        return found + [re.sub("//+", "/", one).rstrip("/") or "/" for one in found]
+
+    def _match(self, scope: Scope, path: str) -> int:
+        """How well the routes know a path: not at all, with another method, or as it is."""
+        asked = {**scope, "path": path, "root_path": ""}
+        return max(route.matches(dict(asked))[0].value for route in self.routes)
 
 
 class Head:

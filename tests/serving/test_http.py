@@ -201,6 +201,32 @@ def test_below_the_path_of_a_proxy(service):
         assert document["servers"] == [{"url": "/find"}]
 
 
+def test_a_proxys_path_may_be_called_as_a_route_is(service):
+    asked = {"query": QUERY, "documents": IDS}
+    for root_path, path in (("/search", "/search"), ("/v1", "/v1/rerank"), ("/images", "/search")):
+        with TestClient(make_app(service, root_path=root_path)) as client:
+            for sent in (path, root_path + path):
+                assert client.post(sent, json=asked).status_code == 200, (root_path, sent)
+            for name in ("/images/3.png", "/v1/models"):
+                assert client.get(name).status_code == 200, (root_path, name)
+                assert client.get(root_path + name).status_code == 200, (root_path, name)
+            assert "<base" in client.get(root_path).text
+
+
+@pytest.mark.parametrize(
+    "path", ["/rerank/", "//rerank", "/v1/rerank/", "/v1//rerank", "/find/v2/rerank//"]
+)
+def test_slashes_too_many_are_left_out(service, scores, path):
+    """A redirection would lose the key, and name an address that a proxy does not have."""
+    asked, path = {"query": QUERY, "documents": IDS}, f"http://testserver{path}"
+    with TestClient(make_app(service, root_path="/find"), follow_redirects=False) as client:
+        assert scores_of(client.post(path, json=asked)) == pytest.approx(scores, abs=1e-6)
+        assert client.get(path).status_code == 405
+        assert client.head("/health/").status_code == client.get("/v1/models/").status_code == 200
+        # Not of an id, which may have as many.
+        assert client.get("/images/3.png/").status_code == 404
+
+
 def test_the_openapi_document_holds_answers_and_limits(service):
     limits = Limits(documents=7, images=5, pixels=1234, k=11, body_bytes=4321)
     with TestClient(make_app(service, limits=limits)) as client:
