@@ -21,11 +21,13 @@ A_TEXT = (
     'a text; this model ranks images for a text. Give the id of an indexed image or {"id": ...}, '
     'a data: URI or {"image": base64 data}'
 )
+AN_ADDRESS = "addresses are not fetched; send the image itself as base64"
 FORMS = 'expected an id, a data: URI, {"id": ...}, {"image": ...} or {"content": [...]}'
 TEXT_ASIDE = "the text is left aside: the image counts"
 _DATA_KEYS = ("image", "image_url", "image_base64")
 _YAML_FIELD = re.compile(r"^(id|image): *(['\"]?)(.*?)\2$", re.MULTILINE)
 """What clients make of {"id": ...} where they send strings alone."""
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]{1,11}://\S+$", re.IGNORECASE)
 
 
 class BadDocuments(ValueError):
@@ -154,7 +156,7 @@ def _of_string(text: str, ids: Container[str]) -> Form:
         form = _of_object({given[1]: given[3]}, ids)
         rest = "" if given[0] == stripped else f"all but its {given[1]} left aside"
         return form._replace(text=text, echo={}, warning=rest)
-    raise ValueError(A_TEXT)
+    raise ValueError(AN_ADDRESS if _ADDRESS.match(stripped) else A_TEXT)
 
 
 def _of_object(document: dict[str, Any], ids: Container[str]) -> Form:
@@ -256,8 +258,8 @@ def decode(data: str) -> bytes:
         head, comma, data = data.partition(",")
         if not comma or not "".join(head.lower().split()).endswith(";base64"):
             raise ValueError("a data: URI has to read data:image/...;base64,...")
-    elif "://" in data[:16]:
-        raise ValueError("addresses are not fetched; send the image itself as base64")
+    elif _ADDRESS.match(data):
+        raise ValueError(AN_ADDRESS)
     letters = "".join(unquote(data).split()).replace("-", "+").replace("_", "/").rstrip("=")
     try:
         return base64.b64decode(letters + "=" * (-len(letters) % 4), validate=True)

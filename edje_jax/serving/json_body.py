@@ -25,7 +25,9 @@ class _JsonRequest(Request):
         try:
             return parse(await self.body())
         except ValueError as error:
-            raise HTTPException(422, [{"where": "body", "what": str(error)}]) from None
+            packed = self.headers.get("content-encoding", "")[:40]
+            what = f"Content-Encoding {packed} is not read; send plain JSON" if packed else error
+            raise HTTPException(422, [{"where": "body", "what": str(what)}]) from None
 
 
 def parse(body: bytes) -> Any:

@@ -190,6 +190,9 @@ def test_every_bad_place_is_named_once_for_each_reason():
         (["00.png"], "expected"),
         ({"image": base64.b64encode(RAW[:99]).decode()}, "broken or truncated|not a picture"),
         ({"image": ""}, "empty"),
+        ("https://example.org/a.png", "addresses are not fetched"),
+        ({"text": " s3://bucket/a.png"}, "addresses are not fetched"),
+        ("as in https://example.org", "a text"),
     ],
 )
 def test_what_is_no_image_is_told(document, told):

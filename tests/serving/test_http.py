@@ -1,5 +1,6 @@
 """What HTTP clients, browsers and proxies expect of a server, beside right answers."""
 
+import gzip
 import http.client
 import json
 import threading
@@ -116,6 +117,13 @@ def test_any_content_type_is_json_and_a_malformed_body_is_told_where(client, sco
         assert told == {"where": "body", "what": "the body is empty; send a JSON object"}
         (told,) = client.post(route, content=b"[" * 100_000).json()["detail"]
         assert "nested too deep" in told["what"]
+
+
+def test_a_compressed_body_is_told_so(client):
+    body = gzip.compress(json.dumps({"query": QUERY, "documents": IDS}).encode())
+    answer = client.post("/rerank", content=body, headers={"content-encoding": "gzip"})
+    (told,) = answer.json()["detail"]
+    assert told["what"] == "Content-Encoding gzip is not read; send plain JSON"
 
 
 def test_ids_may_be_numbers_in_captions_too(client):
