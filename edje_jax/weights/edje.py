@@ -73,12 +73,14 @@ def adapter_config(tensors: Mapping[str, np.ndarray], source: str) -> AdapterCon
     Raises:
         ValueError: neither of the two.
     """
-    if "vision_projection.query" in tensors:
-        _, queries, _ = tensors["vision_projection.query"].shape
-        hidden = tensors["vision_projection.mlp.fc1.weight"].shape[0]
-        return AdapterConfig("compress", queries, hidden)
-    if "vision_projection.0.weight" in tensors:
-        return AdapterConfig("local", 0, tensors["vision_projection.0.weight"].shape[0])
+    query, mlp, local = (
+        np.shape(tensors.get(f"vision_projection.{name}", 0))
+        for name in ("query", "mlp.fc1.weight", "0.weight")
+    )
+    if len(query) == 3 and len(mlp) == 2:
+        return AdapterConfig("compress", query[1], mlp[0])
+    if len(local) == 2:
+        return AdapterConfig("local", 0, local[0])
     raise ValueError(f"{source}: holds no vision_projection; is this an EDJE checkpoint?")
 
 

@@ -194,12 +194,19 @@ def tensors_of(loaded: Any, source: str) -> dict[str, np.ndarray]:
         raise BadWeights(f"{source}: holds a {type(loaded).__name__}, not tensors by name")
     out: dict[str, np.ndarray] = {}
     for name, value in state.items():
-        if not isinstance(value, torch.Tensor):
+        # torch's own AveragedModel counts beside its weights.
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor) or name == "n_averaged":
             continue
-        name, value = unwrapped(name), value.detach()
+        name = unwrapped(name)
         if name in out:
             raise BadWeights(f"{source}: holds {name} twice, once wrapped; save one model alone")
+        if value.layout != torch.strided or value.is_quantized:
+            raise BadWeights(f"{source}: {name} is sparse or quantized; save plain tensors")
+        value = value.detach()
         out[name] = (value.float() if value.is_floating_point() else value).numpy()
+    if not out:
+        keys = ", ".join(map(str, list(state)[:8])) or "nothing"
+        raise BadWeights(f"{source}: holds no tensors by name, but {keys}; save the weights alone")
     return out
 
 

@@ -6,6 +6,11 @@ from typing import Any
 
 _KEYS = ("model", "state_dict", "model_state_dict", "module", "net", "network")
 """What a trainer's file calls the weights, and what it puts in front of their names."""
+_OTHER_KEYS = (
+    *("checkpoint", "ckpt", "weights", "params"),
+    *("ema", "ema_state_dict", "ema_model", "model_ema", "params_ema"),
+)
+"""What it calls them else; averaged ones are taken where there are no others."""
 _MODULES = (
     "module",
     "_orig_mod",
@@ -20,8 +25,19 @@ def wrappings(loaded: Any) -> Iterator[dict[str, Any]]:
     """A loaded torch file and the dicts in it that trainers keep weights in, outermost first."""
     while isinstance(loaded, dict):
         yield loaded
-        inner = (loaded[key] for key in _KEYS if isinstance(loaded.get(key), dict))
-        loaded = next(inner, None)
+        inner = (loaded.get(key) for key in _KEYS + _OTHER_KEYS)
+        # Some call the settings that a model is made of "model" or "params".
+        loaded = next((one for one in inner if _holds_tensors(one)), None)
+
+
+def _holds_tensors(value: Any) -> bool:
+    """Whether a dict, or one in it, has tensors by name."""
+    import torch
+
+    return isinstance(value, dict) and any(
+        isinstance(name, str) and (isinstance(one, torch.Tensor) or _holds_tensors(one))
+        for name, one in value.items()
+    )
 
 
 def unwrapped(name: str) -> str:

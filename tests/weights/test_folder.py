@@ -321,8 +321,9 @@ def test_a_backbone_given_as_the_language_model():
         load_language_model(str(TINY / "siglip"))
 
 
-def test_a_checkpoint_of_something_else(tmp_path):
-    torch.save({"model": {"head.weight": torch.ones(2)}}, tmp_path / "other.pth")
+@pytest.mark.parametrize("name", ["head.weight", "vision_projection.query"])
+def test_a_checkpoint_of_something_else(name, tmp_path):
+    torch.save({"model": {name: torch.ones(2)}}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match=r"other\.pth: holds no vision_projection; is this an ED"):
         published("local", tmp_path / "other.pth")
 

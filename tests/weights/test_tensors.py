@@ -118,6 +118,11 @@ WRAPPED = {
     "DeepSpeed": {"module": TENSORS, "dp_world_size": 8},
     "Lightning": {"state_dict": renamed("model."), "pytorch-lightning_version": "2.5"},
     "nested": {"model": {"state_dict": renamed("model._orig_mod.module.")}},
+    "averaged": {"ema": TENSORS, "optimizer": {"state": {0: torch.ones(2)}}},
+    "AveragedModel": {"model_ema": {"n_averaged": torch.tensor(5)} | renamed("module.")},
+    "checkpoint": {"checkpoint": {"model": TENSORS}},
+    "settings called model": {"model": {"width": 7}, "params": {}, "state_dict": TENSORS},
+    "numbers for names": {"model": {0: torch.ones(2), **TENSORS}},
     "parameters": {"model": {name: torch.nn.Parameter(v) for name, v in TENSORS.items()}},
 }
 
@@ -404,6 +409,18 @@ def test_a_torchscript_archive(tmp_path):
 def test_a_torch_file_that_is_no_state_dict(value, kind, tmp_path):
     torch.save(value, tmp_path / "a.pth")
     with pytest.raises(BadWeights, match=rf"a\.pth: holds a {kind}, not tensors by name"):
+        read_torch(tmp_path / "a.pth")
+
+
+def test_a_torch_file_without_weights(tmp_path):
+    torch.save({"optimizer": {"state": {0: {"m": torch.ones(2)}}}, "epoch": 3}, tmp_path / "a.pth")
+    with pytest.raises(BadWeights, match=r"holds no tensors by name, but optimizer, epoch; save"):
+        read_torch(tmp_path / "a.pth")
+
+
+def test_a_sparse_tensor_is_named(tmp_path):
+    torch.save(TENSORS | {"module.c": torch.eye(3).to_sparse()}, tmp_path / "a.pth")
+    with pytest.raises(BadWeights, match=r"a\.pth: c is sparse or quantized; save plain tensors"):
         read_torch(tmp_path / "a.pth")
 
 
