@@ -85,10 +85,14 @@ def _package() -> ModuleType:
 
 
 def _from_file(path: Path) -> Any:
-    """The value of a config in a file of the user's own."""
+    """The value of a config in a file of the user's own.
+
+    The file is imported as if it stood among the named configs, so that a copy of one of them still
+    finds the config that it builds on.
+    """
     if not path.exists():
         raise UsageError(f"{path}: no such config file")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"{_package().__name__}.{path.stem}", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

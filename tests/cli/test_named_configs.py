@@ -49,6 +49,13 @@ def test_a_config_may_be_a_file_of_one_s_own(tmp_path):
         choose_config([str(path)], "usage")
 
 
+@pytest.mark.parametrize("name", config_names())
+def test_a_copy_of_a_config_is_that_config(name, tmp_path):
+    """Wherever it lies: configs that build on others import them relatively."""
+    path = shutil.copy(configs_folder() / f"{name}.py", tmp_path / "mine.py")
+    assert choose_config([str(path)], "usage") == ("mine", load_config(name))
+
+
 def test_a_checkout_has_its_configs_at_the_top():
     assert configs_folder() == ROOT / "configs"
     assert load_config("finetune_flickr").loss == load_config("finetune_coco").loss
