@@ -1,6 +1,8 @@
 """The smallest real task: one number that chases the mean brightness of each batch."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +36,13 @@ class Greys:
         return Image.new("RGB", (4, 4), (30 * index,) * 3)
 
 
+@dataclass(frozen=True)
+class ChaseRun(RunConfig):
+    """What every training run has, under the name of this task."""
+
+    task: ClassVar[str] = "chase"
+
+
 class Chase:
     """Loss (number - brightness)^2, under plain gradient descent.
 
@@ -45,7 +54,7 @@ class Chase:
 
     def __init__(
         self,
-        config: RunConfig,
+        config: ChaseRun,
         *,
         nan_at: int | None = None,
         ballast: int = 1,

@@ -17,16 +17,16 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from edje_jax.config.run import DataConfig, EdjeRun, OptimConfig, RunConfig
+from edje_jax.config.run import DataConfig, EdjeRun, OptimConfig, RunConfig, run_to_dict
 from edje_jax.system.files import whole_folder
 from edje_jax.training.checkpoint import CheckpointError
 from edje_jax.training.logs import append, drop_after
 from edje_jax.training.loop import NotFinite, OtherRun, claim, run, stop_requests
 from tests.small_disk import fill
 from tests.small_runs import read_log
-from tests.training.chase import Chase
+from tests.training.chase import Chase, ChaseRun
 
-CONFIG = RunConfig(
+CONFIG = ChaseRun(
     steps=10, data=DataConfig(batch_size=4), log_every=1, checkpoint_every=3, keep_checkpoints=2
 )
 
@@ -38,7 +38,7 @@ def saved(workdir: Path) -> list[int]:
 
 def as_json(config: RunConfig) -> dict:
     """With lists for tuples."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    return json.loads(json.dumps(run_to_dict(config)))
 
 
 def losses(workdir: Path) -> list[tuple[int, float]]:
@@ -110,7 +110,7 @@ def test_running_a_finished_run_again_trains_no_more(straight, tmp_path):
 class Interrupted(Chase):
     """Gets a signal during step `at`."""
 
-    def __init__(self, config: RunConfig, at: int, by: signal.Signals):
+    def __init__(self, config: ChaseRun, at: int, by: signal.Signals):
         super().__init__(config)
         self.at, self.by = at, by
 
@@ -325,8 +325,8 @@ def test_another_config_is_refused_field_by_field(tmp_path):
 
 def test_a_config_of_another_kind_is_refused(tmp_path):
     claim(EdjeRun(), tmp_path)
-    with pytest.raises(OtherRun, match=r"loss: .* there, None now"):
-        claim(RunConfig(), tmp_path)
+    with pytest.raises(OtherRun, match=r"loss: .* there, None now\n(.*\n)*  task: 'edje' there, 'chase' now"):
+        claim(ChaseRun(), tmp_path)
 
 
 def test_harmless_fields_may_change(tmp_path):

@@ -165,10 +165,10 @@ def test_the_first_process_opens_the_sets_before_the_others(tmp_path):
     write_tar(tmp_path / "a.tar", [("1.png", scenes(1)[0].png), ("1.txt", b"one")])
     program = f"""
 import sys, time, jax
-from edje_jax.config import DataConfig
+from edje_jax.config.run import DataConfig
 from edje_jax.data.sources import tar_index
 from edje_jax.training import processes
-from edje_jax.training.parts import open_sets
+from edje_jax.training.assemble import open_sets
 
 def build(tar):
     # Longer than a collective waits
