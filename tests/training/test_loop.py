@@ -325,7 +325,9 @@ def test_another_config_is_refused_field_by_field(tmp_path):
 
 def test_a_config_of_another_kind_is_refused(tmp_path):
     claim(EdjeRun(), tmp_path)
-    with pytest.raises(OtherRun, match=r"loss: .* there, None now\n(.*\n)*  task: 'edje' there, 'chase' now"):
+    with pytest.raises(
+        OtherRun, match=r"loss: .* there, None now\n(.*\n)*  task: 'edje' there, 'chase' now"
+    ):
         claim(ChaseRun(), tmp_path)
 
 
