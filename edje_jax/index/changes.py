@@ -45,6 +45,8 @@ class Changes:
     """Ids with a row that counts, which the source no longer has or whose file is missing."""
     lost: list[str] = field(default_factory=list)
     """The same of rows that did not count anyway."""
+    absent: dict[str, str] = field(default_factory=dict)
+    """{id of either that the source does have: why its image is missing}"""
     removed: list[str] = field(default_factory=list)
     """Ids in the source that were removed from the index."""
     restored: tuple[str, ...] = ()
@@ -124,6 +126,7 @@ def compare(source: Source, out: Path, manifest: Manifest, restore: bool = False
             changes.stamps[record] = _stamp(source, record) or ""
         elif (stamp := _stamp(source, record)) is None:
             missing.add(name)
+            changes.absent[name] = "its file is missing"
         elif not _is_same(source, record, stamp, row):
             changes.changed.append(name)
             changes.stamps[record] = stamp

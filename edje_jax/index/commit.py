@@ -81,7 +81,8 @@ def finish(
         return Report.of(changes, Manifest.read(out).rejected)
     rejected = changes.bad | _rejected_in(parts)
     try:
-        refuse_many(out, rejected, changes, max_bad, are_all=True)
+        refuse_many(out, rejected, changes, max_bad)
+        _refuse_none_left(out, rejected, changes, prune)
     except TooManyBadPictures:
         _forget_rejected(out, parts)
         raise
@@ -99,22 +100,34 @@ def finish(
     return Report.of(changes, rejected)
 
 
-def refuse_many(
-    out: Path, rejected: dict[str, str], changes: Changes, max_bad: float, are_all: bool = False
-) -> None:
-    """Raise `TooManyBadPictures` for more than may be bad; `are_all`: no further ones will come."""
+def refuse_many(out: Path, rejected: dict[str, str], changes: Changes, max_bad: float) -> None:
+    """Raise `TooManyBadPictures` for more than may be bad."""
     bad, total = rejected | changes.faults, changes.records_in_all
-    nothing_else = are_all and 0 < len(rejected) == changes.total - len(changes.removed)
-    if not nothing_else and not are_too_many(len(bad), total, max_bad):
-        return
+    if are_too_many(len(bad), total, max_bad):
+        reason = f"more than --max-bad {max_bad:g} allows. Raise the limit, or mend them"
+        raise TooManyBadPictures(_listed(out, bad, total, reason))
+
+
+def _refuse_none_left(out: Path, rejected: dict[str, str], changes: Changes, prune: bool) -> None:
+    """Raise `TooManyBadPictures` if a set has images, and none of them can be one of the index."""
+    kept = set() if prune else set(changes.gone)
+    unusable = rejected | {
+        name: reason for name, reason in changes.absent.items() if name not in kept
+    }
+    if 0 < len(unusable) == changes.total - len(changes.removed):
+        bad = unusable | changes.faults
+        reason = "so that no image is left. Mend them"
+        raise TooManyBadPictures(_listed(out, bad, changes.records_in_all, reason))
+
+
+def _listed(out: Path, bad: dict[str, str], total: int, reason: str) -> str:
+    """What an error says of bad records."""
     listed = [f"  {name}: {bad[name]}" for name in list(bad)[:LISTED]]
     if len(bad) > LISTED:
         listed.append(f"  and {len(bad) - LISTED:,} more")
-    limit = f"more than --max-bad {max_bad:g} allows. Raise the limit, or mend them"
-    raise TooManyBadPictures(
-        f"{out}: {len(bad)} of {total} records are bad,"
-        f" {'so that no image is left. Mend them' if nothing_else else limit} or take them out of"
-        " the set:\n" + "\n".join(listed)
+    return (
+        f"{out}: {len(bad)} of {total} records are bad, {reason} or take them out of the set:\n"
+        + "\n".join(listed)
     )
 
 

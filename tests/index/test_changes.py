@@ -495,6 +495,26 @@ def test_a_set_of_bad_images_alone_leaves_no_index(tmp_path, reranker):
     assert made.build().new == ["00.png"] and list(made.answers()) == ["00.png"]
 
 
+def test_pruning_a_set_whose_files_are_all_missing_leaves_the_index(made):
+    before = made.answers()
+    for name in before:
+        (made.folder / name).rename(made.folder / f"away-{name}")
+    with pytest.raises(
+        TooManyBadPictures, match="6 of 6 records are bad, so that no image is left"
+    ):
+        made.build(prune=True)
+    assert made.answers() == before
+    report = made.build()
+    assert report.gone == list(before) and made.answers() == before
+    (made.folder / "away-00.png").rename(made.folder / "00.png")
+    made.build(prune=True)
+    assert list(made.answers()) == ["00.png"]
+    (made.folder / "00.png").write_bytes(b"no image")  # What was dropped is of no help
+    with pytest.raises(TooManyBadPictures, match=r"6 of 6 .*(\n.*)*01.png: its file is missing"):
+        made.build()
+    assert list(made.answers()) == ["00.png"]
+
+
 def test_a_name_that_is_not_utf_8_is_one_bad_record(tmp_path, reranker):
     folder = tmp_path / "odd \udcff folder"
     folder.mkdir()
