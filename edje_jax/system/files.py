@@ -152,7 +152,7 @@ def read_json(path: Path) -> dict[str, Any]:
         BadJson: not JSON, or no object.
     """
     try:
-        value = json.loads(path.read_text("utf-8"))
+        value = json.loads(path.read_text("utf-8-sig"))
     except ValueError as error:
         raise BadJson(f"{path}: not valid JSON ({error}); fetch or write it again") from error
     if not isinstance(value, dict):

@@ -23,7 +23,7 @@ from edje_jax.weights.backbone import Backbone, backbone_rules, load_backbone
 from edje_jax.weights.hub import resolve
 from edje_jax.weights.mapping import to_theirs
 from edje_jax.weights.preprocessor import restate_reading
-from edje_jax.weights.tensors import open_weights, weight_files, write_safetensors
+from edje_jax.weights.tensors import Safetensors, open_weights, weight_files, write_safetensors
 
 EXPORT = Path(__file__).parent / "torch"
 modeling_edje = EXPORT / "modeling_edje.py"
@@ -165,16 +165,16 @@ def _format(config: EdjeConfig) -> int:
 def copy_backbone(backbone: Backbone, target: Path) -> None:
     """Copy what a backbone is read from and nothing else that lies beside it.
 
-    Torch's files, and weights that are not the folder's, are written as safetensors: who loads the
-    model needs no PyTorch.
+    Torch's files, weights with a trainer's names, and those that are not the folder's are written
+    as safetensors: who loads the model needs no PyTorch.
     """
     target.mkdir(exist_ok=True)
     source = backbone.folder
     names = ("config.json", "preprocessor_config.json", "processor_config.json")
     paths = [source / name for name in names if (source / name).exists()]
-    weights = weight_files(source) if backbone.from_folder else []
-    if weights and weights[-1].suffix == ".safetensors":
-        paths += weights
+    stored = open_weights(source) if backbone.from_folder else None
+    if isinstance(stored, Safetensors) and stored.as_stored:
+        paths += weight_files(source)
     else:
         tensors = to_theirs(backbone_rules(backbone.config), jax.device_get(backbone.params))
         write_safetensors(target / "model.safetensors", tensors)

@@ -80,14 +80,23 @@ class Safetensors(Mapping[str, np.ndarray]):
     """Tensors of one or more safetensors files as read-only views of the mapped files.
 
     Nothing is read before it is used, and what is read is the page cache's: no copy in this
-    process's own memory.
+    process's own memory. Names are those that the tensors had before a model was wrapped for
+    training; `as_stored` says whether the files have the same.
+
+    Raises:
+        BadWeights: a file is damaged, or holds two tensors of one name.
     """
 
     def __init__(self, paths: list[Path]):
         self._where: dict[str, tuple[np.memmap, dict[str, Any]]] = {}
+        self.as_stored = True
         for path in paths:
-            for name, entry in _entries(path).items():
+            for stored, entry in _entries(path).items():
+                name = unwrapped(stored)
+                if name in self._where:
+                    raise BadWeights(f"{path}: holds {name} twice; save one model alone")
                 self._where[name] = entry
+                self.as_stored &= name == stored
 
     def __getitem__(self, name: str) -> np.ndarray:
         mapped, entry = self._where[name]

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from edje_jax.config.model import EdjeConfig
 from edje_jax.models.edje import Edje
@@ -21,7 +21,7 @@ from edje_jax.system.files import BadJson, whole_folder, write_json
 from edje_jax.weights.backbone import load_backbone
 from edje_jax.weights.bert import load_language_model
 from edje_jax.weights.card import model_card
-from edje_jax.weights.folder import Model, load_model, save_model
+from edje_jax.weights.folder import Model, copy_backbone, load_model, save_model
 from edje_jax.weights.mapping import WeightMismatch
 from edje_jax.weights.published import load_published, save_published
 from edje_jax.weights.tensors import BadWeights, Safetensors
@@ -312,6 +312,17 @@ def test_tensors_that_a_backbone_has_no_place_for_are_listed(folder):
     assert [line.strip() for line in str(error.value).splitlines()[1:]] == [
         "not in the model: lora.down"
     ]
+
+
+def test_a_trainers_names_do_not_get_into_a_model_folder(tmp_path):
+    source, target = tmp_path / "siglip", tmp_path / "copy"
+    shutil.copytree(TINY / "siglip", source)
+    tensors = load_file(source / "model.safetensors")
+    save_file({f"module.{name}": v for name, v in tensors.items()}, source / "model.safetensors")
+    copy_backbone(load_backbone(str(source)), target)
+    copied = load_file(target / "model.safetensors")
+    assert copied.keys() == tensors.keys()
+    assert all((copied[name] == tensors[name]).all() for name in tensors)
 
 
 def test_a_backbone_given_as_the_language_model():

@@ -133,6 +133,19 @@ def test_tensors_have_the_names_that_they_had_before_a_trainer_wrapped_them(trai
     assert_equal(read_torch(tmp_path / "a.pth"))
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "_orig_mod.module."])
+def test_safetensors_are_unwrapped_too(prefix, tmp_path):
+    """As accelerate saves a compiled model."""
+    save_file(renamed(prefix), tmp_path / "model.safetensors")
+    assert_equal(open_weights(tmp_path))
+    twice = {prefix + "a": torch.ones(2), "a": torch.zeros(2)}
+    save_file(twice, tmp_path / "model.safetensors")
+    with pytest.raises(
+        BadWeights, match=r"model\.safetensors: holds a twice; save one model alone"
+    ):
+        open_weights(tmp_path)
+
+
 def test_two_models_under_one_name_are_refused(tmp_path):
     torch.save({"model": TENSORS | renamed("module.")}, tmp_path / "a.pth")
     with pytest.raises(BadWeights, match=r"a\.pth: holds a twice, once wrapped; save one model al"):
@@ -335,6 +348,11 @@ def test_an_index_that_is_none(index, message, tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text(index)
     with pytest.raises((BadJson, BadWeights), match=rf"model\.safetensors\.index\.json: {message}"):
         open_weights(tmp_path)
+
+
+def test_json_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "config.json").write_text("{}", "utf-8-sig")
+    assert read_json(tmp_path / "config.json") == {}
 
 
 def test_bytes_that_are_no_text_are_not_json(tmp_path):
