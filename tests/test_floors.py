@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 
+import edje_jax
+
 ROOT = Path(__file__).parents[1]
 FLOORS = (
     "system", "config", "types", "models", "evaluation", "reports", "scenes", "data", "weights",
     "first_stage", "runtimes", "index", "evaluate", "search", "training", "integrations", "serving",
     "cli",
 )  # fmt: skip
+EXPORTED = {f"edje_jax.{name}": f"{home}.{name}" for name, home in edje_jax._EXPORTS.items()}
 FILES = sorted((ROOT / "edje_jax").rglob("*.py"))
 
 
@@ -20,7 +23,8 @@ def floor(module: str) -> int:
 
 
 def imported(path: Path) -> set[str]:
-    """Every module that a file names, wherever it does."""
+    """Every module that a file names, wherever it does; for a name that the package exports, the
+    module that defines it."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -28,7 +32,7 @@ def imported(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute here"
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+    return {EXPORTED.get(name, name) for name in names}
 
 
 def test_every_folder_has_a_floor():
@@ -50,6 +54,12 @@ def test_nobody_looks_up(path):
         and floor(name) > FLOORS.index(module[1])
     ]  # fmt: skip
     assert not above, f"{path} imports from above: {above}"
+
+
+def test_a_name_that_the_package_exports_is_found_where_it_is_defined(tmp_path):
+    path = tmp_path / "low.py"
+    path.write_text("def late():\n    from edje_jax import Reranker\n")
+    assert imported(path) == {"edje_jax.search.reranker.Reranker"}
 
 
 def test_there_is_no_circle():
