@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 from edje_jax.cli.program import UsageError
-from edje_jax.config.run import run_from_dict
+from edje_jax.config.run import read_run
 from edje_jax.system.files import read_json
 from edje_jax.weights.card import model_card
 from edje_jax.weights.folder import load_model, model_folder
@@ -30,7 +30,7 @@ def push(
     workdir = folder.parent
     model = load_model(str(folder))
     raw = workdir / "config.json"
-    run = run_from_dict(read_json(raw)) if folder.name == "model" and raw.exists() else None
+    run = read_run(raw) if folder.name == "model" and raw.exists() else None
     found = Path(metrics).expanduser() if metrics else workdir / "eval" / "metrics.json"
     figures = read_json(found) if metrics or found.exists() else None
     card = model_card(model, run, figures, hub_id)

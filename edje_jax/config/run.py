@@ -5,6 +5,7 @@ Every run is one frozen dataclass, which tyro turns into a command line.
 
 import dataclasses
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal, get_type_hints
 
 from edje_jax.config.model import (
@@ -17,6 +18,7 @@ from edje_jax.config.model import (
     VisionConfig,
     to_dict,
 )
+from edje_jax.system.files import read_json
 
 
 @dataclass(frozen=True)
@@ -300,8 +302,23 @@ def run_to_dict(run: RunConfig) -> dict[str, Any]:
     return {"task": run.task, **to_dict(run)}
 
 
+def read_run(path: Path) -> RunConfig:
+    """Settings of a run from its config.json.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is no JSON object, or not of a run that this version knows.
+    """
+    raw = read_json(path)
+    try:
+        return run_from_dict(raw)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
 def run_from_dict(raw: dict[str, Any]) -> RunConfig:
-    """Settings of a run from its config.json; fields that are newer have their defaults.
+    """Settings of a run from what `run_to_dict` made of them; fields that are newer have their
+    defaults.
 
     Files of before tasks had names are told apart by "model", which only an EDJE's have.
 
@@ -310,16 +327,20 @@ def run_from_dict(raw: dict[str, Any]) -> RunConfig:
     """
     task = raw.get("task") or ("edje" if "model" in raw else "backbone")
     if task not in RUNS:
-        raise ValueError(f'a run of the task "{task}"; this version knows {", ".join(RUNS)}')
+        raise ValueError(
+            f'a run of the task "{task}", and this version of edje-jax knows {", ".join(RUNS)};'
+            " install the one that the run was started with"
+        )
     return _from_dict(RUNS[task], raw)
 
 
 def _from_dict(kind: Any, raw: dict[str, Any]) -> Any:
-    """A config dataclass from what `to_dict` made of it."""
+    """A config dataclass from what `to_dict` made of it; JSON has lists for tuples."""
     hints = get_type_hints(kind)
     values = {}
     for each in dataclasses.fields(kind):
         if each.name in raw:
             hint, value = hints[each.name], raw[each.name]
+            value = tuple(value) if isinstance(value, list) else value
             values[each.name] = _from_dict(hint, value) if dataclasses.is_dataclass(hint) else value
     return kind(**values)

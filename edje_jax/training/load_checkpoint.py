@@ -3,8 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from edje_jax.config.run import EdjeRun, run_from_dict
-from edje_jax.system.files import read_json
+from edje_jax.config.run import EdjeRun, read_run
 from edje_jax.training.assemble import assemble
 from edje_jax.training.checkpoint import CheckpointError, read_params
 from edje_jax.weights.card import model_card
@@ -19,13 +18,14 @@ def load_checkpoint(path: Path) -> tuple[Model, str]:
 
     Raises:
         CheckpointError: there is none, it is damaged, or it is no EDJE's.
+        ValueError: the run's config.json is not one that this version knows.
     """
     workdir, step = _where(path)
-    config = run_from_dict(read_json(workdir / "config.json"))
+    config = read_run(workdir / "config.json")
     if not isinstance(config, EdjeRun):
         raise CheckpointError(
-            f"{workdir}: a run of the task {config.task}, which writes its model when it ends:"
-            " run the same train.py command again to let it end"
+            f'{workdir}: a run of the task "{config.task}", and not of an EDJE; its model is'
+            f" {workdir / 'model'}, written when it ends: run the same command again to let it"
         )
     parts = assemble(config, None, workdir)
     params = read_params(workdir / "checkpoints" / str(step))

@@ -13,7 +13,9 @@ from edje_jax.cli.convert import convert
 from edje_jax.cli.edje import main
 from edje_jax.cli.program import UsageError
 from edje_jax.config.model import EdjeConfig
+from edje_jax.config.run import BackboneRun, run_to_dict
 from edje_jax.search.reranker import Reranker
+from edje_jax.system.files import write_json
 from edje_jax.training.checkpoint import CheckpointError
 from edje_jax.weights.folder import load_model
 from edje_jax.weights.mapping import WeightMismatch
@@ -115,6 +117,11 @@ def test_what_it_refuses(trained, tmp_path):
         convert(model, str(tmp_path / "x"), "edje", backbone="somewhere")
     with pytest.raises(FileNotFoundError, match="nowhere: the model: no such folder"):
         convert("./nowhere", str(tmp_path / "x"), "edje")
+    (tmp_path / "backbone" / "checkpoints" / "4").mkdir(parents=True)
+    write_json(tmp_path / "backbone" / "config.json", run_to_dict(BackboneRun()))
+    for source in ("backbone", "backbone/checkpoints/4"):
+        with pytest.raises(CheckpointError, match=r'"backbone".*; its model is .*e/model, wri'):
+            convert(str(tmp_path / source), str(tmp_path / "x"), "edje")
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
     with pytest.raises(CheckpointError, match="holds no checkpoint yet"):
         convert(str(tmp_path / "empty"), str(tmp_path / "x"), "edje")

@@ -1,4 +1,8 @@
-"""Training tasks by name. A further task is a file in this folder and a line in `TASKS`."""
+"""Training tasks by name.
+
+A further task is a file in this folder and a line in `TASKS`, and its settings a class of
+`config.run` in `RUNS` there.
+"""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,0 +1,68 @@
+"""Settings of runs as config.json keeps them: there and back, older files, unknown tasks."""
+
+import json
+
+import pytest
+
+from edje_jax.cli.named_configs import config_names, load_config
+from edje_jax.config.run import (
+    RUNS,
+    BackboneRun,
+    DataConfig,
+    EdjeRun,
+    OptimConfig,
+    RunConfig,
+    read_run,
+    run_from_dict,
+    run_to_dict,
+)
+from edje_jax.training.tasks.registry import TASKS
+
+TUPLES = {
+    "edje": EdjeRun(optim=OptimConfig(lr_scales=("joint_encoder=0.1",)), seed=3),
+    "backbone": BackboneRun(patch_sharpness=(5.0, 20.0), data=DataConfig(batch_size=7)),
+}
+
+
+def in_json(run: RunConfig) -> dict:
+    return json.loads(json.dumps(run_to_dict(run)))
+
+
+@pytest.mark.parametrize(
+    "run", [*TUPLES.values(), *map(load_config, config_names())], ids=[*TUPLES, *config_names()]
+)
+def test_a_run_comes_back_from_json(run):
+    again = run_from_dict(in_json(run))
+    assert type(again) is type(run) and again == run
+    assert in_json(run)["task"] == run.task
+
+
+@pytest.mark.parametrize("run", TUPLES.values(), ids=TUPLES)
+def test_a_run_from_before_tasks_had_names_is_told_by_its_fields(run):
+    older = in_json(run)
+    del older["task"], older["profile"]
+    assert run_from_dict(older) == run
+
+
+def test_every_kind_of_run_has_a_task():
+    assert RUNS.keys() == TASKS.keys()
+    assert all(run.task == name for name, run in RUNS.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"task": "dance"}, 'a run of the task "dance", and this version .* knows edje, backbone;'),
+        ({"steps": -1}, "--steps -1: the least is 0"),
+    ],
+)
+def test_a_file_that_cannot_be_a_run_is_named(change, told, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(in_json(EdjeRun()) | change))
+    with pytest.raises(ValueError, match=rf"^{path}: {told}"):
+        read_run(path)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
+        read_run(tmp_path / "config.json")
