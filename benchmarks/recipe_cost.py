@@ -15,8 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from configs.finetune_coco import config as finetune
-from configs.pretrain_local import config as pretrain
+from edje_jax.cli.named_configs import load_config
 from edje_jax.config.model import (
     AdapterConfig,
     BackboneConfig,
@@ -83,6 +82,7 @@ def costs() -> list[Cost]:
     """Every recipe on the paper's main backbone, then the Local one on every backbone."""
     main = "SigLIP2 L/16-384"
     out = []
+    pretrain, finetune = load_config("pretrain_local"), load_config("finetune_coco")
     for stage, run, pictures in (("pre-train", pretrain, PRETRAIN), ("fine-tune", finetune, COCO)):
         local = student(main, AdapterConfig("local"))
         alone = flops.train_step(local, run.loss, 1, teacher=None)

@@ -1,6 +1,7 @@
 """What the documents tell users to type parses, and what they compute is what the code computes."""
 
 import importlib.util
+import pkgutil
 import re
 import shlex
 import sys
@@ -17,6 +18,15 @@ from edje_jax.config.model import AdapterConfig
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+
+OURS = (
+    "benchmarks/", "configs/", "docs/", "edje_jax/", "test_", "tests/",
+    *(f"{path.name}/" for path in (ROOT / "edje_jax").iterdir()),
+)  # fmt: skip
+"""How the names of files of this project begin."""
+SOURCES = [
+    path for top in ("edje_jax", "tests", "benchmarks") for path in (ROOT / top).rglob("*.py")
+]
 
 
 def commands(page: Path) -> list[str]:
@@ -110,6 +120,45 @@ def test_configs_that_are_named_exist():
     text = "".join(page.read_text("utf-8") for page in PAGES)
     named = set(re.findall(r"`((?:pretrain|finetune|distil)_\w+)`", text))
     assert named and named <= set(config_names())
+
+
+def test_files_that_are_named_exist():
+    """Paths from the top of a checkout or from the package, a test file also from the folder of the
+    one before it; modules by their import names."""
+    missing = []
+    for page in (*PAGES, ROOT / "CONTRIBUTING.md"):
+        text, before = page.read_text("utf-8"), ROOT
+        for name in re.findall(r"`((?:[\w.-]+/)+[\w-]*(?:\.py)?|test_\w+\.py)`", text):
+            if not name.startswith(OURS) or "NAME" in name or name == "edje_jax/configs":
+                continue
+            places = [place / name for place in (ROOT, ROOT / "edje_jax", before)]
+            found = next((place for place in places if place.exists()), None)
+            missing += [] if found else [f"{page.name}: {name}"]
+            before = found.parent if found else before
+    assert not missing
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*PAGES, ROOT / "CONTRIBUTING.md", *SOURCES],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_modules_that_are_named_exist(path):
+    """In prose, in examples and in programs that tests start, which no import checks."""
+    named = set(re.findall(r"\bedje_jax(?:\.\w+)+", path.read_text("utf-8")))
+    for name in named - {"edje_jax.plain", "edje_jax.configs"}:
+        pkgutil.resolve_name(name)
+
+
+def test_the_folders_of_the_quick_tests_exist():
+    names = re.search(
+        r"^NEWEST_TESTS := \$\(addprefix tests/,(.*?)\)",
+        (ROOT / "Makefile").read_text(),
+        re.M | re.S,
+    )
+    assert names
+    for name in names[1].replace("\\\n", " ").split():
+        assert (ROOT / "tests" / name).exists(), name
 
 
 def test_the_costs_are_those_of_the_script(monkeypatch):

@@ -100,8 +100,8 @@ class TextConfig:
     pad_token_id: int = 1
     mask_padding: bool = False
     """Whether padding is hidden from attention. SigLIP was trained without a mask; a folder whose
-    tokenizer hands out attention masks is used with one (see `weights.siglip.read_config`).
-    CLIP's tower is causal and never sees any."""
+    tokenizer hands out attention masks is used with one (see
+    `weights.families.siglip.read_config`). CLIP's tower is causal and never sees any."""
     eos_token_id: int = 2
     """The end token, whose row CLIP pools; SigLIP pools the last position."""
     hidden_act: Activation = "gelu_pytorch_tanh"

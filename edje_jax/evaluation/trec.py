@@ -1,4 +1,4 @@
-"""Runs and qrels in TREC's text formats, as lines; writing them is `report.write_metrics`.
+"""Runs and qrels in TREC's text formats, as lines; writing them is `reports.report.write_metrics`.
 
 Readers such as trec_eval ignore the rank column and sort by score themselves, breaking ties in an
 order of their own. So the scores of a query fall strictly, in float32 too: where two are level the

@@ -2,7 +2,7 @@
 
     import mteb
     from edje_jax import Reranker
-    from edje_jax.retrieval.mteb_search import MtebSearch
+    from edje_jax.integrations.mteb import MtebSearch
 
     model = MtebSearch(Reranker.from_pretrained("runs/coco"), k=10)
     mteb.evaluate(model, mteb.get_tasks(["Flickr30kT2IRetrieval"]))

@@ -46,27 +46,28 @@ def table(metrics: Mapping[str, Any], title: str = "Base and reranked") -> Table
 
 
 def folds_table(folds: Mapping[str, Any]) -> Table:
-    """The mean over folds; `folds` is `protocols.folds_summary`."""
+    """The mean over folds; `folds` is `evaluation.protocols.folds_summary`."""
     sizes = sorted(set(folds["pictures"]))
     size = " to ".join(f"{n:,}" for n in sizes)
     return table(folds, f"Mean of {folds['count']} folds of {size} pictures")
 
 
 def k_table(sweep: Mapping[str, Any]) -> Table:
-    """Reranked recalls by depth, with what a query costs; `sweep` is `protocols.k_sweep`."""
+    """Reranked recalls by depth, with what a query costs; `sweep` is
+    `evaluation.protocols.k_sweep`."""
     title = f"Reranked, by depth, at {sweep['pairs_per_second']:,.1f} pairs a second (percent)"
     rows = [(f"{at['k']:,}", f"{at['ms_per_query']:,.1f}", at) for at in sweep["at"]]
     return _by_setting(title, ("k", "ms a query"), rows)
 
 
 def weight_table(sweep: Sequence[Mapping[str, Any]]) -> Table:
-    """Reranked recalls by weight of the cosine; `sweep` is `protocols.weight_sweep`."""
+    """Reranked recalls by weight of the cosine; `sweep` is `evaluation.protocols.weight_sweep`."""
     rows = [(f"{at['similarity_weight']:g}", at) for at in sweep]
     return _by_setting("Reranked, by similarity weight (percent)", ("weight",), rows)
 
 
 def eccv_table(found: Mapping[str, Any]) -> Table:
-    """What CxC and ECCV Caption say of COCO; `found` is `eccv.eccv_metrics`."""
+    """What CxC and ECCV Caption say of COCO; `found` is `evaluation.eccv.eccv_metrics`."""
     out = Table(title="COCO by CxC and ECCV Caption (percent)", title_justify="left")
     out.add_column("")
     for key in DIRECTIONS:

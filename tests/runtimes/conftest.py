@@ -1,4 +1,4 @@
-"""What the tests of inference share."""
+"""What the tests of runtimes share."""
 
 import dataclasses
 

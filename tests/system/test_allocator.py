@@ -8,7 +8,7 @@ import pytest
 
 SHOW = """
 import os
-from edje_jax.allocator import start_with_huge_pages
+from edje_jax.system.allocator import start_with_huge_pages
 start_with_huge_pages()
 print(os.getpid(), os.environ.get("GLIBC_TUNABLES"))
 """

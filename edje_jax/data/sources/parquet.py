@@ -1,7 +1,7 @@
 """The `parquet:` source: tables as the Hugging Face hub has them.
 
 A row has a picture, as {"bytes", "path"} or as bytes, and a text or a list of texts, in any of the
-types that Arrow has for these; `naming` says what the columns may be called.
+types that Arrow has for these; `texts` says what the columns may be called.
 `parquet:/d/*.parquet#test` takes the rows whose column `split` says "test".
 """
 

@@ -1,4 +1,5 @@
-"""Texts as files hold them: decoded, and told from what no caption or name can be."""
+"""Texts as files hold them: decoded, told from what no caption or name can be, and found under the
+names that other makers give their columns."""
 
 import codecs
 import json
@@ -67,7 +68,7 @@ def path_fault(text: Any) -> str:
 
 def listed(value: Any) -> list[Any]:
     """The values in a field of captions: one, those of a list, or either below a name of
-    `naming.CAPTIONS`. None, NaN and a blank text alone are no caption, which is no fault."""
+    `CAPTIONS`. None, NaN and a blank text alone are no caption, which is no fault."""
     if value is None or value != value or (isinstance(value, str) and not value.strip()):
         return []
     return list(_values(value, _NESTED))
