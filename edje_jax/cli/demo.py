@@ -35,7 +35,7 @@ PICTURE = 7
 def main(arguments: list[str]) -> int:
     """Train, evaluate, search."""
     if arguments:
-        raise UsageError("the demo takes no arguments; for runs of your own there is train.py")
+        raise UsageError("the demo takes no arguments; for runs of your own there is edje train")
     started, config = time.perf_counter(), load_config("demo")
     if not (WORKDIR / "model" / "config.json").exists():
         log.info(

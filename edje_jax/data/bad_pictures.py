@@ -57,7 +57,7 @@ class BadPictures:
                 listed[LISTED:] = [f"  and {len(listed) - LISTED:,} more"]
             raise TooManyBadPictures(
                 f"{len(self.reasons)} of {self.total} records could not be read, more than"
-                f" --data.max-bad {self.max_bad:g} (--max-bad outside train.py) allows. Mend or"
+                f" --data.max-bad {self.max_bad:g} (--max-bad outside training) allows. Mend or"
                 " remove them, check --data.image-root, or raise the limit:\n" + "\n".join(listed)
             )
 

@@ -16,7 +16,7 @@ from edje_jax.evaluation.retrieval import DIRECTIONS
 
 @dataclass(frozen=True, eq=False)
 class Evaluated:
-    """What a comparison reads of a folder that `eval.py --out` wrote."""
+    """What a comparison reads of a folder that `edje eval --out` wrote."""
 
     folder: Path
     metrics: dict[str, Any]
@@ -41,7 +41,7 @@ class Evaluated:
 
 
 def read_evaluation(folder: Path) -> Evaluated:
-    """Open a folder of `eval.py --out`.
+    """Open a folder of `edje eval --out`.
 
     Raises:
         FileNotFoundError: one of its files is missing.
@@ -49,7 +49,7 @@ def read_evaluation(folder: Path) -> Evaluated:
     """
     for name in ("metrics.json", "per_query.csv"):
         if not (folder / name).exists():
-            raise FileNotFoundError(f"{folder}: no {name} here; name a folder of eval.py --out")
+            raise FileNotFoundError(f"{folder}: no {name} here; name a folder of edje eval --out")
     queries: dict[str, list[tuple[str, str]]] = {key: [] for key in DIRECTIONS}
     ranks: dict[str, list[int]] = {key: [] for key in DIRECTIONS}
     try:
@@ -60,13 +60,13 @@ def read_evaluation(folder: Path) -> Evaluated:
                 ranks[row["direction"]].append(int(row["reranked_rank"]))
         stated = {key: metrics[key]["reranked"] for key in DIRECTIONS}
     except (KeyError, ValueError) as error:
-        raise ValueError(f"{folder}: not what eval.py --out writes ({error!r})") from error
+        raise ValueError(f"{folder}: not what edje eval --out writes ({error!r})") from error
     found = {key: np.array(values, np.int64) for key, values in ranks.items()}
     for key, values in found.items():
         if recalls(values) != stated[key]:
             raise ValueError(
                 f"{folder}: per_query.csv gives {recalls(values)} for {key} and metrics.json "
-                f"{stated[key]}: they are of different evaluations; run eval.py again"
+                f"{stated[key]}: they are of different evaluations; run edje eval again"
             )
     return Evaluated(folder, metrics, queries, found)
 

@@ -189,7 +189,7 @@ def _backbone(config: EdjeRun, init: Model | None, teacher: Model | None) -> Bac
         return teacher.backbone
     raise ValueError(
         "no backbone: give --model.backbone a Hugging Face SigLIP or CLIP folder or hub id; to make"
-        " a small one of your pictures, run train.py tiny_backbone and give its workdir's model/"
+        " a small one of your pictures, run edje train tiny_backbone and give its workdir's model/"
     )
 
 
