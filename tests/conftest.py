@@ -61,7 +61,7 @@ def _check_annotations() -> None:
 _set_environment()
 _check_annotations()
 
-pytest_plugins = ("tests.small_runs", "tests.small_disk")
+pytest_plugins = ("tests.small_runs", "tests.small_gallery", "tests.small_disk")
 """Fixtures that many folders share; imported after the environment is set."""
 
 

@@ -341,6 +341,7 @@ def _from_dict(kind: Any, raw: dict[str, Any]) -> Any:
     for each in dataclasses.fields(kind):
         if each.name in raw:
             hint, value = hints[each.name], raw[each.name]
-            value = tuple(value) if isinstance(value, list) else value
+            if isinstance(value, list):
+                value = tuple(value)
             values[each.name] = _from_dict(hint, value) if dataclasses.is_dataclass(hint) else value
     return kind(**values)

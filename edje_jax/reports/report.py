@@ -115,7 +115,7 @@ def write_report(
     if examples < 0:
         raise ValueError(f"examples = {examples}; give the number of queries to show a section")
     out = Path(out)
-    template = resources.files("edje_jax.evaluation").joinpath("report_template.html")
+    template = resources.files("edje_jax.reports").joinpath("report_template.html")
     content = page.render(
         template.read_text("utf-8"),
         retrieval,

@@ -38,7 +38,7 @@ from edje_jax.weights.torch.modeling_edje import EdjeModel
 from tests.data.test_backbone_tokenizers import clip as clip_tokenizer
 from tests.data.test_colours import linear_grey, swapped
 
-TINY = Path(__file__).parents[2] / "goldens" / "reference_tiny"
+TINY = Path(__file__).parents[1] / "goldens" / "reference_tiny"
 CAPTIONS = ["a dog", "two cats, on a mat", "x"]
 
 
