@@ -1,4 +1,4 @@
-"""What the XLA flag costs that jaxlib 0.10.2 needs on CPUs (`edje_jax/system/xla_flags.py`).
+"""Cost of the XLA flag that jaxlib 0.10.2 needs on CPUs (`edje_jax/system/xla_flags.py`).
 
     python benchmarks/cpu_reduce_flag.py [--rounds 9] [--out cpu_reduce_flag.json]
 

@@ -56,10 +56,10 @@ CONFIG = EdjeConfig(
     ImageRecipe(384),
 )
 CAPTIONS = ["word1 word22 word333", "word7 " * 20, "word5 " * 61]
-"""Of three lengths: the last takes every position, 63 and 576 and the [SEP] behind them."""
+"""Captions of three lengths; the last takes all positions: 63, 576 and the [SEP] behind them."""
 IMAGES = 2
 TOLERANCE = 2e-4
-"""Of a logit, in deviations of the logits."""
+"""Largest error of a logit, as a multiple of the standard deviation of the logits."""
 
 
 def main() -> None:
@@ -158,7 +158,7 @@ def of_jax(model: Path, pixels: np.ndarray) -> np.ndarray:
 
 @torch.inference_mode()
 def of_module(model: Path, pixels: np.ndarray) -> np.ndarray:
-    """The same of the PyTorch module that lies in the folder."""
+    """Match logits [captions, images] of the PyTorch module that lies in the model folder."""
     module = EdjeModel.from_folder(model)
     tokens = module.encode_image(torch.from_numpy(pixels).permute(0, 3, 1, 2))
     return np.stack(
@@ -173,7 +173,10 @@ def of_module(model: Path, pixels: np.ndarray) -> np.ndarray:
 
 @torch.inference_mode()
 def of_bert(source: Path, model: Path, pixels: np.ndarray) -> np.ndarray:
-    """The same of transformers' BERT over [CLS] caption [SEP] v_1..v_m [SEP], from the `.pth`."""
+    """Match logits [captions, images] of transformers' BERT, with weights from the `.pth`.
+
+    It reads [CLS] caption [SEP] v_1..v_m [SEP].
+    """
     module, tensors = EdjeModel.from_folder(model), tensors_of(source)
     start = "language_model.bert."
     trunk = {n.removeprefix(start): x for n, x in tensors.items() if n.startswith(start)}

@@ -42,7 +42,7 @@ class BadRecord(NamedTuple):
     where: str
     """File and record, such as "train.json: entry 3"."""
     reason: str
-    """What is wrong with it, and the remedy."""
+    """Fault of the record, and the remedy."""
 
 
 @runtime_checkable
@@ -55,16 +55,16 @@ class Checked(Protocol):
         ...
 
     def caption_faults(self, index: int) -> str:
-        """What is wrong with captions of an image that `captions` leaves out; "" for nothing."""
+        """Faults of the captions that `captions` leaves out of an image; "" if there are none."""
         ...
 
 
 @runtime_checkable
 class OnDisk(Protocol):
-    """A source whose pictures are files of their own."""
+    """A source whose images are files of their own."""
 
     def path(self, index: int) -> str:
-        """Where a picture lies."""
+        """Path of an image's file."""
         ...
 
 

@@ -58,7 +58,7 @@ def extras() -> dict[str, list[str]]:
 
 
 def troubles() -> Iterator[str]:
-    """What is known to be wrong with what is installed here, and what helps."""
+    """Known faults of the libraries that are installed here, each with its remedy."""
     library, on_cpu = installed("jaxlib"), jax.default_backend() == "cpu"
     if library.split(".")[:2] != installed("jax").split(".")[:2]:
         yield (

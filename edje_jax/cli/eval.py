@@ -34,16 +34,16 @@ class Options:
     out: str = ""
     """Folder for metrics.json, TREC files, per_query.csv and report.html."""
     image_root: str = ""
-    """Folder that relative picture paths start from (default: the JSON's own)."""
+    """Folder that relative image paths start from (default: the JSON's own)."""
     similarity_weight: float = 0.0
     """The first stage's cosine times this is added to the match logit."""
     max_bad: float = 0.01
-    """Share of the set's pictures, and of the pool's, that may turn out unreadable before the
+    """Share of the set's images, and of the pool's, that may turn out unreadable before the
     evaluation stops."""
     folds: int = 0
     """Also the mean over so many disjoint parts of the gallery; 5 is COCO's 1k protocol."""
     pool: str = ""
-    """SPEC whose pictures join the gallery as distractors; its captions are not read."""
+    """SPEC whose images join the gallery as distractors; its captions are not read."""
     k_sweep: str = ""
     """Depths to tell the recalls and the cost of, such as 1,5,10,20,50,100; scored once."""
     similarity_weights: str = ""

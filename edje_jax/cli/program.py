@@ -1,4 +1,4 @@
-"""What every program shares: logging, one-line errors, exit codes."""
+"""Logging, one-line errors and exit codes that every program shares."""
 
 import contextlib
 import errno

@@ -75,7 +75,7 @@ def _not_written(error: OSError) -> int:
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:
-    """What stands for characters that an encoding lacks: another sign, or their escapes."""
+    """Replacement for characters that an encoding lacks: a similar sign, or their escapes."""
     assert isinstance(error, UnicodeEncodeError)
     text = error.object[error.start : error.end]
     escaped = (_PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode() for c in text)

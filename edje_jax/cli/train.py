@@ -34,7 +34,7 @@ def main(arguments: list[str], program: str = "edje train", runs: Path = Path("r
 
 
 def help_text(program: str) -> str:
-    """What a program that trains is for, with its configs."""
+    """Help text of a training program, with the names of its configs."""
     names = "\n".join(f"    {name}" for name in config_names())
     described = (__doc__ or "").format(program=program)
     return f"{described}\nConfigs; `{program} CONFIG --help` lists its options:\n{names}\n"

@@ -24,16 +24,17 @@ Transparency = Literal["dropped", "white"]
 
 
 READING = {"icc_profile": get_args(IccProfile), "transparency": get_args(Transparency)}
-"""What a recipe may say of how image files are read, the Hugging Face processors' way first."""
+"""Fields of a recipe that say how image files are read -> their values; the first value is that of
+the Hugging Face processors."""
 
 
 TokenDtype = Literal["bfloat16", "float16", "int8", "int4"]
-"""What compressed tokens are kept as (`models.token_formats`)."""
+"""Data type in which compressed tokens are stored (`models.token_formats`)."""
 
 
 @dataclass(frozen=True)
 class ImageRecipe:
-    """How a picture becomes pixels, as `preprocessor_config.json` states it.
+    """How an image becomes pixels, as `preprocessor_config.json` states it.
 
     `resize`: "warp" to a square (SigLIP), or "crop": short side to `size`, then the centre (CLIP).
     """
@@ -57,13 +58,15 @@ class ImageRecipe:
 
     @property
     def reading(self) -> dict[str, str]:
-        """Those of `icc_profile` and `transparency` that are not as in the Hugging Face processors:
-        nothing, for recipes from before there was a choice."""
+        """Values of `icc_profile` and `transparency` that differ from the Hugging Face processors'.
+
+        Empty for recipes that are older than these fields.
+        """
         told = {name: getattr(self, name) for name in READING}
         return {name: value for name, value in told.items() if value != READING[name][0]}
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON-ready, the last two only where they are not as in the Hugging Face processors."""
+        """JSON-ready fields; the last two only if they differ from the Hugging Face processors'."""
         rest = {name: value for name, value in to_dict(self).items() if name not in READING}
         return rest | self.reading
 
@@ -122,7 +125,7 @@ class BackboneConfig:
 
     @property
     def num_vision_tokens(self) -> int:
-        """Vision tokens per picture: what the adapter reads."""
+        """Vision tokens per image: what the adapter reads."""
         return self.vision.num_patches + self.class_token
 
 
@@ -145,10 +148,10 @@ class BertConfig:
     scratch learns faster with about 0.02 * sqrt(768 / width) (docs/ablation.md)."""
     deferred_layers: int = 0
     """Layers, from the first, in which vision and text attend within their own side alone, so that
-    each side's are computed once per picture and once per caption; 0 is the published model."""
+    each side's are computed once per image and once per caption; 0 is the published model."""
     online_vision: OnlineVision = "updated"
-    """What the layers after those do with vision rows: update them too (published), or leave them
-    as they are, "attended" to by the text."""
+    """Treatment of vision rows in the later layers: "updated" too (published), or unchanged and
+    "attended" to by the text."""
 
     def __post_init__(self):
         most = self.num_hidden_layers - 1
@@ -194,7 +197,7 @@ class EdjeConfig:
 
     @property
     def num_tokens(self) -> int:
-        """Compressed tokens per picture: what the store keeps a row for."""
+        """Compressed tokens per image: the store keeps a row for each."""
         if self.adapter.kind == "local":
             return self.backbone.num_vision_tokens
         return self.adapter.num_tokens

@@ -175,7 +175,7 @@ class AdapterSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Which parts an EDJE is assembled from."""
+    """Parts that an EDJE is assembled from."""
 
     backbone: str = ""
     """Folder or hub id of the dual encoder, in Hugging Face's format: SigLIP, SigLIP2 or CLIP."""
@@ -196,16 +196,16 @@ class ModelSpec:
     """Layers of the joint encoder that run offline on the vision side (see `BertConfig`); -1 keeps
     what `fresh` or the model of `init` has, and is 0 for a language model of `joint_encoder`."""
     online_vision: Literal["", "updated", "attended"] = ""
-    """What the other layers do with vision rows (see `BertConfig`); empty as for -1."""
+    """Treatment of vision rows in other layers (see `BertConfig`); empty keeps it, as -1 does."""
     icc_profile: Literal["", "ignored", "applied"] = ""
-    """What is done with an image's colour profile (see `ImageRecipe`); empty for the backbone's."""
+    """Use of an image's colour profile (see `ImageRecipe`); empty for the backbone's setting."""
     transparency: Literal["", "dropped", "white"] = ""
-    """What shows where an image is transparent (see `ImageRecipe`); empty for the backbone's."""
+    """Treatment of transparent areas (see `ImageRecipe`); empty for the backbone's setting."""
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What every training run has."""
+    """Options that every training run has."""
 
     task: ClassVar[str]
     """Name of the training task (`edje_jax.training.tasks.registry`)."""
@@ -282,9 +282,9 @@ class BackboneRun(RunConfig):
     last one goes for the rest. A name at less sharpness takes a larger share of the token, and the
     joint encoder learns large shares first."""
     icc_profile: IccProfile = "ignored"
-    """What is done with an image's colour profile (see `ImageRecipe`)."""
+    """Use of an image's colour profile (see `ImageRecipe`)."""
     transparency: Transparency = "dropped"
-    """What shows where an image is transparent (see `ImageRecipe`)."""
+    """Treatment of transparent areas (see `ImageRecipe`)."""
 
 
 def _at_least(least: int, values: dict[str, float]) -> None:

@@ -73,5 +73,5 @@ def left_out(source: Source) -> Sequence[BadRecord]:
 
 
 def caption_faults(source: Source, index: int) -> str:
-    """What is wrong with captions of an image that its source leaves out; "" for nothing."""
+    """Faults of the captions that the source leaves out of an image; "" if there are none."""
     return source.caption_faults(index) if isinstance(source, Checked) else ""

@@ -28,7 +28,7 @@ def to_rgb(image: Image.Image, recipe: ImageRecipe) -> Image.Image:
     """
     profile = image.info.get("icc_profile") if recipe.icc_profile == "applied" else None
     alpha = _alpha(image) if recipe.transparency == "white" else None
-    # Of no use any more, and a palette's would make Pillow warn.
+    # No longer needed, and Pillow warns of a palette's.
     image.info.pop("transparency", None)
     if image.mode.startswith("I"):  # also "I;16" and its byte orders
         ceilings = (65535,) if ";16" in image.mode else (255, 65535)
@@ -37,7 +37,7 @@ def to_rgb(image: Image.Image, recipe: ImageRecipe) -> Image.Image:
         image = Image.fromarray(_to_8_bits(np.asarray(image), (1, 255, 65535)))
     rgb = (_by_profile(image, profile) if profile else None) or _converted(image)
     if alpha is not None:
-        # Not into `rgb`, which may share its pixels with the caller.
+        # `rgb` may share its pixels with the caller, so paste into a new image.
         white = Image.new("RGB", rgb.size, (_WHITE,) * 3)
         white.paste(rgb, mask=alpha)
         return white
@@ -52,7 +52,7 @@ def _alpha(image: Image.Image) -> Image.Image | None:
     """Opacity as mode L; None of an image that has none."""
     if not image.has_transparency_data:
         return None
-    if image.mode.startswith("I"):  # A value of 16 bits that stands for nothing, in a PNG
+    if image.mode.startswith("I"):  # A PNG's transparent 16-bit value
         opaque = np.asarray(image) != image.info["transparency"]
         return Image.fromarray(np.where(opaque, _WHITE, 0).astype(np.uint8))
     return image.convert("RGBA").getchannel("A")
@@ -78,7 +78,7 @@ def _to_8_bits(values: np.ndarray, ceilings: tuple[int, ...]) -> np.ndarray:
     """Scale deep grayscale to uint8 of the same shape.
 
     The range is 0 to the first of `ceilings` that holds every value; where none does, the
-    picture's own darkest to brightest.
+    image's own darkest to brightest value.
     """
     values = np.nan_to_num(values.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
     low, high = float(values.min()), float(values.max())

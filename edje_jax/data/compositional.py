@@ -14,7 +14,7 @@ CATEGORIES = ("category", "collapsed_tag", "relation_name", "attributes")
 
 
 BOX = ("bbox_x", "bbox_y", "bbox_w", "bbox_h")
-"""ARO's part of a picture that a caption is about: its evaluation crops to it."""
+"""Fields of the part of an image that ARO's caption describes; its evaluation crops to it."""
 
 
 FORMS = (
@@ -22,17 +22,17 @@ FORMS = (
     (("image_path",), ("true_caption", "false_caption")),
     (("image_0", "image_1"), ("caption_0", "caption_1")),
 )
-"""Fields of pictures and captions: SugarCrepe's, ARO's, Winoground's."""
+"""Fields of images and captions: SugarCrepe's, ARO's, Winoground's."""
 
 
 def read_items(files: Sequence[Path], image_root: str = "") -> list[Item]:
     """Items of JSON files (a list, or a dict of entries) or of .jsonl, one entry a line.
 
-    Pictures are relative to `image_root`, or else to their file's folder. Items without a category
-    of their own are sorted by file where there are several.
+    Image paths are relative to `image_root`, or else to their file's folder. Items without a
+    category of their own are sorted by file where there are several.
 
     Raises:
-        FileNotFoundError: a file or a picture is not there.
+        FileNotFoundError: a file or an image is not there.
         ValueError: a file is no JSON, is empty, or has an entry of none of the three forms.
     """
     return [item for path in files for item in _read_file(path, image_root, len(files) > 1)]
@@ -77,7 +77,7 @@ def _item(name: str, entry: Any, root: Path, category: str, path: Path) -> Item:
 
 
 def _category(entry: dict[str, Any]) -> str:
-    """Of the first field that has one; two attributes are named as ARO does, `white_black`."""
+    """Category of an entry, from the first field that has one; ARO's pairs become `white_black`."""
     value = next((entry[key] for key in CATEGORIES if entry.get(key)), "")
     return "_".join(map(str, value)) if isinstance(value, list) else str(value)
 
@@ -93,7 +93,7 @@ def _box(name: str, entry: dict[str, Any], path: Path) -> tuple[int, int, int, i
 
 
 def _found(path: Path, file: Path) -> str:
-    """The picture's path; Winoground's names come without their extension."""
+    """Path of an image file; Winoground's names come without their extension."""
     for candidate in (path, *(path.with_name(path.name + end) for end in (".png", ".jpg"))):
         if os.path.isfile(candidate):
             return str(candidate)

@@ -12,7 +12,7 @@ REFUSED = ("EPS", "WMF", "FITS", "MPEG", "BUFR", "GRIB", "HDF5")
 """Formats that are never opened: EPS runs Ghostscript, WMF draws by Windows, FITS unpacks without a
 limit, and of the others Pillow knows the first bytes alone."""
 PLUG_INS = ("pillow_heif.HeifImagePlugin", "pillow_jxl")
-"""Modules that add a format to Pillow when they are imported; used where they are installed."""
+"""Modules that add a format to Pillow when they are imported; used if they are installed."""
 PREFIX = 16
 """Bytes from which decoders tell whether a file may be theirs."""
 
@@ -35,7 +35,7 @@ def formats() -> tuple[str, ...]:
 
 @cache
 def endings() -> frozenset[str]:
-    """The endings of these formats in lower case, such as ".jpg"."""
+    """File name endings of these formats in lower case, such as ".jpg"."""
     taken = formats()
     return frozenset(e for e, name in Image.registered_extensions().items() if name in taken)
 
@@ -61,8 +61,8 @@ def open_image(stream: BinaryIO, by_first_bytes: bool = False) -> ImageFile.Imag
         stream.seek(0)
         try:
             return cast(ImageFile.ImageFile, factory(stream, ""))
-        except (SyntaxError, IndexError, TypeError, struct.error):  # Another format, says Pillow
-            continue
+        except (SyntaxError, IndexError, TypeError, struct.error):
+            continue  # Pillow takes these for another format
     raise UnidentifiedImageError(f"not a picture in a known format{_hint(prefix)}")
 
 
@@ -78,14 +78,14 @@ def why_no_image(stream: BinaryIO) -> str:
         open_image(stream, by_first_bytes=True)
     except UnidentifiedImageError as error:
         return str(error)
-    except Exception:  # A decoder's, which has recognised it
+    except Exception:  # Raised by a decoder that has recognised the file
         return ""
     return ""
 
 
 def _accepts(accept: Callable[[bytes], Any] | None, prefix: bytes) -> bool:
     try:
-        # A text says why a decoder that knows the format cannot read it.
+        # The decoder returns a text if it knows the format but cannot read it.
         found = accept(prefix) if accept else False
         return bool(found) and not isinstance(found, str)
     except (IndexError, TypeError, struct.error):

@@ -39,7 +39,7 @@ def _tells_orientation(kind: bytes, body: bytes) -> bool:
 
 
 def _inflated(data: bytes, limit: int) -> bytes | None:
-    """What zlib packed; None if it is damaged or of more than `limit` bytes."""
+    """Decompress zlib data; None if it is damaged or longer than `limit` bytes."""
     unpacker = zlib.decompressobj()
     try:
         unpacked = unpacker.decompress(data, limit)

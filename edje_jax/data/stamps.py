@@ -11,10 +11,10 @@ from edje_jax.types import Encoded, Source, Stamped
 
 
 def file_stamp(path: str) -> str:
-    """A file's size in bytes and modification time in nanoseconds; "" of a remote file.
+    """A file's size in bytes and modification time in nanoseconds; "" for a remote file.
 
     Raises:
-        OSError, ValueError: the file is missing, or no system takes such a name.
+        OSError, ValueError: the file is missing, or its name is not valid.
     """
     if "://" in path:
         return ""
@@ -23,7 +23,7 @@ def file_stamp(path: str) -> str:
 
 
 def stamp_of(source: Source, index: int) -> str:
-    """What a source tells of an image cheaply; "" if it has nothing to tell.
+    """Stamp of an image, read without its content; "" if the source has none.
 
     Raises:
         OSError, ValueError: see `file_stamp`.
@@ -35,7 +35,7 @@ def digest_of(source: Source, index: int) -> str:
     """SHA-256 (32 hexadecimal digits of it) of an image's file, else of its pixels.
 
     Raises:
-        BadImage: it cannot be read.
+        BadImage: the image cannot be read.
     """
     if isinstance(source, Encoded):
         return hashlib.sha256(source.encoded(index)).hexdigest()[:32]

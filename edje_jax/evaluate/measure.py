@@ -16,7 +16,7 @@ from edje_jax.runtimes.jax import Engine
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is measured on a gallery."""
+    """Choice of the measurements on a gallery."""
 
     k: int = 10
     similarity_weight: float = 0.0
@@ -36,11 +36,11 @@ class Protocol:
 def measure(
     engine: Engine, encoded: EncodedGallery, protocol: Protocol, progress: Progress | None = None
 ) -> tuple[Retrieval, dict[str, Any]]:
-    """The retrieval at depth k, and what else the protocol asks for, as metrics.json has it."""
+    """Retrieval at depth k, and the protocol's other measurements as metrics.json holds them."""
     if protocol.eccv:
-        coco_ids(encoded.gallery, protocol.eccv)  # Told before the work if it is another set
+        coco_ids(encoded.gallery, protocol.eccv)  # Refuse another data set before the work
     if protocol.k_sweep:
-        # Else the rate would be that of the compiler.
+        # Compile first, or the rate would include compilation.
         engine.warm(encoded.tokens)
     score_pairs = Timed(second_stage(engine, encoded, progress))
     gallery, weight = encoded.gallery, protocol.similarity_weight

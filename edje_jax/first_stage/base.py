@@ -17,7 +17,7 @@ class Nearest(NamedTuple):
 
 
 def nothing(queries: int, k: int) -> Nearest:
-    """Of an empty table, or for no query."""
+    """Neighbours in an empty table, or for no query: arrays of [queries, k], one of them 0."""
     return Nearest(np.empty((queries, k), np.float32), np.empty((queries, k), np.int32))
 
 
@@ -25,7 +25,7 @@ class FirstStage(Protocol):
     """Embeddings that can be searched."""
 
     def __len__(self) -> int:
-        """Rows."""
+        """Number of rows."""
         ...
 
     def nearest(self, queries: Float32[np.ndarray, "q e"], k: int) -> Nearest:

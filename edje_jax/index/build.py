@@ -1,6 +1,6 @@
-"""Pictures -> token store: streaming, resumable, on one machine or many.
+"""Build a token store from images: streaming, resumable, on one machine or many.
 
-The pictures that an index lacks are cut into shards of a fixed number; a shard is encoded in
+The images that an index lacks are cut into shards of a fixed number; a shard is encoded in
 memory, written whole, and counts once its record `shard-00000.json` lies beside it. When all are
 there, `manifest.json` takes them in. A build that was killed repeats at most one shard, and what it
 leaves does not depend on how often it was.
@@ -32,12 +32,12 @@ from edje_jax.types import Source
 log = logging.getLogger(__name__)
 
 BATCH = max(IMAGE_BATCHES)
-"""Pictures decoded together, and encoded in one call."""
+"""Images decoded together, and encoded in one call."""
 SHARD_ROWS = 1024
 SHARD_BYTES = 64 << 20
-"""Most pictures, and most bytes of tokens, of a shard: it is built in memory."""
+"""Most images, and most bytes of tokens, of a shard: it is built in memory."""
 Progress = Callable[[int, int], None]
-"""Called with (pictures done, pictures to do), of this process's share."""
+"""Called with (images done, images to do), of this process's share."""
 
 
 def build(
@@ -67,7 +67,7 @@ def build(
         restore: take removed images in again.
 
     Raises:
-        BadStore: the index is another model's or token dtype's, or a build of other pictures was
+        BadStore: the index is another model's or token dtype's, or a build of other images was
             begun in it.
         TooManyBadPictures: more images than `max_bad` allows are bad, or all of them; the index is
             as it was.
@@ -94,7 +94,7 @@ def build(
     batches = [batch for cut in left.values() for batch in cut]
     pictures = Pictures(source, batches, engine.config.image)
     rejected = dict(changes.bad)
-    # One stream for all shards: the next one's pictures are decoded while one is written.
+    # One stream for all shards: the next one's images are decoded while one is written.
     with closing(iterate(pictures, 0, BadPictures(0, 0.0), workers)) as decoded:
         for number, cut in left.items():
             built = encode(engine, changes, islice(decoded, len(cut)), note)
@@ -119,7 +119,7 @@ def _cut(records: np.ndarray) -> list[np.ndarray]:
 def _manifest(
     engine: Engine, stamp: dict[str, Any], spec: str, out: Path, token_dtype: TokenDtype
 ) -> Manifest:
-    """The index's so far, or that of an empty one."""
+    """Manifest of the index as it is, or of an empty one."""
     config = engine.config
     fresh = Manifest(
         stamp,

@@ -1,4 +1,4 @@
-"""What a build has to do: a source compared with what an index knows of it."""
+"""Work of a build: the differences between a source and an index."""
 
 import hashlib
 import json
@@ -28,30 +28,30 @@ class Changes:
     total: int
     """Different ids in the source."""
     also: dict[int, list[int]]
-    """More records of an image, by its first."""
+    """First record of an image -> its further records, which have the same id."""
     stamps: dict[int, str] = field(default_factory=dict)
-    """Of the records to encode."""
+    """Record to encode -> its stamp."""
     new: list[str] = field(default_factory=list)
     """Ids without a row, or with one that did not count."""
     changed: list[str] = field(default_factory=list)
-    """Ids whose image is another one than their row's."""
+    """Ids whose image differs from that of their row."""
     rewritten: dict[tuple[int, int], Row] = field(default_factory=dict)
     """Rows whose image is the same, but not the captions, the path or the stamp, by their place."""
     recaptioned: list[str] = field(default_factory=list)
     moved: list[str] = field(default_factory=list)
     unstamped: int = 0
-    """Rows of format 1, which cannot be compared; they are taken as they are."""
+    """Number of rows of format 1, which cannot be compared and count as unchanged."""
     gone: list[str] = field(default_factory=list)
     """Ids with a row that counts, which the source no longer has or whose file is missing."""
     lost: list[str] = field(default_factory=list)
-    """The same of rows that did not count anyway."""
+    """Ids that are gone in the same way, but whose row did not count anyway."""
     absent: dict[str, str] = field(default_factory=dict)
-    """{id of either that the source does have: why its image is missing}"""
+    """Gone or lost ids that the source does have: {id: why its image is missing}."""
     removed: list[str] = field(default_factory=list)
     """Ids in the source that were removed from the index."""
     restored: tuple[str, ...] = ()
     bad: dict[str, str] = field(default_factory=dict)
-    """{id: why it cannot be one}"""
+    """{id: why it cannot be an id}"""
     faults: dict[str, str] = field(default_factory=dict)
     """{record that the source left out, or id whose captions are not all usable: why}"""
 
@@ -62,7 +62,7 @@ class Changes:
 
     @cached_property
     def digest(self) -> str:
-        """Of what is to be encoded: tells whether an unfinished build is still the same."""
+        """Digest of the ids, captions and stamps to encode; it identifies an unfinished build."""
         digest = hashlib.sha256()
         for record, stamp in self.stamps.items():
             told = [self.source.image_id(record), self.captions(record), stamp]
@@ -71,7 +71,7 @@ class Changes:
 
     @property
     def records_in_all(self) -> int:
-        """Images, and records that are none."""
+        """Number of images, and of records that the source left out."""
         return self.total + len(left_out(self.source))
 
     def captions(self, record: int) -> list[str]:
@@ -80,7 +80,7 @@ class Changes:
         return list(dict.fromkeys(usable(texts)[0]))
 
     def fault(self, record: int) -> str:
-        """What is wrong with captions of an image that are not usable; "" for nothing."""
+        """Faults of the captions of an image that are not usable; "" if there are none."""
         faults = [caption_faults(self.source, r) for r in self._all(record)]
         faults += [usable(self.source.captions(r))[1] for r in self._all(record)]
         return "; ".join(filter(None, faults))
@@ -89,7 +89,7 @@ class Changes:
         return [record, *self.also.get(record, [])]
 
     def row(self, record: int, stamp: str, digest: str) -> Row:
-        """What an index will say of an image; its thumbnail has no place yet."""
+        """Metadata row of an image, before its thumbnail has a place in the shard."""
         source = self.source
         path = os.path.abspath(source.path(record)) if isinstance(source, OnDisk) else ""
         captions = self.captions(record)
@@ -99,8 +99,9 @@ class Changes:
 def compare(source: Source, out: Path, manifest: Manifest, restore: bool = False) -> Changes:
     """Compare a source with an index.
 
-    Images are told by their stamps; where these differ, or a source has none, by their digests.
-    Records with one id show one image. `restore` takes removed ids as if they never had been.
+    Images are compared by their stamps; where these differ, or a source has none, by their digests.
+    Records with the same id show the same image. `restore` treats removed ids as if they had never
+    been removed.
     """
     first, also = _by_id(source)
     changes = Changes(source, len(first), also)
@@ -153,7 +154,7 @@ def _by_id(source: Source) -> tuple[dict[str, int], dict[int, list[int]]]:
 def _compare_words(
     changes: Changes, record: int, stamp: str, place: tuple[int, int], row: Row
 ) -> None:
-    """Note what differs of a row whose image is the same."""
+    """Record what differs in a row whose image is the same."""
     changes.unstamped += not (row.stamp or row.digest)
     digest = row.digest or ("" if stamp else _digest(changes.source, record))
     fresh = changes.row(record, stamp, digest)._replace(thumbnail=row.thumbnail)
@@ -166,7 +167,7 @@ def _compare_words(
 
 
 def _stamp(source: Source, record: int) -> str | None:
-    """None where the image's file is missing; "" where reading it will say what is wrong."""
+    """Stamp of an image; None if its file is missing, "" if reading it will report the fault."""
     try:
         return stamp_of(source, record)
     except (FileNotFoundError, NotADirectoryError):
@@ -182,7 +183,7 @@ def _is_same(source: Source, record: int, stamp: str, row: Row) -> bool:
 
 
 def _digest(source: Source, record: int) -> str:
-    """ "" where the image cannot be read."""
+    """Digest of an image; "" if it cannot be read."""
     try:
         return digest_of(source, record)
     except BadImage:

@@ -16,33 +16,33 @@ from edje_jax.index.store import Manifest
 from edje_jax.system.files import read_json, replacing
 
 LISTED = 20
-"""Most bad images that an error lists."""
+"""Largest number of bad images that an error lists."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a build found and did, in ids."""
+    """Result of a build: the ids of the images by what was done with them."""
 
     new: list[str]
     changed: list[str]
-    """Encoded again."""
+    """Ids that were encoded again."""
     recaptioned: list[str]
     moved: list[str]
-    """Those whose file has another path."""
+    """Ids whose file has another path."""
     gone: list[str]
-    """Those no longer in the source."""
+    """Ids that are no longer in the source."""
     removed: list[str]
-    """Those that stay out, as they were removed."""
+    """Ids that stay out of the index, as they were removed from it."""
     rejected: dict[str, str]
     """{id: why it is not in the index}"""
     faults: dict[str, str]
     """{record that the source left out, or id without some of its captions: why}"""
     unstamped: int
-    """Images of which an older version recorded nothing to compare."""
+    """Number of images of which an older version recorded nothing to compare."""
 
     @classmethod
     def of(cls, changes: Changes, rejected: dict[str, str]) -> "Report":
-        """What became of the changes."""
+        """Report of the changes after encoding; no rejected image is new or changed."""
         new, changed = (
             [name for name in names if name not in rejected]
             for names in (changes.new, changes.changed)
@@ -52,7 +52,7 @@ class Report:
 
 
 def record_of(out: Path, number: int) -> Path:
-    """Where a finished shard's record lies until the build is complete."""
+    """Path of a finished shard's record until the build is complete."""
     return out / f"shard-{number:05d}.json"
 
 
@@ -75,7 +75,7 @@ def finish(
     try:
         parts = [read_json(record_of(out, number)) for number in numbers]
     except FileNotFoundError:
-        # Another process's are missing; or it was the last, and has just taken them all in.
+        # Another process's shards are missing, or it was the last one and has completed the index.
         if (out / "build.json").exists():
             return None
         return Report.of(changes, Manifest.read(out).rejected)
@@ -136,7 +136,7 @@ def _rejected_in(parts: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def _forget_rejected(out: Path, parts: list[dict[str, Any]]) -> None:
-    """Let a refused build try its bad images again; one that has nothing else is cleared away."""
+    """Let the next build try the bad images again; clear this one away if it encoded nothing."""
     for part in parts:
         if part["rejected"]:
             record_of(out, part["shard"]["number"]).unlink(missing_ok=True)
@@ -145,9 +145,9 @@ def _forget_rejected(out: Path, parts: list[dict[str, Any]]) -> None:
 
 
 def taken_in(out: Path, manifest: Manifest, parts: list[dict[str, Any]]) -> Manifest:
-    """An index's manifest with finished shards in it."""
+    """Manifest of an index with finished shards added."""
     if (out / "manifest.json").exists():
-        # Pictures may have been removed while this ran.
+        # Images may have been removed while this ran.
         manifest = dataclasses.replace(manifest, removed=Manifest.read(out).removed)
     records = [part["shard"] for part in parts if part["shard"]["rows"]]
     fresh = {row.id for record in records for row in read_rows(file_of(out, record, "rows"))}
@@ -173,7 +173,7 @@ def _with_words(
 
 
 def commit(out: Path, before: Manifest, now: Manifest, parts: list[dict[str, Any]]) -> None:
-    """Make a manifest the index's, if it says anything new, and clear the build away."""
+    """Write the manifest if it differs from the one before, and clear the build away."""
     is_first = not (out / "manifest.json").exists()
     if now.shards if is_first else now != before:
         with (

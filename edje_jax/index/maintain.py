@@ -1,4 +1,4 @@
-"""Looking after an index: taking pictures out of it, and giving their room back."""
+"""Removal of images from an index, and release of their disk space."""
 
 import dataclasses
 from pathlib import Path
@@ -14,7 +14,7 @@ _KINDS = ("tokens-", "scales-", "embeddings-", "captions-", "thumbnails-", "rows
 
 
 def remove(out: Path, ids: list[str]) -> int:
-    """Take pictures out of an index, for good; their shards keep them until `compact`.
+    """Take images out of an index, for good; their shards keep them until `compact`.
 
     Returns:
         How many there were; an id that is given twice counts once.

@@ -1,7 +1,7 @@
-"""Files mapped into memory, of which none stays open: an index may have more than a process may.
+"""Files mapped into memory and closed: an index may have more files than a process may open.
 
-Python's own `mmap` keeps a descriptor of each (before Python 3.13). A mapping needs none, and what
-a deleted file held is there until its array is freed.
+Python's own `mmap` keeps a descriptor of each file (before Python 3.13). A mapping needs none, and
+the content of a deleted file stays readable until its array is freed.
 """
 
 import ctypes
@@ -18,25 +18,25 @@ from jaxtyping import UInt8
 
 _FAILED = ctypes.c_void_p(-1).value
 _HEADER = 4096
-"""Bytes in which the header of a .npy file surely ends."""
+"""Upper limit of the header of a .npy file, in bytes."""
 
 
 def map_bytes(path: Path) -> UInt8[np.ndarray, " bytes"]:
     """A file's bytes, read-only.
 
     Raises:
-        OSError: it cannot be opened or mapped.
+        OSError: the file cannot be opened or mapped.
     """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        if not size:  # No system maps nothing
+        if not size:  # An empty file cannot be mapped
             return np.empty(0, np.uint8)
         address = _libc().mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, file.fileno(), 0)
     if address == _FAILED:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), str(path))
     memory = (ctypes.c_ubyte * size).from_address(address)
-    # Freed with the last array that shows it; a process that ends needs no help.
+    # Unmapped with the last array that uses it, or by the system when the process ends.
     weakref.finalize(memory, _libc().munmap, address, size).atexit = False
     array = np.ctypeslib.as_array(memory)
     array.flags.writeable = False
@@ -47,7 +47,7 @@ def map_array(path: Path) -> np.ndarray:
     """The array in a .npy file, read-only.
 
     Raises:
-        ValueError: it is no such file, holds Python objects, or is truncated.
+        ValueError: the file is no .npy file, holds Python objects, or is truncated.
         OSError: see `map_bytes`.
     """
     data = map_bytes(path)

@@ -1,4 +1,4 @@
-"""Images of a source -> what a shard holds of them."""
+"""Encode the images of a source to the content of a shard."""
 
 import io
 from collections.abc import Callable, Iterable
@@ -23,13 +23,13 @@ THUMBNAIL = 256
 
 @dataclass(frozen=True)
 class Decoded:
-    """A few pictures, ready to be encoded."""
+    """Batch of decoded images, ready to be encoded."""
 
     records: list[int]
     images: np.ndarray
     thumbnails: list[bytes]
     digests: list[str]
-    """Of the images' files; "" where a stamp alone tells one image from another."""
+    """Digests of the images' files; "" where the stamp alone identifies an image."""
 
 
 @dataclass(frozen=True)
@@ -44,31 +44,31 @@ class Pictures:
         return len(self.batches)
 
     def __getitem__(self, index: int) -> tuple[tuple[Decoded, dict[int, str]], dict[str, str]]:
-        """((what could be read, {bad record: reason}), nothing to warn of)."""
+        """((readable images, {bad record: reason}), an empty dict of warnings)."""
         good: list[int] = []
         images, thumbnails, digests, bad = [], [], [], {}
-        # A stamp suffices for what is drawn; of files that were copied, a digest tells more.
+        # Drawn images are identified by their stamp, files that may be copied only by a digest.
         is_digested = isinstance(self.source, HasFiles) or not isinstance(self.source, Stamped)
         for record in self.batches[index].tolist():
             try:
                 # First, so that a file that changes between the two is seen to have changed.
                 digest = digest_of(self.source, record) if is_digested else ""
-                picture = image_of(self.source, record, self.recipe)
+                image = image_of(self.source, record, self.recipe)
             except ValueError as error:  # `BadImage`, or a path that no system takes
                 bad[record] = str(error)
                 continue
             good.append(record)
-            images.append(resize(picture, self.recipe))
-            thumbnails.append(thumbnail(picture))
+            images.append(resize(image, self.recipe))
+            thumbnails.append(thumbnail(image))
             digests.append(digest)
         side = self.recipe.size
         stacked = np.stack(images) if images else np.empty((0, side, side, 3), np.uint8)
         return (Decoded(good, stacked, thumbnails, digests), bad), {}
 
 
-def thumbnail(picture: Image.Image) -> bytes:
-    """A picture within THUMBNAIL x THUMBNAIL as a JPEG file."""
-    small = picture.copy()
+def thumbnail(image: Image.Image) -> bytes:
+    """JPEG file of an image, shrunk to fit in THUMBNAIL x THUMBNAIL."""
+    small = image.copy()
     small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     out = io.BytesIO()
     small.save(out, "JPEG", quality=85)
@@ -77,7 +77,7 @@ def thumbnail(picture: Image.Image) -> bytes:
 
 @dataclass(frozen=True)
 class Built:
-    """A shard's content."""
+    """Encoded content of a shard."""
 
     rows: list[Row]
     tokens: np.ndarray
@@ -93,7 +93,7 @@ def encode(
     batches: Iterable[tuple[Decoded, dict[int, str]]],
     note: Callable[[int], None],
 ) -> Built:
-    """Encode a shard's images as they come; `note` is called with how many more are done."""
+    """Encode a shard's images as they come; `note` is called with the number of records done."""
     parts: list[Encoded] = []
     thumbnails: list[bytes] = []
     rows: list[Row] = []

@@ -25,18 +25,18 @@ class BadStore(ValueError):
 
 
 class Row(NamedTuple):
-    """What an index says of a picture in words."""
+    """Metadata of an image in an index."""
 
     id: str
     path: str
-    """Where the picture lay when it was indexed; empty where it was no file."""
+    """Path of the image's file when it was indexed; empty if it was no file."""
     captions: list[str]
     thumbnail: tuple[int, int]
     """(start, length) in the shard's thumbnails."""
     stamp: str = ""
-    """What the source told of the image cheaply (`edje_jax.data.stamps`); "" if nothing."""
+    """Stamp of the image (`edje_jax.data.stamps`); "" if the source has none."""
     digest: str = ""
-    """Of the image's file; "" where the stamp alone tells, or in a row of format 1."""
+    """Digest of the image's file; "" where the stamp suffices, and in a row of format 1."""
 
 
 def file_of(folder: Path, record: dict[str, Any], kind: str) -> Path:
@@ -58,8 +58,8 @@ def map_file(path: Path) -> np.ndarray:
     """The array in one of a shard's .npy files, read-only and not read before it is used.
 
     Raises:
-        BadStore: it is damaged.
-        OSError: the system cannot map it, for now.
+        BadStore: the file is damaged.
+        OSError: the system cannot map it.
     """
     try:
         return map_array(path)
@@ -76,7 +76,7 @@ def write_shard(
     rows: Sequence[Row],
     thumbnails: Sequence[bytes],
 ) -> dict[str, Any]:
-    """Write a shard's files and return its record, which makes it count once it is kept."""
+    """Write a shard's files and return its record; the shard counts once a manifest holds it."""
     values = np.asarray(tokens.values)
     arrays = {
         "tokens": values.view(np.uint16) if values.dtype == ml_dtypes.bfloat16 else values,
@@ -115,10 +115,10 @@ def rewrite_words(
 
     Args:
         rows: as many as the shard has; what differs is captions, paths, stamps and digests.
-        embed: what the first stage says of captions that the shard has not.
+        embed: computes first-stage embeddings of captions that the shard does not have.
 
     Returns:
-        The shard's new record, which makes them count once it is kept.
+        The shard's new record; the files count once a manifest holds it.
     """
     before, files = file_of(folder, record, "rows"), dict(record["files"])
     told = [text for row in read_rows(before) for text in row.captions]
@@ -152,7 +152,7 @@ def _write_array(path: Path, array: np.ndarray) -> None:
 
 
 def _write_rows(path: Path, rows: Sequence[Row]) -> None:
-    # A path may hold bytes that are no UTF-8; what replaces these is JSON's way to write them.
+    # A path may hold bytes that are not UTF-8: they are written as JSON escapes.
     with (
         replacing(path) as temporary,
         temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file,
@@ -168,7 +168,7 @@ def read_rows(path: Path) -> Iterator[Row]:
     """The lines of a rows file.
 
     Raises:
-        BadStore: it is damaged.
+        BadStore: the file is damaged.
     """
     try:
         with path.open(encoding="utf-8") as file:

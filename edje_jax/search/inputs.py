@@ -1,4 +1,4 @@
-"""What callers hand over, read once: any iterable of texts, images or pairs becomes a list."""
+"""Inputs of callers: any iterable of texts, images or pairs is read once, to a list."""
 
 import os
 from collections.abc import Iterable, Sequence

@@ -12,11 +12,11 @@ class Found:
     """The reranked candidates of one query, best first."""
 
     rows: Int[np.ndarray, " k"]
-    """Pictures, or captions where a picture was asked with."""
+    """Rows of images; rows of captions if the query was an image."""
     logits: Float32[np.ndarray, " k"]
     similarities: Float32[np.ndarray, " k"]
     base_ranks: Int[np.ndarray, " k"]
-    """Places in the first stage, from 1."""
+    """Ranks in the first stage, from 1."""
 
 
 @dataclass(frozen=True)

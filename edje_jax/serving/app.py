@@ -23,7 +23,7 @@ from edje_jax.serving.state import State
 log = logging.getLogger(__name__)
 
 DRAINED = 256 << 20
-"""Bytes that are read and dropped of a request that is refused, until its client hears why."""
+"""Most bytes of a refused request that are dropped, so that its client reads the reason."""
 
 
 def make_app(
@@ -53,7 +53,7 @@ def make_app(
     app.state.serving = state
     for routes in (search, rerank, images, status):
         app.include_router(routes.router)
-    # The last added sees a request first.
+    # The middleware that is added last gets a request first.
     app.add_middleware(Body, limit=limits.body_bytes)
     app.add_middleware(Watch, monitor=state.monitor, api_key=api_key)
     app.add_middleware(Drain, limit=DRAINED, seconds=limits.seconds)
@@ -94,7 +94,7 @@ async def _invalid(_: Request, error: Exception) -> JSONResponse:
 
 
 def _mistake(error: dict[str, Any]) -> dict[str, str]:
-    """Where and what, and not what was sent, which may be megabytes, or no JSON (NaN)."""
+    """Place and reason of an error, without the value: it may be megabytes, or no JSON (NaN)."""
     where, what = ".".join(map(str, error["loc"])), error["msg"].removeprefix("Value error, ")
     if where == "body" and error["type"] == "missing":
         what = "the body is empty; send a JSON object"

@@ -11,11 +11,11 @@ Result = TypeVar("Result")
 
 
 class Busy(RuntimeError):
-    """More requests wait than the queue may hold."""
+    """The queue is full."""
 
 
 class Batcher(Generic[Job, Result]):
-    """One thread computes; what has queued up meanwhile is its next batch.
+    """Compute on one thread; the jobs that are queued meanwhile become its next batch.
 
     `run` gets a list of jobs and returns a result, or an exception, for each.
     """
@@ -57,7 +57,7 @@ class Batcher(Generic[Job, Result]):
         await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     async def submit(self, job: Job) -> Result:
-        """What `run` makes of the job.
+        """Result of `run` for the job.
 
         Raises:
             Busy: the queue is full.
@@ -74,7 +74,7 @@ class Batcher(Generic[Job, Result]):
             taken = [await self._waiting.get()]
             while len(taken) < self._max_batch and not self._waiting.empty():
                 taken.append(self._waiting.get_nowait())
-            # A client that has gone wants nothing computed.
+            # The client has closed its connection: compute nothing.
             wanted = [(job, done) for job, done in taken if not done.cancelled()]
             if wanted:
                 await self._compute(wanted)

@@ -1,4 +1,4 @@
-"""What a rerank request is given to rank: images by id or as data, never by address."""
+"""Documents of a rerank request: images by id or as data, never by URL."""
 
 import base64
 import binascii
@@ -26,7 +26,7 @@ FORMS = 'expected an id, a data: URI, {"id": ...}, {"image": ...} or {"content":
 TEXT_ASIDE = "the text is left aside: the image counts"
 _DATA_KEYS = ("image", "image_url", "image_base64")
 _YAML_FIELD = re.compile(r"^(id|image): *(['\"]?)(.*?)\2$", re.MULTILINE)
-"""What clients make of {"id": ...} where they send strings alone."""
+"""Line of YAML, to which clients that send only strings convert {"id": ...}."""
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]{1,11}://\S+$", re.IGNORECASE)
 
 
@@ -56,11 +56,11 @@ class Documents:
     """Each document as `return_documents` gives it back: "text", which clients rely on, and the
     "id", "image" or "content" that was sent."""
     warnings: list[str]
-    """What was left aside, and of which documents."""
+    """Ignored parts of the request, with the numbers of the documents."""
 
 
 class Form(NamedTuple):
-    """One document: an id of the index, or base64 data of an image."""
+    """Document: an id of the index, or base64 data of an image."""
 
     id: str | None = None
     data: str = ""
@@ -277,7 +277,7 @@ def _pixels(raw: bytes, recipe: ImageRecipe, most: int) -> np.ndarray:
 
 
 def _check_size(raw: bytes, pixels: int) -> None:
-    """From the header alone, before anything is decoded."""
+    """Refuse an image by the size in its header, before anything is decoded."""
     try:
         with open_image(io.BytesIO(raw)) as image:
             width, height = image.size

@@ -1,4 +1,4 @@
-"""What the server is asked to compute: jobs, those with one `batch_key` in one batch."""
+"""Jobs of the server; jobs with the same `batch_key` are computed in one batch."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -9,33 +9,33 @@ from edje_jax.serving.documents import Images
 
 @dataclass(frozen=True)
 class Search:
-    """A text that looks for images."""
+    """Search for the images that match a text."""
 
     query: str
     k: int
 
     @property
     def batch_key(self) -> Hashable:
-        """Searches of one depth share their calls of the model."""
+        """Searches of the same depth share their calls of the model."""
         return Search, self.k
 
 
 @dataclass(frozen=True)
 class Captions:
-    """An image of the index that looks for captions."""
+    """Search for the captions that match an image of the index."""
 
     image: int
     k: int
 
     @property
     def batch_key(self) -> Hashable:
-        """Searches of one depth share their calls of the model."""
+        """Searches of the same depth share their calls of the model."""
         return Captions, self.k
 
 
 @dataclass(frozen=True)
 class Rerank:
-    """A text and the images to order for it."""
+    """Reranking of images by how they match a text."""
 
     query: str
     images: Images
@@ -51,7 +51,7 @@ Job = Search | Captions | Rerank
 
 @dataclass(frozen=True)
 class Answer:
-    """Of a search: its candidates, reranked, and what its batch took."""
+    """Result of a search: its reranked candidates, and the seconds of its batch."""
 
     found: Found
     seconds: Seconds

@@ -1,22 +1,22 @@
-"""How much a request, and all that wait, may ask for."""
+"""Limits of a request, and of the queue."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request, and all that wait, may ask for; `edje serve` has a flag for each."""
+    """Limits of one request and of the queue; `edje serve` has a flag for each."""
 
     body_bytes: int = 32 << 20
     documents: int = 1000
     images: int = 64
-    """Of the documents, those that are sent and not indexed: each is decoded and encoded."""
+    """Documents of a request that are sent as image data; each is decoded and encoded."""
     pixels: int = 64_000_000
-    """Of one sent image; decoded it takes three bytes each."""
+    """Pixels of a sent image; each takes three bytes once it is decoded."""
     k: int = 1000
     waiting: int = 64
     """Requests in the queue; one more gets a 429."""
     batch: int = 16
     """Requests computed together."""
     seconds: float = 30.0
-    """Until a request is given up with a 503."""
+    """Time until a request is answered with a 503."""

@@ -1,4 +1,4 @@
-"""What happens to a request before its route and to an answer after it."""
+"""Middleware between the network and the routes: paths, HEAD, keys and bodies."""
 
 import asyncio
 import contextlib
@@ -37,7 +37,7 @@ class Paths:
         await self.app(scope, receive, send)
 
     def _readings(self, path: str) -> list[str]:
-        """What a path may mean, the likeliest first."""
+        """Paths of routes that a path may stand for, the likeliest first."""
         found = [path]
         if self.root_path and f"{path}/".startswith(f"{self.root_path}/"):
             found.insert(0, path[len(self.root_path) :] or "/")
@@ -50,7 +50,7 @@ class Paths:
 
 
 class Head:
-    """HEAD is answered as GET is, without the body."""
+    """Answer HEAD like GET, without the body."""
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -66,16 +66,16 @@ class Head:
 
 
 class Drain:
-    """What a client still sends when its answer is ready is read and dropped, up to a limit.
+    """Read and drop what a client still sends when its answer is ready, up to a limit.
 
-    A client that sees its connection closed while it sends reports that, and not the answer.
+    A client whose connection closes while it sends reports that, and not the answer.
     """
 
     def __init__(self, app: ASGIApp, limit: int, seconds: float):
         self.app, self.limit, self.seconds = app, limit, seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # Who asks first whether to send is told by the answer.
+        # A client that sends "Expect" waits for the answer before it sends the body.
         if scope["type"] != "http" or b"expect" in dict(scope["headers"]):
             return await self.app(scope, receive, send)
         done = False
@@ -101,7 +101,7 @@ class Drain:
 
 
 class Watch:
-    """Requests are counted, and refused where they bring no key to a server that has one."""
+    """Count requests, and refuse those without the key if the server has one."""
 
     def __init__(self, app: ASGIApp, monitor: Monitor, api_key: str):
         self.app, self.monitor, self.api_key = app, monitor, api_key
@@ -140,7 +140,7 @@ def _has_key(request: Request, api_key: str) -> bool:
 
 
 class Body:
-    """Bodies are JSON, as a whole, and of at most `limit` bytes, stated or not."""
+    """Read each body whole, and refuse it if it is no JSON or has more than `limit` bytes."""
 
     def __init__(self, app: ASGIApp, limit: int):
         self.app, self.limit = app, limit

@@ -1,4 +1,4 @@
-"""What requests, answers and refusals look like, as the OpenAPI document tells it."""
+"""Schemas of requests, answers and errors, from which the OpenAPI document is made."""
 
 import copy
 from typing import Annotated, Any, Self
@@ -164,7 +164,7 @@ Stored = Annotated[str, BeforeValidator(whole_characters)]
 
 
 class Seconds(BaseModel):
-    """What the parts of an answer took; reranking includes gathering."""
+    """Seconds that the parts of an answer took; reranking includes gathering."""
 
     first_stage: float
     gather: float
@@ -237,7 +237,7 @@ class Ranked(BaseModel):
 
 
 class Usage(BaseModel):
-    """What was computed, in pairs of a text and an image, and in tokens."""
+    """Amount of computation, in pairs of a text and an image, and in tokens."""
 
     pairs: int
     prompt_tokens: int
@@ -245,7 +245,7 @@ class Usage(BaseModel):
 
 
 class Meta(BaseModel):
-    """What Cohere's clients read beside the results."""
+    """Metadata that Cohere's clients read beside the results."""
 
     api_version: dict[str, str]
     billed_units: dict[str, int]
@@ -288,7 +288,7 @@ class Ready(BaseModel):
 
 
 class Info(BaseModel):
-    """What is served, for the search page."""
+    """Model, counts and examples for the search page."""
 
     model: str
     pictures: int
@@ -316,7 +316,7 @@ class Models(BaseModel):
 
 
 class Mistake(BaseModel):
-    """What is wrong with one field of a request."""
+    """Fault of one field of a request."""
 
     where: str
     what: str

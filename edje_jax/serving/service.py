@@ -1,4 +1,4 @@
-"""What the server computes: batches of searches and rerankings, on one thread."""
+"""Computations of the server: batches of searches and rerankings, on one thread."""
 
 import logging
 import time
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class Service:
-    """A model and an index, asked with lists of jobs."""
+    """Model and index, which compute lists of jobs."""
 
     def __init__(self, reranker: Reranker, index: ImageIndex):
         self.reranker = reranker
@@ -85,7 +85,7 @@ class Service:
         return logits
 
     def results(self, found: Found, top_k: int) -> list[dict[str, Any]]:
-        """A search's best pictures in words."""
+        """Metadata and scores of a search's best images."""
         store = self.index.store
         return [
             {"id": store.row(row).id, "captions": store.row(row).captions, **scores}
@@ -93,7 +93,7 @@ class Service:
         ]
 
     def base_order(self, found: Found, top_k: int) -> list[dict[str, Any]]:
-        """The first stage's best pictures, with where reranking put them."""
+        """First stage's best images, with their ranks after reranking."""
         store, out = self.index.store, []
         for place in np.argsort(found.base_ranks, kind="stable")[:top_k]:
             row = store.row(int(found.rows[place]))
@@ -103,7 +103,7 @@ class Service:
 
     @property
     def name(self) -> str:
-        """What clients call the model: its hub id or workdir's name, never a path of the server."""
+        """Model name for clients: a hub id or the workdir's name, never a path of the server."""
         path = Path(self.reranker.source).expanduser()
         if not path.exists():
             return self.reranker.source
@@ -111,7 +111,7 @@ class Service:
         return (path.parent.name if path.name == "model" else "") or path.name
 
     def text_tokens(self, text: str) -> int:
-        """Ids that a text takes in the joint encoder."""
+        """Number of ids that a text takes in the joint encoder."""
         ids = self.reranker.engine.joint_tokenizer([text])
         return int((ids != self.reranker.config.joint_encoder.pad_token_id).sum())
 
@@ -130,7 +130,7 @@ class Service:
             return
         began = time.perf_counter()
         engine, manifest = self.reranker.engine, self.index.store.manifest
-        # Tokens as they are kept, and as pictures that come with a request have them.
+        # Tokens in the format of the index, and in that of images that come with a request.
         engine.warm(self.index.tokens)
         engine.warm(np.zeros((1, manifest.num_tokens, manifest.width), np.float32))
         engine.warm_images()

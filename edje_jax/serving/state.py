@@ -1,4 +1,4 @@
-"""What the routes of one application share."""
+"""State that the routes of an application share."""
 
 import asyncio
 import time
@@ -37,7 +37,7 @@ class State:
 
     @property
     def store(self) -> Store:
-        """What is indexed."""
+        """Store of the index."""
         return self.service.index.store
 
     @cached_property

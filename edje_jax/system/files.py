@@ -161,7 +161,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def first_line(error: Exception) -> str:
-    """What another library says of a failure, in one line."""
+    """First line of another library's error message; its type if it has none."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 

@@ -13,7 +13,7 @@ FAULTY = "0.10.2"
 0.10.0, 0.10.1, 0.11.0 to 0.11.2 and 0.12.0.1 get all of them right."""
 _NAME = "xla_cpu_experimental_ynn_fusion_type"
 FLAG = f"--{_NAME}=-reduce"
-"""The cure. Releases that do not know the flag end the process because of it."""
+"""Flag that avoids the fault. Releases that do not know it end the process."""
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Stamps of models: what an index, a feature cache and a model folder are told apart by."""
+"""Stamps of models, by which indexes, feature caches and model folders are compared."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ def model_stamp(config: EdjeConfig, fingerprint: str, source: str) -> dict[str, 
 
 
 def model_fingerprint(config: EdjeConfig, params: PyTree[np.ndarray]) -> str:
-    """32 hex digits over every parameter and shape of a model."""
+    """Fingerprint (32 hex digits) of every parameter and of the config of a model."""
     raw = to_dict(config) | {"image": config.image.to_dict()}
     if config.joint_encoder.as_published:
         # Left out, so that models from before there were deferred layers keep their fingerprints.

@@ -19,11 +19,11 @@ _FORMATS = {
     "*.bin": ("not called so", "call it pytorch_model.bin if it is the whole model"),
     "*.pt*": ("a single file of PyTorch", _CONVERTED),
 }
-"""Files that lie in folders of other libraries -> (what they are, what to do)."""
+"""File pattern of another library's weights -> (their format, what to do)."""
 
 
 def other_format(folder: Path) -> str:
-    """What a folder holds instead of what is read, to end a message with; "" if unknown."""
+    """Suffix of an error message that names the format of a folder's weights; "" if unknown."""
     for pattern, (what, remedy) in _FORMATS.items():
         if found := sorted(path.name for path in folder.glob(pattern)):
             return f" ({found[0]} is {what}: {remedy})"

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from typing import Any
 
 _KEYS = ("model", "state_dict", "model_state_dict", "module", "net", "network")
-"""What a trainer's file calls the weights, and what it puts in front of their names."""
+"""Keys of the weights in a trainer's file, which are also prefixes of parameter names."""
 _OTHER_KEYS = (
     *("checkpoint", "ckpt", "weights", "params"),
     *("ema", "ema_state_dict", "ema_model", "model_ema", "params_ema"),
 )
-"""What it calls them else; averaged ones are taken where there are no others."""
+"""Further keys of the weights; averaged weights are taken only if there are no others."""
 _MODULES = (
     "module",
     "_orig_mod",
@@ -22,12 +22,12 @@ _MODULES = (
 
 
 def wrappings(loaded: Any) -> Iterator[dict[str, Any]]:
-    """A loaded torch file and the dicts in it that trainers keep weights in, outermost first."""
+    """Yield a loaded torch file and the dicts of weights in it, outermost first."""
     while isinstance(loaded, dict):
         yield loaded
         inner = (loaded.get(key) for key in _KEYS + _OTHER_KEYS)
-        # Some call the settings that a model is made of "model" or "params".
-        loaded = next((one for one in inner if _holds_tensors(one)), None)
+        # Some trainers store a model's settings under "model" or "params".
+        loaded = next((value for value in inner if _holds_tensors(value)), None)
 
 
 def _holds_tensors(value: Any) -> bool:
@@ -51,7 +51,7 @@ def unwrapped(name: str) -> str:
 def refusal(error: Exception) -> str:
     """Why `torch.load(weights_only=True)` failed, and what to do.
 
-    In our words: torch's are a page, and advise to trust the file.
+    torch's own message is a page long, and advises to trust the file.
     """
     text = str(error)
     if found := re.search(r"GLOBAL ([\w.]+)", text):

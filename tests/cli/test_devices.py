@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 
 @pytest.fixture(autouse=True)
 def forgotten(caplog):
-    """What this process has said already does not count."""
+    """Clear the record of the devices that this process has logged."""
     runtime_devices._log_devices.cache_clear()
     caplog.set_level("INFO")
 

@@ -1,4 +1,4 @@
-"""What sources tell of an image without reading it, and what its content tells."""
+"""Stamps of images, read without their content, and digests of it."""
 
 import os
 from pathlib import Path

@@ -162,7 +162,7 @@ def nodes(value: Any) -> list[tuple[Any, Any]]:
 
 
 def change(body: Any, rng: random.Random) -> None:
-    """One place of the body: another value, none, twice, deeper, or damaged text."""
+    """Change one value of the body: replace, drop, repeat, nest it, or damage its text."""
     container, key = rng.choice(nodes(body) or [(body, "query")])
     kind, value = rng.randrange(6), container.get(key) if isinstance(container, dict) else None
     if isinstance(container, list):

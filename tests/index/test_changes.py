@@ -174,7 +174,7 @@ STEPS: dict[str, tuple[Callable[[Set], object], dict[str, bool], str]] = {
     ),
     "every image is broken": (break_all, {}, ""),
 }  # fmt: skip
-"""What was done -> (how, options of the build, the id that search answers otherwise with)."""
+"""Change of the set -> (function, options of the build, id whose search result changes)."""
 
 
 def test_the_table_in_the_documentation_is_what_happens(made, reranker, caplog, monkeypatch):

@@ -25,7 +25,7 @@ def plain(trained) -> Reranker:
 
 @pytest.fixture(scope="module")
 def careful(trained) -> Reranker:
-    """The same model with both options."""
+    """Reranker of the trained model with both options."""
     model = load_model(str(trained))
     recipe = dataclasses.replace(model.config.image, icc_profile="applied", transparency="white")
     return Reranker(

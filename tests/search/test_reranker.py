@@ -182,7 +182,7 @@ def test_a_missing_picture_is_named(reranker):
 
 
 def test_an_index_made_before_there_was_a_choice_still_opens(reranker):
-    """Its stamp was made of a config that knew none of these settings."""
+    """Fingerprints of older indexes were made of a config without these settings."""
     config = to_dict(reranker.config)
     assert config["joint_encoder"].pop("deferred_layers") == 0
     assert config["joint_encoder"].pop("online_vision") == "updated"

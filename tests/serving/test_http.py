@@ -1,4 +1,4 @@
-"""What HTTP clients, browsers and proxies expect of a server, beside right answers."""
+"""HTTP behaviour that clients, browsers and proxies expect of a server."""
 
 import gzip
 import http.client
@@ -26,7 +26,7 @@ def client(service) -> Iterator[TestClient]:
 
 @pytest.fixture(scope="module")
 def scores(client) -> list[float]:
-    """Of `IDS`, in their order."""
+    """Scores of `IDS`, in their order."""
     return scores_of(client.post("/rerank", json={"query": QUERY, "documents": IDS}))
 
 

@@ -1,4 +1,4 @@
-"""Where caches lie: as the XDG base directory specification says, or nowhere."""
+"""Place of the cache: as the XDG base directory specification says, or None."""
 
 import os
 from pathlib import Path

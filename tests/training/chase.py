@@ -38,7 +38,7 @@ class Greys:
 
 @dataclass(frozen=True)
 class ChaseRun(RunConfig):
-    """What every training run has, under the name of this task."""
+    """Options that every training run has, under the name of this task."""
 
     task: ClassVar[str] = "chase"
 

@@ -95,7 +95,7 @@ def test_logits_are_the_published_code_s(folder, expected):
 
 
 def test_every_stored_row_counts(folder, expected):
-    """Of the golden's table the rows past 511 repeat it; those of a trained one do not."""
+    """Rows past 511 of the golden's table repeat its first rows; those of a trained one differ."""
     model = load_model(str(folder))
     rows = np.array(model.params["joint_encoder"]["embeddings"]["position"]["embedding"])
     rows[512:] += np.random.default_rng(0).normal(size=rows[512:].shape).astype(np.float32)

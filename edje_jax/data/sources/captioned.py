@@ -61,7 +61,7 @@ class Captioned(ABC):
         )
 
     def caption_faults(self, index: int) -> str:
-        """What is wrong with captions that are left out, and where; "" for nothing."""
+        """Faults of the captions that are left out of an image, and their place; "" if none."""
         return self._faults.get(self._checked(index), "")
 
     @abstractmethod

@@ -72,7 +72,7 @@ class Mixture:
         return stamp_of(self.sources[number], record)
 
     def caption_faults(self, index: int) -> str:
-        """What is wrong with captions of the picture that its set leaves out."""
+        """Faults of the captions that the data set leaves out of an image; "" if there are none."""
         number, record = self.at(index)
         return caption_faults(self.sources[number], record)
 

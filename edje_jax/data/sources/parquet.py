@@ -194,7 +194,7 @@ def _columns(file: str, schema: Any) -> tuple[str, str, str]:
 
 
 def _plain(kind: Any) -> Any:
-    """What a type stands for, however its values are kept."""
+    """Type of the values themselves, without extension, dictionary or run-end encoding."""
     import pyarrow as pa
 
     while True:
@@ -227,7 +227,7 @@ def _is_picture(kind: Any) -> bool:
 
 
 def _is_string(kind: Any) -> bool:
-    """Text, or bytes of one."""
+    """Whether a type is text, or the bytes of a text."""
     import pyarrow.types as of
 
     return (
@@ -236,7 +236,8 @@ def _is_string(kind: Any) -> bool:
 
 
 def _is_text(kind: Any, is_one: Callable[[Any], bool] = _is_string) -> bool:
-    """What `is_one` says, also of what is in lists and below a name of `CAPTIONS` in structs."""
+    """Whether `is_one` holds for a type, for the items of a list type, or for the field of a struct
+    type that `CAPTIONS` names."""
     import pyarrow.types as of
 
     kind = _plain(kind)
@@ -281,7 +282,7 @@ def _reader(file: str, modified: int) -> Any:
 
 @lru_cache(maxsize=256)
 def _footer(file: str, modified: int) -> Any:
-    """What the end of a file says of its schema and row groups."""
+    """Metadata in a file's footer: its schema and row groups."""
     try:
         import pyarrow.parquet as pq
     except ImportError as error:

@@ -1,22 +1,22 @@
-"""Files that are part of no record: none is left out of a set without a word."""
+"""Files that belong to no record; each is counted, so that none is skipped silently."""
 
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 NAMED = 3
-"""Files that are named of each reason."""
+"""Most file names that are kept for each reason."""
 
 
 @dataclass
 class PassedOver:
-    """How many files were passed over, and some names, by reason."""
+    """Count and some names of the files that were passed over, by reason."""
 
     counts: Counter[str] = field(default_factory=Counter)
     names: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, reason: str, name: str) -> None:
-        """Take note of one."""
+        """Count a file, and keep its name while there are few."""
         self.counts[reason] += 1
         named = self.names.setdefault(reason, [])
         if len(named) < NAMED:
@@ -24,7 +24,7 @@ class PassedOver:
 
     @classmethod
     def joined(cls, parts: Iterable["PassedOver"]) -> "PassedOver":
-        """All of several."""
+        """Sum of several counts."""
         whole = cls()
         for part in parts:
             whole.counts.update(part.counts)
@@ -34,11 +34,11 @@ class PassedOver:
 
     @property
     def total(self) -> int:
-        """Files."""
+        """Number of files."""
         return self.counts.total()
 
     def __str__(self) -> str:
-        """As in "3 passed over: 2 hidden (.DS_Store, ._a.jpg), 1 .txt (notes.txt)"."""
+        """Summary, as "3 passed over: 2 hidden (.DS_Store, ._a.jpg), 1 .txt (notes.txt)"."""
         listed = []
         for reason, count in self.counts.most_common():
             more = ", ..." if count > NAMED else ""

@@ -43,7 +43,7 @@ class Subset:
         return self.source.captions(self._row(index))
 
     def caption_faults(self, index: int) -> str:
-        """What is wrong with captions of the picture that are left out."""
+        """Faults of the captions that are left out of an image; "" if there are none."""
         return caption_faults(self.source, self._row(index))
 
     def encoded(self, index: int) -> bytes:
@@ -105,7 +105,7 @@ class Joined(Subset):
         return tuple(dict.fromkeys(texts))
 
     def caption_faults(self, index: int) -> str:
-        """What is wrong with captions of these records that are left out."""
+        """Faults of the captions that are left out of an image's records; "" if there are none."""
         faults = (caption_faults(self.source, record) for record in self._records(index))
         return "; ".join(filter(None, faults))
 

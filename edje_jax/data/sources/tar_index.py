@@ -46,11 +46,11 @@ class TarIndex:
     size: Int64[np.ndarray, " n"]
     keys: PackedStrings
     ids: PackedStrings
-    """What a sample's JSON tells its picture by; empty where it has none."""
+    """Image ids from the samples' JSON; empty where it has none."""
     captions: PackedStrings
     starts: Int64[np.ndarray, " n+1"]
     faults: PackedStrings
-    """What is wrong with a sample's texts, which are left out then; empty for nothing."""
+    """Faults of each sample's texts that are left out; empty if there are none."""
     passed_over: PassedOver
     """Members that are no sample's image, text or JSON."""
 
@@ -80,7 +80,7 @@ def index_of(tar: str) -> TarIndex:
 
 
 def _places(tar: str) -> list[Path]:
-    """Where the index of a tar may lie: beside it, and in the cache if there is one."""
+    """Paths at which the index of a tar may lie: beside it, and in the cache if there is one."""
     digest = hashlib.sha256(os.path.abspath(tar).encode()).hexdigest()[:32]
     cache = cache_folder("tars")
     return [Path(f"{tar}.index.npz"), *([cache / f"{digest}.npz"] if cache else [])]

@@ -6,30 +6,30 @@ from typing import Any, BinaryIO, NamedTuple
 from edje_jax.data.sources.texts import decoded, in_a_line, listed, text_fault, usable
 
 NAMES = ("image_id", "sha256", "url")
-"""What a sample's JSON may tell its image by, the best first; img2dataset writes the last two."""
+"""JSON fields that hold an image's id, best first; img2dataset writes the last two."""
 MOST_BYTES = 16 << 20
-"""Bytes of the largest .txt or .json that is read."""
+"""Largest .txt or .json that is read, in bytes."""
 
 
 class Member(NamedTuple):
     """A file in a tar."""
 
     key: str
-    """Its path up to the first dot of its name: members that share it are one sample."""
+    """Path up to the first dot of the file name; members with one key form a sample."""
     extension: str
-    """What follows the dot."""
+    """Rest of the file name, after that dot."""
     offset: int
     size: int
 
 
 class Texts(NamedTuple):
-    """What the texts of a sample say."""
+    """Id, captions and faults of a sample."""
 
     image_id: str
-    """The first of `NAMES` that the JSON has; empty where it has none."""
+    """Value of the first of `NAMES` that the JSON has; empty if it has none."""
     captions: list[str]
     faults: list[str]
-    """What is wrong with them, and is left out."""
+    """Faults of the texts that are left out."""
 
 
 def read_texts(file: BinaryIO, sample: dict[str, Member]) -> Texts:
@@ -65,7 +65,7 @@ def _facts(file: BinaryIO, sample: dict[str, Member]) -> dict[str, Any]:
 
 
 def _identity(facts: dict[str, Any]) -> tuple[str, str]:
-    """(the first of `NAMES` that is there, or ""; what is wrong with it)."""
+    """(value of the first of `NAMES` that is there, or ""; its fault, or "")."""
     for name in NAMES:
         value = facts.get(name)
         if isinstance(value, str | int | float) and value != "" and value == value:  # Not NaN

@@ -1,5 +1,5 @@
-"""Texts as files hold them: decoded, told from what no caption or name can be, and found under the
-names that other makers give their columns."""
+"""Texts in files: decoded, checked that they can be captions or names, and found under the column
+names that other makers use."""
 
 import codecs
 import json
@@ -10,7 +10,7 @@ from typing import Any
 from edje_jax.types import BadRecord
 
 LONGEST = 100_000
-"""Characters of the longest caption; what has more is a file that went astray."""
+"""Most characters of a caption; a longer text is taken for a whole file in the wrong place."""
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),  # Before that of UTF-16, which it begins with
@@ -23,7 +23,7 @@ _MESSAGE = 300
 _FAULTS = 9
 """Bad captions of a record that are named; more are counted."""
 _NESTED = 4
-"""Lists in lists that are looked into for captions."""
+"""Depth of nested lists in which captions are looked for."""
 _INT_DIGITS = 4_000
 """Digits of the longest whole number that is read as one: Python refuses to read 4,301."""
 
@@ -78,8 +78,8 @@ def _values(value: Any, depth: int) -> Iterator[Any]:
     if isinstance(value, dict) and (name := first_named(CAPTIONS, value)):
         value = value[name]
     if isinstance(value, list | tuple) and depth:
-        for one in value:
-            yield from _values(one, depth - 1)
+        for item in value:
+            yield from _values(item, depth - 1)
     else:
         yield value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
 
@@ -161,7 +161,7 @@ def shown(value: Any) -> str:
 
 
 def in_a_line(error: BaseException) -> str:
-    """What a library says of a file, without line breaks and not at any length."""
+    """Message of a library's error, in one line and shortened."""
     return printable(" ".join(str(error).split()))[:_MESSAGE] or type(error).__name__
 
 
@@ -186,14 +186,14 @@ CAPTIONS = (
 
 
 PICTURE_IDS = ("image_id", "img_id", "imgid", "cocoid")
-"""These name a picture in every file of a set."""
+"""Fields whose values identify an image in all files of a set."""
 
 
 ROW_IDS = ("id", "key", "filename", "file_name")
-"""These often begin anew in every file."""
+"""Fields whose values may be unique only within one file."""
 
 
 def first_named(wanted: Iterable[str], there: Iterable[str]) -> str:
-    """The first of `wanted` that is there, or ""."""
+    """First name of `wanted` that is in `there`; "" if none is."""
     names = set(there)
     return next((name for name in wanted if name in names), "")

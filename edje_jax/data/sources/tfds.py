@@ -82,7 +82,7 @@ class Tfds:
         self._by_lines = True
 
     def caption_faults(self, index: int) -> str:
-        """What is wrong with captions of the record that are left out."""
+        """Faults of the captions that are left out of an image; "" if there are none."""
         fault = self._told(index)[2]
         return fault and f"{self._place(index)}: {fault}"
 
@@ -201,7 +201,7 @@ def _folder(name: str) -> str:
 
 
 def _folder_stamp(folder: str) -> str:
-    """Of all files in a folder; "" of a remote one."""
+    """Stamp of all files in a folder; "" for a remote folder."""
     if "://" in folder:
         return ""
     stamps = sorted(f"{file.name} {file_stamp(file.path)}" for file in os.scandir(folder))

@@ -1,1 +1,1 @@
-"""The routes of `edje serve`, a file each for what belongs together."""
+"""Routes of `edje serve`; each file holds a group of them."""

@@ -40,7 +40,7 @@ def image(
 
 
 def _media_type(path: Path) -> str:
-    """By content; empty where the file is gone, cannot be read or is nothing that browsers show."""
+    """Media type by content; empty if the file is missing, unreadable or unknown to browsers."""
     try:
         with path.open("rb") as file, open_image(file) as found:
             return SHOWN.get(found.format or "", "")

@@ -1,4 +1,4 @@
-"""The search page, and what a server says of itself."""
+"""Search page, health, model and metrics of the server."""
 
 import html
 from pathlib import Path
@@ -25,7 +25,7 @@ def page(request: Request) -> str:
 @router.get("/health")
 @router.get("/healthz")
 def health(state: Shared) -> Health:
-    """The sign of life."""
+    """Health of the server, and the length of its queue."""
     return Health(status="ok", pictures=len(state.service.index), waiting=state.batcher.waiting)
 
 
@@ -39,7 +39,7 @@ def ready(state: Shared) -> Ready:
 
 @router.get("/info")
 def info(state: Shared) -> Info:
-    """What the search page shows."""
+    """Model, counts and examples that the search page shows."""
     return Info(
         model=state.service.name,
         pictures=len(state.service.index),

@@ -1,1 +1,1 @@
-"""One file per family of dual encoders: its table of weights and its config."""
+"""Families of dual encoders; each has a file with its table of weights and its config."""
