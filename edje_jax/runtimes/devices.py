@@ -2,6 +2,7 @@
 
 import logging
 from functools import cache
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,13 @@ log = logging.getLogger(__name__)
 
 
 def compute_dtype(precision: Precision) -> jax.typing.DTypeLike:
-    """The dtype of activations; "auto" is bfloat16 on GPU and TPU, float32 on CPU."""
+    """The dtype of activations; "auto" is bfloat16 on GPU and TPU, float32 on CPU.
+
+    Raises:
+        ValueError: there is no such precision.
+    """
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision {precision!r}: give one of {', '.join(get_args(Precision))}")
     if precision == "auto":
         return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     return jnp.dtype(precision)
