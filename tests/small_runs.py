@@ -4,6 +4,7 @@ Its length, seed and shapes are compiled into the train step, so tests that trai
 use the same command and find the program in the compilation cache.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 
 import train
+from edje_jax.runtimes.jax import Engine
+from edje_jax.search.reranker import Reranker
 
 TINY = Path(__file__).parent / "goldens" / "reference_tiny"
 STEPS = 40
@@ -33,3 +36,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not workdir.exists():
         assert train.main([*COMMAND, "--workdir", str(workdir)]) == 0
     return workdir
+
+
+@pytest.fixture(scope="session", params=[0, 1], ids=["published", "deferred"])
+def engine(trained: Path, request: pytest.FixtureRequest) -> Engine:
+    """The engine of the model of that run, and of one with a deferred layer."""
+    engine = Reranker.from_pretrained(trained, precision="float32").engine
+    joint = dataclasses.replace(engine.config.joint_encoder, deferred_layers=request.param)
+    config = dataclasses.replace(engine.config, joint_encoder=joint)
+    return dataclasses.replace(engine, config=config)

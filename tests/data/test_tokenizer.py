@@ -14,7 +14,6 @@ import pytest
 import sentencepiece
 import torch
 from safetensors.numpy import load_file, save_file
-from tests.training.test_parts import edited
 from transformers import AutoTokenizer, BertConfig
 
 from edje_jax.config.model import EdjeConfig
@@ -31,6 +30,7 @@ from edje_jax.training.assemble import assemble
 from edje_jax.weights.bert import load_language_model, read_language_config
 from edje_jax.weights.folder import Model, load_model, save_model
 from edje_jax.weights.published import load_published
+from tests.training.test_assemble import edited
 
 TINY = Path(__file__).parents[1] / "goldens" / "reference_tiny"
 CAPTIONS = ["two dogs run on the beach", "a cat sat on a red mat", "trees"]
