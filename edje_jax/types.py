@@ -1,4 +1,4 @@
-"""What crosses the border between data and models: the source protocol and the batch structs."""
+"""Types that data and models share: the source protocol and the batch structs."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
@@ -109,7 +109,7 @@ class PatchLabelled(Protocol):
 
 
 class Features(NamedTuple):
-    """What the frozen backbone says of a batch."""
+    """Features of a batch from the frozen backbone."""
 
     vision_tokens: Float[Any, "b n w"]
     image_embeddings: Float[Any, "b e"]
@@ -117,7 +117,7 @@ class Features(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """One training step's input: NumPy arrays on the host, JAX arrays inside a step.
+    """Input of a training step: NumPy arrays on the host, JAX arrays inside a step.
 
     Each leaf has B rows. Rows with `valid` False hold a picture that could not be read, or pad a
     last batch: they count in no loss.
@@ -135,6 +135,6 @@ class Batch(NamedTuple):
     """Equal for rows with the same canonical caption."""
     valid: Bool[Any, " b"]
     patch_labels: Int[Any, "b n a"] | None = None
-    """What each patch holds, where the source knows (`shapes:`); 0 is background."""
+    """Labels of each patch, if the source has them (`shapes:`); 0 is background."""
     features: Features | None = None
-    """What the backbone said of them in another run (`data.feature_cache`)."""
+    """Backbone features of an earlier run (`data.feature_cache`)."""

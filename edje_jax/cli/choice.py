@@ -52,7 +52,7 @@ def front_of(choices: Sequence[Choice]) -> list[bool]:
 
 
 def layers(choice: Choice) -> str:
-    """Its deferred layers, and what the online ones do with the picture if that is not usual."""
+    """Deferred layers of a choice, marked if the others leave vision rows unchanged."""
     attended = choice.online_vision == "attended"
     return f"{choice.deferred_layers} attended" if attended else str(choice.deferred_layers)
 

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 WORKDIR = Path("runs/demo")
 FEATURES = WORKDIR / "features"
-"""What the backbone says of the training set, 0.7 GB, for as long as the training lasts."""
+"""Folder of the backbone features of the training set, 0.7 GB, deleted after the training."""
 GALLERY = "shapes:test"
 PICTURE = 7
 """The picture of the gallery whose first caption is the search that is shown."""
@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
 
 
 def show_search(pictures: int = 200, k: int = 10) -> None:
-    """One query against a part of the gallery: the base's order beside the reranked one."""
+    """Print one query against a part of the gallery: the base's order beside the reranked one."""
     source = open_source(GALLERY)
     query = source.captions(PICTURE)[0]
     reranker = Reranker.from_pretrained(WORKDIR / "model")

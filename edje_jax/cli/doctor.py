@@ -16,7 +16,7 @@ from edje_jax.system.xla_flags import FAULTY, FLAG
 
 PACKAGES = ("edje-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "torch")
 DEVELOPMENT = ("test", "test-jax", "gpu", "tpu")
-"""Extras that are not told: what they bring shows in the devices, or is for the project's tests."""
+"""Extras that are not listed: they show in the devices, or serve the project's tests."""
 
 
 def doctor() -> None:

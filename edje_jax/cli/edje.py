@@ -67,7 +67,7 @@ class Convert:
     dst: tyro.conf.Positional[str]
     """Folder (edje, onnx) or file (published) to write; must not exist yet."""
     to: Literal["edje", "published", "onnx"]
-    """What to write: a model folder, the published code's checkpoint, or ONNX files."""
+    """Format to write: a model folder, the published code's checkpoint, or ONNX files."""
     backbone: str = ""
     """Folder or hub id of the backbone that a published .pth was trained on."""
     language_model: str = ""
@@ -126,7 +126,7 @@ class IndexBuild:
     out: str
     """Folder of the index."""
     token_dtype: TokenDtype = "bfloat16"
-    """What tokens are kept as: 2 bytes a number, 1 or a half."""
+    """Data type of stored tokens: 2 bytes a number, 1 or a half."""
     shard: str = ""
     """i/n: build the i-th of n shares (from 0); the last to finish completes the index."""
     workers: int = 0
@@ -287,7 +287,7 @@ class Search:
     index: tyro.conf.Positional[str]
     """Folder of the index."""
     query: tyro.conf.Positional[str] = ""
-    """What to look for."""
+    """Text to search for."""
     image: str = ""
     """A picture to look for captions of, instead of a query."""
     k: int = 100
@@ -297,9 +297,9 @@ class Search:
     json: bool = False
     """Write results as JSON and nothing else."""
     model: str = ""
-    """Where the index's model is now, if it was moved."""
+    """Present path of the index's model, if it was moved."""
     tokens_on: Literal["disk", "host", "device"] = "disk"
-    """Where tokens rest while the index is open."""
+    """Memory that holds the tokens while the index is open."""
     first_stage: Literal["exact", "faiss-flat", "faiss-hnsw", "faiss-ivf"] = "exact"
     """Engine that finds the candidates."""
 
@@ -326,15 +326,15 @@ class Serve:
     port: int = 8000
     """Port to listen on; 0 for any that is free."""
     api_key: str = ""
-    """What clients have to send; also read from the variable EDJE_API_KEY."""
+    """Key that clients have to send; also read from the variable EDJE_API_KEY."""
     cors_origin: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Origin whose pages may ask, such as https://shop.example, or "*"; give it once for each."""
     root_path: str = ""
     """Path that a reverse proxy puts before every other, such as /search."""
     model: str = ""
-    """Where the index's model is now, if it was moved."""
+    """Present path of the index's model, if it was moved."""
     tokens_on: Literal["disk", "host", "device"] = "disk"
-    """Where tokens rest."""
+    """Memory that holds the tokens."""
     first_stage: Literal["exact", "faiss-flat", "faiss-hnsw", "faiss-ivf"] = "exact"
     """Engine that finds the candidates."""
     max_waiting: int = 64
@@ -418,7 +418,7 @@ class Tune:
     k: tuple[int, ...] = (5, 10, 20)
     """Depths."""
     token_dtypes: tuple[TokenDtype, ...] = ("bfloat16", "int8", "int4")
-    """What tokens are kept as."""
+    """Data types of stored tokens."""
     out: str = ""
     """Folder for tune.json and tune.png."""
     image_root: str = ""

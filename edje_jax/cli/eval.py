@@ -71,7 +71,7 @@ def main(arguments: list[str], program: str = "edje eval") -> int:
         raise UsageError(
             f"--eccv {eccv}: needs COCO's captions_val2014.json and pip install 'edje-jax[eval]'"
         )
-    # Late, so that a typo is told in a moment.
+    # Imported late, so that a mistyped option is reported at once.
     from edje_jax.cli import evaluate
 
     if options.compare:

@@ -122,7 +122,7 @@ def open_gallery(data: str, pool: str, image_root: str) -> Source:
 
 
 def caption_words(engine: Engine, encoded: EncodedGallery, source: Source, q: int) -> WordMaps:
-    """Where the words of caption q look in the picture it is of.
+    """Attention maps of the words of caption q over its image.
 
     Raises:
         BadImage: the picture can no longer be read.

@@ -28,7 +28,7 @@ LAUNCHERS = (
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
     ("RANK", "WORLD_SIZE"),
 )
-"""Where launchers tell a process which one it is; Slurm's batch script is not one of a step's."""
+"""Variables in which launchers number a process; Slurm's batch script is no process of a step."""
 
 
 def build(

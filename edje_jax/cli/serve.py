@@ -114,7 +114,7 @@ def _limits(asked: Any) -> Any:
 
 
 def _root_path(given: str) -> str:
-    """With one slash before it and none behind."""
+    """Root path with a slash before it and none behind."""
     path = given.strip("/")
     if re.search(r"[^\w./~%-]", path):
         raise UsageError(f"--root-path {given}: give a path alone, such as /search")

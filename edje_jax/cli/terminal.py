@@ -29,7 +29,7 @@ def take_any_text() -> None:
     codecs.register_error("edje_jax.plain", _plain)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None:  # Closed by whoever started this program
+        if stream is None:  # Closed by the parent process
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="edje_jax.plain")

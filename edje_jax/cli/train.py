@@ -23,7 +23,7 @@ def main(arguments: list[str], program: str = "edje train", runs: Path = Path("r
     name, default = choose_config(arguments, usage)
     config = tyro.cli(type(default), default=default, args=arguments[1:], prog=f"{program} {name}")
     workdir = Path(config.workdir or runs / name).expanduser()
-    # Late, so that a typo is told in a moment.
+    # Imported late, so that a mistyped option is reported at once.
     from edje_jax.training.loop import run
     from edje_jax.training.processes import joined
     from edje_jax.training.tasks.registry import make_task

@@ -106,7 +106,7 @@ def recalled(
     token_dtypes: Sequence[TokenDtype],
     bars: Bars,
 ) -> Iterator[Scored]:
-    """One model's choices, scored once at the largest depth."""
+    """Choices of one model, scored once at the largest depth."""
     config, joint = reranker.config, reranker.config.joint_encoder
     assert isinstance(encoded.tokens, np.ndarray)
     captions = encoded.gallery.captions

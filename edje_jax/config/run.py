@@ -23,7 +23,7 @@ from edje_jax.system.files import read_json
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where pictures and captions come from and how they are batched."""
+    """Sources of images and captions, and how they are batched."""
 
     train: str = "shapes:train"
     """SPEC of the training set, as `kind:path[#split]`, or several: SPEC@0.7+SPEC@0.3."""
@@ -140,7 +140,7 @@ class AdapterSpec:
 
     kind: Literal["", "local", "compress"] = ""
     num_tokens: int = 0
-    """Of `compress`; `local` keeps every vision token."""
+    """Tokens that `compress` makes of an image; `local` keeps every vision token."""
     intermediate_size: int = 0
 
     def __post_init__(self):
@@ -210,7 +210,7 @@ class RunConfig:
     task: ClassVar[str]
     """Name of the training task (`edje_jax.training.tasks.registry`)."""
     workdir: str = ""
-    """Where everything the run writes goes (default: runs/ and the config's name)."""
+    """Folder of all files of the run (default: runs/ and the config's name)."""
     seed: int = 0
     steps: int = 0
     """Optimiser steps; 0 counts `epochs` instead."""

@@ -32,9 +32,9 @@ from edje_jax.types import Source
 log = logging.getLogger(__name__)
 
 VERSION = 1
-"""Of the hashes: another one makes them anew."""
+"""Version of the hashes; those of another version are made anew."""
 BYTES = 16
-"""Of a picture's SHA-256."""
+"""Bytes that are kept of an image's SHA-256."""
 
 
 def without(train: Source, excluded: Source, data: DataConfig, image_size: int) -> Source:
@@ -111,7 +111,7 @@ def pixel_hashes(source: Source, name: Sequence[object]) -> UInt8[np.ndarray, "n
 
 
 def _kept(path: Path | None, count: int) -> UInt8[np.ndarray, "n 16"]:
-    """What was kept; zeros where nothing was."""
+    """Hashes that were kept; zeros for images without one."""
     if path and path.exists():
         try:
             hashes = np.load(path, allow_pickle=False)

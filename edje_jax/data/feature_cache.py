@@ -1,4 +1,4 @@
-"""What a frozen backbone says of a set, kept on disk and read row by row.
+"""Backbone features of a data set, kept on disk and read row by row.
 
     manifest.json         what it was made from; written last, so that a folder with one is whole
     vision_tokens.npy     [pictures, n, w] in the run's compute dtype
@@ -36,7 +36,7 @@ class OtherFeatures(ValueError):
 
 
 class Caption(NamedTuple):
-    """One caption of one record of a source."""
+    """Caption of a record of a source."""
 
     record: int
     number: int

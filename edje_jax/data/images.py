@@ -112,7 +112,7 @@ def _from_array(pixels: np.ndarray) -> Image.Image:
 
 
 def _name(source: object) -> str:
-    """What a message calls the picture."""
+    """Name of an image in messages."""
     if isinstance(source, str | os.PathLike):
         return os.fspath(source)
     name = getattr(source, "filename", "") or getattr(source, "name", "")

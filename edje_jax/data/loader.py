@@ -61,7 +61,7 @@ class TrainingBatches:
     """(i, n): of each batch the i-th of n equal parts, which is what one process reads. Together
     they are the batch that one alone would read."""
     features: FeatureCache | None = None
-    """What the backbone says of the source, read instead of its pictures."""
+    """Backbone features of the source, read instead of its images."""
 
     def __len__(self) -> int:
         return self.steps
@@ -72,7 +72,7 @@ class TrainingBatches:
         return self._batch([self._record(position) for position in positions], first)
 
     def _record(self, position: int) -> Caption:
-        """What stands at a position of the endless shuffled stream."""
+        """Caption at a position of the endless shuffled stream."""
         total, block = len(self.source), min(self.data.block_size, len(self.source))
         epoch, place = divmod(position, total)
         blocks = total // block
@@ -210,14 +210,14 @@ Read = TypeVar("Read", covariant=True)
 
 
 class Reader(Protocol[Read]):
-    """Random access to batches: `reader[t]` is (batch, {bad picture: reason})."""
+    """Random access to batches: `reader[t]` is (batch, {bad image: reason})."""
 
     def __len__(self) -> int:
         """Batches."""
         ...
 
     def __getitem__(self, index: int) -> tuple[Read, dict[str, str]]:
-        """One of them."""
+        """Batch at `index`, and {bad image: reason}."""
         ...
 
 

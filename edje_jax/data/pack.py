@@ -24,7 +24,7 @@ from edje_jax.system.files import is_abandoned, replacing
 from edje_jax.types import Source
 
 OPTIONS = "group_size:1,uncompressed"
-"""Of ArrayRecord: one record is read alone; picture files are compressed as they are."""
+"""Options of ArrayRecord: records are read one by one; image files are compressed already."""
 AHEAD = 64
 """Pictures that are read before they are written."""
 

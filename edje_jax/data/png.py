@@ -33,7 +33,7 @@ def _tells_orientation(kind: bytes, body: bytes) -> bool:
     name, _, rest = body.partition(b"\0")
     if kind == b"zTXt":
         return name == _EXIF and _inflated(rest[1:], TEXT_BYTES) is not None
-    # XMP is not compressed, says its specification.
+    # By its specification, XMP is not compressed.
     plain = (kind == b"tEXt" and name == _EXIF) or (name == _XMP and rest[:1] == b"\0")
     return plain and len(body) <= TEXT_BYTES
 

@@ -1,4 +1,4 @@
-"""What is in a set, counted and shown."""
+"""Statistics of a data set, counted and shown."""
 
 import os
 import textwrap

@@ -159,7 +159,7 @@ def train_wordpiece(
 
 
 def _words(tokenizer: tokenizers.Tokenizer, text: str) -> list[str]:
-    """What a tokenizer splits a text into before it looks for pieces."""
+    """Words into which a tokenizer splits a text before it looks for pieces."""
     normal = tokenizer.normalizer.normalize_str(text)
     return [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal)]
 

@@ -43,7 +43,7 @@ def load_tokenizer(folder: str | os.PathLike[str], kind: str = ""):
         FileNotFoundError: the folder holds no tokenizer, or half of one.
         ValueError: the files cannot be read, or are not those of the class that reads them.
     """
-    # Late, as transformers takes seconds to import and many callers never tokenise.
+    # Imported late, as transformers takes seconds to import and many callers never tokenise.
     from transformers import AutoConfig, AutoTokenizer
     from transformers.utils import logging as hub_logging
 
@@ -51,7 +51,7 @@ def load_tokenizer(folder: str | os.PathLike[str], kind: str = ""):
     found = _vocabularies(folder)
     stated = {"tokenizer_class": tokenizer_class(folder)}
     assumed = {"config": AutoConfig.for_model(kind, **stated)} if kind else {}
-    # It warns about the config.json beside the tokenizer, which is another model's business.
+    # It warns about the config.json beside the tokenizer, which belongs to another model.
     verbosity = hub_logging.get_verbosity()
     hub_logging.set_verbosity_error()
     remedy = 'name the class that reads it as "tokenizer_class" in tokenizer_config.json'

@@ -40,6 +40,6 @@ def reliability(scores: Float[np.ndarray, " n"], hits: Bool[np.ndarray, " n"]) -
 
 
 def direction_reliability(direction: Direction) -> dict[str, Any]:
-    """That of the scored candidates of every query that counts."""
+    """Reliability of the scores of all candidates of every query that counts."""
     counted = direction.answered
     return reliability(direction.scores[counted].ravel(), direction.hits[counted].ravel())

@@ -16,14 +16,14 @@ from edje_jax.evaluation.retrieval import DIRECTIONS
 
 @dataclass(frozen=True, eq=False)
 class Evaluated:
-    """What a comparison reads of a folder that `edje eval --out` wrote."""
+    """Results in a folder that `edje eval --out` wrote."""
 
     folder: Path
     metrics: dict[str, Any]
     queries: dict[str, list[tuple[str, str]]]
     """Id and text of each direction's queries, in order."""
     ranks: dict[str, Int[np.ndarray, " q"]]
-    """Where the best right answer of each stands after reranking."""
+    """Rank of the best right answer of each query after reranking."""
 
     @property
     def about(self) -> str:
@@ -35,7 +35,7 @@ class Evaluated:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """What a comparison repeats of it."""
+        """Settings of the evaluation that a comparison repeats."""
         said = {key: self.metrics[key] for key in ("model", "data", "k", "similarity_weight")}
         return {"folder": str(self.folder), **said}
 

@@ -55,7 +55,7 @@ def difference_intervals(
 
 
 def gain_intervals(retrieval: Retrieval, gallery: Gallery, seed: int = 0) -> dict[str, Any]:
-    """Those of reranked over base, as metrics.json has them under "interval"."""
+    """Intervals of the gain of reranked over base, as metrics.json has them under "interval"."""
     pictures = {"t2i": gallery.caption_image, "i2t": np.arange(len(gallery.image_ids))}
     out: dict[str, Any] = {"level": LEVEL, "draws": DRAWS, "seed": seed}
     for key, picture in pictures.items():

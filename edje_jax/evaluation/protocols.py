@@ -22,7 +22,7 @@ class Timed:
         self.pairs, self.seconds = 0, 0.0
 
     def __call__(self, text_index: np.ndarray, image_index: np.ndarray) -> np.ndarray:
-        """What the scorer says."""
+        """Scores of the pairs, while time and pairs are counted."""
         started = time.perf_counter()
         scores = self._score_pairs(text_index, image_index)
         self.seconds += time.perf_counter() - started
@@ -117,7 +117,7 @@ def _directions(retrieval: Retrieval) -> dict[str, Any]:
 
 
 def _mean(trees: Sequence[Any]) -> Any:
-    """Of equal nested dicts, leaf by leaf."""
+    """Mean of nested dicts with equal keys, leaf by leaf."""
     if isinstance(trees[0], dict):
         return {key: _mean([tree[key] for tree in trees]) for key in trees[0]}
     return float(np.mean(trees))

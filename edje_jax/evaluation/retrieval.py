@@ -95,7 +95,7 @@ class Gallery:
 
 @dataclass(frozen=True, eq=False)
 class Direction:
-    """One direction's result. Q queries, k candidates each (fewer than asked if fewer exist).
+    """Result of one direction. Q queries, k candidates each (fewer than asked if fewer exist).
 
     Ranks start at 1 and are those of the query's best right answer; 0 for a query without one.
     """
@@ -107,7 +107,7 @@ class Direction:
     scores: Float[np.ndarray, "q k"]
     """Match logit of each candidate; 0 for a query without a right answer, which is not scored."""
     combined: Float[np.ndarray, "q k"]
-    """What the reranking sorts by: score + similarity_weight * similarity."""
+    """Values that the reranking sorts by: score + similarity_weight * similarity."""
     order: Int[np.ndarray, "q k"]
     """Places in `candidates`, best first: `candidates[q, order[q]]` is the reranked list."""
     hits: Bool[np.ndarray, "q k"]
@@ -137,7 +137,7 @@ class Direction:
         }
 
     def at(self, k: int, similarity_weight: float) -> "Direction":
-        """The same with fewer candidates and another weight; nothing is scored again."""
+        """Result with fewer candidates and another weight; nothing is scored again."""
         names = ("candidates", "similarities", "scores", "hits")
         cut = {name: getattr(self, name)[:, :k] for name in names}
         return _reordered(
@@ -162,7 +162,7 @@ class Retrieval:
         return {"k": self.k, "t2i": self.t2i.metrics(), "i2t": self.i2t.metrics()}
 
     def at(self, k: int | None = None, similarity_weight: float | None = None) -> "Retrieval":
-        """What `rerank` would have given at a smaller depth or another weight, from its scores.
+        """Result of `rerank` at a smaller depth or another weight, from the scores at hand.
 
         Raises:
             ValueError: k is below 1, or deeper than what was scored.

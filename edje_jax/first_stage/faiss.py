@@ -23,13 +23,13 @@ class Faiss:
                 "a faiss first stage needs more: pip install 'edje-jax[faiss]'"
             ) from error
         size, width = embeddings.shape
-        kind = kind if size else "flat"  # The others cannot be made of nothing
+        kind = kind if size else "flat"  # The other kinds cannot be made without embeddings
         metric = faiss.METRIC_INNER_PRODUCT
         if kind == "hnsw":
             self._index: Any = faiss.IndexHNSWFlat(width, 32, metric)
             self._index.hnsw.efConstruction, self._index.hnsw.efSearch = 200, 256
         elif kind == "ivf":
-            # About sqrt(n) lists, as faiss' guidelines have it, and an eighth of them searched.
+            # About sqrt(n) lists, as faiss' guidelines advise; an eighth of them is searched.
             lists = max(min(int(4 * size**0.5), size // 39), 1)
             self._index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, lists, metric)
             self._index.nprobe = max(lists // 8, 1)

@@ -78,7 +78,7 @@ def build(
     shards = _begin(out, manifest, changes)
     part, parts = share
     if part and not shards:
-        return None  # What is left to write are words, and the first process does that.
+        return None  # Only captions and paths are left to write; the first process writes them.
     mine = [number for number in shards if (number - min(shards)) % parts == part]
     done, total = 0, sum(len(shards[number]) for number in mine)
 

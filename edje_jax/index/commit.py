@@ -191,7 +191,7 @@ def _clear(out: Path, parts: list[dict[str, Any]]) -> None:
     empty = [part["shard"]["files"] for part in parts if not part["shard"]["rows"]]
     made = [name for names in empty for name in names]
     records = [record_of(out, part["shard"]["number"]).name for part in parts]
-    # The plan goes last: until then, the next build finds and clears what a killed one left.
+    # Delete the plan last: until then, the next build finds and clears what a killed one left.
     cut_short = [path.name for path in out.glob("*.tmp")]
     for name in (*made, *cut_short, *records, "build.json"):
         (out / name).unlink(missing_ok=True)

@@ -51,10 +51,10 @@ class Pictures:
         is_digested = isinstance(self.source, HasFiles) or not isinstance(self.source, Stamped)
         for record in self.batches[index].tolist():
             try:
-                # First, so that a file that changes between the two is seen to have changed.
+                # Digest first: a file that changes before it is decoded then counts as changed.
                 digest = digest_of(self.source, record) if is_digested else ""
                 image = image_of(self.source, record, self.recipe)
-            except ValueError as error:  # `BadImage`, or a path that no system takes
+            except ValueError as error:  # `BadImage`, or an invalid path
                 bad[record] = str(error)
                 continue
             good.append(record)

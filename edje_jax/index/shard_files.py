@@ -21,7 +21,7 @@ from edje_jax.system.files import replacing
 
 
 class BadStore(ValueError):
-    """An index is unfinished, damaged, or of another model; the message says what to do."""
+    """An index is unfinished, damaged, or of another model; the message names the remedy."""
 
 
 class Row(NamedTuple):

@@ -41,7 +41,7 @@ FORMAT = 2
 
 @dataclass(frozen=True)
 class Manifest:
-    """What `manifest.json` says."""
+    """Content of `manifest.json`."""
 
     model: dict[str, Any]
     """`fingerprint`, `source`, and `deferred_layers`: those that the tokens have been through."""
@@ -50,7 +50,7 @@ class Manifest:
     width: int
     embedding_size: int
     spec: str
-    """What the pictures were read from."""
+    """SPEC from which the images were read."""
     shards: tuple[dict[str, Any], ...] = ()
     """{"number", "rows", "captions", "files": {name: {"bytes", "sha256"}}} of each."""
     removed: tuple[str, ...] = ()
@@ -69,7 +69,7 @@ class Manifest:
 
     @property
     def bytes_per_picture(self) -> int:
-        """Of tokens and scales."""
+        """Bytes of the tokens and scales of an image."""
         return row_bytes(self.token_dtype, self.num_tokens, self.width)
 
     def write(self, folder: Path) -> None:
@@ -110,7 +110,7 @@ class Manifest:
 
 
 class Shard:
-    """One shard's files, memory-mapped."""
+    """Files of a shard, memory-mapped."""
 
     def __init__(self, folder: Path, record: dict[str, Any], token_dtype: TokenDtype):
         values = map_file(file_of(folder, record, "tokens"))
@@ -191,7 +191,7 @@ class Store:
 
     @cached_property
     def embeddings(self) -> Float32[np.ndarray, "n e"]:
-        """Of every picture, in memory."""
+        """Embeddings of all images, in memory."""
         return self._stacked([shard.embeddings for shard in self.shards], self.places)
 
     @cached_property
@@ -205,7 +205,7 @@ class Store:
 
     @cached_property
     def caption_embeddings(self) -> Float32[np.ndarray, "t e"]:
-        """Of every caption, in the order of `captions`, in memory."""
+        """Embeddings of all captions, in the order of `captions`, in memory."""
         firsts = [
             np.cumsum([0, *(len(words.captions) for words in shard.rows)]) for shard in self.shards
         ]

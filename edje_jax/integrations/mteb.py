@@ -97,7 +97,7 @@ class MtebSearch:
 
     @property
     def mteb_model_meta(self) -> Any:
-        """What mteb files results under."""
+        """Metadata of the model, under which mteb files results."""
         from mteb.models.model_meta import ModelMeta
 
         config, count = self.reranker.config, self.reranker.num_parameters

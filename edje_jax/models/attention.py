@@ -56,7 +56,7 @@ def _average(logits: Float[Array, "b h q k"], value: Float[Array, "b h k d"]) ->
 
 @_average.defjvp
 def _average_jvp(primals, tangents):
-    """That of the softmax: through the quotient above, large terms would cancel."""
+    """Derivative through the softmax: that of the quotient above would cancel large terms."""
     return jax.jvp(lambda logits, value: _product(jax.nn.softmax(logits), value), primals, tangents)
 
 

@@ -1,4 +1,4 @@
-"""Where words look: attention probabilities of the adapter and of the joint encoder.
+"""Attention maps of words: attention probabilities of the adapter and of the joint encoder.
 
 Recomputed from the same parameters beside the forward pass, which never forms them all. Text rows
 of the joint encoder attend to compressed tokens, and each compressed token has attended to the
@@ -45,7 +45,7 @@ def compressor_attention(
 def layer_attention(
     params: PyTree, x: Float[Array, "b n d"], mask: Bool[Array, "b n"], heads: int
 ) -> Float[Array, "b h n n"]:
-    """Those of one layer of the joint encoder, of its input `x` in memory order."""
+    """Probabilities of one layer of the joint encoder, from its input `x` in memory order."""
     return probabilities(_dense(params["query"], x), _dense(params["key"], x), heads, mask)
 
 

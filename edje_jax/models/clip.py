@@ -14,7 +14,7 @@ from edje_jax.config.model import BackboneConfig, TextConfig
 from edje_jax.models.towers import VisionOutput, layers, patchify, unit_length
 
 _FIRST_END_TOKEN_ID = 2
-"""What OpenAI's configs state as `eos_token_id`. It is wrong: the end token is the highest id."""
+"""Value of `eos_token_id` in OpenAI's configs. It is wrong: the end token is the highest id."""
 
 
 class VisionTower(nn.Module):
@@ -105,7 +105,7 @@ class Clip(nn.Module):
 
 
 def _end_positions(ids: Int[Array, "b t"], end: int) -> Int[Array, " b"]:
-    """Where each caption ends. Padding may repeat the end token, so the first one counts."""
+    """End position of each caption. Padding may repeat the end token, so the first one counts."""
     if end == _FIRST_END_TOKEN_ID:
         return jnp.argmax(ids, axis=1)
     return jnp.argmax(ids == end, axis=1)

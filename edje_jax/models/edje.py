@@ -42,7 +42,7 @@ class Edje(nn.Module):
         return self.joint_encoder.defer(tokens)
 
     def read_text(self, ids: Int[Array, "b t"], train: bool = False) -> TextSide:
-        """What captions are before they meet a picture: for models with deferred layers."""
+        """Run the text side of the deferred layers on captions."""
         return self.joint_encoder.read_text(ids, train)
 
     def match(

@@ -42,7 +42,7 @@ class TextSide(NamedTuple):
 
 
 class Content(NamedTuple):
-    """What rows are made of before they are embedded."""
+    """Inputs of the embedding of rows."""
 
     content: Float[Array, "b n d"]
     positions: Int[Array, "b n"]
@@ -111,7 +111,7 @@ class JointEncoder(nn.Module):
         return Joined(rows, _and_vision(present, tokens), tokens.shape[1])
 
     def join_read(self, text: TextSide, tokens) -> Joined:
-        """The same of captions that were read before, where layers are deferred."""
+        """Join tokens with captions that passed the deferred layers before."""
         if not self._deferred:
             raise ValueError(
                 "captions are read before they meet a picture by deferred layers alone"

@@ -1,4 +1,4 @@
-"""What compressed tokens are kept as: half precision, or integers with a scale for each token.
+"""Formats of stored tokens: half precision, or integers with a scale for each token.
 
 A token x of width d becomes round(x / s), s = max|x| / 127 for int8 and max|x| / 7 for int4, of
 which two share a byte: element i and element i + d/2. Zero stays zero.

@@ -1,4 +1,4 @@
-"""What the towers of every dual encoder share."""
+"""Parts that the towers of all dual encoders share."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from edje_jax.models.layers import PreNormLayer
 
 
 class VisionOutput(NamedTuple):
-    """What one pass of a vision tower gives. Under jit, what is not used is not computed."""
+    """Outputs of one pass of a vision tower. Under jit, what is not used is not computed."""
 
     tokens: Float[Array, "b n d"]
     """Vision tokens: what the adapter reads, from the layer that the config names."""

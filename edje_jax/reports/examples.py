@@ -1,4 +1,4 @@
-"""What the report shows of single queries: which are chosen, and a card of HTML for each.
+"""Example queries of the report: their choice, and a card of HTML for each.
 
 A card holds the first places of a query's list before and after reranking. Right answers are
 marked; one that stands outside the places shown stands apart, with its rank.
@@ -159,7 +159,7 @@ class Album:
         return f'<div class="pic p{index}" role="img" aria-label="{label}" title="{label}"></div>'
 
     def style(self) -> str:
-        """One CSS rule for each picture asked for so far."""
+        """CSS rules, one for each image asked for so far."""
         return "\n".join(
             f".p{index}{{background-image:url({uri})}}" for index, uri in self._uris.items() if uri
         )

@@ -33,7 +33,7 @@ class Figure:
 
 
 def figures(metrics: Mapping[str, Any]) -> list[Figure]:
-    """Those that metrics.json has numbers for: recalls, depths, calibration.
+    """Figures for which metrics.json has numbers: recalls, depths, calibration.
 
     Raises:
         ImportError: matplotlib is not installed.

@@ -31,7 +31,7 @@ Card = Callable[[Direction, int, Gallery, Album], str]
 
 @dataclass(frozen=True)
 class Names:
-    """What a direction and its queries are called."""
+    """Names of a direction and of its queries."""
 
     key: str
     title: str
@@ -140,7 +140,7 @@ def _words_html(
 
 
 def _panel(names: Names, direction: Direction, k: int) -> str:
-    """One direction's headline: R@1 as bars, then every R@k, base beside reranked."""
+    """Headline of one direction: R@1 as bars, then every R@k, base beside reranked."""
     result = direction.metrics()
     base, after, ceiling = result["base"], result["reranked"], result["ceiling"]
     bars = "".join(

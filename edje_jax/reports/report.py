@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: files for programs, a page for people.
+"""Files of an evaluation: tables for programs, a page for people.
 
 Every file is written beside its place under another name and then renamed, so that a file that is
 there is whole; `metrics.json` comes last of its kind.

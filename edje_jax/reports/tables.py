@@ -1,4 +1,4 @@
-"""What an evaluation shows on the terminal."""
+"""Tables that an evaluation shows on the terminal."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -67,7 +67,7 @@ def weight_table(sweep: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def eccv_table(found: Mapping[str, Any]) -> Table:
-    """What CxC and ECCV Caption say of COCO; `found` is `evaluation.eccv.eccv_metrics`."""
+    """Table of the metrics of CxC and ECCV Caption; `found` is `evaluation.eccv.eccv_metrics`."""
     out = Table(title="COCO by CxC and ECCV Caption (percent)", title_justify="left")
     out.add_column("")
     for key in DIRECTIONS:

@@ -33,13 +33,13 @@ class TokenTable(Protocol):
     """Compressed tokens of many pictures; arrays are one, and so is what a store hands out."""
 
     def __getitem__(self, rows: Any, /) -> Any:
-        """Those of some pictures: an array [k, m, d] or `PackedTokens`."""
+        """Compressed tokens of some images: an array [k, m, d] or `PackedTokens`."""
         ...
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """What one picture leaves behind."""
+    """Compressed tokens and embeddings of n images."""
 
     tokens: Float[np.ndarray, "n m d"]
     """Compressed tokens."""
@@ -90,7 +90,7 @@ class Engine:
         return self._encode(images, self.config.image)
 
     def encode_pixels(self, pixel_values: Float32[np.ndarray, "n s s 3"]) -> Encoded:
-        """The same from pixels that are normalised already."""
+        """Encode pixels that are normalised already."""
         return self._encode(pixel_values, None)
 
     def encode_each(

@@ -33,7 +33,7 @@ def text_batches() -> tuple[int, ...]:
 
 @partial(jax.jit, static_argnums=0)
 def read_texts(model: Edje, params: PyTree, real: Count, ids: Int[Array, "t l"]) -> TextSide:
-    """What the deferred layers make of the first `real` captions."""
+    """Run the text side of the deferred layers on the first `real` captions."""
     return _in_chunks(lambda ids: model.bind({"params": params}).read_text(ids), real, ids)
 
 

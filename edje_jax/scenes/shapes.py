@@ -45,7 +45,7 @@ _SUPERSAMPLE = 4
 
 @dataclass(frozen=True)
 class Thing:
-    """One object. `size` is empty where the layout fixes it (inside, overlapping)."""
+    """Object of a scene. `size` is empty where the layout fixes it (inside, overlapping)."""
 
     shape: str
     colour: str
@@ -63,7 +63,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Scene:
-    """One object per slot of a layout."""
+    """Scene with one object per slot of a layout."""
 
     layout: Layout
     things: tuple[Thing, ...]
@@ -141,7 +141,7 @@ class Shapes:
         return Image.fromarray(self._render(index)[0])
 
     def patch_labels(self, index: int, grid: int) -> np.ndarray:
-        """What each of grid x grid patches holds: int32 [grid * grid, 4], attribute by attribute.
+        """Labels of the grid x grid patches: int32 [grid * grid, 4], attribute by attribute.
 
         0 is background; k > 0 is the k-th value of that attribute. An object owns a patch if it
         covers a fifth of it and more of it than any other. "size" 0 is also "fixed by the layout".
@@ -161,7 +161,7 @@ class Shapes:
         return (len(SHAPES) + 1, len(COLOURS) + 1, len(SIZES) + 1, len(TEXTURES) + 1)
 
     def scene(self, index: int) -> Scene:
-        """What picture `index` shows."""
+        """Scene that image `index` shows."""
         if not 0 <= index < len(self):
             raise IndexError(f"shapes:{self.split} has {len(self)} pictures, asked for {index}")
         start, member, size = self._group(index)
@@ -180,7 +180,7 @@ class Shapes:
 
     @cached_property
     def _starts(self) -> np.ndarray:
-        """Where the groups of a gallery begin, closed by its length; sizes are 4 to 8."""
+        """Starts of the groups of a gallery, and its length; a group has 4 to 8 images."""
         rng = _generator(self.seed, self.split, 4, 0)
         starts = [0]
         while (left := len(self) - starts[-1]) > 8:
@@ -205,7 +205,7 @@ def random_group(rng: np.random.Generator, size: int) -> list[Scene]:
 
 
 def describe(scene: Scene, rng: np.random.Generator) -> str:
-    """One English caption: every object with its spoken attributes, and how they stand."""
+    """English caption: every object with its spoken attributes, and how they stand."""
     facts = _spanning_facts(scene, rng)
     mentioned: set[int] = set()
 

@@ -71,7 +71,7 @@ class Form(NamedTuple):
 
 @dataclass
 class _Remarks:
-    """Places of a request by what is to be said of them."""
+    """Warnings about a request -> the documents that they concern."""
 
     places: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 

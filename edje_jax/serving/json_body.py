@@ -1,4 +1,4 @@
-"""Bodies read as JSON, whatever their content type says, and told where they are wrong."""
+"""JSON bodies, read whatever their content type says; errors name the line and column."""
 
 import json
 from collections.abc import Callable, Coroutine
@@ -53,12 +53,12 @@ def parse(body: bytes) -> Any:
 def whole_characters(value: Any) -> Any:
     """JSON whose strings can be encoded: half surrogate pairs become U+FFFD."""
     if isinstance(value, str):
-        # Asked of every string, also of those of megabytes, and answered at once.
+        # A fast check, also for strings of megabytes.
         if value.isascii():
             return value
         return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     if isinstance(value, list):
-        return [whole_characters(one) for one in value]
+        return [whole_characters(item) for item in value]
     if isinstance(value, dict):
         return {whole_characters(key): whole_characters(one) for key, one in value.items()}
     return value

@@ -123,7 +123,7 @@ class Watch:
 
     def _answerer(self, scope: Scope) -> ASGIApp:
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
-        # Browsers ask with OPTIONS, and without a key, what they may send.
+        # Browsers send OPTIONS without a key, to ask which requests are allowed.
         free = scope["method"] == "OPTIONS" or path in OPEN
         if not self.api_key or free or _has_key(Request(scope), self.api_key):
             return self.app
@@ -131,7 +131,10 @@ class Watch:
 
 
 def _has_key(request: Request, api_key: str) -> bool:
-    """By "Authorization: Bearer KEY" or "X-API-Key: KEY", compared in constant time."""
+    """Whether a request has the key, as "Authorization: Bearer KEY" or "X-API-Key: KEY".
+
+    Keys are compared in constant time.
+    """
     given = request.headers.get("x-api-key") or ""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
@@ -140,7 +143,7 @@ def _has_key(request: Request, api_key: str) -> bool:
 
 
 class Body:
-    """Read each body whole, and refuse it if it is no JSON or has more than `limit` bytes."""
+    """Read each body whole, as JSON whatever its type, and refuse more than `limit` bytes."""
 
     def __init__(self, app: ASGIApp, limit: int):
         self.app, self.limit = app, limit
@@ -150,20 +153,20 @@ class Body:
             return await self.app(scope, receive, send)
         headers = dict(scope["headers"])
         stated = headers.get(b"content-length", b"0")
-        # Not of any number of digits: Python refuses to read thousands of them.
+        # Few digits, as Python refuses to read a number of thousands of them.
         if stated.isdigit() and int(stated[:19]) > self.limit:
             return await self._refuse(scope, receive, send)
         body, more = io.BytesIO(), True
         while more:
             message = await receive()
-            if message["type"] != "http.request":  # The client has gone
+            if message["type"] != "http.request":  # The client has disconnected
                 return await JSONResponse({"detail": "cut short"}, 400)(scope, receive, send)
             body.write(message.get("body", b""))
             more = message.get("more_body", False)
             if body.tell() > self.limit:
                 return await self._refuse(scope, receive, send)
         whole: list[Message] = [{"type": "http.request", "body": body.getvalue()}]
-        # Also what curl calls a form: nothing else is read here.
+        # Replace the type "form", which curl sends by default: only JSON is read here.
         headers[b"content-type"] = b"application/json"
         scope["headers"] = list(headers.items())
 

@@ -11,7 +11,7 @@ BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
 
 class Monitor:
-    """What the server did so far."""
+    """Counters of the work of the server."""
 
     def __init__(self, waiting: Callable[[], int]):
         self._registry = registry = CollectorRegistry()

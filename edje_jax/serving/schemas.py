@@ -47,7 +47,7 @@ DOCUMENT = {
         {"type": "object", "required": ["text"], "properties": {"text": _STRING}},
     ],
 }
-"""Any JSON is read, so that a text document is told why it is none of these."""
+"""Schema of a document; other JSON is read as well, so that an error can explain it."""
 
 
 def text_of_query(query: Any) -> Any:

@@ -22,18 +22,18 @@ Result = TypeVar("Result")
 
 @dataclass
 class State:
-    """A service behind its queue, with what it may be asked for and what it has done."""
+    """Service with its queue, limits and counters."""
 
     service: Service
     batcher: Batcher[Job, Any]
     monitor: Monitor
     limits: Limits
     ready: bool = True
-    """Every shape is compiled, or shall be when it is asked for."""
+    """Whether every shape is compiled, or is meant to be compiled on first use."""
     started: int = field(default_factory=lambda: int(time.time()))
-    """Seconds since 1970."""
+    """Start of the server, in seconds since 1970."""
     decoding: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
-    """Decoded images are many times larger than what was sent: a few requests at a time."""
+    """Bound on requests that decode images at once: a decoded image is far larger than its file."""
 
     @property
     def store(self) -> Store:

@@ -1,4 +1,4 @@
-"""What glibc's allocator is told; other C libraries have no such calls and need none."""
+"""Settings of glibc's allocator; other C libraries have no such calls and need none."""
 
 import contextlib
 import ctypes
@@ -40,8 +40,8 @@ def start_with_huge_pages() -> None:
 
 
 def use_one_heap() -> None:
-    """One heap for all threads, where each would grow its own: for work whose memory must not grow
-    with its length. To be called before there are threads."""
+    """Use one heap for all threads, where each would grow its own: for long work, whose memory must
+    not grow. To be called before there are threads."""
     _call("mallopt", _ARENAS, 1)
 
 

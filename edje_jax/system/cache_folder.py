@@ -25,7 +25,7 @@ def _home() -> Path | None:
     """The user's home, if there is one."""
     try:
         home = Path.home()
-    except RuntimeError:  # As in containers whose user has a number and no name
+    except RuntimeError:  # As in containers whose user has a number but no name
         return None
     # An empty HOME would be the root folder.
     named = os.environ.get("HOME") != "" and home.is_absolute()

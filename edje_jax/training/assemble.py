@@ -1,4 +1,4 @@
-"""What an EDJE is assembled from: backbone, tokenizer, loaded parameters, teacher."""
+"""Parts that an EDJE is assembled from: backbone, tokenizer, loaded parameters, teacher."""
 
 import dataclasses
 import logging
@@ -127,7 +127,7 @@ def _check_texts(config: EdjeRun, teacher: Model, joint: BertConfig, tokenizer: 
 
 
 def _check_shapes(params: PyTree[np.ndarray], config: EdjeConfig, source: str) -> None:
-    """What was loaded must fit what was assembled."""
+    """Raise an error if loaded parameters do not fit the assembled model."""
     expected: dict[str, Any] = dict(flatten_dict(edje.expected_params(config), sep="/"))
     loaded: dict[str, Any] = dict(flatten_dict(params, sep="/"))
     wrong = [

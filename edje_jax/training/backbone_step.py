@@ -28,7 +28,7 @@ def backbone_train_step(
     optimiser: optax.GradientTransformation,
     ema: float = 0.0,
 ) -> tuple[TrainState, Metrics]:
-    """One step of a dual encoder: sigmoid loss plus the auxiliary ones.
+    """Train a dual encoder for one step: sigmoid loss plus the auxiliary ones.
 
     `heads` are the Linen modules of the auxiliary losses; `weights` their weights by name.
     """

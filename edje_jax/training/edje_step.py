@@ -58,7 +58,7 @@ def edje_train_step(
     learning_rate: optax.Schedule,
     ema: float = 0.0,
 ) -> tuple[TrainState, Metrics]:
-    """One step on one batch; every random draw is a function of (seed, step).
+    """Train for one step on one batch; every random draw is a function of (seed, step).
 
     With `chunks` > 1 the batch is worked through in so many parts, for the same gradients in less
     memory. Negatives and masked pieces do not depend on it; what dropout drops does.

@@ -47,7 +47,7 @@ class FeaturePass:
     params: PyTree[jax.Array]
     devices: Devices
     dtype: jax.typing.DTypeLike
-    """What vision tokens are computed and kept in."""
+    """Data type in which vision tokens are computed and kept."""
 
     def cached(self) -> FeatureCache:
         """The cache at `data.cache_features`, made first, or made complete, if it has to be.

@@ -1,4 +1,4 @@
-"""What a step of an EDJE computes, in multiplications and additions of its matrix products.
+"""FLOPs of a step of an EDJE: multiplications and additions of its matrix products.
 
 Model FLOPs in the sense of PaLM's model FLOP utilisation (arXiv 2204.02311): a backward pass
 counts twice its forward pass, and what remat computes again does not count.
@@ -45,7 +45,7 @@ def layers(
 
 
 def backbone(config: EdjeConfig) -> float:
-    """One picture and one caption through the frozen towers, forward."""
+    """FLOPs of one image and one caption in the frozen towers, forward."""
     vision, text = config.backbone.vision, config.backbone.text
     patches = 2 * vision.num_patches * 3 * vision.patch_size**2 * vision.hidden_size
     towers = layers(vision, config.backbone.num_vision_tokens)
@@ -53,7 +53,7 @@ def backbone(config: EdjeConfig) -> float:
 
 
 def adapter(config: EdjeConfig) -> float:
-    """One picture's vision tokens -> compressed tokens, forward."""
+    """FLOPs of an image's vision tokens -> compressed tokens, forward."""
     width, out = config.backbone.vision.hidden_size, config.joint_encoder.hidden_size
     tokens, kept = config.backbone.num_vision_tokens, config.num_tokens
     inner = config.adapter.intermediate_size
@@ -84,7 +84,7 @@ def read_text(config: EdjeConfig) -> float:
 
 
 def stored(config: EdjeConfig) -> float:
-    """One picture's vision tokens -> what a store keeps, forward."""
+    """FLOPs of an image's vision tokens -> the tokens that a store keeps, forward."""
     joint = config.joint_encoder
     return adapter(config) + layers(joint, config.num_tokens, joint.deferred_layers)
 

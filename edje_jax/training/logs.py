@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl, TensorBoard, and a progress line."""
+"""Logs of a run: metrics.jsonl, TensorBoard, and a progress line."""
 
 import json
 import logging
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 @runtime_checkable
 class Log(Protocol):
-    """What a run tells of itself, while it is entered."""
+    """Log of a run, open while it is entered."""
 
     workdir: Path
 
@@ -45,7 +45,7 @@ class Log(Protocol):
         ...
 
     def write(self, done: int, figures: dict[str, float]) -> None:
-        """One line after `done` steps."""
+        """Write a line of figures after `done` steps."""
         ...
 
 
@@ -123,14 +123,14 @@ class MetricLog:
             )  # fmt: skip
 
     def write(self, done: int, figures: dict[str, float]) -> None:
-        """One line after `done` steps."""
+        """Write a line of figures after `done` steps."""
         with naming(self._path):
             append(self._file, json.dumps({"step": done, **figures}) + "\n")
             self._board.write(done, figures)
 
 
 class NoLog:
-    """What the processes of a run keep that are not its first: nothing."""
+    """Log of processes that are not the first of a run: it writes nothing."""
 
     def __init__(self, workdir: Path):
         self.workdir = workdir

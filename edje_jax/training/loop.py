@@ -45,7 +45,7 @@ PROFILED = (10, 15)
 
 
 BEST = "val/t2i/R@1"
-"""What the evaluations of a run are compared by."""
+"""Metric by which the evaluations of a run are compared."""
 
 
 AGREE_EVERY = 10
@@ -54,7 +54,7 @@ AGREE_EVERY = 10
 
 @runtime_checkable
 class Task(Protocol):
-    """One kind of training, as the loop sees it."""
+    """Interface of a training task to the loop."""
 
     @property
     def config(self) -> RunConfig:

@@ -38,7 +38,7 @@ class Pairs(NamedTuple):
 
 
 class Taught(NamedTuple):
-    """What a teacher makes of rows."""
+    """Teacher's outputs for some rows."""
 
     pairs: Pairs | None
     states: Float[Array, "r l t d"] | None
@@ -46,10 +46,10 @@ class Taught(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """All that the losses ask of some rows of a batch, apart from parameters and pictures."""
+    """Inputs of the losses for some rows of a batch, apart from parameters and images."""
 
     index: Int[Array, " r"]
-    """Their places in the batch."""
+    """Indices of the rows in the batch."""
     ids: Int[Array, "r t"]
     masked: Bool[Array, "r t"]
     """Pieces that masked LM hides."""
@@ -60,7 +60,7 @@ class Rows(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """What the means of a whole batch are divided by."""
+    """Divisors of the means over a whole batch."""
 
     rows: Int[Array, ""]
     pieces: Int[Array, ""]
@@ -81,7 +81,7 @@ class Counts(NamedTuple):
 
 @dataclass(frozen=True)
 class Objective:
-    """What is trained, for how much each, by which model on which devices."""
+    """Losses of a training phase and their weights, with the model and the devices."""
 
     model: Edje
     loss: LossConfig
@@ -174,7 +174,7 @@ def with_dropout(model: Edje, params: PyTree, dropout: Array | None) -> Edje:
 def own_tokens(
     tokens: Float[Array, "b m d"], rows: Rows, devices: Devices
 ) -> Float[Array, "r m d"]:
-    """Those of the rows' pictures."""
+    """Compressed tokens of the rows' own images."""
     return tokens if len(rows.index) == len(tokens) else devices.split(tokens[rows.index])
 
 
@@ -253,7 +253,7 @@ class MaskedPlaces(NamedTuple):
 def masked_places(
     ids: Int[Array, "b t"], masked: Bool[Array, "b t"], probability: float, groups: int = 1
 ) -> MaskedPlaces:
-    """Where the hidden pieces stand and what they were.
+    """Positions of the hidden pieces, and their ids.
 
     The head then runs on g * p places instead of b * t: p is six standard deviations above the
     number expected of a group of full captions, so that none is left out in practice. Groups are

@@ -1,4 +1,4 @@
-"""One mesh for a laptop and a pod: which device holds what.
+"""Device mesh for a laptop and a pod alike: it says which device holds what.
 
 The mesh has two axes. Rows of a batch are split over both; parameters and optimiser state are
 split over `fsdp` alone and repeated over `data`, so that fsdp = 1 is plain data parallelism. XLA
@@ -23,7 +23,7 @@ from edje_jax.weights.mapping import owned, to_device
 
 DATA, FSDP = "data", "fsdp"
 ROWS = PartitionSpec((DATA, FSDP))
-"""Of a batch: its rows over every device."""
+"""Partition of a batch: its rows over every device."""
 
 RULES: tuple[tuple[str, str], ...] = (
     # Small, and wanted whole by every device at once.
@@ -88,16 +88,16 @@ class Devices:
 
     @property
     def whole(self) -> NamedSharding:
-        """Of arrays that every device holds."""
+        """Sharding of arrays that every device holds."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     @property
     def rows(self) -> NamedSharding:
-        """Of arrays whose first axis is the batch."""
+        """Sharding of arrays whose first axis is the batch."""
         return NamedSharding(self.mesh, ROWS)
 
     def sharding(self, path: Any, leaf: Any) -> NamedSharding:
-        """Where a leaf of the training state, or a parameter, lives."""
+        """Sharding of a leaf of the training state, or of a parameter."""
         name, parts = jax.tree_util.keystr(path, simple=True, separator="/"), self.mesh.shape[FSDP]
         action = next(action for pattern, action in RULES if re.search(pattern, name))
         shape = np.shape(leaf)
@@ -112,7 +112,7 @@ class Devices:
         return jax.tree_util.tree_map_with_path(self.sharding, tree)
 
     def make(self, function: Callable[[], Tree]) -> Tree:
-        """What a function returns, computed where it will live: never whole on one device."""
+        """Result of a function, computed on the devices that keep it: never whole on one."""
         return jax.jit(function, out_shardings=self.shardings(jax.eval_shape(function)))()
 
     def fetch(self, tree: PyTree[jax.Array]) -> PyTree[np.ndarray]:
@@ -122,7 +122,7 @@ class Devices:
         return jax.tree.map(partial(multihost_utils.process_allgather, tiled=True), tree)
 
     def alone(self, tree: PyTree[jax.Array]) -> PyTree[jax.Array]:
-        """The same on one device of this process, for what it computes by itself."""
+        """Copy the tree to one device of this process, for what it computes by itself."""
         return tree if self.count == 1 else to_device(self.fetch(tree))
 
     def place(self, tree: PyTree[np.ndarray]) -> PyTree[jax.Array]:
@@ -189,7 +189,7 @@ def rows_of_this_process(array: jax.Array) -> np.ndarray:
 
 
 def bytes_per_device(tree: PyTree[jax.Array]) -> int:
-    """What one device holds of a tree."""
+    """Bytes of a tree that one device holds."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)

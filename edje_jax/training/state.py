@@ -11,7 +11,7 @@ Metrics = dict[str, Array]
 
 @flax.struct.dataclass
 class TrainState:
-    """What a step changes and a checkpoint keeps."""
+    """State that a step changes and a checkpoint keeps."""
 
     # As the others, no array: JAX and Orbax also fill the tree with shapes and placeholders.
     step: PyTree
@@ -24,7 +24,7 @@ class TrainState:
 
     @property
     def result(self) -> PyTree:
-        """What is evaluated and exported."""
+        """Parameters to evaluate and export: the average, if there is one."""
         return self.params if self.average is None else self.average
 
 
@@ -40,7 +40,7 @@ def init_state(
 def apply_gradients(
     state: TrainState, gradients: PyTree, optimiser: optax.GradientTransformation, ema: float = 0.0
 ) -> TrainState:
-    """One optimiser step, and one of the average.
+    """Take a step of the optimiser, and one of the average.
 
     Its decay grows as (1 + t) / (10 + t) up to `ema`, so that the start is soon forgotten.
     """

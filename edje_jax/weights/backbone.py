@@ -141,7 +141,7 @@ _PAD_TOKENS = {
     "Siglip": "</s>",
     "CLIP": "<|endoftext|>",
 }
-"""What tokenizer classes pad with where their files do not say."""
+"""Tokenizer class -> its pad token if its files name none."""
 
 _TABLES = {"siglip": siglip, "clip": clip}
 """`model_type` of a config.json -> its table."""

@@ -17,7 +17,7 @@ def model_card(
     metrics: Mapping[str, Any] | None = None,
     name: str = "PATH/TO/THIS/FOLDER",
 ) -> str:
-    """What the model is, how to use it, how well it does and how it was trained, where known.
+    """Model card: description, use, metrics and training of a model, as far as they are known.
 
     `metrics` is an evaluation's metrics.json; `name` is what users load it by.
     """

@@ -29,7 +29,7 @@ EXPORT = Path(__file__).parent / "torch"
 modeling_edje = EXPORT / "modeling_edje.py"
 """The PyTorch module that every model folder carries."""
 cross_encoder = EXPORT / "edje_cross_encoder.py"
-"""What sentence-transformers opens it with."""
+"""Module with which sentence-transformers opens a model folder."""
 
 FORMAT = 3
 """Raised when a folder of today could not be read by the code of yesterday. 2 has deferred layers,
@@ -48,7 +48,7 @@ class Model:
     tokenizer: Path
     """Folder with the joint encoder's tokenizer."""
     source: str
-    """Where it came from, for messages and results."""
+    """Origin of the model, for messages and results."""
 
 
 def load_model(name: str) -> Model:

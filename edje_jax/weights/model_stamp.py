@@ -32,7 +32,7 @@ def model_fingerprint(config: EdjeConfig, params: PyTree[np.ndarray]) -> str:
     """Fingerprint (32 hex digits) of every parameter and of the config of a model."""
     raw = to_dict(config) | {"image": config.image.to_dict()}
     if config.joint_encoder.as_published:
-        # Left out, so that models from before there were deferred layers keep their fingerprints.
+        # Left out, so that models older than deferred layers keep their fingerprints.
         for name in ("deferred_layers", "online_vision"):
             del raw["joint_encoder"][name]
     shapes = json.dumps(raw, sort_keys=True)

@@ -18,7 +18,7 @@ from edje_jax.weights.folder import read_model_config
 from edje_jax.weights.torch.modeling_edje import EdjeModel
 
 PRECISIONS = {"": torch.float32, "-fp16": torch.float16}
-"""What a file's name ends in -> dtype of its weights, pixels and tokens; logits are float32."""
+"""Suffix of a file's name -> dtype of its weights, pixels and tokens; logits are float32."""
 
 
 class Online(nn.Module):
@@ -67,7 +67,7 @@ class Offline(nn.Module):
 
 
 class Graph(NamedTuple):
-    """What is exported: a module, an example of its input, and which axes may vary."""
+    """Graph to export: a module, an example of its input, and which axes may vary."""
 
     module: nn.Module
     inputs: dict[str, Tensor]
@@ -182,7 +182,7 @@ def _export(graph: Graph, path: Path) -> None:
 
 
 def run(path: Path, **inputs: np.ndarray) -> list[np.ndarray]:
-    """One call of an exported graph, on CPU: its outputs."""
+    """Run an exported graph once on CPU, and return its outputs."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

@@ -36,7 +36,7 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         "image_std": [0.26862954, 0.26130258, 0.27577711],
     },
 }
-"""What the two image processors do where their file is silent."""
+"""Defaults of the two image processors for fields that a file lacks."""
 
 
 def recipe_from_preprocessor(folder: str | os.PathLike[str]) -> ImageRecipe:
@@ -89,7 +89,7 @@ def restate_reading(folder: Path, recipe: ImageRecipe) -> None:
 
 
 def recipe_to_preprocessor(recipe: ImageRecipe) -> dict[str, Any]:
-    """What to write as `preprocessor_config.json`, for `AutoImageProcessor` to read."""
+    """Content of a `preprocessor_config.json`, for `AutoImageProcessor` to read."""
     square = {"height": recipe.size, "width": recipe.size}
     if recipe.resize == "warp":
         kind = {"image_processor_type": "SiglipImageProcessor", "size": square}

@@ -162,7 +162,7 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
 
 
 def open_torch(path: Path) -> Any:
-    """What a torch file holds, opened with `weights_only=True`.
+    """Content of a torch file, opened with `weights_only=True`.
 
     Raises:
         BadWeights: torch is not installed, or the file is damaged or wants to run code.

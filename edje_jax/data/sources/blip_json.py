@@ -53,7 +53,7 @@ class BlipJson(Captioned):
         super().__init__(file, ids, *texts, found.faults, found.bad, found.joined)
 
     def path(self, index: int) -> str:
-        """Where the picture lies."""
+        """Path of the image's file."""
         return os.path.join(self.image_root, self._images[self._checked(index)])
 
     def stamp(self, index: int) -> str:
@@ -65,7 +65,7 @@ class BlipJson(Captioned):
         return read_file(self.path(index))
 
     def place(self, index: int) -> str:
-        """Its path."""
+        """Path of the image's file, for messages."""
         return self.path(index)
 
 

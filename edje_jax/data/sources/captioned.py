@@ -1,4 +1,4 @@
-"""What sources share that hold ids and captions in memory and read pictures when asked."""
+"""Base of sources that hold ids and captions in memory and read images on request."""
 
 import logging
 from abc import ABC, abstractmethod
@@ -69,7 +69,7 @@ class Captioned(ABC):
         """The picture's file as it is kept; `BadImage` if it cannot be read."""
 
     def place(self, index: int) -> str:
-        """What messages call the picture."""
+        """Name of an image in messages."""
         return f"{self.name}: {self.image_id(index)}"
 
     def image(self, index: int) -> Image.Image:

@@ -77,7 +77,7 @@ class Folder:
         return ()
 
     def path(self, index: int) -> str:
-        """Where the picture lies."""
+        """Path of the image's file."""
         return os.path.join(self.folder, self._paths[self._checked(index)])
 
     def stamp(self, index: int) -> str:

@@ -65,7 +65,7 @@ class Karpathy(Captioned):
         super().__init__(f"{file}#{split}", PackedStrings(names), *packed(captions), faults, bad)
 
     def path(self, index: int) -> str:
-        """Where the picture lies."""
+        """Path of the image's file."""
         return os.path.join(self.image_root, self._names[self._checked(index)])
 
     def stamp(self, index: int) -> str:
@@ -77,7 +77,7 @@ class Karpathy(Captioned):
         return read_file(self.path(index))
 
     def place(self, index: int) -> str:
-        """Its path."""
+        """Path of the image's file, for messages."""
         return self.path(index)
 
 

@@ -14,7 +14,7 @@ from edje_jax.data.sources.texts import in_a_line, printable
 log = logging.getLogger(__name__)
 
 _OWN = (".index.npz", ".tmp")
-"""What we write beside other people's files."""
+"""Endings of files that this library writes beside the user's."""
 _BRACES = re.compile(r"\{([^{}]*)\}")
 
 

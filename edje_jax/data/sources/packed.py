@@ -24,7 +24,7 @@ class PackedStrings:
     def of_arrays(
         cls, text: UInt8[np.ndarray, " bytes"], offsets: Int64[np.ndarray, " n+1"]
     ) -> "PackedStrings":
-        """What `arrays` gave."""
+        """Strings of the two arrays that `arrays` gave."""
         packed = cls(())
         packed._text, packed._offsets = text.tobytes(), offsets
         return packed

@@ -61,7 +61,7 @@ class Subset:
 
 
 class LabelledSubset(Subset):
-    """One that knows what its patches hold."""
+    """Subset of a source that labels its patches."""
 
     source: PatchLabelled
 

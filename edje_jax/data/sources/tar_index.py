@@ -1,4 +1,4 @@
-"""Where each sample of a tar lies, kept beside it, so that a tar is read in any order as it is.
+"""Index of the samples of a tar, kept beside it, so that the tar is read in any order.
 
 `00000.tar.index.npz` holds, for n samples: `tar` (its bytes and modification time, which tell a
 changed tar), `offset` and `size` int64 [n] of the pictures (-1 where a sample has none), the ids,
@@ -34,7 +34,7 @@ from edje_jax.system.files import replacing
 log = logging.getLogger(__name__)
 
 VERSION = 3
-"""Of the index: another one makes it anew."""
+"""Version of the index; an index of another version is made anew."""
 STRINGS = ("keys", "ids", "captions", "faults")
 
 

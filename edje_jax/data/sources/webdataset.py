@@ -80,7 +80,7 @@ class WebDataset(Captioned):
         return data
 
     def place(self, index: int) -> str:
-        """Its tar and key."""
+        """Tar and key of an image, for messages."""
         return f"{self.tars[self._tar[self._checked(index)]]}: {printable(self._keys[index])}"
 
     def _told(self, indices: list[TarIndex]) -> dict[int, str]:

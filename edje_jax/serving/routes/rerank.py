@@ -64,8 +64,8 @@ async def _read(asked: RerankRequest, state: State) -> Documents:
 
 
 def _is_ambiguous(request: Request) -> bool:
-    """LiteLLM asks alike for hosted_vllm/, which takes documents as objects alone, and for
-    infinity/, which takes them as strings alone."""
+    """Whether LiteLLM sent a request. It is the same for hosted_vllm/, whose documents are objects,
+    and for infinity/, whose documents are strings."""
     client = request.headers.get("user-agent", "")
     return client.startswith("litellm/") and request.scope["route"].path == "/rerank"
 

@@ -44,7 +44,7 @@ class PatchNaming(nn.Module):
     sizes: Sequence[int]
     """Names of each attribute."""
     sharpness: Sequence[float]
-    """Of each attribute; the last one goes for the rest."""
+    """Largest logit of each attribute; the last one holds for the rest."""
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> list[jax.Array]:
@@ -138,7 +138,7 @@ class BackboneTask:
         return jax.jit(step, donate_argnums=0, out_shardings=(state, self.devices.whole))
 
     def step(self, state: TrainState, batch: Batch, number: int) -> tuple[TrainState, Metrics]:
-        """One jitted step; `number` makes no difference here."""
+        """Take one jitted step; `number` makes no difference here."""
         return self._step(state, self.devices.batch(batch))
 
     def evaluate(self, state: TrainState) -> dict[str, float]:

@@ -131,7 +131,7 @@ class EdjeTask:
 
     @property
     def step_flops(self) -> float:
-        """Of a step that trains everything."""
+        """FLOPs of a step that trains every part."""
         config, loss, data = self.model_config, self.config.loss, self.config.data
         teacher, cached = self.parts.teacher, bool(data.cache_features)
         taught = teacher.config if teacher else None

@@ -14,7 +14,7 @@ from edje_jax.training.tasks.backbone import BackboneTask
 from edje_jax.training.tasks.edje import EdjeTask
 
 TASKS: dict[str, Callable[[Any, Path], Task]] = {"edje": EdjeTask, "backbone": BackboneTask}
-"""By the name that a run's config.json carries as "task"."""
+"""Makers of tasks, by the name that a run's config.json carries as "task"."""
 
 
 def make_task(run: RunConfig, workdir: Path) -> Task:

@@ -1,4 +1,4 @@
-"""What the tables of every dual encoder share."""
+"""Parts that the weight tables of all dual encoders share."""
 
 from typing import Any, TypeVar
 
