@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def peak_of(model: str, pictures: int) -> dict[str, Any]:
-    """One build, in this process."""
+    """Build an index in this process, and measure its peak of memory."""
     keep_freed_memory()
     use_one_heap()
     forget_peak()  # The parent's is inherited

@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def evaluated(name: str, limit: int) -> dict[str, Any]:
-    """One shape, start to end."""
+    """Evaluate one shape from start to end."""
     keep_freed_memory()  # As the programs do
     pictures, captions, layers = SHAPES[name]
     seconds: dict[str, float] = {}
@@ -141,7 +141,7 @@ def evaluated(name: str, limit: int) -> dict[str, Any]:
 
 @dataclass
 class Spent:
-    """What was asked for, what was done, and how long that took."""
+    """Pairs that were asked for and scored, and the seconds that took."""
 
     asked: int = 0
     scored: int = 0

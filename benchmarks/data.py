@@ -129,7 +129,7 @@ def loading(source: Source, workers: int) -> Callable[[], Iterator[int]]:
 
 
 def with_torch(paths: list[str]) -> Iterator[int]:
-    """What a PyTorch user writes for the same tars."""
+    """Read the same tars as a PyTorch user would."""
     dataset = (
         webdataset.WebDataset(paths, shardshuffle=100)
         .shuffle(1000)

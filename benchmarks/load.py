@@ -70,7 +70,7 @@ def compare(folder: str) -> dict[str, dict[str, float]]:
 
 
 def alone(name: str, folder: str) -> dict[str, float]:
-    """One loader in a fresh process."""
+    """Measure one loader in a fresh process."""
     command = [sys.executable, __file__, folder, "--only", name]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])

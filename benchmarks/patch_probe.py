@@ -1,4 +1,4 @@
-"""What a linear probe reads off a backbone's patch tokens on the built-in scenes.
+"""Accuracy of a linear probe of a backbone's patch tokens on the built-in scenes.
 
     python benchmarks/patch_probe.py [BACKBONE_FOLDER] [--out probe.json]
 

@@ -22,7 +22,7 @@ from edje_jax.evaluation.intervals import span
 from edje_jax.evaluation.retrieval import DIRECTIONS
 
 SHARED = ("data", "k", "pictures", "captions", "gallery", "similarity_weight")
-"""What all evaluations must have in common, as their `metrics.json` names it."""
+"""Fields of `metrics.json` that must be equal in all evaluations."""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What the recipes cost, computed: no run of them has been timed.
+"""Cost of the recipes, computed: no run of them has been timed.
 
     python benchmarks/recipe_cost.py [--out recipe_cost.json]
 
@@ -60,7 +60,7 @@ BACKBONES = {
 
 @dataclass(frozen=True)
 class Cost:
-    """One recipe: FLOPs of one picture's share of a step, and H100-hours of an epoch."""
+    """Cost of a recipe: FLOPs of one image's share of a step, and H100-hours of an epoch."""
 
     recipe: str
     backbone: str

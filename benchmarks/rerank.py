@@ -99,7 +99,7 @@ def main() -> None:
 
 
 class Side(NamedTuple):
-    """One way to do the work."""
+    """Way to do the work."""
 
     run: Callable[[], np.ndarray]
     """Every pair's logit."""
@@ -156,7 +156,7 @@ def engine_of(task: Pairs) -> Engine:
 
 
 def torch_module(task: Pairs) -> modeling_edje.EdjeModel:
-    """The same weights in the module of a model folder."""
+    """Module of a model folder with the same weights."""
     config = modeling_edje.EdjeConfig(
         adapter=vars(task.config.adapter),
         joint_encoder=bert.write_config(task.config.joint_encoder),
@@ -199,7 +199,7 @@ def good(
 def published(
     task: Pairs, module: modeling_edje.EdjeModel, device: str, adapter: bool
 ) -> Callable[[], np.ndarray]:
-    """What the published evaluation computes for a query, written down from its description."""
+    """Computation of the published evaluation for a query, written down from its description."""
     config = bert.write_config(task.config.joint_encoder)
     config = {name: value for name, value in config.items() if name != "architectures"}
     language = BertForMaskedLM(HfBertConfig(**config)).eval()

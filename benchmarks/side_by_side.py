@@ -36,7 +36,7 @@ def ratios(seconds: Mapping[str, list[float]], ours: str = "ours") -> dict[str, 
 
 
 def machine() -> dict[str, Any]:
-    """What it ran on."""
+    """Devices, cores and libraries of the machine."""
     return {
         "devices": sorted({str(device.device_kind) for device in jax.devices()}),
         "cores": os.cpu_count(),

@@ -1,4 +1,4 @@
-"""What keeping tokens in fewer bits costs in recall.
+"""Recall that is lost when tokens are stored in fewer bits.
 
     python benchmarks/token_dtypes.py MODEL [--data shapes:test] [--k 10] [--out token_dtypes.json]
 

@@ -87,7 +87,7 @@ def _chunks(count: int, size: int) -> list[np.ndarray]:
 
 
 def _differences(a: dict[str, Any], b: dict[str, Any]) -> list[float]:
-    """Of every recall and ceiling, in points."""
+    """Differences of every recall and ceiling, in points."""
     out = []
     for direction in ("t2i", "i2t"):
         ours, theirs = a[direction], b[direction]

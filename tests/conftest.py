@@ -1,4 +1,4 @@
-"""What every test runs under: eight CPU devices, no network, checked array annotations.
+"""Surroundings of every test: eight CPU devices, no network, checked array annotations.
 
 `EDJE_TEST_PLATFORM=cuda` (or `tpu`) runs the tests on an accelerator instead. Flags in `XLA_FLAGS`
 stand: `XLA_FLAGS="--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true"` compiles
@@ -122,7 +122,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def few_mappings() -> Iterator[None]:
-    """Where compiled programs have become many, they go with the file that asked for the last."""
+    """Clear the compiled programs after a test file if they have become too many."""
     yield
     maps = Path("/proc/self/maps")
     if maps.exists() and len(maps.read_bytes().splitlines()) > MAPPINGS:

@@ -1,4 +1,4 @@
-"""One small set of scenes in every format that a SPEC can name, written by its own library."""
+"""Small set of scenes in every format that a SPEC can name, written by its own library."""
 
 import io
 import json

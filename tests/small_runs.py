@@ -1,4 +1,4 @@
-"""One tiny training run for all tests that need a trained model: `debug`, forty steps.
+"""Tiny training run for all tests that need a trained model: `debug`, forty steps.
 
 Its length, seed and shapes are compiled into the train step, so tests that train for themselves
 use the same command and find the program in the compilation cache.

@@ -1,4 +1,4 @@
-"""What the documents tell users to type parses, and what they compute is what the code computes."""
+"""Documents: the commands in them parse, and their numbers are those that the code computes."""
 
 import importlib.util
 import pkgutil

@@ -43,7 +43,7 @@ def test_there_and_back_every_tensor_is_bit_identical(kind, tmp_path):
 @pytest.mark.parametrize("kind", ["local", "compressed"])
 @pytest.mark.parametrize("style", ["old names", "no towers", "vision tower only", "bfloat16"])
 def test_checkpoints_of_every_age(kind, style, tmp_path):
-    """The same logits from all of them."""
+    """All of them give the same logits."""
     tensors = published(TINY / f"{kind}.pth")
     old, changed = "vision_encoder.", {}
     for name, tensor in tensors.items():

@@ -33,7 +33,7 @@ def pictures(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def index(trained, pictures, tmp_path_factory) -> Path:
-    """Of a folder without captions; to be read only."""
+    """Index of a folder without captions; to be read only."""
     out = tmp_path_factory.mktemp("index") / "made" / "index"
     main(["index", "build", str(trained), str(pictures), "--out", str(out)])
     return out

@@ -1,4 +1,4 @@
-"""What every program shares: exit codes, one-line errors, choosing a config."""
+"""Behaviour that every program shares: exit codes, one-line errors, choosing a config."""
 
 import errno
 import logging

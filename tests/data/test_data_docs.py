@@ -1,4 +1,4 @@
-"""What docs/data.md tells people to type does what it says, on small sets of those names."""
+"""Commands of docs/data.md, run on small sets of the names that it uses."""
 
 import re
 import shlex

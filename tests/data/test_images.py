@@ -36,7 +36,7 @@ def noise(width: int, height: int, seed: int = 0) -> np.ndarray:
 
 
 def reference(picture: np.ndarray, recipe: ImageRecipe, pixels_only: bool = True) -> np.ndarray:
-    """What transformers makes of a picture: uint8 [S, S, 3], or normalised float32."""
+    """Pixels that transformers makes of an image: uint8 [S, S, 3], or normalised float32."""
     kind = SiglipImageProcessorPil if recipe.resize == "warp" else CLIPImageProcessorPil
     settings = recipe_to_preprocessor(recipe)
     del settings["image_processor_type"]

@@ -47,7 +47,7 @@ def sides(spec: str):
 
 
 def about(category: str):
-    """What mteb tells of a task."""
+    """Metadata that mteb holds of a task."""
     from mteb.abstasks.task_metadata import TaskMetadata
 
     return TaskMetadata(

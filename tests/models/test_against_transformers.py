@@ -101,7 +101,7 @@ def test_siglip_equals_transformers(name, tmp_path):
 
 @functools.partial(jax.jit, static_argnums=0)
 def our_outputs(model: Siglip, params: dict, pixels, ids) -> dict[str, jax.Array]:
-    """One program for all."""
+    """All outputs of our model, from one compiled program."""
     apply = functools.partial(model.apply, {"params": params})
     image = apply(pixels, method="encode_image")
     return {
@@ -140,7 +140,7 @@ BERTS = {
 
 
 def make_bert(name: str, folder: Path) -> tuple[BertForMaskedLM, EdjeConfig, dict]:
-    """Their model, and a whole EDJE around the same BERT with its parameters."""
+    """BERT of transformers, and a whole EDJE around the same BERT with its parameters."""
     theirs = BertForMaskedLM(HubBertConfig(**BERTS[name], attn_implementation="eager"))
     randomise(theirs).save_pretrained(folder)
     language = bert.load_language_model(str(folder))

@@ -24,7 +24,7 @@ from tests.models.test_edje import BERT, CONFIG, M, text_ids, vision_tokens, wei
 
 LAYERS = 4
 LONGEST = 20
-"""Of captions: vision rows stand at this position and the next ones."""
+"""Tokens of the longest caption; vision rows have this position and the next ones."""
 
 
 def config_of(deferred: int, online_vision="updated") -> EdjeConfig:
@@ -36,7 +36,7 @@ def config_of(deferred: int, online_vision="updated") -> EdjeConfig:
 
 @functools.cache
 def params():
-    """The same for all, as deferring layers changes no parameter."""
+    """Parameters for any number of deferred layers, as deferring changes none."""
     return weights(config_of(0))
 
 
@@ -113,7 +113,7 @@ def logits_of(cls: np.ndarray) -> np.ndarray:
 
 
 class Split(NamedTuple):
-    """What is stored, what is read once per caption, and the logits of the two."""
+    """Stored tokens, the text side that is computed once per caption, and their logits."""
 
     tokens: jax.Array
     text: TextSide

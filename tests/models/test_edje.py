@@ -1,4 +1,4 @@
-"""What must hold of the joint encoder whatever its weights are."""
+"""Properties of the joint encoder that hold for any weights."""
 
 import functools
 from dataclasses import replace
@@ -37,7 +37,7 @@ MODEL = Edje(CONFIG)
 M, B = CONFIG.num_tokens, 4
 LENGTHS = (7, 3, 12, 9)
 KEYS = [jax.random.key(seed, impl="rbg") for seed in (0, 1)]
-"""Of the kind that compiles fast."""
+"""Random keys, of the kind that compiles fast."""
 
 
 def expected_shapes(config: EdjeConfig):
@@ -76,7 +76,7 @@ def compressed() -> np.ndarray:
 
 
 class Outputs(NamedTuple):
-    """What the joint encoder makes of a batch."""
+    """Outputs of the joint encoder for a batch."""
 
     match: jax.Array
     masked_lm: jax.Array
@@ -102,7 +102,7 @@ def run_one(params, *args, model=MODEL, method: str):
 
 @functools.cache
 def outputs() -> Outputs:
-    """Of the plain batch, which most tests compare with."""
+    """Outputs for the plain batch, with which most tests compare."""
     return run(weights(), text_ids(), compressed())
 
 

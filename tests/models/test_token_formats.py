@@ -1,4 +1,4 @@
-"""What tokens are kept as: sizes as computed, errors as small as the format allows."""
+"""Formats of stored tokens: sizes as computed, errors as small as the format allows."""
 
 import jax
 import ml_dtypes

@@ -1,4 +1,4 @@
-"""What is wrong with a command is told before the work, not after it."""
+"""Errors of a command are reported before the work, not after it."""
 
 import sys
 from pathlib import Path
@@ -28,7 +28,7 @@ def call(monkeypatch, capsys):
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """One picture, no captions."""
+    """Folder with one image and no captions."""
     path = tmp_path / "pictures"
     path.mkdir()
     Image.new("RGB", (4, 4)).save(path / "a.png")

@@ -60,7 +60,7 @@ def test_evaluation(trained, gallery, small_disk, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_training(small_disk):
-    """Its checkpoints do not fit. A process of its own, for what libraries write themselves."""
+    """Checkpoints do not fit. The run is a process, as libraries write messages themselves."""
     disk = small_disk(300)
     command = [sys.executable, "train.py", *COMMAND, "--workdir", str(disk / "run")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)

@@ -31,7 +31,7 @@ WORDS = [
 
 
 def captions(count: int, seed: int = 0) -> list[str]:
-    """Of 1 to 40 words: every length bucket."""
+    """Captions of 1 to 40 words, for every length bucket."""
     rng = np.random.default_rng(seed)
     return [" ".join(rng.choice(WORDS, rng.integers(1, 41))) for _ in range(count)]
 
@@ -194,7 +194,7 @@ def test_engines_of_one_shape_share_their_programs(engine, ids, tokens):
 
 @pytest.fixture(scope="module")
 def four(engine) -> Engine:
-    """The same model on four devices."""
+    """Engine of the same model on four devices."""
     assert len(jax.devices()) == 8
     return dataclasses.replace(engine, devices=tuple(jax.devices()[2:6]))
 

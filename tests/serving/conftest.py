@@ -1,4 +1,4 @@
-"""What the tests of serving share: an index and an application around it."""
+"""Fixtures that the tests of serving share: an index and an application around it."""
 
 import json
 from pathlib import Path

@@ -19,7 +19,7 @@ TEXTS = ["a red circle", "a small striped green star left of a large dotted blue
 
 @pytest.fixture(scope="module")
 def deferred(trained, indexed, tmp_path_factory) -> Service:
-    """The same pictures behind the trained model as if its first layer were deferred."""
+    """Service of the same images with the trained model, as if its first layer were deferred."""
     folder = tmp_path_factory.mktemp("deferred")
     shutil.copytree(trained / "model", folder / "model")
     config = json.loads((folder / "model" / "config.json").read_text())

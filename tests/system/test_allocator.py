@@ -1,4 +1,4 @@
-"""What a program asks of the system's allocator before it begins."""
+"""Settings of the system's allocator that a program makes before it begins."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What a run is assembled from, and which parts are refused because they do not fit."""
+"""Parts that a run is assembled from, and which parts are refused because they do not fit."""
 
 import dataclasses
 import json
@@ -119,7 +119,7 @@ def test_the_tokenizer_is_trained_once(tmp_path):
 
 
 def test_a_language_model_folder_is_read(tmp_path):
-    """Its vocabulary gains the placeholder's row; heads it lacks start fresh."""
+    """The vocabulary gains the placeholder's row; missing heads start fresh."""
     config = edited(backbone=SIGLIP, joint_encoder=BERT)
     task = EdjeTask(config, tmp_path)
     shape = task.model_config.joint_encoder
@@ -224,7 +224,7 @@ def test_init_with_another_adapter_starts_it_fresh_and_says_so(trained, tmp_path
 
 
 def test_layers_of_a_trained_model_are_deferred(trained, tmp_path, caplog):
-    """Its weights stay; a run that says nothing keeps what the model has."""
+    """Weights stay; a run that says nothing keeps what the model has."""
     assert assemble(edited(init=str(trained)), SOURCE, tmp_path).config.joint_encoder.as_published
     config = edited(init=str(trained), deferred_layers=1, online_vision="attended")
     task = EdjeTask(config, tmp_path)

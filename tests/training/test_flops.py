@@ -61,7 +61,7 @@ def test_deferred_layers_count_once_a_side(vision):
 
 
 def test_a_teacher_costs_what_it_is():
-    """One without deferred layers runs all of them for every pair."""
+    """A teacher without deferred layers runs all of its layers for every pair."""
     joint = dataclasses.replace(CONFIG.joint_encoder, deferred_layers=2)
     student = dataclasses.replace(CONFIG, joint_encoder=joint)
     loss = LossConfig()

@@ -38,7 +38,7 @@ def nobody_left() -> Iterator[None]:
 
 
 def start(workdir: Path, devices: int, *more: str) -> subprocess.Popen[str]:
-    """One process on so many virtual devices."""
+    """Start a process on so many virtual devices."""
     flags = re.sub(r"(device_count=)\d+", rf"\g<1>{devices}", os.environ["XLA_FLAGS"])
     process = subprocess.Popen(
         [*RUN, "--workdir", str(workdir), *more],
@@ -56,7 +56,7 @@ def start_two(workdir: Path, *more: str) -> list[subprocess.Popen[str]]:
 
 
 def free_address() -> str:
-    """Where nobody listens."""
+    """Address at which no program listens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{free.getsockname()[1]}"

@@ -1,4 +1,4 @@
-"""The same set trains the same from every format."""
+"""Training on one data set is the same from every format."""
 
 import pytest
 

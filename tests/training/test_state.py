@@ -1,4 +1,4 @@
-"""What every train step does with its state."""
+"""Changes that every train step makes to its state."""
 
 import jax
 import jax.numpy as jnp

@@ -89,7 +89,7 @@ def test_no_two_rules_share_a_name_on_either_side(name):
 
 
 def test_layouts():
-    """What lands where, for the two layouts that move numbers."""
+    """Places of the numbers, for the two layouts that move them."""
     weight = np.arange(2 * 3 * 4 * 4, dtype=np.float32).reshape(2, 3, 4, 4)
     dense = np.arange(10, dtype=np.float32).reshape(2, 5)
     rules = [Rule("patch/kernel", "conv", "patch"), Rule("dense/kernel", "linear", "transpose")]

@@ -60,7 +60,7 @@ def run_backbone(config: BackboneConfig, params, pixels, ids) -> BackboneOutput:
 
 @functools.partial(jax.jit, static_argnames=("config", "methods", "gelu"))
 def run_edje(params, shift, *args, config: EdjeConfig, methods: tuple[str, ...], gelu="gelu"):
-    """What each of the model's methods makes of the same arguments.
+    """Outputs of each of the model's methods for the same arguments.
 
     `shift` and `gelu`, the activation that goes by this name, are for sabotage.
     """
@@ -81,7 +81,7 @@ def shifting(shift, next_method, args, kwargs, context):
 
 @dataclass(frozen=True)
 class Case:
-    """One checkpoint as our code reads it, what it makes of the inputs, and what is expected.
+    """Checkpoint as our code reads it, its outputs for the inputs, and the expected ones.
 
     The last four fields are for sabotage.
     """
@@ -137,7 +137,7 @@ class Case:
 
     @property
     def hidden_states(self) -> np.ndarray:
-        """Of the positives: [layers + 1, 8, m + 1 + t, d] in memory order."""
+        """Hidden states of the positive pairs: [layers + 1, 8, m + 1 + t, d] in memory order."""
         n = len(self.joint_ids)
         return np.stack(self.pairs[0])[:, np.arange(n) * (n + 1)]
 

@@ -41,7 +41,7 @@ EDJE = dataclasses.replace(
 
 
 def taken(task: Task, steps: int) -> tuple[list[Metrics], TrainState]:
-    """What the first steps tell; arrays may reach devices only where the code says so."""
+    """Metrics and state of the first steps; arrays reach devices only where the code says so."""
     state, told = task.init(), []
     for number in range(steps):
         batch, bad = task.reader[number]
@@ -60,7 +60,7 @@ def backbone_steps(data: int, fsdp: int, workdir: Path) -> list[Metrics]:
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory) -> Path:
-    """Where the tokenizer is kept, once for all meshes."""
+    """Folder in which the tokenizer is kept, once for all meshes."""
     return tmp_path_factory.mktemp("backbone")
 
 
