@@ -1,4 +1,4 @@
-"""Standard output and error of programs: any encoding, and readers that go away."""
+"""Standard output and error of programs, for any encoding and for closed pipes."""
 
 import codecs
 import contextlib
@@ -9,9 +9,9 @@ import sys
 from typing import Any, TextIO
 
 READER_GONE = 141
-"""Exit code when whoever read standard output has gone: what a shell reports after SIGPIPE."""
+"""Exit code when the reader of standard output has closed it, as a shell reports after SIGPIPE."""
 _PLAIN = {"↑": "^", "↓": "v", "·": "-", "→": "->", "▲": "^", "▼": "v", "…": "...", "•": "*"}
-"""Signs of the project's own output, for terminals that have none of them."""
+"""ASCII replacements of signs in the project's output, for terminals that lack them."""
 
 
 def start_in_utf8_mode() -> None:
@@ -55,7 +55,7 @@ def reader_is_gone(stream: TextIO) -> bool:
 def flush_all(code: Any) -> Any:
     """Write all output; the exit code of a program that ends with `code`, unless that fails.
 
-    What is left would make Python tell of it, and change the exit code, when it ends.
+    Python would report unwritten output when it ends, and change the exit code.
     """
     for stream in (sys.stdout, sys.stderr):
         try:

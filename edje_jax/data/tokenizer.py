@@ -30,14 +30,14 @@ TOKENIZER_FILES = (
 )
 
 _CLASSES = {"sentencepiece.bpe.model": "XLMRobertaTokenizer"}
-"""Vocabularies that one class alone calls so -> that class."""
+"""File name of a vocabulary that only one class uses -> that class."""
 
 
 def load_tokenizer(folder: str | os.PathLike[str], kind: str = ""):
     """The Hugging Face tokenizer of a folder, in its fast form where there is one.
 
-    `kind` is a model type to assume where the folder's files do not say whose they are; without
-    one the model type of its config.json is asked, which in a model folder of ours is another's.
+    `kind` is the model type to assume if the folder's files do not name a class. Without it the
+    model type in its config.json decides, which in an EDJE model folder is another model's.
 
     Raises:
         FileNotFoundError: the folder holds no tokenizer, or half of one.
@@ -64,7 +64,7 @@ def load_tokenizer(folder: str | os.PathLike[str], kind: str = ""):
         ) from error
     finally:
         hub_logging.set_verbosity(verbosity)
-    # A class that finds no file of its own makes a tokenizer of its special tokens alone.
+    # A class that finds none of its files makes a tokenizer of only its special tokens.
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         raise ValueError(
             f"{folder}: {type(tokenizer).__name__} finds no words in {found}; {remedy}"
@@ -91,7 +91,8 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 def copy_joint_tokenizer(source: Path, target: Path) -> None:
     """Copy a joint encoder's tokenizer to where no config.json of its own lies beside it.
 
-    The class that only that file or the vocabulary's name told goes into tokenizer_config.json.
+    A class that only that file or the vocabulary's name implies is written to
+    tokenizer_config.json.
     """
     copy_tokenizer(source, target)
     path, kind = target / "tokenizer_config.json", tokenizer_class(source)
@@ -112,8 +113,8 @@ def same_tokenizer(a: Path, b: Path) -> bool:
 def padded_as_tokenized(config: BertConfig, folder: Path) -> BertConfig:
     """The config of a joint encoder with the pad id of its tokenizer.
 
-    Captions are padded with the tokenizer's. config.json often keeps a BERT's 0 beside a tokenizer
-    that numbers otherwise, such as XLM-RoBERTa's: then padding would be read and `<s>` masked.
+    Captions are padded with the tokenizer's id. config.json often has BERT's 0 beside a tokenizer
+    with another one, such as XLM-RoBERTa's: then padding would be read and `<s>` masked.
     """
     if not any((folder / name).exists() for name in VOCABULARIES):
         return config

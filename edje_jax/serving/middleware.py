@@ -16,15 +16,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from edje_jax.serving.monitor import Monitor
 
 OPEN = {"/", "/healthz", "/health", "/ready"}
-"""Paths that need no key: the page itself, which asks for one, and the signs of life."""
+"""Paths that need no key: the page itself, which asks for a key, and the health checks."""
 
 
 class Paths:
-    """Every path as the routes have it, below `root_path`.
+    """Map each path to that of a route, below `root_path`.
 
-    What a proxy puts before every path may be there or not, as proxies take it away or leave it.
-    Slashes too many, of clients that join addresses, are left out. A path that the routes have as
-    it is goes before both: the ids of images have slashes of their own.
+    The prefix of a proxy may be present or not, as some proxies strip it and others leave it.
+    Repeated slashes, which clients make when they join addresses, are merged. A path that matches
+    a route as it is takes precedence, as ids of images may contain slashes.
     """
 
     def __init__(self, app: ASGIApp, root_path: str, routes: Sequence[BaseRoute]):
@@ -44,7 +44,7 @@ class Paths:
         return found + [re.sub("//+", "/", one).rstrip("/") or "/" for one in found]
 
     def _match(self, scope: Scope, path: str) -> int:
-        """How well the routes know a path: not at all, with another method, or as it is."""
+        """Best match of the routes for a path: none, with another method only, or full."""
         asked = {**scope, "path": path, "root_path": ""}
         return max(route.matches(dict(asked))[0].value for route in self.routes)
 

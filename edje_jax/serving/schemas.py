@@ -84,7 +84,7 @@ Query = Annotated[
 
 
 class SearchRequest(BaseModel):
-    """A text to look for."""
+    """Search for the images that match a text."""
 
     query: Query
     k: Annotated[int, Field(ge=1, description="candidates that are reranked")] = 100
@@ -92,7 +92,7 @@ class SearchRequest(BaseModel):
 
 
 class CaptionsRequest(BaseModel):
-    """An image of the index to look for captions of."""
+    """Search for the captions that match an image of the index."""
 
     model_config = ConfigDict(coerce_numbers_to_str=True)
 
@@ -274,7 +274,7 @@ class TextScore(BaseModel):
 
 
 class Health(BaseModel):
-    """The sign of life."""
+    """Health of the server, and the length of its queue."""
 
     status: str
     pictures: int
@@ -306,7 +306,7 @@ class Model(BaseModel):
 
 
 class Models(BaseModel):
-    """A list of one."""
+    """List of the one model that is served."""
 
     object: str = "list"
     data: list[Model]
@@ -323,7 +323,7 @@ class Mistake(BaseModel):
 
 
 class Problem(BaseModel):
-    """Why there is no answer."""
+    """Reason for which there is no answer."""
 
     detail: str | list[Mistake]
 

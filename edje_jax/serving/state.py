@@ -48,7 +48,7 @@ class State:
         return numbers | odd if odd.keys() - numbers.keys() else numbers
 
     async def compute(self, job: Job) -> Any:
-        """The job's result.
+        """Compute a job, and return its result.
 
         Raises:
             HTTPException: 429 where too many wait, 503 where it takes too long.
@@ -61,7 +61,7 @@ class State:
             ) from None
 
     async def in_time(self, work: Awaitable[Result]) -> Result:
-        """The result of what is done within the limit.
+        """Await a result within the time limit.
 
         Raises:
             HTTPException: 503 where it takes too long.
@@ -74,7 +74,7 @@ class State:
             raise HTTPException(503, detail) from None
 
     def number(self, name: str) -> int:
-        """The index's image of an id.
+        """Row of an image in the index, by its id.
 
         Raises:
             HTTPException: 404 where there is none.
