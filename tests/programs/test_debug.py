@@ -8,13 +8,14 @@ import sys
 
 import pytest
 
-import train
+from edje_jax.cli.train import help_text
 from tests.conftest import ROOT
 
 
 @pytest.mark.slow
 def test_debug_trains_as_documented(tmp_path):
-    line = next(line for line in (train.__doc__ or "").splitlines() if "debug" in line)
+    described = help_text("python train.py").splitlines()
+    line = next(line.strip() for line in described if "debug" in line)
     python, *command = shlex.split(line, comments=True)
     assert [python, *command] == ["python", "train.py", "debug"]
     shutil.copy(ROOT / "train.py", tmp_path)

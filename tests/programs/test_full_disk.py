@@ -52,7 +52,7 @@ def test_evaluation(trained, gallery, small_disk, monkeypatch, capsys):
     code, told = evaluate(monkeypatch, capsys, *arguments)
     assert code == 1
     remedy = "Free some and run the same command again"
-    assert told == f"error: {out}: no space left on device. {remedy}\n"
+    assert told == f"error: {out / 't2i.qrels'}: no space left on device. {remedy}\n"
     assert content(out) == earlier
     filled.unlink()
     assert evaluate(monkeypatch, capsys, *arguments)[0] == 0
