@@ -170,7 +170,7 @@ def info(index: str) -> None:
         *((f"{kind} on disk", f"{size / 1e6:,.1f} MB") for kind, size in sizes.items()),
     ):
         table.add_row(name, value)
-    Console().print(table)
+    Console().print(table, markup=False)  # Paths may hold brackets
 
 
 def verify(index: str) -> None:
@@ -197,7 +197,8 @@ def remove(index: str, ids: tuple[str, ...]) -> None:
     if not ids:
         raise UsageError("which pictures? Give their ids")
     count = maintain.remove(Path(index).expanduser(), list(ids))
-    Console().print(f"{count} removed; `edje index compact {index}` gives their room back")
+    told = f"{count} removed; `edje index compact {printable(index)}` gives their room back"
+    Console().print(told, markup=False, soft_wrap=True)
 
 
 def compact(index: str) -> None:

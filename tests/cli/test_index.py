@@ -63,6 +63,22 @@ def test_info_and_verify_and_remove(index, capsys, tmp_path):
         main(["index", "remove", str(index)])
 
 
+def test_brackets_in_names_are_no_markup(trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    images, out = tmp_path / "[of] [" / "2020]", tmp_path / "index[1]"
+    images.mkdir(parents=True)
+    Shapes("val").image(0).save(images / "[red].png")
+    main(["index", "build", str(trained), str(images), "--out", str(out)])
+    main(["index", "info", str(out)])
+    assert "[of] [/2020]" in capsys.readouterr().out
+    main(["search", str(out), "a red circle"])
+    assert "[red].png" in capsys.readouterr().out
+    monkeypatch.setenv("COLUMNS", "40")
+    main(["index", "remove", str(out), "[red].png"])
+    told = capsys.readouterr().out
+    assert told == f"1 removed; `edje index compact {out}` gives their room back\n"
+
+
 def test_flipped_byte_fails_verification(trained, pictures, tmp_path):
     out = tmp_path / "index"
     main(["index", "build", str(trained), str(pictures), "--out", str(out)])

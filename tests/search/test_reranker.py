@@ -181,6 +181,12 @@ def test_a_missing_picture_is_named(reranker):
         reranker.encode_images(["nowhere.png"])
 
 
+@pytest.mark.parametrize("precision", ["bf16", "float64", "int8"])
+def test_a_precision_that_there_is_not_is_refused(precision, trained):
+    with pytest.raises(ValueError, match=f"precision '{precision}': give one of auto, float32, bf"):
+        Reranker.from_pretrained(trained, precision=precision)
+
+
 def test_an_index_made_before_there_was_a_choice_still_opens(reranker):
     """Fingerprints of older indexes were made of a config without these settings."""
     config = to_dict(reranker.config)
