@@ -25,7 +25,7 @@ def load_checkpoint(path: Path) -> tuple[Model, str]:
     if not isinstance(config, EdjeRun):
         raise CheckpointError(
             f'{workdir}: a run of the task "{config.task}", and not of an EDJE; its model is'
-            f" {workdir / 'model'}, written when it ends: run the same command again to let it"
+            f" {workdir / 'model'}, written when it ends: run the same command again if it has not"
         )
     parts = assemble(config, None, workdir)
     params = read_params(workdir / "checkpoints" / str(step))
