@@ -341,7 +341,7 @@ def _from_dict(kind: Any, raw: dict[str, Any]) -> Any:
     for each in dataclasses.fields(kind):
         if each.name in raw:
             hint, value = hints[each.name], raw[each.name]
-            if isinstance(value, list):
-                value = tuple(value)
-            values[each.name] = _from_dict(hint, value) if dataclasses.is_dataclass(hint) else value
+            if dataclasses.is_dataclass(hint):
+                value = _from_dict(hint, value)
+            values[each.name] = tuple(value) if isinstance(value, list) else value
     return kind(**values)
