@@ -33,7 +33,7 @@ class Paths:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             path = max(self._readings(scope["path"]), key=lambda path: self._match(scope, path))
-            scope = scope | {"root_path": self.root_path, "path": self.root_path + path}
+            scope = {**scope, "root_path": self.root_path, "path": self.root_path + path}
         await self.app(scope, receive, send)
 
     def _readings(self, path: str) -> list[str]:

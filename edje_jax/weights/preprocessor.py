@@ -80,7 +80,7 @@ def restate_reading(folder: Path, recipe: ImageRecipe) -> None:
     if recipe_from_preprocessor(folder).reading == recipe.reading:
         return
     path, _ = _read_preprocessor(folder)
-    whole = json.loads(path.read_text("utf-8"))
+    whole = json.loads(path.read_text("utf-8-sig"))
     stated = whole["image_processor"] if path.name == "processor_config.json" else whole
     for key in READING:
         stated.pop(key, None)
@@ -118,7 +118,7 @@ def _read_preprocessor(folder: Path) -> tuple[Path, dict[str, Any]]:
         if not path.is_file():
             continue
         try:
-            stated = json.loads(path.read_text("utf-8"))
+            stated = json.loads(path.read_text("utf-8-sig"))
         except ValueError as error:
             raise ValueError(f"{path}: not valid JSON ({error}); write it anew") from error
         if name == "processor_config.json" and isinstance(stated, dict):

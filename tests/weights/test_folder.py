@@ -18,7 +18,7 @@ from edje_jax.config.model import EdjeConfig
 from edje_jax.models.edje import Edje
 from edje_jax.models.siglip import Siglip
 from edje_jax.system.files import BadJson, whole_folder, write_json
-from edje_jax.weights.backbone import load_backbone
+from edje_jax.weights.backbone import load_backbone, read_backbone_config
 from edje_jax.weights.bert import load_language_model
 from edje_jax.weights.card import model_card
 from edje_jax.weights.folder import Model, copy_backbone, load_model, save_model
@@ -323,6 +323,12 @@ def test_a_trainers_names_do_not_get_into_a_model_folder(tmp_path):
     copied = load_file(target / "model.safetensors")
     assert copied.keys() == tensors.keys()
     assert all((copied[name] == tensors[name]).all() for name in tensors)
+
+
+def test_a_config_may_begin_with_a_byte_order_mark(tmp_path):
+    for path in (TINY / "siglip").glob("*config.json"):
+        (tmp_path / path.name).write_text(path.read_text("utf-8"), "utf-8-sig")
+    assert read_backbone_config(tmp_path) == read_backbone_config(TINY / "siglip")
 
 
 def test_a_backbone_given_as_the_language_model():
