@@ -116,7 +116,7 @@ def test_the_same_pictures_in_every_process(split):
     assert digest(Shapes(split), indices[::-1]) != here, "the digest must tell orders apart"
     assert digest(Shapes(split), indices) == here
     code = (
-        "import sys; sys.path[:0] = ['tests/data', '.']; import test_shapes as t; "
+        "import sys; sys.path[:0] = ['tests/scenes', '.']; import test_shapes as t; "
         f"print(t.digest(t.Shapes({split!r}), {indices}))"
     )
     done = subprocess.run(
