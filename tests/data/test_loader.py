@@ -346,7 +346,7 @@ def test_a_bad_caption_is_one_bad_record_and_its_image_trains_with_the_others(tm
     assert "entry 2: caption 0 is a number" in bad.reasons["2.png"]
     assert len(caplog.messages) == 4
     strict = BadPictures.after(left_out(source), len(source), 0.6)
-    with pytest.raises(TooManyBadPictures, match=r"4 of 5 records .*--max-bad outside train\.py"):
+    with pytest.raises(TooManyBadPictures, match=r"4 of 5 records .*--max-bad outside training"):
         list(iterate(reader(source, batch_size=3, steps=1), 0, strict))
     with pytest.raises(TooManyBadPictures, match="2 of 5 records"):
         BadPictures.after(left_out(source), len(source), 0.3)
