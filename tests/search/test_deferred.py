@@ -153,7 +153,7 @@ def test_the_same_weights_without_deferred_layers_are_another_model(reranker, tr
 def test_states_take_as_many_bytes_as_tokens(reranker, trained, dtype, tmp_path):
     plain = Reranker.from_pretrained(trained)
     for name, one in (("states", reranker), ("tokens", plain)):
-        build(one, Some("val"), "shapes:val", tmp_path / name, token_dtype=dtype)
+        build(one.engine, one.stamp, Some("val"), "shapes:val", tmp_path / name, token_dtype=dtype)
     sizes = [
         {p.name: p.stat().st_size for p in (tmp_path / name).glob("*.npy")}
         for name in ("states", "tokens")

@@ -50,7 +50,14 @@ def test_every_way_in_reads_as_the_recipe_says(careful, plain, pair, tmp_path):
     expected = plain.encode_images([seen])
     np.testing.assert_allclose(careful.encode_images([folder / "logo.png"]), expected, atol=1e-5)
     assert np.abs(plain.encode_images([folder / "logo.png"]) - expected).max() > 0.01
-    assert build(careful, Folder(folder), "folder:logos", tmp_path / "index", token_dtype="float16")
+    assert build(
+        careful.engine,
+        careful.stamp,
+        Folder(folder),
+        "folder:logos",
+        tmp_path / "index",
+        token_dtype="float16",
+    )
     index = ImageIndex.open(tmp_path / "index")
     (found,) = careful.search(index, ["red"])
     assert found[0]["score"] == pytest.approx(plain.predict([("red", seen)])[0], abs=1e-3)
@@ -65,7 +72,7 @@ def test_every_way_in_reads_as_the_recipe_says(careful, plain, pair, tmp_path):
 
 def test_an_index_of_another_recipe_is_refused(careful, plain, pair, tmp_path):
     source, out = Folder(pair[0]), tmp_path / "index"
-    assert build(careful, source, "folder:logos", out)
+    assert build(careful.engine, careful.stamp, source, "folder:logos", out)
     assert Store(out).manifest.model["image"] == careful.config.image.reading
     told = (
         r"0 deferred layers, icc_profile applied, transparency white\) than .* 0 deferred layers\)"
@@ -73,6 +80,6 @@ def test_an_index_of_another_recipe_is_refused(careful, plain, pair, tmp_path):
     with pytest.raises(BadStore, match=told):
         plain.search(ImageIndex.open(out), ["red"])
     with pytest.raises(BadStore, match="built with another model"):
-        build(plain, source, "folder:logos", out)
+        build(plain.engine, plain.stamp, source, "folder:logos", out)
     assert careful.search(ImageIndex.open(out), ["red"])[0][0]["id"] == "logo.png"
     assert "image" not in plain.stamp

@@ -56,7 +56,7 @@ def assert_same(a, b) -> None:
 
 
 def test_a_run_without_a_backbone_is_told_where_to_get_one(tmp_path):
-    with pytest.raises(ValueError, match=r"--model\.backbone .* train\.py tiny_backbone"):
+    with pytest.raises(ValueError, match=r"--model\.backbone .* edje train tiny_backbone"):
         assemble(edited(), SOURCE, tmp_path)
 
 
