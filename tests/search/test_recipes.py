@@ -14,6 +14,7 @@ from edje_jax.data.sources.folder import Folder
 from edje_jax.index.build import build
 from edje_jax.index.store import BadStore, Store
 from edje_jax.serving.documents import read_documents
+from edje_jax.serving.limits import Limits
 from edje_jax.weights.folder import load_model
 from tests.data.test_colours import swapped
 
@@ -66,8 +67,8 @@ def test_every_way_in_reads_as_the_recipe_says(careful, plain, pair, tmp_path):
     with Image.open(io.BytesIO(index.store.thumbnail(0))) as small:
         assert min(small.getpixel((2, 2))) > 250
     data = base64.b64encode((folder / "logo.png").read_bytes()).decode()
-    sent = read_documents([{"image": data}], {}, careful.config.image, 1, 9999)
-    np.testing.assert_array_equal(sent.pixels[0][0, 0], (255, 255, 255))
+    sent = read_documents([{"image": data}], "documents", {}, careful.config.image, Limits())
+    np.testing.assert_array_equal(sent.images.pixels[0][0, 0], (255, 255, 255))
 
 
 def test_an_index_of_another_recipe_is_refused(careful, plain, pair, tmp_path):
