@@ -121,7 +121,7 @@ def _refuse_none_left(out: Path, rejected: dict[str, str], changes: Changes, pru
 
 
 def _listed(out: Path, bad: dict[str, str], total: int, reason: str) -> str:
-    """What an error says of bad records."""
+    """Message of an error about bad records."""
     listed = [f"  {name}: {bad[name]}" for name in list(bad)[:LISTED]]
     if len(bad) > LISTED:
         listed.append(f"  and {len(bad) - LISTED:,} more")
