@@ -116,7 +116,9 @@ def _tell(folder: Path, report: Report, prune: bool) -> None:
         kept = "dropped" if prune else "still in the index; --prune drops them"
         log.warning("gone from the set, %s: %s", kept, _some(report.gone))
     if bad:
-        log.warning("%d bad, %s: %s", len(bad), folder / "rejected.csv", _some(list(bad)))
+        parts = {"could not be read": report.rejected, "left out, or in part": report.faults}
+        told = ", ".join(f"{len(each)} {what}" for what, each in parts.items() if each)
+        log.warning("%s, %s: %s", told, folder / "rejected.csv", _some(list(bad)))
 
 
 def _some(names: list[str], most: int = 10) -> str:
