@@ -161,7 +161,12 @@ class MadeUp(Engine):
         return self.texts
 
     def score_pairs(
-        self, ids: np.ndarray, tokens: TokenTable, text_index: np.ndarray, image_index: np.ndarray
+        self,
+        ids: np.ndarray,
+        tokens: TokenTable,
+        text_index: np.ndarray,
+        image_index: np.ndarray,
+        similarities: np.ndarray | None = None,
     ) -> np.ndarray:
         """All pairs, or an evenly drawn share of `limit` in all COCO's or Flickr30k's."""
         out = np.zeros(len(text_index), np.float32)

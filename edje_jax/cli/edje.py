@@ -281,6 +281,7 @@ class Search:
     Examples:
         edje search photos.index "two dogs on a beach"
         edje search photos.index "two dogs on a beach" --k 200 --top 5 --json
+        edje search photos.index "two dogs on a beach" --min-score 0.5
         edje search coco.index --image dog.jpg
     """
 
@@ -294,6 +295,8 @@ class Search:
     """Candidates of the first stage that are reranked."""
     top: int = 10
     """Results to show."""
+    min_score: float | None = None
+    """Least score of a result, from 0 to 1: "nothing matches" is an answer then."""
     json: bool = False
     """Write results as JSON and nothing else."""
     model: str = ""
@@ -409,6 +412,7 @@ class Tune:
     Examples:
         edje tune runs/demo --data shapes:val
         edje tune runs/s0 runs/s6 --data blip:val.json --k 10 50 100 --out runs/tune
+        edje tune runs/demo --data shapes:val --k 100 --token-dtypes bfloat16 --queries 500 --save
     """
 
     models: tyro.conf.Positional[tuple[str, ...]]
@@ -424,7 +428,14 @@ class Tune:
     image_root: str = ""
     """Folder that relative picture paths start from (default: the JSON's own)."""
     max_bad: float = 0.01
-    """Share of the pictures that may be unreadable."""
+    """Share of the images that may be unreadable."""
+    precision: float = 0.9
+    """Share of the results that shall be right above the least score that is told."""
+    queries: int = 0
+    """Captions, and images, that are asked for, spread over the set, all of which stays to be
+    found; 0 asks for all."""
+    save: bool = False
+    """Write each model's calibration.json, by which search and scores go from then on."""
 
     def run(self) -> None:
         from edje_jax.cli.tune import tune
@@ -437,6 +448,9 @@ class Tune:
             out=self.out,
             image_root=self.image_root,
             max_bad=self.max_bad,
+            precision=self.precision,
+            save=self.save,
+            queries=self.queries,
         )
 
 

@@ -35,8 +35,9 @@ class Options:
     """Folder for metrics.json, TREC files, per_query.csv and report.html."""
     image_root: str = ""
     """Folder that relative image paths start from (default: the JSON's own)."""
-    similarity_weight: float = 0.0
-    """The first stage's cosine times this is added to the match logit."""
+    similarity_weight: float | None = None
+    """The first stage's cosine times this is added to the match logit (default: the model's own,
+    which `edje tune` chose, or else 0)."""
     max_bad: float = 0.01
     """Share of the set's images, and of the pool's, that may turn out unreadable before the
     evaluation stops."""
@@ -47,7 +48,7 @@ class Options:
     k_sweep: str = ""
     """Depths to tell the recalls and the cost of, such as 1,5,10,20,50,100; scored once."""
     similarity_weights: str = ""
-    """Weights of the cosine to tell the recalls of, such as 0,1,3,10; scored once."""
+    """Weights of the first stage to tell the recalls of, such as 0,1,3,10; scored once."""
     eccv: str = ""
     """COCO's captions_val2014.json: judge COCO's test set by CxC and ECCV Caption as well."""
     compositional: tuple[str, ...] = ()
@@ -127,7 +128,7 @@ def check(options: Options) -> None:
         raise UsageError(f"--k {o.k}: the least is 1")
     if o.folds and (o.folds < 2 or o.pool):
         raise UsageError("--folds takes 2 or more parts, of a gallery without a --pool")
-    if not math.isfinite(o.similarity_weight):
+    if o.similarity_weight is not None and not math.isfinite(o.similarity_weight):
         raise UsageError(f"--similarity-weight {o.similarity_weight}: give a finite number")
     if not 0 <= o.max_bad <= 1:
         raise UsageError(f"--max-bad {o.max_bad:g}: a share from 0 to 1")

@@ -66,7 +66,9 @@ def evaluate_model(
         encoded = encode_gallery(reranker.engine, source, max_bad, bars.show)
         seconds["encode"] = time.perf_counter() - mark
         mark = time.perf_counter()
-        retrieval, extra = measure(reranker.engine, encoded, protocol, bars.show)
+        retrieval, extra = measure(
+            reranker.engine, encoded, protocol, bars.show, reranker.calibration
+        )
         seconds["rerank"] = time.perf_counter() - mark
     seconds["total"] = time.perf_counter() - started
     if isinstance(source, Pooled):
@@ -166,7 +168,7 @@ def evaluate_compositional(
     *,
     out: Path | None = None,
     image_root: str = "",
-    similarity_weight: float = 0.0,
+    similarity_weight: float | None = None,
 ) -> dict[str, Any]:
     """Text, image and group scores; with `out`, compositional.json and per_item.csv are written.
 
@@ -178,6 +180,8 @@ def evaluate_compositional(
         out.mkdir(parents=True, exist_ok=True)
     items = read_items(files, image_root)
     reranker = Reranker.from_pretrained(model)
+    if similarity_weight is None:
+        similarity_weight = reranker.calibration.similarity_weight
     with Bars() as bars:
         scored = score_items(reranker.engine, items, similarity_weight, bars.show)
     result = summarise(items, scored)

@@ -24,14 +24,20 @@ def search(asked: Any) -> None:
         raise UsageError('give a query, as in edje search INDEX "two dogs", or --image FILE')
     if asked.k < 1 or asked.top < 1:
         raise UsageError(f"--k {asked.k} --top {asked.top}: both count from 1")
+    if asked.min_score is not None and not 0 <= asked.min_score <= 1:
+        raise UsageError(f"--min-score {asked.min_score}: scores lie from 0 to 1")
     index = ImageIndex.open(asked.index, tokens_on=asked.tokens_on, first_stage=asked.first_stage)
     reranker = model_of(index, asked.model)
+    depth = {"k": asked.k, "top_k": asked.top, "min_score": asked.min_score}
     if asked.image:
-        found = reranker.search_captions(index, [asked.image], k=asked.k, top_k=asked.top)[0]
+        found = reranker.search_captions(index, [asked.image], **depth)[0]
     else:
-        found = reranker.search(index, [asked.query], k=asked.k, top_k=asked.top)[0]
+        found = reranker.search(index, [asked.query], **depth)[0]
     if asked.json:
         write_json(found)
+        return
+    if not found and asked.min_score is not None:
+        Console().print(f"nothing reaches a score of {asked.min_score:g}", markup=False)
         return
     Console().print(_table(index, found))
 

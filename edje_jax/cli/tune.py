@@ -1,12 +1,14 @@
-"""`edje tune`: which model, token dtype and depth to take, by what was measured on a set."""
+"""`edje tune`: which model, token dtype and depth to take, by what was measured on a set, and the
+calibration that suits each model there."""
 
 import dataclasses
 import logging
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
@@ -17,13 +19,18 @@ from edje_jax.cli.evaluate import told_after
 from edje_jax.cli.program import UsageError
 from edje_jax.cli.progress import Bars
 from edje_jax.cli.tune_plot import draw
+from edje_jax.config.calibration import Calibration
 from edje_jax.data.sources.registry import open_captioned
 from edje_jax.data.sources.subset import joined
 from edje_jax.evaluate.gallery import EncodedGallery, encode_gallery, second_stage
-from edje_jax.evaluation.retrieval import rerank
+from edje_jax.evaluation.calibration import calibrate
+from edje_jax.evaluation.protocols import rerank_some
+from edje_jax.evaluation.retrieval import DIRECTIONS, Retrieval
 from edje_jax.models.token_formats import TokenDtype, pack, row_bytes
 from edje_jax.search.reranker import Reranker
-from edje_jax.system.files import write_json
+from edje_jax.system.files import read_json, write_json
+from edje_jax.weights.calibration import NAME as CALIBRATION
+from edje_jax.weights.calibration import write_calibration
 from edje_jax.weights.folder import model_folder, read_model_config
 
 log = logging.getLogger(__name__)
@@ -32,6 +39,9 @@ ROUNDS = 5
 """Timings of each choice, of which the median counts."""
 QUERIES = 8
 """Captions that are timed together, from all over the set, each with its own k candidates."""
+
+Asked = tuple[Retrieval, np.ndarray, np.ndarray]
+"""A retrieval, and the image of each query of its two directions."""
 
 Scored = tuple[Choice, int, Callable[[], object]]
 """A choice, so many pairs of a few queries, and their reranking, to be timed."""
@@ -46,12 +56,20 @@ def tune(
     out: str = "",
     image_root: str = "",
     max_bad: float = 0.01,
+    precision: float = 0.9,
+    save: bool = False,
+    queries: int = 0,
 ) -> None:
     """Measure every choice, print them with those on the Pareto front marked, and with `out` write
     `tune.json` and `tune.png`. A model that fails loses nothing of those before it.
 
+    Each model's calibration is fitted at the largest depth with the first of the token dtypes; with
+    `save` it is written into the model's folder. `queries` is the number of captions, and of
+    images, that are asked for; 0 asks for all.
+
     Raises:
-        UsageError: a depth is not positive, or there is no model or token dtype.
+        UsageError: a depth is not positive, there is no model or token dtype, `precision` is no
+            share, `queries` is negative, or a calibration cannot be saved to a hub id.
         FileNotFoundError, ValueError: a model or the set cannot be opened.
         TooManyBadPictures: more than `max_bad` of the records are bad.
     """
@@ -59,6 +77,13 @@ def tune(
         raise UsageError(f"--k {' '.join(map(str, k))}: give depths from 1 on")
     if not models or not token_dtypes:
         raise UsageError("give at least one model and one of --token-dtypes")
+    if not 0 < precision <= 1:
+        raise UsageError(f"--precision {precision:g}: a share above 0, up to 1")
+    if queries < 0:
+        raise UsageError(f"--queries {queries}: give a number, or 0 for all")
+    for model in models if save else ():
+        if not Path(model).expanduser().is_dir():
+            raise UsageError(f"--save: {model} is no folder here; download it, and name the folder")
     folder = Path(out).expanduser() if out else None
     # Whatever cannot be is told before the work.
     if folder:
@@ -70,32 +95,78 @@ def tune(
     if max(k) > len(source):
         log.warning("--k %d: all of the %d pictures are reranked", max(k), len(source))
     scored: list[Scored] = []
+    calibrations: dict[str, Calibration] = {}
     try:
         with Bars() as bars:
             for model in models:
                 reranker = Reranker.from_pretrained(model)
                 encoded = encode_gallery(reranker.engine, source, max_bad, bars.show)
-                scored += recalled(reranker, encoded, depths, token_dtypes, bars)
+                found, first = recalled(reranker, encoded, depths, token_dtypes, queries, bars)
+                scored += found
+                warn_of_training_data(model, data)
+                fitted = fitted_to(first, precision, data)
+                if fitted:
+                    calibrations[model] = fitted
+                if fitted and save:
+                    write_calibration(model_folder(model), fitted)
+                    log.info("wrote %s", model_folder(model) / CALIBRATION)
     finally:
         if scored:
-            tell(timed(scored), data, folder)
+            tell(timed(scored), calibrations, data, folder)
 
 
-def tell(choices: Sequence[Choice], data: str, folder: Path | None) -> None:
+def warn_of_training_data(model: str, data: str) -> None:
+    """Say so where a workdir tells that its model was trained on the set."""
+    path = model_folder(model).parent / "config.json"
+    run = read_json(path) if path.exists() else {}
+    trained_on = run.get("data", {}).get("train", "") if isinstance(run.get("data"), dict) else ""
+    if data in str(trained_on).split("+"):
+        log.warning(
+            "%s was trained on %s: what is fitted there is too confident elsewhere; give a set that"
+            " it has not seen",
+            model, data,
+        )  # fmt: skip
+
+
+def fitted_to(asked: Asked, precision: float, data: str) -> Calibration | None:
+    """The calibration that suits a retrieval, if its scores tell right from wrong."""
+    try:
+        found = calibrate(*asked, precision)
+    except ValueError as error:
+        log.warning("no calibration: %s", error)
+        return None
+    return dataclasses.replace(found, fitted={"data": data, **found.fitted})
+
+
+def tell(
+    choices: Sequence[Choice],
+    calibrations: dict[str, Calibration],
+    data: str,
+    folder: Path | None,
+) -> None:
     """Print what was measured, and write it if there is a folder."""
-    with told_after([table(choices, front_of(choices), data)]):
+    tables = [table(choices, front_of(choices), data)]
+    if calibrations:
+        tables.append(calibration_table(calibrations, data))
+    with told_after(tables):
         if folder:
-            save(choices, data, folder)
+            write_tuning(choices, calibrations, data, folder)
 
 
-def save(choices: Sequence[Choice], data: str, folder: Path) -> None:
+def write_tuning(
+    choices: Sequence[Choice], calibrations: dict[str, Calibration], data: str, folder: Path
+) -> None:
     """Write `tune.json` and `tune.png`."""
     front = front_of(choices)
     rows = [
         {**dataclasses.asdict(choice), "on_front": best}
         for choice, best in zip(choices, front, strict=True)
     ]
-    write_json(folder / "tune.json", {"data": data, "choices": rows})
+    told: dict[str, Any] = {"data": data, "choices": rows}
+    told["calibrations"] = {
+        model: dataclasses.asdict(found) for model, found in calibrations.items()
+    }
+    write_json(folder / "tune.json", told)
     draw(choices, front, folder / "tune.png")
 
 
@@ -104,22 +175,28 @@ def recalled(
     encoded: EncodedGallery,
     depths: Sequence[int],
     token_dtypes: Sequence[TokenDtype],
+    queries: int,
     bars: Bars,
-) -> Iterator[Scored]:
-    """Choices of one model, scored once at the largest depth."""
+) -> tuple[list[Scored], Asked]:
+    """(choices of one model, scored once at the largest depth; the retrieval at that depth with
+    the first of the dtypes, without the first stage's cosine)."""
     config, joint = reranker.config, reranker.config.joint_encoder
     assert isinstance(encoded.tokens, np.ndarray)
     captions = encoded.gallery.captions
     texts = reranker.engine.embed_texts(captions)
-    asked = np.unique(np.linspace(0, len(captions) - 1, QUERIES).astype(int))
-    ids = reranker.engine.joint_tokenizer([captions[i] for i in asked])
+    some_captions = np.unique(np.linspace(0, len(captions) - 1, QUERIES).astype(int))
+    ids = reranker.engine.joint_tokenizer([captions[i] for i in some_captions])
     # Timed later, when nothing but the joint encoder shall be held.
     engine = dataclasses.replace(reranker.engine, backbone_params={})
+    found: list[Scored] = []
+    every: list[Asked] = []
     for dtype in token_dtypes:
         tokens = pack(encoded.tokens, dtype)
         stored = dataclasses.replace(encoded, tokens=tokens)
         score = second_stage(reranker.engine, stored, bars.show)
-        retrieval = rerank(encoded.gallery, encoded.embeddings, texts, score, max(depths))
+        asked = encoded.gallery, encoded.embeddings, texts, score, max(depths)
+        every.append(rerank_some(*asked, queries or len(captions)))
+        retrieval = every[-1][0]
         some = tokens[np.arange(min(len(tokens), max(depths)))]
         for k in depths:
             recalls = retrieval.at(k=k).metrics()
@@ -135,7 +212,10 @@ def recalled(
             )
             text = np.repeat(np.arange(len(ids)), k)
             pictures = np.arange(len(text)) % len(some)
-            yield choice, len(text), partial(engine.score_pairs, ids, some, text, pictures)
+            known = np.zeros(len(text), np.float32)
+            run = partial(engine.score_pairs, ids, some, text, pictures, known)
+            found.append((choice, len(text), run))
+    return found, every[0]
 
 
 def timed(scored: Sequence[Scored]) -> list[Choice]:
@@ -162,7 +242,10 @@ def timed(scored: Sequence[Scored]) -> list[Choice]:
 
 def table(choices: Sequence[Choice], front: Sequence[bool], data: str) -> Table:
     """All of them, best recall first."""
-    title = f"R@1 on {data} against cost on this machine, {QUERIES} queries at once; * on the front"
+    title = (
+        f"R@1 of match logits alone on {data} against cost on this machine, {QUERIES} queries at"
+        " once; * on the front"
+    )
     out = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     out.add_column("", min_width=1)
     out.add_column("model", overflow="fold", min_width=10)
@@ -183,4 +266,30 @@ def table(choices: Sequence[Choice], front: Sequence[bool], data: str) -> Table:
             f"{1e3 / choice.queries_per_second:.1f}",
             style="bold" if best else "",
         )
+    return out
+
+
+def calibration_table(calibrations: dict[str, Calibration], data: str) -> Table:
+    """Each model's calibration, and what it changes."""
+    title = f"Calibration on {data}; errors after it are of images that it was not fitted on"
+    out = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    out.add_column("model", overflow="fold", min_width=10)
+    for name in ("k", "weight", "temperature", "bias", "", "R@1", "ECE", "least score"):
+        out.add_column(name, justify="right", no_wrap=True)
+    names = short_names(list(calibrations))
+    for model, found in calibrations.items():
+        record, least = found.fitted, found.least_score
+        asked = f"{100 * record['precision']:g} % right from"
+        for row, key in enumerate(DIRECTIONS):
+            about = (names[model], str(record["k"])) if not row else ("", "")
+            values = (found.similarity_weight, found.temperature, found.bias)
+            recalls, errors = record["recall_at_1"][key], record["ece"][key]
+            out.add_row(
+                *about,
+                *(f"{value:.3g}" if not row else "" for value in values),
+                key,
+                " -> ".join(f"{value:.1f}" for value in recalls),
+                " -> ".join("?" if value is None else f"{value:.3f}" for value in errors),
+                (f"{asked} {least:.3f}" if least is not None else "none") if not row else "",
+            )
     return out

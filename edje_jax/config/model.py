@@ -185,6 +185,23 @@ class AdapterConfig:
 
 
 @dataclass(frozen=True)
+class SimilarityPrior:
+    """Learned prior: the first stage's cosine is an input of the match head, standardised by the
+    mean and deviation that it has over the pairs of a training batch."""
+
+    mean: float = 0.0
+    deviation: float = 1.0
+
+    def __post_init__(self):
+        if not self.deviation > 0:
+            raise ValueError(f"similarity_prior: deviation {self.deviation} is not above 0")
+
+
+UNMEASURED = SimilarityPrior()
+"""Similarity prior of a run that has not measured mean and deviation yet."""
+
+
+@dataclass(frozen=True)
 class EdjeConfig:
     """The whole model: backbone -> adapter -> joint encoder."""
 
@@ -194,6 +211,8 @@ class EdjeConfig:
     image: ImageRecipe = field(default_factory=ImageRecipe)
     max_text_length: int = 63
     """[CLS] + caption + [SEP]; the [SEP] that closes the vision segment makes it 64."""
+    similarity_prior: SimilarityPrior | None = None
+    """None for a match head that does not know the first stage's cosine, as published."""
 
     @property
     def num_tokens(self) -> int:

@@ -118,6 +118,10 @@ class LossConfig:
     """Weights of the losses, and what they are made of. A weight of 0 skips the work too."""
 
     match: float = 1.0
+    """Softmax of each pair against its negatives, as the published code has it."""
+    binary_match: float = 0.0
+    """Each pair on its own, a match or none, as the paper words it: logits of different queries
+    become comparable, which calibration and `min_score` gain from."""
     masked_lm: float = 1.0
     text_recovery: float = 1.0
     distillation: float = 1.0
@@ -127,10 +131,34 @@ class LossConfig:
     of a caption's pieces and the model's, after the layers that both have online, counted from the
     last. Costs one more pass of each over the captions and their own pictures."""
     negatives: int = 3
-    """K hard negative pictures per caption, and K hard negative captions per picture."""
+    """Hard negative images per caption, and hard negative captions per image: the most similar
+    ones by the backbone."""
+    hardest_of: int | None = None
+    """Hard negatives are drawn at random among so many of the most similar (24 of 50 in VEDJE),
+    which costs nothing; None takes the very most similar, as published."""
+    random_negatives: int = 0
+    """Further negatives of both kinds, drawn at random, as the published recipe has none: from hard
+    negatives alone a model does not learn to rank more than a few candidates
+    (docs/rerank-depth.md)."""
+    queue: int = 0
+    """Images and captions of the last batches that negatives are chosen from too, their tokens as
+    they were then; 0 takes negatives from the batch alone. Every device holds all of it, and
+    checkpoints do: a row is as large as its compressed tokens in float32 (98 kB at 64 x 384)."""
     mask_probability: float = 0.5
     masked_lm_first: float = 0.0
     """Share of the steps, from the start, that train masked LM (and text recovery) alone."""
+
+    def __post_init__(self):
+        _at_least(1, {"--loss.negatives": self.negatives})
+        _at_least(0, {"--loss.binary-match": self.binary_match})
+        if self.hardest_of is not None:
+            _at_least(self.negatives, {"--loss.hardest-of": self.hardest_of})
+        _at_least(0, {"--loss.random-negatives": self.random_negatives, "--loss.queue": self.queue})
+
+    @property
+    def all_negatives(self) -> int:
+        """Negatives of each kind per row, hard and random."""
+        return self.negatives + self.random_negatives
 
 
 @dataclass(frozen=True)
@@ -197,6 +225,9 @@ class ModelSpec:
     what `fresh` or the model of `init` has, and is 0 for a language model of `joint_encoder`."""
     online_vision: Literal["", "updated", "attended"] = ""
     """Treatment of vision rows in other layers (see `BertConfig`); empty keeps it, as -1 does."""
+    similarity_prior: bool | None = None
+    """Whether the match head is given the first stage's cosine of a pair (VEDJE); None keeps what
+    the model of `init` has, which is none for a fresh one."""
     icc_profile: Literal["", "ignored", "applied"] = ""
     """Use of an image's colour profile (see `ImageRecipe`); empty for the backbone's setting."""
     transparency: Literal["", "dropped", "white"] = ""

@@ -9,6 +9,7 @@ from edje_jax.data.images import load_image, resize
 from edje_jax.data.text import canonicalise
 from edje_jax.evaluate.gallery import Progress
 from edje_jax.evaluation.compositional import Item, Picture, Scored
+from edje_jax.evaluation.scores import cosines, mixed
 from edje_jax.runtimes.jax import Engine
 
 CHUNK = 256
@@ -63,13 +64,13 @@ def _score(
         axis=1,
         return_inverse=True,
     )
-    logits = engine.score_pairs(ids, encoded.tokens, *pairs)
-    cosines = np.einsum("pe,pe->p", embeddings[pairs[0]], encoded.embeddings[pairs[1]])
-    combined = logits + np.float32(weight) * cosines
+    similarities = cosines(embeddings, encoded.embeddings, *pairs)
+    logits = engine.score_pairs(ids, encoded.tokens, pairs[0], pairs[1], similarities)
+    combined = mixed(logits, similarities, weight)
     ends = np.cumsum([grid[0].size for grid in grids])[:-1]
     rows = np.split(place.ravel(), ends)
     return [
-        Scored(*(values[row].reshape(grid[0].shape) for values in (cosines, combined)))
+        Scored(*(values[row].reshape(grid[0].shape) for values in (similarities, combined)))
         for row, grid in zip(rows, grids, strict=True)
     ]
 

@@ -15,6 +15,7 @@ from edje_jax.data.bad_pictures import BadPictures, left_out
 from edje_jax.data.image_reader import read_pictures
 from edje_jax.data.sources.pooled import Pooled
 from edje_jax.evaluation.retrieval import Gallery, Retrieval, ScorePairs, rerank
+from edje_jax.evaluation.scores import cosines
 from edje_jax.models.token_formats import PackedTokens
 from edje_jax.runtimes.jax import Engine
 from edje_jax.types import Source
@@ -95,7 +96,9 @@ def second_stage(
     engine: Engine, encoded: EncodedGallery, progress: Progress | None = None
 ) -> ScorePairs:
     """The joint encoder as a function of (caption, picture) numbers of the gallery."""
-    ids = engine.joint_tokenizer(encoded.gallery.captions)
+    captions = encoded.gallery.captions
+    ids = engine.joint_tokenizer(captions)
+    embedded = engine.embed_texts(captions) if engine.config.similarity_prior else None
     # What is on disk stays there, a batch's rows are read while the one before is computed; and a
     # CPU would keep a second copy in the same memory.
     stays = isinstance(encoded.tokens, np.memmap) or jax.default_backend() == "cpu"
@@ -109,7 +112,11 @@ def second_stage(
         step = 16_384
         for start in range(0, len(out), step):
             part = order[start : start + step]
-            out[part] = engine.score_pairs(ids, tokens, text_index[part], image_index[part])
+            pairs = text_index[part], image_index[part]
+            known = None
+            if embedded is not None:
+                known = cosines(embedded, encoded.embeddings, *pairs)
+            out[part] = engine.score_pairs(ids, tokens, *pairs, known)
             if progress:
                 progress("pairs", min(start + step, len(out)), len(out))
         return out

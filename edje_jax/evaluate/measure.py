@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edje_jax.config.calibration import UNTUNED, Calibration
 from edje_jax.evaluate.gallery import EncodedGallery, Progress, second_stage
-from edje_jax.evaluation.calibration import direction_reliability
+from edje_jax.evaluation.calibration import above, direction_reliability
 from edje_jax.evaluation.eccv import coco_ids, eccv_metrics
 from edje_jax.evaluation.intervals import gain_intervals
 from edje_jax.evaluation.protocols import Timed, folds_summary, k_sweep, rerank_folds, weight_sweep
-from edje_jax.evaluation.retrieval import Retrieval, rerank
+from edje_jax.evaluation.retrieval import DIRECTIONS, Retrieval, rerank
 from edje_jax.runtimes.jax import Engine
 
 
@@ -19,7 +20,8 @@ class Protocol:
     """Choice of the measurements on a gallery."""
 
     k: int = 10
-    similarity_weight: float = 0.0
+    similarity_weight: float | None = None
+    """Weight of the first stage; None for the model's own."""
     folds: int = 0
     """Disjoint parts of the gallery to evaluate as well, each on its own; 0 for none."""
     k_sweep: Sequence[int] = ()
@@ -34,7 +36,11 @@ class Protocol:
 
 
 def measure(
-    engine: Engine, encoded: EncodedGallery, protocol: Protocol, progress: Progress | None = None
+    engine: Engine,
+    encoded: EncodedGallery,
+    protocol: Protocol,
+    progress: Progress | None = None,
+    calibration: Calibration = UNTUNED,
 ) -> tuple[Retrieval, dict[str, Any]]:
     """Retrieval at depth k, and the protocol's other measurements as metrics.json holds them."""
     if protocol.eccv:
@@ -44,16 +50,14 @@ def measure(
         engine.warm(encoded.tokens)
     score_pairs = Timed(second_stage(engine, encoded, progress))
     gallery, weight = encoded.gallery, protocol.similarity_weight
+    weight = calibration.similarity_weight if weight is None else weight
     images, texts = encoded.embeddings, engine.embed_texts(gallery.captions)
     deep = rerank(gallery, images, texts, score_pairs, protocol.depth, weight)
     rate = score_pairs.pairs / score_pairs.seconds
     retrieval = deep.at(k=protocol.k)
     extra: dict[str, Any] = {
         "interval": gain_intervals(retrieval, gallery),
-        "calibration": {
-            "t2i": direction_reliability(retrieval.t2i),
-            "i2t": direction_reliability(retrieval.i2t),
-        },
+        **calibration_metrics(retrieval, calibration),
     }
     if protocol.folds:
         folds = rerank_folds(
@@ -67,3 +71,23 @@ def measure(
     if protocol.eccv:
         extra["eccv"] = eccv_metrics(retrieval, images, texts, gallery, protocol.eccv)
     return retrieval, extra
+
+
+def calibration_metrics(retrieval: Retrieval, calibration: Calibration) -> dict[str, Any]:
+    """{"calibration": {"t2i", "i2t"}}: the reliability of scores; of a model that was tuned also
+    "uncalibrated", that of plain sigmoids, and "min_score", what its least score leaves."""
+    sides = {key: getattr(retrieval, key) for key in DIRECTIONS}
+    out: dict[str, Any] = {
+        "calibration": {
+            key: direction_reliability(side, calibration) for key, side in sides.items()
+        }
+    }
+    if calibration.is_fitted:
+        out["uncalibrated"] = {key: direction_reliability(side) for key, side in sides.items()}
+    if (least := calibration.least_score) is not None:
+        out["min_score"] = {
+            "score": least,
+            "asked_precision": 100 * (calibration.wanted_precision or 0.0),
+            **{key: above(side, calibration, least) for key, side in sides.items()},
+        }
+    return out

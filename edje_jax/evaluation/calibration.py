@@ -1,14 +1,25 @@
-"""Whether a match score of 0.8 is right in eight cases of ten."""
+"""Calibration: whether a score of 0.8 is right in eight cases of ten, and how to make it so.
 
+A fit is to the scored candidates of both directions together, as one model serves both.
+"""
+
+import dataclasses
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
+from scipy.optimize import minimize
 
-from edje_jax.evaluation.retrieval import Direction
+from edje_jax.config.calibration import UNTUNED, Calibration
+from edje_jax.evaluation.retrieval import DIRECTIONS, Direction, Retrieval
+from edje_jax.evaluation.scores import calibrated_logits, mixed
 
 BINS = 15
 """Bins of equal width, as in Guo et al. (arXiv 1706.04599)."""
+
+WEIGHTS = tuple(round(0.04 * i, 2) for i in range(50))
+"""Weights of the first stage that are tried, 0 to 1.96, where 1 gives it as large a part as the
+match logit: in units of the deviation of logits over that of cosines, within a query."""
 
 
 def reliability(scores: Float[np.ndarray, " n"], hits: Bool[np.ndarray, " n"]) -> dict[str, Any]:
@@ -23,7 +34,7 @@ def reliability(scores: Float[np.ndarray, " n"], hits: Bool[np.ndarray, " n"]) -
     """
     if not len(scores):
         raise ValueError("no scored pair; there is nothing to calibrate")
-    probability = np.exp(-np.logaddexp(0.0, -scores.astype(np.float64)))
+    probability = _sigmoid(scores)
     place = np.minimum((probability * BINS).astype(int), BINS - 1)
     pairs = np.bincount(place, minlength=BINS)
     used = np.flatnonzero(pairs)
@@ -39,7 +50,210 @@ def reliability(scores: Float[np.ndarray, " n"], hits: Bool[np.ndarray, " n"]) -
     }
 
 
-def direction_reliability(direction: Direction) -> dict[str, Any]:
-    """Reliability of the scores of all candidates of every query that counts."""
+def direction_reliability(
+    direction: Direction, calibration: Calibration = UNTUNED
+) -> dict[str, Any]:
+    """Reliability of the scores of all candidates of every query that counts; its "first" is that
+    of each query's best result alone.
+
+    Scores are those of the calibration, whatever the direction was ordered by.
+    """
+    logits, hits = _scored(direction, calibration)
+    first = logits.argmax(axis=1)[:, None]
+    best = (np.take_along_axis(values, first, axis=1)[:, 0] for values in (logits, hits))
+    return {**reliability(logits.ravel(), hits.ravel()), "first": reliability(*best)}
+
+
+def above(direction: Direction, calibration: Calibration, min_score: float) -> dict[str, Any]:
+    """{"precision", "recall", "empty"} in percent of the results that reach a score.
+
+    `precision`: right ones among them (100 if there are none); `recall`: queries with a right one
+    among them, of those with one among their candidates; `empty`: queries without any.
+    """
+    logits, hits = _scored(direction, calibration)
+    kept = np.asarray(_sigmoid(logits) >= min_score)
+    right, shown = kept & hits, np.count_nonzero(kept)
+    found = np.count_nonzero(hits.any(axis=1))
+    return {
+        "precision": 100.0 * np.count_nonzero(right) / shown if shown else 100.0,
+        "recall": 100.0 * np.count_nonzero(right.any(axis=1)) / max(found, 1),
+        "empty": 100.0 * np.count_nonzero(~kept.any(axis=1)) / len(kept),
+    }
+
+
+def _scored(
+    direction: Direction, calibration: Calibration
+) -> tuple[Float[np.ndarray, "q k"], Bool[np.ndarray, "q k"]]:
+    """(logits whose sigmoids are the scores, which are right) of every query that counts."""
     counted = direction.answered
-    return reliability(direction.scores[counted].ravel(), direction.hits[counted].ravel())
+    logits, similarities = direction.scores[counted], direction.similarities[counted]
+    combined = mixed(logits, similarities, calibration.similarity_weight)
+    return calibrated_logits(combined, calibration), direction.hits[counted]
+
+
+def calibrate(
+    retrieval: Retrieval,
+    caption_image: Int[np.ndarray, " t"],
+    images: Int[np.ndarray, " n"],
+    precision: float,
+) -> Calibration:
+    """The calibration that suits a retrieval best, with a record of what it does there.
+
+    `caption_image` and `images` number the image of each query of the two directions.
+
+    The weight of the first stage is the one with the highest mean R@1 of both directions, the
+    smallest of several. Temperature and bias are the most likely ones (Platt scaling). The
+    errors "after" are measured on images that the temperature and bias were not fitted on, in two
+    halves. "min_score" is the least score at which `precision` (a share) of the results are right.
+
+    Raises:
+        ValueError: no candidate is right, or all are; or the scores do not tell right from wrong.
+    """
+    weight = best_weight(retrieval)
+    weighted = retrieval.at(similarity_weight=weight)
+    calibration = fit(*_pairs(weighted))
+    least, reached = least_score(*_pairs(weighted), calibration, precision)
+    before, after = retrieval.at(similarity_weight=0.0).metrics(), weighted.metrics()
+    record = {
+        "k": retrieval.k,
+        "pairs": len(_pairs(weighted)[0]),
+        "recall_at_1": {
+            key: [m[key]["reranked"]["R@1"] for m in (before, after)] for key in DIRECTIONS
+        },
+        "ece": _errors(weighted, {"t2i": caption_image, "i2t": images}),
+        "precision": precision,
+        "min_score": least,
+        "precision_reached": reached,
+    }
+    return dataclasses.replace(calibration, similarity_weight=weight, fitted=record)
+
+
+def best_weight(retrieval: Retrieval) -> float:
+    """Weight of the cosine, of those that `WEIGHTS` stands for, with the highest mean R@1."""
+    unit, recalls = _ratio_of_deviations(retrieval), []
+    for weight in WEIGHTS:
+        metrics = retrieval.at(similarity_weight=weight * unit).metrics()
+        recalls.append(sum(metrics[key]["reranked"]["R@1"] for key in DIRECTIONS))
+    return WEIGHTS[int(np.argmax(np.round(recalls, 9)))] * unit
+
+
+def _ratio_of_deviations(retrieval: Retrieval) -> float:
+    """Mean deviation of the logits within a query over that of the cosines."""
+    sides = [getattr(retrieval, key) for key in DIRECTIONS]
+    logits, cosines = (
+        np.concatenate([getattr(side, name)[side.answered].std(axis=1) for side in sides]).mean()
+        for name in ("scores", "similarities")
+    )
+    return float(logits / max(cosines, 1e-6))
+
+
+def fit(logits: Float[np.ndarray, " n"], hits: Bool[np.ndarray, " n"]) -> Calibration:
+    """Temperature and bias under which what is right is most likely (Platt, 1999).
+
+    Targets are Platt's, a little inside 0 and 1, so that few pairs make no certainty.
+
+    Raises:
+        ValueError: no pair is right, or all are, or higher logits are right less often.
+    """
+    right, pairs = int(hits.sum()), len(hits)
+    if not 0 < right < pairs:
+        raise ValueError(
+            f"{right} of {pairs} scored candidates are right; calibration needs both kinds: give a"
+            " larger set, or a larger --k"
+        )
+    x = logits.astype(np.float64)
+    centre, spread = x.mean(), max(x.std(), 1e-9)
+    z = (x - centre) / spread
+    target = np.where(hits, (right + 1) / (right + 2), 1 / (pairs - right + 2))
+
+    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        slope, shift = parameters
+        value = slope * z + shift
+        slack = _sigmoid(value) - target
+        return (
+            float(np.mean(np.logaddexp(0.0, value) - target * value)),
+            np.array([np.mean(slack * z), np.mean(slack)]),
+        )
+
+    prior = np.log(right / (pairs - right))
+    # Convex in both, and on the scale of one: nothing to go wrong but data without an optimum.
+    slope, shift = minimize(loss, np.array([1.0, prior]), jac=True, method="BFGS").x
+    if slope <= 0:
+        raise ValueError(
+            "candidates with higher logits are right less often: this model does not rank this set;"
+            " check that the model and the data belong together"
+        )
+    return Calibration(
+        temperature=float(spread / slope), bias=float(shift - slope * centre / spread)
+    )
+
+
+def least_score(
+    logits: Float[np.ndarray, " n"],
+    hits: Bool[np.ndarray, " n"],
+    calibration: Calibration,
+    precision: float,
+) -> tuple[float | None, float | None]:
+    """(least score at which a share `precision` of the pairs that reach it are right, their share);
+    None if no score gives it."""
+    scores = _sigmoid(calibrated_logits(logits.astype(np.float64), calibration))
+    order = np.argsort(-scores, kind="stable")
+    falling = scores[order]
+    shares = np.cumsum(hits[order]) / np.arange(1, len(order) + 1)
+    # Pairs of equal scores are kept together or not at all.
+    last = np.append(falling[:-1] > falling[1:], True)
+    enough = np.flatnonzero(last & (shares >= precision))
+    if not len(enough):
+        return None, None
+    return float(falling[enough[-1]]), float(shares[enough[-1]])
+
+
+def _errors(
+    retrieval: Retrieval, owner: dict[str, Int[np.ndarray, " q"]]
+) -> dict[str, list[float | None]]:
+    """{direction: [expected calibration error of plain sigmoids, of calibrated scores of images
+    that were not fitted on]}; `owner` numbers the image of each query. The second is None where a
+    half of the images is too few to fit to."""
+    most = max(int(images.max()) for images in owner.values())
+    side = np.random.default_rng(0).permutation(most + 1) % 2
+    halves = {key: side[images] for key, images in owner.items()}
+    try:
+        fitted = {half: fit(*_pairs(retrieval, halves, 1 - half)) for half in (0, 1)}
+    except ValueError:
+        fitted = {}
+    out: dict[str, list[float | None]] = {}
+    for key in DIRECTIONS:
+        direction = getattr(retrieval, key)
+        parts = [
+            (calibrated_logits(logits, fitted[half]), hits)
+            for half in fitted
+            for logits, hits in [_pairs_of(direction, halves[key] == half)]
+        ]
+        after = None
+        if parts and any(len(logits) for logits, _ in parts):
+            after = reliability(*(np.concatenate(part) for part in zip(*parts, strict=True)))["ece"]
+        out[key] = [direction_reliability(direction)["ece"], after]
+    return out
+
+
+def _pairs(
+    retrieval: Retrieval, halves: dict[str, np.ndarray] | None = None, half: int = 0
+) -> tuple[Float[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+    """(logits that candidates are ordered by, which are right) of both directions."""
+    parts = [
+        _pairs_of(getattr(retrieval, key), halves[key] == half if halves else None)
+        for key in DIRECTIONS
+    ]
+    logits, hits = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return logits, hits
+
+
+def _pairs_of(
+    direction: Direction, chosen: Bool[np.ndarray, " q"] | None
+) -> tuple[Float[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+    counted = direction.answered if chosen is None else direction.answered & chosen
+    return direction.combined[counted].ravel(), direction.hits[counted].ravel()
+
+
+def _sigmoid(logits: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    return np.exp(-np.logaddexp(0.0, -logits.astype(np.float64)))

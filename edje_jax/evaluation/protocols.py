@@ -1,4 +1,5 @@
-"""Protocols beyond one gallery at one depth: folds of it, every smaller depth, other weights.
+"""Protocols beyond one gallery at one depth: folds of it, a part of the queries, every smaller
+depth, other weights.
 
 COCO's "1k" numbers are means over five disjoint folds of the 5,000 test pictures, each a gallery of
 its own, as in VSE++ (arXiv 1707.05612).
@@ -9,9 +10,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
-from edje_jax.evaluation.retrieval import DIRECTIONS, Gallery, Retrieval, ScorePairs, rerank
+from edje_jax.evaluation.retrieval import (
+    DIRECTIONS,
+    Gallery,
+    Retrieval,
+    ScorePairs,
+    first_stage,
+    rank_candidates,
+    rerank,
+    score_each_once,
+)
 
 
 class Timed:
@@ -66,6 +76,42 @@ def rerank_folds(
         images = image_embeddings[first:after]
         results.append(rerank(fold, images, text_embeddings[texts], score, k, similarity_weight))
     return results
+
+
+def rerank_some(
+    gallery: Gallery,
+    image_embeddings: Float[np.ndarray, "n e"],
+    text_embeddings: Float[np.ndarray, "t e"],
+    score_pairs: ScorePairs,
+    k: int,
+    queries: int,
+) -> tuple[Retrieval, Int[np.ndarray, " q"], Int[np.ndarray, " p"]]:
+    """`rerank` of at most so many captions, and of as many images, spread evenly over the gallery;
+    all of it stays to be found.
+
+    Returns the retrieval, whose rows are those queries, the image of each caption that was asked
+    for, and the images that were asked for.
+    """
+    owner, images = gallery.caption_image, np.arange(len(image_embeddings), dtype=np.int32)
+    captions = _spread(len(owner), queries)
+    asked = np.unique(owner)[_spread(len(np.unique(owner)), queries)]
+    t2i = first_stage(text_embeddings[captions], image_embeddings, owner[captions], images, k)
+    i2t = first_stage(image_embeddings[asked], text_embeddings, asked, owner, k)
+    of_captions, of_images = score_each_once(
+        captions, t2i.candidates, asked, i2t.candidates, score_pairs
+    )
+    retrieval = Retrieval(
+        rank_candidates(t2i, of_captions, owner[captions], images, 0.0),
+        rank_candidates(i2t, of_images, asked, owner, 0.0),
+        k,
+        0.0,
+    )
+    return retrieval, owner[captions], asked
+
+
+def _spread(total: int, count: int) -> Int[np.ndarray, " n"]:
+    """At most `count` numbers below `total`, evenly spread."""
+    return np.linspace(0, total - 1, min(count, total)).astype(np.int32)
 
 
 def folds_summary(results: Sequence[Retrieval]) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Two-stage retrieval over a captioned gallery: nearest by embedding, then reranked pair by pair.
 
-Both directions at once. Text-to-image: each caption's k nearest pictures by cosine are reordered
-by match logit + similarity_weight * cosine, everything past k stays as it was. Image-to-text: the
-same from each picture among the captions. Equal similarities rank by lower index, equal reranking
-scores by base order, so that a result is a function of its numbers alone.
+Both directions at once. Text-to-image: each caption's k nearest images by cosine are reordered by
+match logit + similarity_weight * cosine; everything past k stays as it was. Image-to-text: the same
+from each image among the captions. Equal similarities rank by lower index, equal reranking scores
+by base order, so that a result is a function of its numbers alone.
 
 As in the published EDJE evaluation (arXiv 2510.06820), R@k for k at or past the depth cannot
 change; unlike it, a pair that both directions ask for is scored once.
@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from edje_jax.evaluation import metrics
+from edje_jax.evaluation.scores import mixed
 
 ScorePairs = Callable[
     [Int[np.ndarray, " p"], Int[np.ndarray, " p"]],
@@ -204,12 +205,15 @@ def rerank(
     owner, pictures = gallery.caption_image, np.arange(len(images), dtype=np.int32)
     t2i = first_stage(texts, images, owner, pictures, k)
     i2t = first_stage(images, texts, pictures, owner, k)
-    t2i_scores, i2t_scores = _score_once(
-        t2i.candidates, i2t.candidates, np.unique(owner), score_pairs
+    asked, captions = np.unique(owner), np.arange(len(texts), dtype=np.int32)
+    t2i_scores, asked_scores = score_each_once(
+        captions, t2i.candidates, asked, i2t.candidates[asked], score_pairs
     )
+    i2t_scores = np.zeros(i2t.candidates.shape, np.float32)
+    i2t_scores[asked] = asked_scores
     return Retrieval(
-        _direction(t2i, t2i_scores, owner, pictures, similarity_weight),
-        _direction(i2t, i2t_scores, pictures, owner, similarity_weight),
+        rank_candidates(t2i, t2i_scores, owner, pictures, similarity_weight),
+        rank_candidates(i2t, i2t_scores, pictures, owner, similarity_weight),
         k,
         similarity_weight,
     )
@@ -274,20 +278,24 @@ def top_k(values: Float[np.ndarray, "q g"], k: int) -> Int[np.ndarray, "q k"]:
     return columns
 
 
-def _score_once(
-    t2i: Int[np.ndarray, "t k"],
-    i2t: Int[np.ndarray, "n j"],
-    asked: Int[np.ndarray, " a"],
+def score_each_once(
+    captions: Int[np.ndarray, " c"],
+    t2i: Int[np.ndarray, "c k"],
+    images: Int[np.ndarray, " a"],
+    i2t: Int[np.ndarray, "a j"],
     score_pairs: ScorePairs,
-) -> tuple[Float[np.ndarray, "t k"], Float[np.ndarray, "n j"]]:
-    """Logits of both directions' candidates from one list of unique pairs.
+) -> tuple[Float[np.ndarray, "c k"], Float[np.ndarray, "a j"]]:
+    """Logits of the candidates of some captions and of some images, from one list of unique pairs.
 
-    Of the pictures only those in `asked` are queries; the others' scores stay 0.
+    `t2i` are images for each of `captions`, `i2t` captions for each of `images`, by their numbers.
+
+    Raises:
+        ValueError: `score_pairs` gives something else than one finite number a pair.
     """
-    texts = len(t2i)
-    # Picture first, so that a scorer that reads tokens from disk meets each picture once.
-    from_text = t2i.astype(np.int64) * texts + np.arange(texts)[:, None]
-    from_image = asked[:, None].astype(np.int64) * texts + i2t[asked]
+    texts = int(max(captions.max(initial=0), i2t.max(initial=0))) + 1
+    # Image first, so that a scorer that reads tokens from disk meets each image once.
+    from_text = t2i.astype(np.int64) * texts + captions[:, None]
+    from_image = images[:, None].astype(np.int64) * texts + i2t
     pairs, place = np.unique(
         np.concatenate([from_text.ravel(), from_image.ravel()]), return_inverse=True
     )
@@ -302,18 +310,20 @@ def _score_once(
             f"{image_index[i]}; check the model's weights"
         )
     scores = scores[place.ravel()]
-    of_images = np.zeros(i2t.shape, np.float32)
-    of_images[asked] = scores[t2i.size :].reshape(len(asked), -1)
-    return scores[: t2i.size].reshape(t2i.shape), of_images
+    return scores[: t2i.size].reshape(t2i.shape), scores[t2i.size :].reshape(i2t.shape)
 
 
-def _direction(
+def rank_candidates(
     stage: FirstStage,
     scores: Float[np.ndarray, "q k"],
     query_picture: Int[np.ndarray, " q"],
     item_picture: Int[np.ndarray, " g"],
     similarity_weight: float,
 ) -> Direction:
+    """Reorder a first stage's candidates by their match logits, with the weighted cosine mixed in.
+
+    `query_picture` and `item_picture` number the image of each query and of each item.
+    """
     return _reordered(
         candidates=stage.candidates,
         similarities=stage.similarities,
@@ -335,7 +345,7 @@ def _reordered(
     base_best: Int[np.ndarray, " q"],
     similarity_weight: float,
 ) -> Direction:
-    combined = scores + np.float32(similarity_weight) * similarities
+    combined = mixed(scores, similarities, similarity_weight)
     order = np.argsort(-combined, axis=1, kind="stable").astype(np.int32)
     place = np.take_along_axis(hits, order, axis=1).argmax(axis=1)
     return Direction(

@@ -22,6 +22,7 @@ from edje_jax.config.model import ImageRecipe
 from edje_jax.data.bad_pictures import are_too_many
 from edje_jax.data.images import BadImage, decode, load_image, resize
 from edje_jax.evaluation.retrieval import similarity_blocks, top_k
+from edje_jax.evaluation.scores import mixed
 from edje_jax.evaluation.trec import falling
 from edje_jax.runtimes.jax import Encoded
 from edje_jax.search.reranker import Reranker
@@ -35,10 +36,10 @@ log = logging.getLogger(__name__)
 class MtebSearch:
     """Text-to-image and image-to-text tasks; the task's category tells which side is pictures.
 
-    The k nearest by cosine are reordered by match logit + similarity_weight * cosine, as `eval.py`
-    does; what mteb wants beyond k follows in the order of the cosine. Where a task brings its own
-    candidates (reranking tasks), all of those are scored. Scores fall strictly, so that mteb cannot
-    break ties in an order of its own; past k they are not logits.
+    The k nearest by cosine are reordered as `eval.py` does, with the model's own similarity weight
+    unless another is given; what mteb wants beyond k follows in the order of the cosine. Where a
+    task brings its own candidates (reranking tasks), all of those are scored. Scores fall strictly,
+    so that mteb cannot break ties in an order of its own; past k they are not logits.
 
     Up to a share `max_bad` of the queries, and of the corpus, may lack their text or image or have
     an image that cannot be read: each is named in the log. Such a document is never found, and such
@@ -49,10 +50,12 @@ class MtebSearch:
         self,
         reranker: Reranker,
         k: int = 10,
-        similarity_weight: float = 0.0,
+        similarity_weight: float | None = None,
         max_bad: float = 0.01,
     ):
-        self.reranker, self.k, self.similarity_weight = reranker, k, similarity_weight
+        own = reranker.calibration.similarity_weight
+        self.reranker, self.k = reranker, k
+        self.similarity_weight = own if similarity_weight is None else similarity_weight
         self.max_bad = max_bad
         self._corpus: _Side | None = None
 
@@ -197,7 +200,8 @@ class MtebSearch:
         pairs = (item, query) if asked.texts is None else (query, item)
         engine = self.reranker.engine
         assert texts.texts is not None
-        logits = engine.score_pairs(engine.joint_tokenizer(texts.texts), pictures.tokens, *pairs)
+        ids, known = engine.joint_tokenizer(texts.texts), near[query, place]
+        logits = engine.score_pairs(ids, pictures.tokens, *pairs, known)
         if not np.isfinite(logits).all():
             i = int(np.flatnonzero(~np.isfinite(logits))[0])
             raise ValueError(
@@ -205,7 +209,7 @@ class MtebSearch:
                 f"{corpus.ids[item[i]]!r}; check the model's weights"
             )
         head = np.full_like(items[:, :depth], -np.inf, np.float32)
-        head[query, place] = logits + np.float32(self.similarity_weight) * near[query, place]
+        head[query, place] = mixed(logits, near[query, place], self.similarity_weight)
         order = np.argsort(-head, axis=1, kind="stable")
         # What was not scored stands below whatever was, by its cosine.
         least = np.min(head, axis=1, keepdims=True, where=np.isfinite(head), initial=0.0)

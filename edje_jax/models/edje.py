@@ -1,4 +1,4 @@
-"""EDJE (arXiv 2510.06820): picture -> compressed tokens -> match logit."""
+"""EDJE (arXiv 2510.06820): image -> compressed tokens -> match logit."""
 
 import flax.linen as nn
 import jax
@@ -46,16 +46,27 @@ class Edje(nn.Module):
         return self.joint_encoder.read_text(ids, train)
 
     def match(
-        self, ids: Int[Array, "b t"], tokens: Float[Array, "b m d"], train: bool = False
+        self,
+        ids: Int[Array, "b t"],
+        tokens: Float[Array, "b m d"],
+        train: bool = False,
+        similarity: Float[Array, " b"] | None = None,
     ) -> Float[Array, " b"]:
-        """Match logits, pair by pair."""
-        return self.joint_encoder.match(self.joint_encoder.join(ids, tokens, train), train)
+        """Match logits, pair by pair; `similarity` is the first stage's cosine of each pair, which
+        a model with a similarity prior needs and any other leaves aside."""
+        pairs = self.joint_encoder.join(ids, tokens, train)
+        return self.joint_encoder.match(pairs, train, similarity)
 
     def match_read(
-        self, text: TextSide, tokens: Float[Array, "b m d"], train: bool = False
+        self,
+        text: TextSide,
+        tokens: Float[Array, "b m d"],
+        train: bool = False,
+        similarity: Float[Array, " b"] | None = None,
     ) -> Float[Array, " b"]:
         """Match logits of captions that `read_text` has read."""
-        return self.joint_encoder.match(self.joint_encoder.join_read(text, tokens), train)
+        pairs = self.joint_encoder.join_read(text, tokens)
+        return self.joint_encoder.match(pairs, train, similarity)
 
     def masked_lm(
         self,
@@ -83,7 +94,7 @@ class Edje(nn.Module):
         """Run every part once, which is what initialises every parameter."""
         tokens = self.compress(vision_tokens)
         outputs = (
-            self.match(ids, tokens),
+            self.match(ids, tokens, similarity=jnp.zeros(len(ids))),
             self.masked_lm(ids, tokens, jnp.zeros((1, 1), jnp.int32)),
             self.recover_text(ids),
         )

@@ -27,6 +27,7 @@ from jaxtyping import Array, Bool, Float, Int
 from edje_jax.config.model import EdjeConfig
 from edje_jax.models.bert import Embeddings, Layer
 from edje_jax.models.heads.masked_lm import MaskedLmHead
+from edje_jax.models.heads.similarity_prior import SimilarityPriorHead
 
 EVERY_ROW: tuple[int, None] = (0, None)
 """Rows that a layer returns. Always stated, as remat wants its static arguments by position."""
@@ -79,6 +80,8 @@ class JointEncoder(nn.Module):
         self.text_recovery = nn.Dense(
             self.config.backbone.text.projection_size, dtype=self.dtype, kernel_init=init
         )
+        if prior := self.config.similarity_prior:
+            self.similarity_prior = SimilarityPriorHead(prior, bert.hidden_size, self.dtype)
 
     def defer(self, tokens: Float[Array, "b m d"]) -> Float[Array, "b m d"]:
         """The vision side of the deferred layers, if there are any."""
@@ -119,9 +122,15 @@ class JointEncoder(nn.Module):
         rows = jnp.concatenate([tokens.astype(self.dtype), text.rows], axis=1)
         return Joined(rows, _and_vision(text.mask, tokens), tokens.shape[1])
 
-    def match(self, pairs: Joined, train):
+    def match(self, pairs: Joined, train, similarity: Float[Array, " b"] | None = None):
         first = pairs.vision + 1
         cls = self._encode(pairs, train, (first, first + 1))[:, 0]
+        if self.config.similarity_prior:
+            if similarity is None:
+                raise ValueError(
+                    "a similarity prior needs the cosine of every pair; give similarity"
+                )
+            cls = cls + self.similarity_prior(similarity)
         pooled = jnp.tanh(self.pooler(cls))
         return self.classifier(pooled)[:, 0].astype(jnp.float32)
 

@@ -57,9 +57,8 @@ def figures(metrics: Mapping[str, Any]) -> list[Figure]:
         made.append(
             (
                 "Calibration of the match score",
-                "Scored candidates by the sigmoid of their logit, and how many of them are right; a"
-                " calibrated score lies on the diagonal. Areas: pairs. ECE: their mean distance"
-                " from it.",
+                "Scored candidates by their score, and how many of them are right; a calibrated"
+                " score lies on the diagonal. Areas: pairs. ECE: their mean distance from it.",
                 _calibration,
             )
         )
@@ -102,14 +101,23 @@ def _depths(axes: "Axes", metrics: Mapping[str, Any], key: str) -> None:
 
 
 def _calibration(axes: "Axes", metrics: Mapping[str, Any], key: str) -> None:
-    one = metrics["calibration"][key]
-    total = sum(part["pairs"] for part in one["bins"])
     axes.plot([0, 1], [0, 1], "--", color=COLOURS["base"], linewidth=1)
-    scores, right = ([part[name] for part in one["bins"]] for name in ("score", "right"))
-    axes.plot(scores, right, "-", color=COLOURS["accent"], linewidth=1)
-    sizes = [12 + 240 * part["pairs"] / total for part in one["bins"]]
-    axes.scatter(scores, right, sizes, color=COLOURS["accent"], zorder=3)
-    axes.text(0.03, 0.93, f"ECE {one['ece']:.3f}", color=COLOURS["ink"], va="top")
+    lines = [(metrics["calibration"][key], "accent", "calibrated")]
+    if "uncalibrated" in metrics:
+        lines.insert(0, (metrics["uncalibrated"][key], "soft", "sigmoid of the logit"))
+    for one, colour, _ in lines:
+        total = sum(part["pairs"] for part in one["bins"])
+        scores, right = ([part[name] for part in one["bins"]] for name in ("score", "right"))
+        axes.plot(scores, right, "-", color=COLOURS[colour], linewidth=1)
+        sizes = [12 + 240 * part["pairs"] / total for part in one["bins"]]
+        axes.scatter(scores, right, sizes, color=COLOURS[colour], zorder=3)
+    if len(lines) > 1:
+        for one, colour, name in lines:
+            label = f"{name}: ECE {one['ece']:.3f}"
+            axes.plot([], [], "o-", color=COLOURS[colour], markersize=4.5, label=label)
+        axes.legend(loc="upper left", frameon=False, fontsize=9, labelcolor=COLOURS["ink"])
+    else:
+        axes.text(0.03, 0.93, f"ECE {lines[0][0]['ece']:.3f}", color=COLOURS["ink"], va="top")
     axes.set_xlabel("match score", color=COLOURS["soft"])
     axes.set_ylabel("share that is right", color=COLOURS["soft"])
     axes.set_xlim(-0.04, 1.04)
@@ -130,7 +138,7 @@ def _panels(draw, metrics: Mapping[str, Any], label: str) -> str:
             draw(axes, metrics, key)
             _dress(axes, title)
         marks, names = panels[0].get_legend_handles_labels()
-        if names:
+        if names and not panels[0].get_legend():
             canvas.legend(
                 marks, names, loc="outside upper right", ncols=len(names), frameon=False,
                 labelcolor=COLOURS["soft"], fontsize=9,

@@ -150,6 +150,7 @@ class Engine:
         tokens: TokenTable,
         text_index: Int[np.ndarray, " p"],
         image_index: Int[np.ndarray, " p"],
+        similarities: Float[np.ndarray, " p"] | None = None,
     ) -> Float32[np.ndarray, " p"]:
         """Match logits of the pairs (ids[text_index], tokens[image_index]).
 
@@ -157,7 +158,12 @@ class Engine:
         caption's bucket. Of tokens in host memory or on disk only the rows asked for are read,
         while the device works on the batch before; a JAX array is gathered from on its device.
         Where layers are deferred, each caption is read once, by every device that scores it.
+        `similarities` are the pairs' cosines, which a model with a similarity prior needs.
+
+        Raises:
+            ValueError: the model has a similarity prior, and there are no cosines.
         """
+        similarities = self._known(similarities)
         lengths = lengths_up_to(self.config.max_text_length)
         used = (ids != self.config.joint_encoder.pad_token_id).sum(axis=1)
         wanted = np.array([bucket(n, lengths) for n in used])[text_index]
@@ -173,9 +179,9 @@ class Engine:
 
         def start(share: tuple[Texts, np.ndarray, int], place: int) -> Array:
             texts, rows, real = share
-            return self._start_scoring(
-                texts(text_index[rows], place), tokens, image_index[rows], real, place
-            )
+            known = None if similarities is None else similarities[rows]
+            text = texts(text_index[rows], place)
+            return self._start_scoring(text, tokens, image_index[rows], real, place, known)
 
         for (_, rows, real), logits in in_turn(shares(), start, len(self._places)):
             out[rows[:real]] = np.asarray(logits)[:real]
@@ -188,11 +194,25 @@ class Engine:
         image_index: Int[np.ndarray, " p"],
         real: int,
         place: int,
+        similarity: Float32[np.ndarray, " p"] | None = None,
     ) -> Array:
         """Logits under way on a device, of a batch filled up to a program's size."""
         # Gathered before, as the table's size would be compiled into the program.
         gathered = jax.device_put(tokens[image_index], self._places[place])
-        return score(self.model, self._copies[place], real, text, gathered)
+        return score(self.model, self._copies[place], real, text, gathered, similarity)
+
+    def _known(
+        self, similarities: Float[np.ndarray, " p"] | None
+    ) -> Float32[np.ndarray, " p"] | None:
+        """Cosines for the similarity prior; None for a model without."""
+        if not self.config.similarity_prior:
+            return None
+        if similarities is None:
+            raise ValueError(
+                "this model has a similarity prior: it scores a pair with the first stage's cosine"
+                " of it; give similarities, products of embed_texts and embed_images"
+            )
+        return np.asarray(similarities, np.float32)
 
     def _texts(
         self,
@@ -253,7 +273,8 @@ class Engine:
                 for reading in readings:
                     reading(one.repeat(size), place)
                 text = readings[0](one.repeat(size), place) if readings else ids[:size]
-                self._start_scoring(text, tokens, one.repeat(size), 1, place)
+                known = self._known(np.zeros(size))
+                self._start_scoring(text, tokens, one.repeat(size), 1, place, known)
         for size in TEXT_BATCHES:
             self.embed_texts(["warm"] * size)
 

@@ -44,18 +44,25 @@ def repeat(texts: TextSide, place: Int[Array, " p"]) -> TextSide:
 
 
 @partial(jax.jit, static_argnums=0)
-def score(model: Edje, params: PyTree, real: Count, text: Any, tokens: Any) -> Float32[Array, " p"]:
+def score(
+    model: Edje,
+    params: PyTree,
+    real: Count,
+    text: Any,
+    tokens: Any,
+    similarity: Float32[Array, " p"] | None = None,
+) -> Float32[Array, " p"]:
     """Match logits of the first `real` pairs of ids, or captions read, and tokens."""
 
-    def some(rows: tuple[Any, Any]) -> Array:
-        text, tokens = rows
+    def some(rows: tuple[Any, Any, Any]) -> Array:
+        text, tokens, similarity = rows
         tokens = unpack(tokens) if isinstance(tokens, PackedTokens) else tokens
         edje = model.bind({"params": params})
         if isinstance(text, TextSide):
-            return edje.match_read(text, tokens)
-        return edje.match(text, tokens)
+            return edje.match_read(text, tokens, similarity=similarity)
+        return edje.match(text, tokens, similarity=similarity)
 
-    return _in_chunks(some, real, (text, tokens))
+    return _in_chunks(some, real, (text, tokens, similarity))
 
 
 def _in_chunks(compute: Callable[[Any], Any], real: Count, rows: Any) -> Any:

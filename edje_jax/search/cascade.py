@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
+from edje_jax.config.calibration import UNTUNED, Calibration
+from edje_jax.evaluation.scores import mixed, probability
 from edje_jax.first_stage.base import Nearest
 from edje_jax.index.image_index import ImageIndex
 from edje_jax.runtimes.jax import Engine
@@ -27,18 +29,23 @@ class _Timed:
 
 
 def search_images(
-    engine: Engine, index: ImageIndex, queries: Sequence[str], k: int
+    engine: Engine,
+    index: ImageIndex,
+    queries: Sequence[str],
+    k: int,
+    calibration: Calibration = UNTUNED,
 ) -> tuple[list[Found], Seconds]:
-    """The k nearest pictures of each text, reranked."""
+    """The k nearest images of each text, reranked."""
     began = time.perf_counter()
     near = index.images.nearest(engine.embed_texts(queries), k)
     first_stage = time.perf_counter() - began
     owner, rows = _pairs(near)
     tokens = _Timed(index.tokens)
     began = time.perf_counter()
-    logits = engine.score_pairs(engine.joint_tokenizer(list(queries)), tokens, owner, rows)
+    ids, known = engine.joint_tokenizer(list(queries)), near.similarities[near.rows >= 0]
+    logits = engine.score_pairs(ids, tokens, owner, rows, known)
     rerank = time.perf_counter() - began
-    return _split(near, owner, logits), Seconds(first_stage, tokens.seconds, rerank)
+    return _split(near, owner, logits, calibration), Seconds(first_stage, tokens.seconds, rerank)
 
 
 def search_texts(
@@ -47,8 +54,9 @@ def search_texts(
     tokens: Float32[np.ndarray, "q m d"],
     embeddings: Float32[np.ndarray, "q e"],
     k: int,
+    calibration: Calibration = UNTUNED,
 ) -> tuple[list[Found], Seconds]:
-    """The k nearest captions of each picture, reranked."""
+    """The k nearest captions of each image, reranked."""
     began = time.perf_counter()
     near = index.texts.nearest(embeddings, k)
     first_stage = time.perf_counter() - began
@@ -57,9 +65,10 @@ def search_texts(
     # Only those captions that are candidates are tokenised.
     wanted, place = np.unique(rows, return_inverse=True)
     captions = [index.store.captions[int(row)][1] for row in wanted]
-    logits = engine.score_pairs(engine.joint_tokenizer(captions), tokens, place, owner)
+    ids, known = engine.joint_tokenizer(captions), near.similarities[near.rows >= 0]
+    logits = engine.score_pairs(ids, tokens, place, owner, known)
     rerank = time.perf_counter() - began
-    return _split(near, owner, logits), Seconds(first_stage, 0.0, rerank)
+    return _split(near, owner, logits, calibration), Seconds(first_stage, 0.0, rerank)
 
 
 def _pairs(near: Nearest) -> tuple[np.ndarray, np.ndarray]:
@@ -68,12 +77,16 @@ def _pairs(near: Nearest) -> tuple[np.ndarray, np.ndarray]:
     return owner, near.rows[owner, column]
 
 
-def _split(near: Nearest, owner: np.ndarray, logits: np.ndarray) -> list[Found]:
-    """Each query's candidates by falling logit; equal ones keep the first stage's order."""
+def _split(
+    near: Nearest, owner: np.ndarray, logits: np.ndarray, calibration: Calibration
+) -> list[Found]:
+    """Each query's candidates by falling score; equal ones keep the first stage's order."""
     out = []
     for query in range(len(near.rows)):
-        own = logits[owner == query]
-        order = np.argsort(-own, kind="stable")
-        rows, similarities = near.rows[query][order], near.similarities[query][order]
-        out.append(Found(rows, own[order], similarities, order + 1))
+        own, here = logits[owner == query], near.rows[query] >= 0
+        rows, similarities = near.rows[query][here], near.similarities[query][here]
+        combined = mixed(own, similarities, calibration.similarity_weight)
+        order = np.argsort(-combined, kind="stable")
+        scores = probability(combined[order], calibration)
+        out.append(Found(rows[order], own[order], scores, similarities[order], order + 1))
     return out

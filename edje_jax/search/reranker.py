@@ -7,11 +7,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float, Float32, Int
 
+from edje_jax.config.calibration import Calibration
 from edje_jax.config.model import EdjeConfig, Precision
 from edje_jax.data.images import ImageLike
 from edje_jax.data.text import BackboneTokenizer, JointTokenizer
+from edje_jax.evaluation.scores import cosines, mixed, probability
 from edje_jax.index.image_index import ImageIndex
 from edje_jax.index.store import check_model
 from edje_jax.runtimes.devices import compute_dtype, log_devices
@@ -19,7 +21,7 @@ from edje_jax.runtimes.jax import Encoded, Engine
 from edje_jax.runtimes.round_robin import default_devices
 from edje_jax.search.cascade import search_images, search_texts
 from edje_jax.search.inputs import Pair, as_pairs, as_text, as_texts, as_tokens, read_images
-from edje_jax.search.results import listed, sigmoid
+from edje_jax.search.results import listed
 from edje_jax.weights.folder import Model, load_model
 from edje_jax.weights.mapping import to_device
 from edje_jax.weights.model_stamp import model_fingerprint, model_stamp
@@ -37,8 +39,10 @@ class Reranker:
 
     Images may be paths, PIL images, file contents or uint8 [H, W, 3]; texts, images and pairs come
     in any iterable, which is read once: lists, generators, `zip`, arrays, columns of a data frame.
-    Scores are raw match logits, float32; `predict` and `rank` give their sigmoid. Texts and pairs
-    are padded to a few fixed shapes, so that calls of any size reuse the same compiled programs.
+    `score` and `score_matrix` give raw match logits, float32; `predict`, `rank` and `search` give
+    scores from 0 to 1, which are probabilities of a match once the model is calibrated (`edje tune
+    --save`), and the sigmoid of the logit before. Texts and pairs are padded to a few fixed shapes,
+    so that calls of any size reuse the same compiled programs.
     """
 
     def __init__(self, model: Model, precision: Precision = "auto"):
@@ -58,6 +62,7 @@ class Reranker:
             dtype,
         )
         self.source = model.source
+        self.calibration: Calibration = model.calibration
 
     @classmethod
     def from_pretrained(
@@ -109,11 +114,20 @@ class Reranker:
 
     # --- online -----------------------------------------------------------------------------------
 
-    def score(self, texts: Iterable[str], tokens: Tokens) -> Float32[np.ndarray, " n"]:
+    def score(
+        self,
+        texts: Iterable[str],
+        tokens: Tokens,
+        similarities: Float[np.ndarray, " n"] | None = None,
+    ) -> Float32[np.ndarray, " n"]:
         """Match logits, pair by pair.
 
+        `similarities` are the pairs' cosines (`embed_texts`, `embed_images`), which only a model
+        with a similarity prior needs.
+
         Raises:
-            ValueError: there are not as many texts as images, or the tokens are another model's.
+            ValueError: there are not as many texts as images, the tokens are another model's, or
+                the model has a similarity prior and there are no cosines.
         """
         texts, stored = as_texts(texts), self._tokens(tokens)
         if len(texts) != len(stored):
@@ -122,19 +136,26 @@ class Reranker:
                 " against every picture use score_matrix"
             )
         rows = np.arange(len(texts))
-        return self._score(texts, stored, rows, rows)
+        return self._score(texts, stored, rows, rows, similarities)
 
-    def score_matrix(self, texts: Iterable[str], tokens: Tokens) -> Float32[np.ndarray, "t n"]:
-        """Match logits of every text against every image."""
+    def score_matrix(
+        self,
+        texts: Iterable[str],
+        tokens: Tokens,
+        similarities: Float[np.ndarray, "t n"] | None = None,
+    ) -> Float32[np.ndarray, "t n"]:
+        """Match logits of every text against every image; `similarities` as for `score`."""
         texts, stored = as_texts(texts), self._tokens(tokens)
         shape = (len(texts), len(stored))
         text_index, image_index = (index.reshape(-1) for index in np.indices(shape))
-        return self._score(texts, stored, text_index, image_index).reshape(shape)
+        known = None if similarities is None else np.asarray(similarities).reshape(-1)
+        return self._score(texts, stored, text_index, image_index, known).reshape(shape)
 
     def predict(
         self, pairs: Iterable[Pair] | Pair, *, raw_scores: bool = False
     ) -> Float32[np.ndarray, " n"] | np.float32:
-        """Probability that each (text, image) pair matches, or its logit.
+        """Score of each (text, image) pair from 0 to 1, or its logit; the probability of a match if
+        the model is calibrated.
 
         A single pair gives a single number, as in sentence-transformers. An image that stands in
         several pairs is encoded once.
@@ -155,68 +176,96 @@ class Reranker:
                 names.append("the image of the pair" if single else f"the image of pairs[{i}]")
             rows.append(place[key])
         pixels = read_images(images, self.config.image, names)
-        tokens = self.engine.encode_images(pixels).tokens
-        texts = [text for text, _ in listed]
-        logits = self._score(texts, tokens, np.arange(len(texts)), np.array(rows, int))
-        scores = logits if raw_scores else sigmoid(logits)
+        encoded = self.engine.encode_images(pixels)
+        number = {text: i for i, text in enumerate(dict.fromkeys(text for text, _ in listed))}
+        text_index, image_index = np.array([number[t] for t, _ in listed], int), np.array(rows, int)
+        known = self._cosines(list(number), encoded, text_index, image_index)
+        logits = self._score(list(number), encoded.tokens, text_index, image_index, known)
+        scores = logits
+        if not raw_scores:
+            scores = probability(self._combined(logits, known), self.calibration)
         return scores[0] if single else scores
 
     def rank(
         self, text: str, images: Iterable[ImageLike], *, top_k: int | None = None
     ) -> list[dict[str, Any]]:
-        """Images by falling probability: [{"corpus_id", "score"}, ...].
+        """Images by falling score: [{"corpus_id", "score"}, ...].
 
         The form of sentence-transformers' `CrossEncoder.rank`. Ties keep the order given.
 
         Raises:
             BadImage: an image cannot be read; the message says which.
         """
-        texts = [as_text(text, "text")]
-        scores = sigmoid(self.score_matrix(texts, self.encode_images(images))[0])
-        order = np.argsort(-scores, kind="stable")[:top_k]
+        texts, encoded = [as_text(text, "text")], self._encode(images, None)
+        image_index = np.arange(len(encoded.tokens))
+        text_index = np.zeros_like(image_index)
+        known = self._cosines(texts, encoded, text_index, image_index)
+        logits = self._score(texts, encoded.tokens, text_index, image_index, known)
+        combined = self._combined(logits, known)
+        scores = probability(combined, self.calibration)
+        order = np.argsort(-combined, kind="stable")[:top_k]
         return [{"corpus_id": int(i), "score": float(scores[i])} for i in order]
 
     def search(
-        self, index: ImageIndex, queries: Iterable[str], *, k: int = 100, top_k: int = 10
+        self,
+        index: ImageIndex,
+        queries: Iterable[str],
+        *,
+        k: int = 100,
+        top_k: int = 10,
+        min_score: float | None = None,
     ) -> list[list[dict[str, Any]]]:
-        """The pictures of an index that texts describe.
+        """The images of an index that texts describe.
 
         For each query its k nearest by embedding are reranked; the best `top_k` come back as
-        {"id", "score", "similarity", "base_rank"}: probability, cosine, and place (from 1) among
-        the k before they were reranked. Equal scores keep the first stage's order.
+        {"id", "score", "similarity", "base_rank"}: score from 0 to 1, cosine, and place (from 1)
+        among the k before they were reranked. Equal scores keep the first stage's order. With
+        `min_score` only results that reach it come back, so that a list may be empty: nothing of
+        the index matches. The first stage's cosine counts as `edje tune` chose.
 
         Raises:
             BadStore: the index was built with another model.
+            ValueError: `min_score` is not from 0 to 1.
         """
         check_model(index.store, self.stamp)
-        found, _ = search_images(self.engine, index, as_texts(queries), k)
+        check_min_score(min_score)
+        found, _ = search_images(self.engine, index, as_texts(queries), k, self.calibration)
         return [
             [
-                {"id": index.store.row(int(picture)).id, **scores}
-                for picture, scores in listed(one, top_k)
+                {"id": index.store.row(image).id, **scores}
+                for image, scores in listed(one, top_k, min_score)
             ]
             for one in found
         ]
 
     def search_captions(
-        self, index: ImageIndex, images: Iterable[ImageLike], *, k: int = 100, top_k: int = 10
+        self,
+        index: ImageIndex,
+        images: Iterable[ImageLike],
+        *,
+        k: int = 100,
+        top_k: int = 10,
+        min_score: float | None = None,
     ) -> list[list[dict[str, Any]]]:
-        """The captions of an index that describe pictures, as `search` has it, with "caption".
+        """The captions of an index that describe images, as `search` has it, with "caption".
 
-        "id" is the picture that the caption belongs to.
+        "id" is the image that the caption belongs to.
 
         Raises:
             BadStore: the index was built with another model.
-            BadImage: a picture cannot be read.
-            ValueError: the index has no captions.
+            BadImage: an image cannot be read.
+            ValueError: the index has no captions, or `min_score` is not from 0 to 1.
         """
         check_model(index.store, self.stamp)
+        check_min_score(min_score)
         encoded = self._encode(images, None)
-        found, _ = search_texts(self.engine, index, encoded.tokens, encoded.embeddings, k)
+        found, _ = search_texts(
+            self.engine, index, encoded.tokens, encoded.embeddings, k, self.calibration
+        )
         out = []
         for one in found:
             results = []
-            for row, scores in listed(one, top_k):
+            for row, scores in listed(one, top_k, min_score):
                 picture, caption = index.store.captions[row]
                 results.append({"id": index.store.row(picture).id, "caption": caption, **scores})
             out.append(results)
@@ -255,8 +304,30 @@ class Reranker:
     def _tokens(self, tokens: Tokens) -> Any:
         return as_tokens(tokens, (self.config.num_tokens, self.config.joint_encoder.hidden_size))
 
-    def _score(self, texts, tokens, text_index, image_index) -> np.ndarray:
-        return self.engine.score_pairs(self._ids(tuple(texts)), tokens, text_index, image_index)
+    def _cosines(
+        self,
+        texts: list[str],
+        encoded: Encoded,
+        text_index: Int[np.ndarray, " n"],
+        image_index: Int[np.ndarray, " n"],
+    ) -> Float32[np.ndarray, " n"] | None:
+        """Cosines of pairs of texts and images; None for a model that does not ask for them."""
+        if not (self.config.similarity_prior or self.calibration.similarity_weight):
+            return None
+        embedded = self.engine.embed_texts(texts)
+        return cosines(embedded, encoded.embeddings, text_index, image_index)
+
+    def _combined(
+        self, logits: Float32[np.ndarray, " n"], known: Float32[np.ndarray, " n"] | None
+    ) -> Float32[np.ndarray, " n"]:
+        """Logits with the first stage's cosine mixed in, as the model was tuned."""
+        if known is None:
+            return logits
+        return mixed(logits, known, self.calibration.similarity_weight)
+
+    def _score(self, texts, tokens, text_index, image_index, similarities) -> np.ndarray:
+        ids = self._ids(tuple(texts))
+        return self.engine.score_pairs(ids, tokens, text_index, image_index, similarities)
 
     def _ids(self, texts: tuple[str, ...]) -> np.ndarray:
         return self.engine.joint_tokenizer(texts)
@@ -273,3 +344,13 @@ class Reranker:
 
         offline = count(self.engine.backbone_params) + count(self.engine.params["adapter"])
         return {"offline": offline, "online": count(self.engine.params["joint_encoder"])}
+
+
+def check_min_score(min_score: float | None) -> None:
+    """Raise an error if a least score is given that no score can be compared with.
+
+    Raises:
+        ValueError: it is not from 0 to 1.
+    """
+    if min_score is not None and not 0 <= min_score <= 1:
+        raise ValueError(f"min_score {min_score}: scores lie from 0 to 1")

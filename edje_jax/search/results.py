@@ -14,6 +14,9 @@ class Found:
     rows: Int[np.ndarray, " k"]
     """Rows of images; rows of captions if the query was an image."""
     logits: Float32[np.ndarray, " k"]
+    """Match logits, before the first stage's cosine is mixed in."""
+    scores: Float32[np.ndarray, " k"]
+    """Falling, from 0 to 1: the sigmoid of what candidates are ordered by, once calibrated."""
     similarities: Float32[np.ndarray, " k"]
     base_ranks: Int[np.ndarray, " k"]
     """Ranks in the first stage, from 1."""
@@ -30,22 +33,22 @@ class Seconds:
     rerank: float
 
 
-def listed(found: Found, top_k: int) -> list[tuple[int, dict[str, Any]]]:
-    """(row, {"score", "similarity", "base_rank"}) of a query's best."""
-    scores = sigmoid(found.logits[:top_k])
+def listed(
+    found: Found, top_k: int, min_score: float | None = None
+) -> list[tuple[int, dict[str, Any]]]:
+    """(row, {"score", "similarity", "base_rank"}) of a query's best; with `min_score` only of those
+    that reach it, which may be none."""
+    count = len(found.scores[:top_k])
+    if min_score is not None:
+        count = min(count, int(np.count_nonzero(found.scores >= min_score)))
     return [
         (
             int(found.rows[i]),
             {
-                "score": float(scores[i]),
+                "score": float(found.scores[i]),
                 "similarity": float(found.similarities[i]),
                 "base_rank": int(found.base_ranks[i]),
             },
         )
-        for i in range(len(scores))
+        for i in range(count)
     ]
-
-
-def sigmoid(logits: Float32[np.ndarray, "..."]) -> Float32[np.ndarray, "..."]:
-    """1 / (1 + exp(-x)) in float32, without overflow."""
-    return np.exp(-np.logaddexp(np.float32(0), -logits)).astype(np.float32)

@@ -3,6 +3,9 @@
 from collections.abc import Hashable
 from dataclasses import dataclass
 
+import numpy as np
+from jaxtyping import Float32
+
 from edje_jax.search.results import Found, Seconds
 from edje_jax.serving.documents import Images
 
@@ -55,3 +58,13 @@ class Answer:
 
     found: Found
     seconds: Seconds
+
+
+@dataclass(frozen=True)
+class Reranked:
+    """Result of a reranking, image by image in the order of the request."""
+
+    logits: Float32[np.ndarray, " n"]
+    """Match logits."""
+    combined: Float32[np.ndarray, " n"]
+    """The same with the first stage's cosine mixed in, as the model was tuned."""

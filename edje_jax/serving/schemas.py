@@ -83,12 +83,18 @@ Query = Annotated[
 ]
 
 
+MinScore = Annotated[
+    float | None, Field(ge=0, le=1, description="results below this score are left out")
+]
+
+
 class SearchRequest(BaseModel):
     """Search for the images that match a text."""
 
     query: Query
     k: Annotated[int, Field(ge=1, description="candidates that are reranked")] = 100
     top_k: Annotated[int, Field(ge=1, description="results that come back")] = 10
+    min_score: MinScore = None
 
 
 class CaptionsRequest(BaseModel):
@@ -99,6 +105,7 @@ class CaptionsRequest(BaseModel):
     id: str
     k: Annotated[int, Field(ge=1, description="candidates that are reranked")] = 100
     top_k: Annotated[int, Field(ge=1, description="results that come back")] = 10
+    min_score: MinScore = None
 
 
 def parts_as_documents(documents: Any) -> Any:
@@ -142,7 +149,9 @@ class RerankRequest(BaseModel):
         None
     )
     return_documents: bool | None = False
-    raw_scores: bool | None = Field(False, description="match logits, not their sigmoid")
+    raw_scores: bool | None = Field(
+        False, description="match logits in place of scores from 0 to 1"
+    )
     return_text: bool | None = False
 
     @model_validator(mode="after")
@@ -177,7 +186,7 @@ class FoundImage(BaseModel):
 
     id: Stored
     captions: list[Stored]
-    score: Annotated[float, Field(description="probability of a match")]
+    score: Annotated[float, Field(description="from 0 to 1; a probability once calibrated")]
     similarity: Annotated[float, Field(description="cosine of the first stage")]
     base_rank: Annotated[int, Field(description="place (from 1) that the first stage gave")]
 
@@ -195,7 +204,7 @@ class SearchAnswer(BaseModel):
 
     query: str
     k: Annotated[int, Field(description="candidates that were reranked")]
-    results: list[FoundImage]
+    results: Annotated[list[FoundImage], Field(description="empty if none reaches min_score")]
     base: list[BaseImage]
     seconds: Seconds
 
@@ -232,7 +241,9 @@ class Ranked(BaseModel):
     """A document's place in the request, and its score."""
 
     index: int
-    relevance_score: Annotated[float, Field(description="each pair's own sigmoid, or its logit")]
+    relevance_score: Annotated[
+        float, Field(description="each pair's own score, from 0 to 1, or its logit")
+    ]
     document: ReturnedDocument | None = None
 
 
@@ -294,6 +305,10 @@ class Info(BaseModel):
     pictures: int
     captions: int
     examples: list[Stored]
+    calibrated: Annotated[bool, Field(description="whether scores are probabilities")] = False
+    min_score: Annotated[
+        float | None, Field(description="least score for the precision that was asked of the model")
+    ] = None
 
 
 class Model(BaseModel):

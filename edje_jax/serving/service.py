@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from edje_jax.evaluation.scores import cosines, mixed
 from edje_jax.first_stage.exact import QUERY_BATCHES
 from edje_jax.index.image_index import ImageIndex
 from edje_jax.models.token_formats import unpack
 from edje_jax.search.cascade import search_images, search_texts
 from edje_jax.search.reranker import Reranker
 from edje_jax.search.results import Found, listed
-from edje_jax.serving.jobs import Answer, Captions, Job, Rerank, Search
+from edje_jax.serving.jobs import Answer, Captions, Job, Rerank, Reranked, Search
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +29,8 @@ class Service:
         self.index = index
 
     def run(self, jobs: Sequence[Job]) -> list[Any]:
-        """An `Answer` for every search, float32 logits for every reranking, or the exception
-        that it failed with. Jobs of one kind share their calls of the model."""
+        """An `Answer` for every search, `Reranked` for every reranking, or the exception that it
+        failed with. Jobs of one kind share their calls of the model."""
         groups: dict[Hashable, list[int]] = defaultdict(list)
         for place, job in enumerate(jobs):
             groups[job.batch_key].append(place)
@@ -52,44 +53,59 @@ class Service:
 
     def _search(self, jobs: list[Search]) -> list[Answer]:
         queries = [job.query for job in jobs]
-        found, seconds = search_images(self.reranker.engine, self.index, queries, jobs[0].k)
+        found, seconds = search_images(
+            self.reranker.engine, self.index, queries, jobs[0].k, self.reranker.calibration
+        )
         return [Answer(one, seconds) for one in found]
 
     def _captions(self, jobs: list[Captions]) -> list[Answer]:
         rows = np.array([job.image for job in jobs])
         tokens = np.asarray(unpack(self.index.tokens[rows]), np.float32)
         embeddings = self.index.store.embeddings[rows]
+        reranker, k = self.reranker, jobs[0].k
         found, seconds = search_texts(
-            self.reranker.engine, self.index, tokens, embeddings, jobs[0].k
+            reranker.engine, self.index, tokens, embeddings, k, reranker.calibration
         )
         return [Answer(one, seconds) for one in found]
 
-    def _rerank(self, jobs: list[Rerank]) -> list[np.ndarray]:
-        engine = self.reranker.engine
-        ids = engine.joint_tokenizer([job.query for job in jobs])
+    def _rerank(self, jobs: list[Rerank]) -> list[Reranked]:
+        engine, weight = self.reranker.engine, self.reranker.calibration.similarity_weight
+        queries = [job.query for job in jobs]
+        ids = engine.joint_tokenizer(queries)
+        texts = None
+        if engine.config.similarity_prior or weight:
+            texts = engine.embed_texts(queries)
         sizes = [len(job.images.rows) + len(job.images.pixels) for job in jobs]
-        logits = [np.empty(size, np.float32) for size in sizes]
+        out = [Reranked(np.empty(size, np.float32), np.empty(size, np.float32)) for size in sizes]
+
+        def score(places: list[tuple[int, int]], tokens: Any, rows: np.ndarray, vectors: Any):
+            """Score images, each for the job and at the place in it that `places` names."""
+            owner = np.array([job for job, _ in places])
+            known = None if texts is None else cosines(texts, vectors, owner, rows)
+            logits = engine.score_pairs(ids, tokens, owner, rows, known)
+            combined = logits if known is None else mixed(logits, known, weight)
+            for pair, (job, place) in enumerate(places):
+                out[job].logits[place], out[job].combined[place] = logits[pair], combined[pair]
+
         indexed = [(i, p, row) for i, job in enumerate(jobs) for p, row in job.images.rows.items()]
         sent = [(i, p, x) for i, job in enumerate(jobs) for p, x in job.images.pixels.items()]
         if indexed:
-            owner, rows = np.array([i for i, _, _ in indexed]), np.array([r for _, _, r in indexed])
-            scores = engine.score_pairs(ids, self.index.tokens, owner, rows)
-            for (i, place, _), score in zip(indexed, scores, strict=True):
-                logits[i][place] = score
+            rows = np.array([row for _, _, row in indexed])
+            places = [(i, p) for i, p, _ in indexed]
+            score(places, self.index.tokens, rows, self.index.store.embeddings)
         if sent:
-            tokens = engine.encode_images(np.stack([pixels for _, _, pixels in sent])).tokens
-            owner = np.array([i for i, _, _ in sent])
-            scores = engine.score_pairs(ids, tokens, owner, np.arange(len(sent)))
-            for (i, place, _), score in zip(sent, scores, strict=True):
-                logits[i][place] = score
-        return logits
+            made = engine.encode_images(np.stack([pixels for _, _, pixels in sent]))
+            score([(i, p) for i, p, _ in sent], made.tokens, np.arange(len(sent)), made.embeddings)
+        return out
 
-    def results(self, found: Found, top_k: int) -> list[dict[str, Any]]:
+    def results(
+        self, found: Found, top_k: int, min_score: float | None = None
+    ) -> list[dict[str, Any]]:
         """Metadata and scores of a search's best images."""
         store = self.index.store
         return [
             {"id": store.row(row).id, "captions": store.row(row).captions, **scores}
-            for row, scores in listed(found, top_k)
+            for row, scores in listed(found, top_k, min_score)
         ]
 
     def base_order(self, found: Found, top_k: int) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
-from edje_jax.config.model import BertConfig, EdjeConfig
+from edje_jax.config.model import UNMEASURED, BertConfig, EdjeConfig, SimilarityPrior
 from edje_jax.config.run import DataConfig, EdjeRun, ModelSpec
 from edje_jax.data.bad_pictures import BadPictures, left_out
 from edje_jax.data.exclusion import without
@@ -21,6 +21,7 @@ from edje_jax.data.sources.subset import joined, subset
 from edje_jax.data.text import JointTokenizer, train_wordpiece
 from edje_jax.data.tokenizer import same_tokenizer
 from edje_jax.training.processes import first_alone, is_first, wait_for_all
+from edje_jax.training.similarity_prior import known_prior
 from edje_jax.types import Source
 from edje_jax.weights import bert, edje
 from edje_jax.weights.backbone import Backbone, load_backbone
@@ -67,7 +68,11 @@ def assemble(config: EdjeRun, source: Source | None, workdir: Path) -> Parts:
         joint,
         backbone.image,
         config.model.max_text_length or (init.config if init else EdjeConfig).max_text_length,
+        _similarity_prior(config.model, init, None if source else workdir),
     )
+    if whole.similarity_prior is None and "joint_encoder" in params:
+        kept = {k: v for k, v in params["joint_encoder"].items() if k != "similarity_prior"}
+        params = {**params, "joint_encoder": kept}
     whole, params = _with_rows_for_every_position(whole, params)
     if init:
         params = {**_adapter_params(config, init, whole), **params}
@@ -75,6 +80,17 @@ def assemble(config: EdjeRun, source: Source | None, workdir: Path) -> Parts:
     if teacher:
         _check_texts(config, teacher, joint, tokenizer)
     return Parts(whole, backbone, tokenizer, params, teacher)
+
+
+def _similarity_prior(
+    spec: ModelSpec, init: Model | None, workdir: Path | None
+) -> SimilarityPrior | None:
+    """The similarity prior of a run, if it has one: that of `init`, or the one that the run wrote
+    into a `workdir`, or else one that is still to be measured."""
+    theirs = init.config.similarity_prior if init else None
+    if spec.similarity_prior is False or (spec.similarity_prior is None and theirs is None):
+        return None
+    return theirs or (known_prior(workdir) if workdir else UNMEASURED)
 
 
 def _adapter_params(config: EdjeRun, init: Model, whole: EdjeConfig) -> PyTree[np.ndarray]:

@@ -42,7 +42,7 @@ def backbone_train_step(
         text = model.bind({"params": siglip}).encode_text(batch.backbone_ids)
         scale, bias = jnp.exp(siglip["logit_scale"]), siglip["logit_bias"]
         logits = text @ image.embedding.T * scale[None] + bias[None]
-        positive = positive_pairs(batch.image_ids, batch.caption_ids)
+        positive = positive_pairs(batch, batch)
         metrics = {"loss/sigmoid": sigmoid_loss(logits, positive, batch.valid)}
         if batch.patch_labels is not None:
             named = heads["patch_naming"].bind({"params": params["patch_naming"]})(image.tokens)

@@ -1,5 +1,6 @@
 """Training state on disk, through Orbax: asynchronous, the best and the last kept."""
 
+import dataclasses
 import logging
 from contextlib import suppress
 from pathlib import Path
@@ -69,7 +70,7 @@ class Checkpoints:
         step = int(state.step)
         if step == self.latest_step():
             return
-        saved = ocp.args.StandardSave(state)
+        saved = ocp.args.StandardSave(_as_stored(state))
         try:
             self._manager.save(step, args=saved, metrics=metrics, force=True)
         except Exception as error:
@@ -82,7 +83,7 @@ class Checkpoints:
             CheckpointError: it is damaged, or of another model.
         """
         step = self.latest_step() if step is None else step
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        abstract = _as_stored(jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
         try:
             restored = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
         except Exception as error:
@@ -90,7 +91,7 @@ class Checkpoints:
                 f"{self.folder / str(step)}: this checkpoint cannot be read ({_short(error)})."
                 " Delete that folder to go on from the one before it, or start in a new --workdir."
             ) from error
-        return cast(TrainState, restored)
+        return TrainState(**cast(dict[str, Any], restored))
 
     def wait(self) -> None:
         """Block until everything asked for is on disk.
@@ -123,6 +124,13 @@ class Checkpoints:
             " Free some space, or mend what it names, and run the same command again; earlier"
             " checkpoints are whole."
         )
+
+
+def _as_stored(state: TrainState) -> dict[str, PyTree]:
+    """Fields of a state by name, without a queue where there is none: a checkpoint from before
+    there were queues has no such field."""
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: value for name, value in fields.items() if name != "queue" or value is not None}
 
 
 def read_params(checkpoint: Path) -> PyTree[np.ndarray]:

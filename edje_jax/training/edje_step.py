@@ -1,11 +1,12 @@
 """The train step of an EDJE: pure, top-level, jitted by its task.
 
-The frozen backbone runs once per picture; the same features feed the student, the teacher and
-the miner of hard negatives. Negatives come from the whole batch, on however many devices it lies
-and in however many chunks it is worked through: embeddings and compressed tokens are sent for
-that, vision tokens never.
+The frozen backbone runs once per image; the same features feed the student, the teacher and the
+choice of negatives. Negatives come from the whole batch, on however many devices it lies and in
+however many chunks it is worked through, and from the queue if there is one: embeddings and
+compressed tokens are sent for that, vision tokens never.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -19,7 +20,7 @@ from edje_jax.config.model import ImageRecipe
 from edje_jax.data.images import normalise
 from edje_jax.models.backbone import DualTower
 from edje_jax.models.edje import Edje
-from edje_jax.training.negatives import hard_negatives
+from edje_jax.training.negatives import Examples, Kinds, choose_negatives, pair_similarities
 from edje_jax.training.objective import (
     Counts,
     Objective,
@@ -30,6 +31,7 @@ from edje_jax.training.objective import (
     own_tokens,
     text_states,
 )
+from edje_jax.training.queue import Queue, push
 from edje_jax.training.sharding import Devices
 from edje_jax.training.state import Metrics, TrainState, apply_gradients
 from edje_jax.types import Batch, Features
@@ -64,17 +66,15 @@ def edje_train_step(
     memory. Negatives and masked pieces do not depend on it; what dropout drops does.
     """
     loss, devices = objective.loss, objective.devices
+    pad = objective.model.config.joint_encoder.pad_token_id
     features = batch.features or in_chunks(
         lambda part: encode(backbone, frozen.backbone, part, recipe), batch, chunks, devices
     )
-    negatives = hard_negatives(
-        *devices.gather((features.text_embeddings, features.image_embeddings)),
-        batch.image_ids,
-        batch.caption_ids,
-        batch.valid,
-        loss.negatives,
-    )
-    dropout, masking = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
+    of_step = jax.random.fold_in(jax.random.key(seed), state.step)
+    dropout, masking = jax.random.split(of_step)
+    examples, pool = examples_of(batch, features, state.queue, pad, devices)
+    kinds = Kinds(loss.negatives, loss.hardest_of or loss.negatives, loss.random_negatives)
+    negatives = choose_negatives(examples, pool, kinds, jax.random.fold_in(of_step, 2))
     masked = choose_masked(
         batch.joint_ids, batch.valid, loss.mask_probability, special_ids, masking
     )
@@ -82,18 +82,41 @@ def edje_train_step(
         jnp.arange(len(batch.valid)), batch.joint_ids, masked, batch.valid,
         features.text_embeddings, negatives,
     )  # fmt: skip
+    if any(m is not None and m.config.similarity_prior for m in (objective.model, teacher)):
+        rows = rows._replace(similarities=pair_similarities(examples, pool, negatives))
     if teacher is not None and objective.phase == "all":
         rows = rows._replace(
             taught=teach(teacher, frozen.teacher, features, rows, chunks, objective)
         )
-    share = partial(objective.share, ids=batch.joint_ids, counts=Counts.of(rows))
+    share = partial(objective.share, ids=batch.joint_ids, counts=Counts.of(rows), queue=state.queue)
     compress = partial(_compress, objective.model)
-    gradients, metrics = gradients_of(
+    gradients, metrics, tokens = gradients_of(
         share, compress, state.params, features.vision_tokens, rows, dropout, chunks, devices
     )
     metrics["grad_norm"] = optax.tree.norm(gradients)
     metrics["lr"] = jnp.asarray(learning_rate(state.step))
-    return apply_gradients(state, gradients, optimiser, ema), metrics
+    after = apply_gradients(state, gradients, optimiser, ema)
+    if state.queue is not None:
+        kept = push(state.queue, batch, features, tokens, pad)
+        after = dataclasses.replace(after, queue=kept)
+    return after, metrics
+
+
+def examples_of(
+    batch: Batch, features: Features, queue: Queue | None, pad: int, devices: Devices
+) -> tuple[Examples, Examples]:
+    """(the batch's rows, the pool that their negatives come from: the batch, then the queue)."""
+    own = Examples(
+        *devices.gather((features.text_embeddings, features.image_embeddings)),
+        batch.image_ids,
+        batch.caption_ids,
+        batch.valid,
+        batch.valid,
+    )
+    if queue is None:
+        return own, own
+    kept = devices.gather(queue).examples(batch.joint_ids.shape[1], pad)
+    return own, jax.tree.map(lambda *parts: jnp.concatenate(parts), own, kept)
 
 
 def encode(backbone: DualTower, params: PyTree, batch: Batch, recipe: ImageRecipe) -> Features:
@@ -140,8 +163,8 @@ def gradients_of(
     dropout: Array,
     chunks: int,
     devices: Devices,
-) -> tuple[PyTree, Metrics]:
-    """(gradients, what to tell) of the whole batch.
+) -> tuple[PyTree, Metrics, Float[Array, "b m d"]]:
+    """(gradients, what to tell, compressed tokens) of the whole batch.
 
     In chunks, as in the gradient cache of arXiv 2101.06983: every row's compressed tokens are made
     first, without gradients. Then each chunk's losses give gradients of the parameters and of all
@@ -150,11 +173,13 @@ def gradients_of(
     """
     if chunks == 1:
 
-        def whole(params: PyTree) -> tuple[Array, Metrics]:
+        def whole(params: PyTree) -> tuple[Array, tuple[Metrics, Array]]:
             tokens = devices.split(compress(params, vision_tokens))
-            return share(params, tokens, rows, dropout=dropout)
+            loss, metrics = share(params, tokens, rows, dropout=dropout)
+            return loss, (metrics, tokens)
 
-        return jax.grad(whole, has_aux=True)(params)
+        gradients, (metrics, tokens) = jax.grad(whole, has_aux=True)(params)
+        return gradients, metrics, tokens
 
     tokens = in_chunks(partial(compress, params), vision_tokens, chunks, devices)
     tokens = tokens.astype(jnp.float32)  # As are the sums of their gradients
@@ -170,7 +195,7 @@ def gradients_of(
     numbers = jnp.arange(chunks)
     (gradients, slopes), metrics = _summed(of_losses, devices.cut(rows, chunks), numbers)
     more = _summed(of_adapter, *devices.cut((vision_tokens, slopes), chunks))
-    return jax.tree.map(jnp.add, gradients, more), metrics
+    return jax.tree.map(jnp.add, gradients, more), metrics, tokens
 
 
 def _summed(function: Callable, *chunks: PyTree) -> PyTree:

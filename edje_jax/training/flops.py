@@ -74,7 +74,7 @@ def fused(config: EdjeConfig) -> float:
 
 def matching(config: EdjeConfig, loss: LossConfig) -> float:
     """All pairs of one row of a batch, whose caption deferred layers read once, forward."""
-    return read_text(config) + (1 + 2 * loss.negatives) * fused(config)
+    return read_text(config) + (1 + 2 * loss.all_negatives) * fused(config)
 
 
 def read_text(config: EdjeConfig) -> float:
@@ -102,7 +102,7 @@ def train_step(
     distilled = teacher is not None and loss.distillation > 0
     followed = teacher is not None and loss.hidden_states > 0
     trained = stored(config)
-    if loss.match or distilled:
+    if loss.match or loss.binary_match or distilled:
         trained += matching(config, loss)
     if followed:
         trained += read_text(config) + fused(config)

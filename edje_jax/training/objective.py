@@ -16,25 +16,19 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from edje_jax.config.run import LossConfig
 from edje_jax.models.edje import Edje
+from edje_jax.training.losses.binary_matching import binary_matching_loss
 from edje_jax.training.losses.distillation import distillation_loss
 from edje_jax.training.losses.hidden_states import hidden_states_loss
 from edje_jax.training.losses.masked_lm import masked_lm_loss
 from edje_jax.training.losses.matching import matching_loss
 from edje_jax.training.losses.text_recovery import text_recovery_loss
-from edje_jax.training.negatives import HardNegatives
+from edje_jax.training.negatives import Negatives, Pairs
+from edje_jax.training.queue import Queue
 from edje_jax.training.sharding import Devices
 from edje_jax.training.state import Metrics
 
 Phase = Literal["masked_lm", "all"]
 """Which losses a step trains: masked LM and text recovery alone, or all of them."""
-
-
-class Pairs(NamedTuple):
-    """Match logits of rows: each one's own pair, and its K hard negatives of both kinds."""
-
-    positive: Float[Array, " r"]
-    images: Float[Array, "r k"]
-    captions: Float[Array, "r k"]
 
 
 class Taught(NamedTuple):
@@ -55,8 +49,10 @@ class Rows(NamedTuple):
     """Pieces that masked LM hides."""
     valid: Bool[Array, " r"]
     text_embeddings: Float[Array, "r e"]
-    negatives: HardNegatives
+    negatives: Negatives
     taught: Taught = Taught(None, None)
+    similarities: Pairs | None = None
+    """The backbone's cosines of the rows' pairs, where a model has a similarity prior."""
 
 
 class Counts(NamedTuple):
@@ -97,13 +93,16 @@ class Objective:
         ids: Int[Array, "b t"],
         counts: Counts,
         dropout: Array,
+        queue: Queue | None = None,
     ) -> tuple[Float[Array, ""], Metrics]:
         """(loss, what to tell) of some rows; `tokens`, `ids` and `counts` are the whole batch's."""
         loss, terms, metrics = self.loss, {}, {}
         if self.phase == "all":
-            pairs = match_pairs(self.model, params, tokens, rows, ids, self.devices, dropout)
+            pairs = match_pairs(self.model, params, tokens, rows, ids, self.devices, dropout, queue)
             if loss.match > 0:
                 terms["match"] = match_term(pairs, rows, counts)
+            if loss.binary_match > 0:
+                terms["binary_match"] = binary_match_term(pairs, rows, counts)
             metrics["match_accuracy"] = accuracy(pairs, rows, counts)
             if rows.taught.pairs is not None:
                 terms["distillation"] = distillation_term(pairs, rows.taught.pairs, rows, counts)
@@ -144,6 +143,7 @@ def match_pairs(
     ids: Int[Array, "b t"],
     devices: Devices,
     dropout: Array | None = None,
+    queue: Queue | None = None,
 ) -> Pairs:
     """All 1 + 2K pairs of some rows in one pass; in training if there is a `dropout` key."""
     count, k = rows.negatives.images.shape
@@ -151,16 +151,21 @@ def match_pairs(
     text_rows = jnp.concatenate([rows.index, own, rows.negatives.captions.reshape(-1)])
     image_rows = jnp.concatenate([rows.index, rows.negatives.images.reshape(-1), own])
     edje = partial(with_dropout, model, params, dropout)
-    train = dropout is not None
+    train, known = dropout is not None, None
+    if model.config.similarity_prior and rows.similarities is not None:
+        known = devices.split(jnp.concatenate([each.reshape(-1) for each in rows.similarities]))
+    if queue is not None:
+        tokens = jnp.concatenate([devices.gather(tokens), devices.gather(queue.tokens)])
+        ids = jnp.concatenate([devices.gather(ids), devices.gather(queue.ids)[:, : ids.shape[1]]])
     tokens = devices.split(devices.gather(tokens)[image_rows])
-    # Deferred layers read each caption once, unless a chunk has fewer pairs than captions come.
+    # Deferred layers read each caption once, unless there are more captions than pairs.
     if model.config.joint_encoder.deferred_layers and len(ids) <= len(text_rows):
         read = devices.gather(edje().read_text(ids, train))
         text = devices.split(jax.tree.map(lambda leaf: leaf[text_rows], read))
-        logits = edje().match_read(text, tokens, train)
+        logits = edje().match_read(text, tokens, train, known)
     else:
         text = devices.split(devices.gather(ids)[text_rows])
-        logits = edje().match(text, tokens, train)
+        logits = edje().match(text, tokens, train, known)
     positive, images, captions = jnp.split(devices.gather(logits), [count, count + count * k])
     return Pairs(positive, images.reshape(count, k), captions.reshape(count, k))
 
@@ -199,17 +204,32 @@ def match_term(pairs: Pairs, rows: Rows, counts: Counts) -> Float[Array, ""]:
     return sum(losses, jnp.zeros(())) / 2
 
 
-def distillation_term(
-    student: Pairs, teacher: Pairs, rows: Rows, counts: Counts
-) -> Float[Array, ""]:
-    """The mean over positives, negative pictures and negative captions."""
+def binary_match_term(pairs: Pairs, rows: Rows, counts: Counts) -> Float[Array, ""]:
+    """The mean over positives, negative images and negative captions."""
+    masks, totals = pair_masks(rows, counts)
+    losses = [
+        binary_matching_loss(logits, kind == 0, mask, total)
+        for kind, (logits, mask, total) in enumerate(zip(pairs, masks, totals, strict=True))
+    ]
+    return sum(losses, jnp.zeros(())) / 3
+
+
+def pair_masks(rows: Rows, counts: Counts) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    """(which positives, negative images and negative captions there are, how many of the batch)."""
     valid, negatives = rows.valid, rows.negatives
     masks = (
         valid,
         negatives.images_usable & valid[:, None],
         negatives.captions_usable & valid[:, None],
     )
-    totals = (counts.rows, counts.images, counts.captions)
+    return masks, (counts.rows, counts.images, counts.captions)
+
+
+def distillation_term(
+    student: Pairs, teacher: Pairs, rows: Rows, counts: Counts
+) -> Float[Array, ""]:
+    """The mean over positives, negative images and negative captions."""
+    masks, totals = pair_masks(rows, counts)
     losses = [
         distillation_loss(*each) for each in zip(student, teacher, masks, totals, strict=True)
     ]
@@ -217,7 +237,7 @@ def distillation_term(
 
 
 def accuracy(pairs: Pairs, rows: Rows, counts: Counts) -> Float[Array, ""]:
-    """Share of the rows whose own pair beats all its hard negatives."""
+    """Share of the rows whose own pair beats all its negatives."""
     rivals = jnp.concatenate(
         [
             jnp.where(rows.negatives.images_usable, pairs.images, -jnp.inf),

@@ -28,6 +28,8 @@ ROWS = PartitionSpec((DATA, FSDP))
 RULES: tuple[tuple[str, str], ...] = (
     # Small, and wanted whole by every device at once.
     (r"(bias|scale|step|count)$", "whole"),
+    # Every device chooses among all of it.
+    (r"^queue/", "whole"),
     (r".*", "split"),
 )
 """(regular expression on a parameter's path, what to do), the first match counts. "split" cuts

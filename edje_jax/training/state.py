@@ -21,6 +21,8 @@ class TrainState:
     opt_state: PyTree
     average: PyTree = None
     """Running average of `params`, if one is kept."""
+    queue: PyTree = None
+    """Rows of the last batches that negatives come from, if they are kept (`training.queue`)."""
 
     @property
     def result(self) -> PyTree:
@@ -50,4 +52,4 @@ def apply_gradients(
     if average is not None:
         decay = jnp.minimum(ema, (1 + state.step) / (10 + state.step))
         average = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), average, params)
-    return TrainState(state.step + 1, params, opt_state, average)
+    return TrainState(state.step + 1, params, opt_state, average, state.queue)

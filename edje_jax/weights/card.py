@@ -22,7 +22,7 @@ def model_card(
     `metrics` is an evaluation's metrics.json; `name` is what users load it by.
     """
     parts = [_front_matter(model, run), _what_it_is(model)]
-    parts.append(_usage(name, model.config.joint_encoder.deferred_layers > 0))
+    parts.append(_usage(name, model))
     if metrics:
         parts.append(_results(metrics))
     if run:
@@ -82,7 +82,8 @@ def _deferred(joint: BertConfig) -> str:
     return f"{offline}; vision {joint.online_vision} online"
 
 
-def _usage(name: str, deferred: bool) -> str:
+def _usage(name: str, model: Model) -> str:
+    deferred, prior = model.config.joint_encoder.deferred_layers > 0, model.config.similarity_prior
     return f"""## Use
 
 JAX:
@@ -100,12 +101,26 @@ PyTorch, with no JAX (`modeling_edje.py` stands beside the weights):
 from transformers import AutoModel
 
 model = AutoModel.from_pretrained("{name}", trust_remote_code=True)
-tokens = model.encode_image(model.preprocess(["dogs.jpg", "boat.jpg"]))
-model.score(**model.tokenize(["two dogs"] * 2), tokens=tokens)
+{_TORCH[bool(prior)]}
 ```
 
 ONNX: `edje convert {name} onnx/ --to onnx` writes `offline.onnx` (pixel_values -> tokens) and
-{_ONLINE[deferred]}.
+{_ONLINE[deferred]}{"; it takes each pair's cosine as `similarity` too" if prior else ""}.
+{_CALIBRATED if model.calibration.is_fitted else ""}"""
+
+
+_TORCH = {
+    False: """tokens = model.encode_image(model.preprocess(["dogs.jpg", "boat.jpg"]))
+model.score(**model.tokenize(["two dogs"] * 2), tokens=tokens)""",
+    True: """texts, pixels = ["two dogs"] * 2, model.preprocess(["dogs.jpg", "boat.jpg"])
+cosines = (model.embed_text(texts) * model.embed_image(pixels)).sum(1)
+tokens = model.encode_image(pixels)
+model.score(**model.tokenize(texts), tokens=tokens, similarity=cosines)""",
+}
+
+_CALIBRATED = """
+Scores are calibrated: `calibration.json` turns a match logit and the first stage's cosine into the
+probability of a match (in PyTorch `model.probability(model.mixed(logits, cosines))`).
 """
 
 

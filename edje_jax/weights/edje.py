@@ -25,6 +25,10 @@ REPEATED = {
 }
 
 
+PRIOR = "similarity_prior."
+"""Prefix of the similarity prior's tensors, which a model folder keeps in a file of their own."""
+
+
 def rules(config: EdjeConfig) -> list[Rule]:
     """Every trained parameter, without the frozen towers."""
     trunk = [*bert.trunk_rules(config.joint_encoder), *bert.head_rules()]
@@ -34,7 +38,14 @@ def rules(config: EdjeConfig) -> list[Rule]:
         *linear("joint_encoder/pooler", "classification_head.0.dense"),
         *linear("joint_encoder/classifier", "classification_head.1"),
         *linear("joint_encoder/text_recovery", "text_projection"),
+        *(prior_rules() if config.similarity_prior else []),
     ]
+
+
+def prior_rules() -> list[Rule]:
+    """The similarity prior, which no published checkpoint has."""
+    ours = "joint_encoder/similarity_prior/"
+    return [rule for name in ("hidden", "out") for rule in linear(ours + name, PRIOR + name)]
 
 
 def adapter_rules(config: AdapterConfig) -> list[Rule]:

@@ -2,11 +2,13 @@
 
 `config.json`, `model.safetensors` (the published names in torch's layout, without the frozen
 towers), the joint encoder's tokenizer, `backbone/` (a Hugging Face folder as it is) or the
-backbone's hub id in the config, and a `README.md`.
+backbone's hub id in the config, `calibration.json` of a model that `edje tune` was saved to, and a
+`README.md`.
 """
 
 import dataclasses
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,13 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from edje_jax.config.model import AdapterConfig, EdjeConfig
+from edje_jax.config.calibration import UNTUNED, Calibration
+from edje_jax.config.model import AdapterConfig, EdjeConfig, SimilarityPrior
 from edje_jax.data.tokenizer import copy_joint_tokenizer, copy_tokenizer, padded_as_tokenized
 from edje_jax.system.files import read_json, write_json
 from edje_jax.weights import bert, edje
 from edje_jax.weights.backbone import Backbone, backbone_rules, load_backbone
+from edje_jax.weights.calibration import read_calibration, write_calibration
 from edje_jax.weights.hub import resolve
 from edje_jax.weights.mapping import to_theirs
 from edje_jax.weights.preprocessor import restate_reading
@@ -31,10 +35,13 @@ modeling_edje = EXPORT / "modeling_edje.py"
 cross_encoder = EXPORT / "edje_cross_encoder.py"
 """Module with which sentence-transformers opens a model folder."""
 
-FORMAT = 3
+PRIOR_WEIGHTS = "similarity_prior.safetensors"
+"""File of the similarity prior, beside the tensors that a published checkpoint has."""
+
+FORMAT = 4
 """Raised when a folder of today could not be read by the code of yesterday. 2 has deferred layers,
-3 a recipe that applies ICC profiles or puts images on white; a folder is written as the lowest that
-says what it has."""
+3 a recipe that applies ICC profiles or puts images on white, 4 a similarity prior; a folder is
+written as the lowest that says what it has."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,7 @@ class Model:
     """Folder with the joint encoder's tokenizer."""
     source: str
     """Origin of the model, for messages and results."""
+    calibration: Calibration = UNTUNED
 
 
 def load_model(name: str) -> Model:
@@ -56,7 +64,8 @@ def load_model(name: str) -> Model:
 
     Raises:
         FileNotFoundError: no such folder or id.
-        ValueError: the folder is of another architecture, or of a newer format.
+        ValueError: the folder is of another architecture or of a newer format, or its calibration
+            is damaged.
         BadWeights, WeightMismatch: the weights are damaged or do not fit.
     """
     folder = model_folder(name)
@@ -67,9 +76,18 @@ def load_model(name: str) -> Model:
     inside = folder / str(raw["backbone"])
     backbone = load_backbone(str(inside) if inside.is_dir() else raw["backbone"])
     backbone = backbone.reading(**raw.get("vision_tokens", {}))
-    config = EdjeConfig(backbone.config, adapter, joint, backbone.image, raw["max_text_length"])
-    params = edje.read_params(open_weights(folder), config, str(folder))
-    return Model(config, params, backbone, folder, str(name))
+    prior = SimilarityPrior(**raw["similarity_prior"]) if raw.get("similarity_prior") else None
+    config = EdjeConfig(
+        backbone.config, adapter, joint, backbone.image, raw["max_text_length"], prior
+    )
+    params = edje.read_params(_tensors(folder, prior), config, str(folder))
+    return Model(config, params, backbone, folder, str(name), read_calibration(folder))
+
+
+def _tensors(folder: Path, prior: SimilarityPrior | None) -> Mapping[str, np.ndarray]:
+    """Tensors of the published layout and, where there is one, of the similarity prior."""
+    tensors = open_weights(folder)
+    return {**Safetensors([folder / PRIOR_WEIGHTS]), **tensors} if prior else tensors
 
 
 def model_folder(name: str) -> Path:
@@ -122,7 +140,12 @@ def save_model(folder: Path, model: Model, card: str) -> None:
     copy_backbone(model.backbone, folder / "backbone")
     (folder / "README.md").write_text(card, "utf-8")
     tensors = to_theirs(edje.rules(model.config), jax.device_get(model.params))
+    prior = {name: tensors.pop(name) for name in list(tensors) if name.startswith(edje.PRIOR)}
     write_safetensors(folder / "model.safetensors", tensors)
+    if prior:
+        write_safetensors(folder / PRIOR_WEIGHTS, prior)
+    if model.calibration != UNTUNED:
+        write_calibration(folder, model.calibration)
     for code in (modeling_edje, cross_encoder):
         shutil.copyfile(code, folder / code.name)
     module = {"idx": 0, "name": "0", "path": "", "type": f"{cross_encoder.stem}.EdjeCrossEncoder"}
@@ -152,11 +175,20 @@ def save_model(folder: Path, model: Model, card: str) -> None:
             "adapter": dataclasses.asdict(config.adapter),
             "joint_encoder": bert.write_config(config.joint_encoder),
             "max_text_length": config.max_text_length,
+            **_prior_entry(config),
         },
     )
 
 
+def _prior_entry(config: EdjeConfig) -> dict[str, Any]:
+    """{"similarity_prior": {"mean", "deviation"}}, or nothing for a model without."""
+    prior = config.similarity_prior
+    return {"similarity_prior": dataclasses.asdict(prior)} if prior else {}
+
+
 def _format(config: EdjeConfig) -> int:
+    if config.similarity_prior:
+        return 4
     if config.image.reading:
         return 3
     return 1 if config.joint_encoder.as_published else 2

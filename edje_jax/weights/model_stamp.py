@@ -35,6 +35,8 @@ def model_fingerprint(config: EdjeConfig, params: PyTree[np.ndarray]) -> str:
         # Left out, so that models older than deferred layers keep their fingerprints.
         for name in ("deferred_layers", "online_vision"):
             del raw["joint_encoder"][name]
+    if config.similarity_prior is None:
+        del raw["similarity_prior"]
     shapes = json.dumps(raw, sort_keys=True)
     return hashlib.sha256(f"{params_fingerprint(params)} {shapes}".encode()).hexdigest()[:32]
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from edje_jax.data.tokenizer import copy_tokenizer
 from edje_jax.system.files import move
+from edje_jax.weights.calibration import NAME as CALIBRATION
 from edje_jax.weights.folder import read_model_config
 from edje_jax.weights.torch.modeling_edje import EdjeModel
 
@@ -22,14 +23,24 @@ PRECISIONS = {"": torch.float32, "-fp16": torch.float16}
 
 
 class Online(nn.Module):
-    """Ids, mask and compressed tokens -> match logits."""
+    """Ids, mask and compressed tokens -> match logits; with a similarity prior of cosines too."""
 
     def __init__(self, model: EdjeModel):
         super().__init__()
-        self.model = model
+        self.model, self.prior = model, _prior(model)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor) -> Tensor:
-        return self.model.score(input_ids, attention_mask, tokens)
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        tokens: Tensor,
+        similarity: Tensor | None = None,
+    ) -> Tensor:
+        return self.model.score(input_ids, attention_mask, tokens, similarity)
+
+
+def _prior(model: EdjeModel) -> nn.Module | None:
+    return model.prior if model.config.similarity_prior else None
 
 
 class Text(nn.Module):
@@ -49,10 +60,17 @@ class OnlineRead(nn.Module):
 
     def __init__(self, model: EdjeModel):
         super().__init__()
-        self.model = model
+        self.model, self.prior = model, _prior(model)
 
-    def forward(self, text: Tensor, text_mask: Tensor, caption: Tensor, tokens: Tensor) -> Tensor:
-        return self.model.score_read(text[caption], text_mask[caption], tokens)
+    def forward(
+        self,
+        text: Tensor,
+        text_mask: Tensor,
+        caption: Tensor,
+        tokens: Tensor,
+        similarity: Tensor | None = None,
+    ) -> Tensor:
+        return self.model.score_read(text[caption], text_mask[caption], tokens, similarity)
 
 
 class Offline(nn.Module):
@@ -80,7 +98,9 @@ def export_onnx(folder: Path, out: Path, note: Callable[[str], None] = lambda pa
     tokenizer and `preprocessor_config.json`. `note` is told of every file.
 
     Where layers are deferred there is a `text.onnx` too, run once per caption. `online.onnx` then
-    takes its two outputs in the place of ids and mask, and each pair's row in them.
+    takes its two outputs in the place of ids and mask, and each pair's row in them. Of a model with
+    a similarity prior it also takes `similarity`, each pair's cosine. `calibration.json` is copied:
+    the score is sigmoid((logit + similarity_weight * cosine) / temperature + bias).
 
     Raises:
         FileNotFoundError, ValueError: not a model folder.
@@ -95,6 +115,8 @@ def export_onnx(folder: Path, out: Path, note: Callable[[str], None] = lambda pa
             _export(graph, path)
             note(str(path))
     copy_tokenizer(folder, out)
+    if (folder / CALIBRATION).exists():
+        shutil.copyfile(folder / CALIBRATION, out / CALIBRATION)
     for name in ("preprocessor_config.json", "processor_config.json"):
         if (folder / "backbone" / name).exists():
             shutil.copyfile(folder / "backbone" / name, out / name)
@@ -123,9 +145,15 @@ def _tokens(model: EdjeModel) -> Tensor:
     )
 
 
+def _similarity(model: EdjeModel) -> dict[str, Tensor]:
+    """Example of the cosines that a similarity prior takes, if there is one."""
+    return {"similarity": torch.zeros(2)} if model.config.similarity_prior else {}
+
+
 def _online(model: EdjeModel) -> Graph:
-    inputs = {**_ids(), "tokens": _tokens(model)}
+    inputs = {**_ids(), "tokens": _tokens(model), **_similarity(model)}
     dynamic = {"input_ids": _TEXT, "attention_mask": _TEXT, "tokens": _ROWS}
+    dynamic |= {name: _ROWS for name in _similarity(model)}
     return Graph(Online(model), inputs, ("logits",), dynamic)
 
 
@@ -142,8 +170,10 @@ def _online_read(model: EdjeModel) -> Graph:
         "text_mask": torch.ones(3, 8, dtype=torch.bool),
         "caption": torch.zeros(2, dtype=torch.long),
         "tokens": tokens,
+        **_similarity(model),
     }
     dynamic = {"text": _CAPTIONS, "text_mask": _CAPTIONS, "caption": _ROWS, "tokens": _ROWS}
+    dynamic |= {name: _ROWS for name in _similarity(model)}
     return Graph(OnlineRead(model), inputs, ("logits",), dynamic)
 
 

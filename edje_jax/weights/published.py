@@ -1,6 +1,7 @@
 """Checkpoints of the published PyTorch code, read and written."""
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from edje_jax.weights.folder import Model
 from edje_jax.weights.mapping import to_ours, to_theirs
 from edje_jax.weights.tensors import BadWeights, open_torch, tensors_of
 from edje_jax.weights.torch_states import wrappings
+
+log = logging.getLogger(__name__)
 
 _TOWER, _WHOLE = "vision_encoder.", "clip."
 _POSITIONS = "language_model." + bert.POSITIONS
@@ -55,19 +58,25 @@ def save_published(path: Path, model: Model) -> None:
     and a row for every position where those are more than a BERT's.
 
     Raises:
-        ValueError: the model has deferred layers or attended vision, which the published code
-            would run as others.
+        ValueError: the model has deferred layers, attended vision or a similarity prior, of which
+            the published code knows nothing.
         BadWeights: PyTorch is not installed.
         OSError: the file could not be written; nothing is left of it.
     """
     import torch
 
     joint = model.config.joint_encoder
-    if not joint.as_published:
+    if not joint.as_published or model.config.similarity_prior:
         what = "deferred layers" if joint.deferred_layers else "attended vision"
+        what = what if not joint.as_published else "a similarity prior"
         raise ValueError(
             f"{model.source}: has {what}, of which the published code knows nothing: its"
             " scores would be others; use --to edje or --to onnx"
+        )
+    if model.calibration.is_fitted:
+        log.warning(
+            "%s: its calibration stays behind, as the published layout has no place for it",
+            model.source,
         )
     params, backbone_params = jax.device_get((model.params, model.backbone.params))
     tensors = to_theirs(edje.rules(model.config), params)

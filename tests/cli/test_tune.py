@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -146,3 +147,101 @@ def test_the_front():
     for point, best in zip(many, pareto_front(many), strict=True):
         beaten = any((o >= point).all() and (o > point).any() for o in many)
         assert best != beaten
+
+
+# --- calibration ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ranked(trained, tmp_path_factory) -> str:
+    """A set that the model ranks, however little it has learned: each image is given the captions
+    that the model prefers it for."""
+    folder, scenes = tmp_path_factory.mktemp("ranked"), Shapes("val")
+    images = [scenes.image(i) for i in range(30)]
+    texts = [caption for i in range(30) for caption in scenes.captions(i)]
+    reranker = Reranker.from_pretrained(trained)
+    logits = reranker.score_matrix(texts, reranker.encode_images(images))
+    liking = logits - logits.mean(axis=1, keepdims=True)
+    records = []
+    for i, image in enumerate(images):
+        image.save(folder / f"{i}.png")
+        best = np.argsort(-liking[:, i])[:3]
+        records.append({"image": f"{i}.png", "caption": [texts[t] for t in best]})
+    (folder / "val.json").write_text(json.dumps(records))
+    return f"blip:{folder / 'val.json'}"
+
+
+@pytest.fixture(scope="module")
+def tuned(trained, ranked, tmp_path_factory) -> Path:
+    """A copy of the trained model with a calibration saved to it, and tune.json beside it."""
+    folder = tmp_path_factory.mktemp("tuned")
+    model = shutil.copytree(trained / "model", folder / "model")
+    arguments = ["--k", "5", "30", "--token-dtypes", "float16", "--precision", "0.03", "--save"]
+    edje.main(["tune", str(model), "--data", ranked, "--out", str(folder), *arguments])
+    return folder
+
+
+def test_a_calibration_is_saved_and_used(tuned, trained, ranked):
+    told = json.loads((tuned / "tune.json").read_text())["calibrations"]
+    written = json.loads((tuned / "model" / "calibration.json").read_text())
+    assert told == {str(tuned / "model"): written}
+    record = written["fitted"]
+    assert (record["data"], record["k"], record["precision"]) == (ranked, 30, 0.03)
+    before, after = (Reranker.from_pretrained(one) for one in (trained, tuned / "model"))
+    assert not before.calibration.is_fitted and after.calibration.is_fitted
+    # Indexes made before stay valid.
+    assert before.fingerprint == after.fingerprint
+    image = Shapes("val").image(0)
+    pair = ("a red circle", image)
+    logit = before.predict(pair, raw_scores=True)
+    assert after.predict(pair, raw_scores=True) == logit
+    cosine = float(before.embed_texts(pair[:1])[0] @ before.embed_images([image])[0])
+    value = logit + written["similarity_weight"] * cosine
+    expected = 1 / (1 + np.exp(-(value / written["temperature"] + written["bias"])))
+    assert after.predict(pair) == pytest.approx(expected, abs=1e-6)
+    assert before.predict(pair) == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-6)
+
+
+def test_evaluation_uses_the_calibration(tuned, trained, ranked, tmp_path):
+    calibrated = evaluate_model(str(tuned / "model"), ranked, Protocol(k=30), out=tmp_path)
+    plain = evaluate_model(str(trained), ranked, Protocol(k=30))
+    assert set(plain) & {"uncalibrated", "min_score"} == set()
+    written = json.loads((tuned / "model" / "calibration.json").read_text())
+    assert calibrated["similarity_weight"] == written["similarity_weight"]
+    for key in ("t2i", "i2t"):
+        after, before = (calibrated[name][key] for name in ("calibration", "uncalibrated"))
+        assert after["ece"] < before["ece"]
+        recalls = written["fitted"]["recall_at_1"][key]
+        assert calibrated[key]["reranked"]["R@1"] == pytest.approx(recalls[1], abs=2.0)
+    assert calibrated["min_score"]["asked_precision"] == 3
+    assert "sigmoid of the logit: ECE" in (tmp_path / "report.html").read_text("utf-8")
+    # A weight that is given goes before the model's own.
+    other = evaluate_model(str(tuned / "model"), ranked, Protocol(k=30, similarity_weight=0.0))
+    assert other["t2i"] == plain["t2i"]
+
+
+def test_a_model_that_ranks_nothing_is_not_calibrated(trained, data, tmp_path, caplog):
+    """The same images, each with another image's captions of before."""
+    model = shutil.copytree(trained / "model", tmp_path / "model")
+    arguments = ["--k", "1", "--token-dtypes", "float16", "--queries", "1", "--save"]
+    edje.main(["tune", str(model), "--data", data, *arguments])
+    assert "no calibration: " in caplog.text and "both kinds" in caplog.text
+    assert not (model / "calibration.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--precision", "0"], "--precision 0: a share above 0, up to 1"),
+        (["--precision", "90"], "--precision 90: a share"),
+        (["--queries", "-1"], "--queries -1"),
+    ],
+)
+def test_wrong_settings_of_a_calibration_are_bad_usage(trained, data, arguments, message):
+    with pytest.raises(UsageError, match=message):
+        edje.main(["tune", str(trained), "--data", data, *arguments])
+
+
+def test_a_calibration_is_not_saved_to_a_hub_id(data):
+    with pytest.raises(UsageError, match="--save: some/model is no folder here"):
+        edje.main(["tune", "some/model", "--data", data, "--save"])

@@ -77,6 +77,27 @@ def test_sweeps_score_nothing_again_and_tell_the_cost():
     assert weights[1]["t2i"] != weights[0]["t2i"]
 
 
+@pytest.mark.parametrize("queries", [7, 1000])
+def test_some_queries_are_ranked_as_all_are(queries):
+    gallery, images, texts, logits = world()
+    asked_for: list[tuple[int, int]] = []
+
+    def score(text_index, image_index):
+        asked_for.extend(zip(text_index.tolist(), image_index.tolist(), strict=True))
+        return logits[text_index, image_index]
+
+    some, owner, asked = protocols.rerank_some(gallery, images, texts, score, 5, queries)
+    if queries == 7:
+        assert len(asked_for) == len(set(asked_for)) <= 7 * 5 * 2
+    whole = rerank(gallery, images, texts, lambda t, i: logits[t, i], 5)
+    captions = np.linspace(0, len(texts) - 1, min(queries, len(texts))).astype(int)
+    np.testing.assert_array_equal(owner, gallery.caption_image[captions])
+    for key, rows in (("t2i", captions), ("i2t", asked)):
+        for name in FIELDS:
+            ours, all_of_them = (getattr(getattr(one, key), name) for one in (some, whole))
+            np.testing.assert_array_equal(ours, all_of_them[rows])
+
+
 def test_a_fold_is_its_own_gallery():
     gallery, images, texts, logits = world(pictures=23)
     asked = []

@@ -22,11 +22,12 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from edje_jax.config.calibration import Calibration
 from edje_jax.config.model import ImageRecipe
 from edje_jax.index.store import Row
 from edje_jax.search.results import Found, Seconds
 from edje_jax.serving.app import make_app
-from edje_jax.serving.jobs import Answer
+from edje_jax.serving.jobs import Answer, Reranked
 from edje_jax.serving.service import Service
 
 INPUTS = int(os.environ.get("EDJE_FUZZ_INPUTS", "500")) // 5
@@ -83,7 +84,9 @@ class StandIn(Service):
 
     def __init__(self, folder: Path):
         config = SimpleNamespace(image=ImageRecipe(size=8), num_tokens=4)
-        self.reranker = SimpleNamespace(config=config, source=str(folder))
+        self.reranker = SimpleNamespace(
+            config=config, source=str(folder), calibration=Calibration()
+        )
         self.index = Index(folder)
 
     def text_tokens(self, text):
@@ -96,12 +99,13 @@ class StandIn(Service):
 
     def _rerank(self, jobs):
         sizes = [len(job.images.rows) + len(job.images.pixels) for job in jobs]
-        return [np.linspace(-2, 2, size, dtype=np.float32) for size in sizes]
+        logits = [np.linspace(-2, 2, size, dtype=np.float32) for size in sizes]
+        return [Reranked(one, one) for one in logits]
 
     @staticmethod
     def _found(k):
         one = np.zeros(k, np.float32)
-        return Found(np.arange(k), one, one, np.arange(1, k + 1))
+        return Found(np.arange(k), one, one, one, np.arange(1, k + 1))
 
 
 @pytest.fixture(scope="module")

@@ -80,6 +80,26 @@ def test_a_bad_set_is_named(call, tmp_path, content, message):
     assert "Traceback" not in err and not (workdir / "model").exists()
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--loss.negatives", "0"], "--loss.negatives 0: the least is 1"),
+        (
+            ["--loss.hardest-of", "2", "--loss.negatives", "3"],
+            "--loss.hardest-of 2: the least is 3",
+        ),
+        (["--loss.queue", "-1"], "--loss.queue -1: the least is 0"),
+        (
+            ["--loss.random-negatives", "7", "--data.batch-size", "8"],
+            "--loss.random-negatives 7 cannot be found in batches of 8; raise --data.batch-size",
+        ),
+    ],
+)
+def test_negatives_that_cannot_be_are_told(call, tmp_path, flags, message):
+    code, _, err = call("train.py", "debug", "--workdir", tmp_path / "run", *flags)
+    assert code != 0 and message in " ".join(err.split())
+
+
 def test_no_backbone_says_how_to_get_one(call, tmp_path):
     code, _, err = call("train.py", "tiny", "--workdir", tmp_path / "run")
     assert code == 1 and "--model.backbone" in err and "tiny_backbone" in err

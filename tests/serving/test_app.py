@@ -1,6 +1,7 @@
 """The HTTP of `edje serve`: right answers, and clear ones to wrong questions."""
 
 import base64
+import copy
 import io
 import json
 import random
@@ -14,6 +15,7 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from edje_jax.config.calibration import Calibration
 from edje_jax.serving.app import make_app
 from edje_jax.serving.limits import Limits
 from edje_jax.serving.service import Service
@@ -370,3 +372,51 @@ def test_the_openapi_document_tells_every_answer(service):
         told.headers["content-type"].split(";")[0]
         in (paths["/metrics"]["get"]["responses"]["200"]["content"])
     )
+
+
+# --- scores ---------------------------------------------------------------------------------------
+
+
+def test_a_least_score_leaves_out_what_does_not_reach_it(client):
+    asked = {"query": QUERY, "k": 9, "top_k": 9}
+    everything = client.post("/search", json=asked).json()
+    scores = [one["score"] for one in everything["results"]]
+    assert scores == sorted(scores, reverse=True) and scores[0] > scores[-1]
+    least = (scores[3] + scores[4]) / 2
+    some = client.post("/search", json={**asked, "min_score": least}).json()
+    assert some["results"] == everything["results"][: sum(s >= least for s in scores)]
+    none = client.post("/search", json={**asked, "min_score": 1.0}).json()
+    assert none["results"] == [] and none["k"] == 9 and none["base"] == everything["base"]
+    name = everything["base"][0]["id"]
+    captions = client.post("/captions", json={"id": name, "k": 9, "min_score": 1.0}).json()
+    assert captions["results"] == []
+
+
+@pytest.mark.parametrize("least", [-0.1, 1.1, "high"])
+def test_a_least_score_lies_from_zero_to_one(client, least):
+    answer = client.post("/search", json={"query": QUERY, "min_score": least})
+    assert answer.status_code == 422 and "min_score" in json.dumps(answer.json())
+
+
+def test_a_calibrated_model_serves_calibrated_scores(service):
+    reranker = copy.copy(service.reranker)
+    reranker.calibration = Calibration(0.5, 2.0, -1.0, {"min_score": 0.4, "precision": 0.9})
+    assert reranker.fingerprint == service.reranker.fingerprint
+    with TestClient(make_app(Service(reranker, service.index))) as client:
+        info = client.get("/info").json()
+        assert info["calibrated"] and info["min_score"] == 0.4
+        name = service.index.store.row(2).id
+        asked = {"query": QUERY, "documents": [name]}
+        score, logit = (
+            client.post("/rerank", json={**asked, "raw_scores": raw}).json()["results"][0][
+                "relevance_score"
+            ]
+            for raw in (False, True)
+        )
+        cosine = float(reranker.embed_texts([QUERY])[0] @ service.index.store.embeddings[2])
+        assert score == pytest.approx(1 / (1 + np.exp(-((logit + cosine / 2) / 2 - 1))), abs=1e-5)
+        found = client.post("/search", json={"query": QUERY, "k": 9, "top_k": 9}).json()["results"]
+    expected = reranker.search(service.index, [QUERY], k=9, top_k=9)[0]
+    assert [one["id"] for one in found] == [one["id"] for one in expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours["score"] == pytest.approx(theirs["score"], abs=1e-5)

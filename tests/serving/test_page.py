@@ -189,3 +189,12 @@ def test_below_the_path_of_a_proxy(browser, service):
         assert browser.run("return location.pathname + location.search") == "/find/"
     finally:
         server.stop()
+
+
+def test_nothing_matches_is_an_answer(browser, server):
+    browser.open(server.address + "/?q=a+red+circle&k=10&min_score=0.9999")
+    browser.until("document.querySelector('.state h3')?.textContent === 'Nothing matches'")
+    assert browser.run("return document.getElementById('least').value") == "0.9999"
+    browser.run("document.querySelector('.chips button').click()")
+    browser.until(TILES)
+    assert browser.run("return location.search") == "?q=a%20red%20circle&k=10"

@@ -19,14 +19,15 @@ from edje_jax.config.model import (
     EdjeConfig,
     ImageRecipe,
     OnlineVision,
+    SimilarityPrior,
     TextConfig,
     VisionConfig,
 )
 from edje_jax.config.run import LossConfig, MeshConfig
 from edje_jax.models.edje import Edje
 from edje_jax.models.siglip import Siglip
-from edje_jax.training.edje_step import Frozen, edje_train_step, encode
-from edje_jax.training.negatives import hard_negatives
+from edje_jax.training.edje_step import Frozen, edje_train_step, encode, examples_of
+from edje_jax.training.negatives import Kinds, choose_negatives, pair_similarities
 from edje_jax.training.objective import (
     Objective,
     Pairs,
@@ -36,9 +37,10 @@ from edje_jax.training.objective import (
     masked_places,
     match_pairs,
 )
+from edje_jax.training.queue import empty_queue
 from edje_jax.training.sharding import Devices
 from edje_jax.training.state import Metrics, TrainState, init_state
-from edje_jax.types import Batch
+from edje_jax.types import Batch, Features
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL = range(5)
 WORDS = 24
@@ -112,6 +114,7 @@ def compiled(
     chunks: int = 1,
     deferred: int = 0,
     vision: OnlineVision = "updated",
+    optimiser: optax.GradientTransformation = OPTIMISER,
 ):
     """(state, frozen, batch) -> (state, metrics), the same for the same settings."""
     model = Edje(deferring(deferred, vision), jnp.dtype(dtype), dropout, remat)
@@ -124,7 +127,7 @@ def compiled(
         recipe=CONFIG.image,
         special_ids=tuple(SPECIAL),
         seed=3,
-        optimiser=OPTIMISER,
+        optimiser=optimiser,
         learning_rate=optax.constant_schedule(0.25),
     )
     # Compiling takes all of the time, and most of that goes into making these few numbers fast.
@@ -293,10 +296,8 @@ def test_a_student_that_equals_its_teacher_has_nothing_to_learn():
 def matched(batch: Batch) -> Pairs:
     """The teacher's logits, of the pairs that a step would choose."""
     features = encode(Siglip(CONFIG.backbone), backbone_params(), batch, CONFIG.image)
-    negatives = hard_negatives(
-        features.text_embeddings, features.image_embeddings,
-        batch.image_ids, batch.caption_ids, batch.valid, DISTIL.negatives,
-    )  # fmt: skip
+    examples, pool = examples_of(batch, features, None, PAD, ONE)
+    negatives = choose_negatives(examples, pool, Kinds(2, 2), jax.random.key(0))
     tokens = Edje(CONFIG).bind({"params": fresh_params()}).compress(features.vision_tokens)
     index, nobody = jnp.arange(len(batch.valid)), jnp.zeros(batch.joint_ids.shape, bool)
     rows = Rows(index, batch.joint_ids, nobody, batch.valid, features.text_embeddings, negatives)
@@ -537,3 +538,150 @@ def test_no_masked_piece_is_left_out():
         hidden = masker(0.5)(ids, np.ones(64, bool), jax.random.key(key))
         assert int(hidden.used.sum()) == int((hidden.ids == MASK).sum())
     assert hidden.positions.size < 0.6 * ids.size
+
+
+# --- negatives beyond the batch -------------------------------------------------------------------
+
+QUEUED = dataclasses.replace(MATCH, random_negatives=2, queue=10)
+
+
+@jax.jit
+def encoded(batch: Batch) -> Features:
+    return encode(Siglip(CONFIG.backbone), backbone_params(), batch, CONFIG.image)
+
+
+def queue_after(batches: list[Batch], loss: LossConfig = QUEUED, **settings) -> TrainState:
+    """The state after a step on each of the batches, without learning from them."""
+    config = deferring(settings.get("deferred", 0))
+    state = init_state(fresh_params(), optax.set_to_zero())
+    state = dataclasses.replace(state, queue=empty_queue(config, loss.queue))
+    step = compiled(loss, optimiser=optax.set_to_zero(), **settings)
+    for batch in batches:
+        state, _ = step(state, Frozen(backbone_params(), None), batch)
+    return state
+
+
+@pytest.mark.parametrize("chunks, deferred", [(1, 0), (2, 1)])
+def test_the_queue_holds_the_last_batches_newest_first(chunks, deferred):
+    batches = [make_batch(6, seed) for seed in range(3)]
+    batches[1].valid[2] = False
+    queue = queue_after(batches, chunks=chunks, deferred=deferred).queue
+    newest = [*range(6)], [*range(4)]
+    made = [encoded(batch) for batch in batches[:0:-1]]
+    edje = Edje(deferring(deferred)).bind({"params": fresh_params()})
+    tokens = np.concatenate(
+        [edje.compress(m.vision_tokens)[: len(rows)] for m, rows in zip(made, newest, strict=True)]
+    )
+    np.testing.assert_allclose(queue.tokens, tokens, rtol=1e-3, atol=0.1)
+    for name, field in (("text_embeddings",) * 2, ("image_embeddings",) * 2):
+        expected = np.concatenate([getattr(made[0], name), getattr(made[1], name)[:4]])
+        np.testing.assert_allclose(getattr(queue, field), expected, atol=1e-6)
+    ids = np.concatenate([batches[2].joint_ids, batches[1].joint_ids[:4]])
+    np.testing.assert_array_equal(queue.ids[:, :9], ids)
+    assert (np.asarray(queue.ids[:, 9:]) == PAD).all()
+    assert queue.valid.tolist() == [True] * 6 + [True, True, False, True]
+
+
+def test_an_empty_queue_gives_no_negative():
+    """The first step is that of a run without one."""
+    batch = make_batch()
+    without, told = one_step(batch, loss=dataclasses.replace(MATCH, negatives=5))
+    state = init_state(fresh_params(), OPTIMISER)
+    state = dataclasses.replace(state, queue=empty_queue(CONFIG, 10))
+    loss = dataclasses.replace(MATCH, negatives=5, queue=10)
+    after, metrics = compiled(loss)(state, Frozen(backbone_params(), None), batch)
+    np.testing.assert_allclose(metrics["loss"], told["loss"], rtol=1e-6)
+    moment = flatten_dict(after.opt_state[0].mu, sep="/")
+    assert_close({name: np.asarray(leaf) / HALF for name, leaf in moment.items()}, without)
+
+
+@pytest.mark.parametrize("deferred", [0, 1])
+def test_negatives_from_the_queue_count_as_those_of_the_batch(deferred):
+    """A batch beside a queue that holds another loses as both in one batch would, on its rows."""
+    first, second = make_batch(4, 0), make_batch(4, 1)
+    second = second._replace(image_ids=second.image_ids + 50, caption_ids=second.caption_ids + 50)
+    loss = dataclasses.replace(MATCH, negatives=7, queue=4)
+    state = queue_after([first], loss, deferred=deferred)
+    step = compiled(loss, optimiser=optax.set_to_zero(), deferred=deferred)
+    _, queued = step(state, Frozen(backbone_params(), None), second)
+    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), second, first)
+    # Only the rows of the second count, and those of the first are negatives.
+    features = encoded(both)
+    examples, pool = examples_of(both, features, None, PAD, ONE)
+    negatives = choose_negatives(examples, pool, Kinds(7, 7), jax.random.key(0))
+    edje = Edje(deferring(deferred))
+    tokens = edje.bind({"params": fresh_params()}).compress(features.vision_tokens)
+    index, nobody = jnp.arange(8), jnp.zeros(both.joint_ids.shape, bool)
+    rows = Rows(index, both.joint_ids, nobody, both.valid, features.text_embeddings, negatives)
+    pairs = match_pairs(edje, fresh_params(), tokens, rows, both.joint_ids, ONE)
+    each = [
+        jax.nn.logsumexp(jnp.concatenate([pairs.positive[:, None], rivals], 1), axis=1)
+        - pairs.positive
+        for rivals in (pairs.images, pairs.captions)
+    ]
+    expected = float(sum(x[:4].mean() for x in each) / 2)
+    np.testing.assert_allclose(queued["loss/match"], expected, rtol=1e-4)
+
+
+def test_a_longer_caption_of_the_queue_is_no_negative():
+    queue = empty_queue(dataclasses.replace(CONFIG, max_text_length=9), 3)
+    ids = np.full((3, 9), PAD, np.int32)
+    for row, length in enumerate((3, 5, 9)):
+        ids[row, :length] = CLS
+    queue = queue._replace(ids=jnp.asarray(ids), valid=jnp.asarray([True, True, True]))
+    assert queue.examples(9, PAD).captions_valid.tolist() == [True, True, True]
+    assert queue.examples(5, PAD).captions_valid.tolist() == [True, True, False]
+    assert queue.examples(4, PAD).captions_valid.tolist() == [True, False, False]
+    assert queue.examples(4, PAD).images_valid.tolist() == [True, True, True]
+
+
+# --- similarity prior -----------------------------------------------------------------------------
+
+
+def test_a_similarity_prior_is_given_each_pair_s_cosine():
+    """The logit of every pair is that of `match` with the backbone's cosine of it."""
+    config = dataclasses.replace(CONFIG, similarity_prior=SimilarityPrior(0.2, 0.4))
+    edje, batch = Edje(config), jax.tree.map(jnp.asarray, make_batch())
+    tokens, ids = jnp.zeros((1, 4, 16)), jnp.ones((1, 3), jnp.int32)
+    params = jax.jit(edje.init)(jax.random.key(0), tokens, ids)["params"]
+    params = jax.tree.map(lambda x: x + 0.3, params)
+    features = encoded(batch)
+    examples, pool = examples_of(batch, features, None, PAD, ONE)
+    negatives = choose_negatives(examples, pool, Kinds(2, 2, 1), jax.random.key(0))
+    known = pair_similarities(examples, pool, negatives)
+    cosines = np.asarray(features.text_embeddings @ features.image_embeddings.T)
+    rows = np.arange(6)[:, None]
+    np.testing.assert_allclose(known.positive, np.diag(cosines), atol=1e-6)
+    np.testing.assert_allclose(known.images, cosines[rows, negatives.images], atol=1e-6)
+    np.testing.assert_allclose(known.captions, cosines[negatives.captions, rows], atol=1e-6)
+    bound = edje.bind({"params": params})
+    compressed = bound.compress(features.vision_tokens)
+    nobody = jnp.zeros(batch.joint_ids.shape, bool)
+    given = Rows(
+        jnp.arange(6), batch.joint_ids, nobody, batch.valid, features.text_embeddings, negatives,
+        similarities=known,
+    )  # fmt: skip
+    pairs = match_pairs(edje, params, compressed, given, batch.joint_ids, ONE)
+    for i in range(6):
+        for j, logit in zip(negatives.images[i], pairs.images[i], strict=True):
+            similarity = jnp.asarray(cosines[i, j])[None]
+            own = bound.match(batch.joint_ids[i][None], compressed[j][None], similarity=similarity)
+            np.testing.assert_allclose(own[0], logit, rtol=1e-4, atol=1e-5)
+
+
+# --- binary matching ------------------------------------------------------------------------------
+
+
+def test_binary_matching_sees_a_constant_on_all_logits():
+    """The softmax does not: its gradient of the constant is zero."""
+    loss = dataclasses.replace(MATCH, match=0.0, binary_match=2.0)
+    gradients, told = one_step(make_batch(), loss=loss)
+    assert abs(float(gradients[BIAS][0])) > 1e-3
+    np.testing.assert_allclose(told["loss"], 2 * told["loss/binary_match"], rtol=1e-6)
+    pairs = matched(make_batch())
+    expected = (
+        jax.nn.softplus(-np.asarray(pairs.positive)).mean()
+        + jax.nn.softplus(np.asarray(pairs.images)).mean()
+        + jax.nn.softplus(np.asarray(pairs.captions)).mean()
+    ) / 3
+    np.testing.assert_allclose(told["loss/binary_match"], expected, rtol=1e-4)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from edje_jax.training.losses.binary_matching import binary_matching_loss
 from edje_jax.training.losses.distillation import distillation_loss
 from edje_jax.training.losses.hidden_states import hidden_states_loss
 from edje_jax.training.losses.masked_lm import masked_lm_loss
@@ -72,6 +73,22 @@ def test_matching_loss_leaves_out_negatives_that_do_not_exist():
     assert per_row[2] == 0.0
     arguments = positive, garbled(negatives, usable), usable, VALID
     assert call(matching_loss, *arguments) == pytest.approx(np.mean(per_row), rel=1e-6)
+
+
+@pytest.mark.parametrize("is_match", [True, False])
+def test_binary_matching_loss_is_binary_cross_entropy(is_match):
+    logits = np.random.default_rng(0).normal(0, 3, (4, 3)).astype(np.float32)
+    mask = np.random.default_rng(1).random((4, 3)) < 0.6
+    target = torch.full((4, 3), float(is_match))
+    each = F.binary_cross_entropy_with_logits(torch.tensor(logits), target, reduction="none")
+    ours = binary_matching_loss(jnp.asarray(logits), is_match, jnp.asarray(mask))
+    np.testing.assert_allclose(ours, each.numpy()[mask].mean(), rtol=1e-6)
+    # A part's share of the mean over a larger whole.
+    share = binary_matching_loss(jnp.asarray(logits), is_match, jnp.asarray(mask), jnp.int32(20))
+    np.testing.assert_allclose(share, each.numpy()[mask].sum() / 20, rtol=1e-6)
+    extreme = jnp.asarray([1e4, -1e4])
+    values = [binary_matching_loss(extreme[i : i + 1], is_match, jnp.ones(1, bool)) for i in (0, 1)]
+    assert sorted(map(float, values)) == [0.0, 1e4]
 
 
 def test_distillation_loss_is_binary_cross_entropy_with_soft_labels():

@@ -10,13 +10,14 @@ import numpy as np
 import optax
 import pytest
 
-from edje_jax.config.model import EdjeConfig
+from edje_jax.config.model import EdjeConfig, SimilarityPrior
 from edje_jax.config.run import LossConfig, MeshConfig
 from edje_jax.models.edje import Edje
 from edje_jax.models.siglip import Siglip
-from edje_jax.training.edje_step import Frozen, edje_train_step, encode
-from edje_jax.training.negatives import HardNegatives, hard_negatives
+from edje_jax.training.edje_step import Frozen, edje_train_step, encode, examples_of
+from edje_jax.training.negatives import Kinds, Negatives, choose_negatives
 from edje_jax.training.objective import Objective
+from edje_jax.training.queue import empty_queue
 from edje_jax.training.sharding import Devices, MeshError, bytes_per_device
 from edje_jax.training.state import Metrics, TrainState, init_state
 from edje_jax.types import Batch
@@ -56,16 +57,26 @@ def batches(steps: int) -> list[Batch]:
     return out
 
 
+def with_queue(size: int, config: EdjeConfig = CONFIG) -> TrainState:
+    state = fresh(config)
+    return dataclasses.replace(state, queue=empty_queue(config, size)) if size else state
+
+
 @cache
 def trained(
-    data: int, fsdp: int, steps: int, chunks: int = 1, deferred: int = 0
+    data: int, fsdp: int, steps: int, chunks: int = 1, deferred: int = 0, queue: int = 0
 ) -> tuple[list[Metrics], Any]:
     """(what each step tells, the parameters after them); with deferred layers there is a teacher
-    without, whose hidden states are followed too."""
+    without, whose hidden states are followed too; with a queue there are random negatives and a
+    similarity prior."""
     config, loss = deferring(deferred), dataclasses.replace(LOSS, hidden_states=float(deferred))
+    if queue:
+        loss = dataclasses.replace(loss, random_negatives=3, queue=queue)
+        config = dataclasses.replace(config, similarity_prior=SimilarityPrior(0.1, 0.3))
     where = devices(data, fsdp)
-    state = where.make(fresh)
-    shardings = where.shardings(jax.eval_shape(fresh))
+    start = partial(with_queue, queue, config)
+    state = where.make(start)
+    shardings = where.shardings(jax.eval_shape(start))
     step = jax.jit(
         partial(
             edje_train_step,
@@ -111,6 +122,16 @@ def test_chunks_on_a_mesh_are_the_same_steps():
         assert_told(ours, theirs, 1e-4)
 
 
+@pytest.mark.parametrize(
+    "mesh, chunks", [("8 x 1", 1), ("2 x 4", 1), ("1 x 8", 2)], ids=["data", "both", "chunks"]
+)
+def test_random_negatives_and_a_queue_are_the_same_on_a_mesh(mesh, chunks):
+    """With a batch and a half in the queue, and the similarity prior."""
+    one, eight = trained(1, 1, 4, queue=24), trained(*MESHES[mesh], 4, chunks, queue=24)
+    for ours, theirs in zip(eight[0], one[0], strict=True):
+        assert_told(ours, theirs, 1e-5 if theirs is one[0][0] else 1e-4)
+
+
 def test_deferred_layers_and_their_teacher_on_a_mesh():
     (one, _), (eight, _) = (trained(*mesh, 3, deferred=1) for mesh in ((1, 1), MESHES["2 x 4"]))
     assert {"loss/distillation", "loss/hidden_states"} <= one[0].keys()
@@ -120,14 +141,12 @@ def test_deferred_layers_and_their_teacher_on_a_mesh():
 
 @pytest.mark.parametrize("mesh", MESHES)
 def test_negatives_come_from_the_whole_batch(mesh):
-    def mine(where: Devices) -> HardNegatives:
+    def mine(where: Devices) -> Negatives:
         @jax.jit
-        def run(params, batch: Batch) -> HardNegatives:
+        def run(params, batch: Batch) -> Negatives:
             features = where.split(encode(Siglip(CONFIG.backbone), params, batch, CONFIG.image))
-            return hard_negatives(
-                *where.gather((features.text_embeddings, features.image_embeddings)),
-                batch.image_ids, batch.caption_ids, batch.valid, 3,
-            )  # fmt: skip
+            rows, pool = examples_of(batch, features, None, 0, where)
+            return choose_negatives(rows, pool, Kinds(3, 4, 4), jax.random.key(1))
 
         return jax.device_get(run(where.place(frozen()), where.batch(batches(1)[0])))
 

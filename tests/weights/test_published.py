@@ -31,7 +31,7 @@ from edje_jax.training.losses.distillation import distillation_loss
 from edje_jax.training.losses.masked_lm import masked_lm_loss
 from edje_jax.training.losses.matching import matching_loss
 from edje_jax.training.losses.text_recovery import text_recovery_loss
-from edje_jax.training.negatives import HardNegatives, hard_negatives
+from edje_jax.training.negatives import Examples, Kinds, Negatives, choose_negatives
 from edje_jax.weights.published import load_published
 
 TINY = Path(__file__).parents[1] / "goldens" / "reference_tiny"
@@ -152,10 +152,11 @@ class Case:
         return self._edje("recover_text", args=(self.joint_ids,))[0]
 
     @functools.cached_property
-    def negatives(self) -> HardNegatives:
+    def negatives(self) -> Negatives:
         ids = jnp.arange(len(self.pixels))
         valid = jnp.ones(ids.shape, bool)
-        return hard_negatives(self.text_embeddings, self.vision.embedding, ids, ids, valid, k=2)
+        rows = Examples(self.text_embeddings, self.vision.embedding, ids, ids, valid, valid)
+        return choose_negatives(rows, rows, Kinds(2, 2), jax.random.key(0))
 
     def masked_lm(self, ids: np.ndarray, positions: np.ndarray) -> jax.Array:
         return self._edje("masked_lm", args=(ids, self.compressed, positions[None]))[0][0]

@@ -5,7 +5,7 @@ import uuid
 
 from fastapi import APIRouter, HTTPException, Request
 
-from edje_jax.search.results import sigmoid
+from edje_jax.evaluation.scores import probability
 from edje_jax.serving.documents import BadDocuments, Documents, read_documents
 from edje_jax.serving.jobs import Rerank
 from edje_jax.serving.json_body import JsonRoute
@@ -31,10 +31,13 @@ async def rerank(
 ) -> RerankAnswer | list[TextScore]:
     """Images, best first: with `texts` a bare list, as text-embeddings-inference answers."""
     documents = await _read(asked, state)
-    logits = await state.compute(Rerank(asked.query, documents.images))
-    state.monitor.pairs(len(logits))
-    scores = [float(score) for score in (logits if asked.raw_scores else sigmoid(logits))]
-    order = [int(place) for place in (-logits).argsort(kind="stable")][: asked.top_n or None]
+    found = await state.compute(Rerank(asked.query, documents.images))
+    state.monitor.pairs(len(found.logits))
+    calibration = state.service.reranker.calibration
+    values = found.logits if asked.raw_scores else probability(found.combined, calibration)
+    scores = [float(value) for value in values]
+    best = found.logits if asked.raw_scores else found.combined
+    order = [int(place) for place in (-best).argsort(kind="stable")][: asked.top_n or None]
     if asked.texts is not None:
         texts = [one["text"] if asked.return_text else None for one in documents.returned]
         return [TextScore(index=i, score=scores[i], text=texts[i]) for i in order]
@@ -45,7 +48,7 @@ async def rerank(
     elif asked.return_documents:
         for one in results:
             one.document = ReturnedDocument(**documents.returned[one.index])
-    return _answer(asked.query, results, len(logits), warnings, state)
+    return _answer(asked.query, results, len(scores), warnings, state)
 
 
 async def _read(asked: RerankRequest, state: State) -> Documents:

@@ -31,10 +31,11 @@ async def search(asked: SearchRequest, state: Shared) -> SearchAnswer:
     answer = await state.compute(Search(asked.query, asked.k))
     state.monitor.answer(answer.seconds, len(answer.found.rows))
     service = state.service
+    found = service.results(answer.found, asked.top_k, asked.min_score)
     return SearchAnswer(
         query=asked.query,
         k=len(answer.found.rows),
-        results=[FoundImage(**one) for one in service.results(answer.found, asked.top_k)],
+        results=[FoundImage(**one) for one in found],
         base=[BaseImage(**one) for one in service.base_order(answer.found, asked.top_k)],
         seconds=Seconds(**asdict(answer.seconds), total=time.perf_counter() - began),
     )
@@ -50,7 +51,7 @@ async def captions(asked: CaptionsRequest, state: Shared) -> CaptionsAnswer:
     answer = await state.compute(Captions(state.number(asked.id), asked.k))
     state.monitor.answer(answer.seconds, len(answer.found.rows))
     results = []
-    for row, scores in listed(answer.found, asked.top_k):
+    for row, scores in listed(answer.found, asked.top_k, asked.min_score):
         image, caption = state.store.captions[row]
         results.append(FoundCaption(id=state.store.row(image).id, caption=caption, **scores))
     return CaptionsAnswer(

@@ -45,6 +45,8 @@ def info(state: Shared) -> Info:
         pictures=len(state.service.index),
         captions=len(state.store.captions),
         examples=state.service.examples(),
+        calibrated=state.service.reranker.calibration.is_fitted,
+        min_score=state.service.reranker.calibration.least_score,
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
-from edje_jax.config.model import EdjeConfig
+from edje_jax.config.model import UNMEASURED, EdjeConfig
 from edje_jax.config.run import EdjeRun
 from edje_jax.data.feature_cache import FeatureCache
 from edje_jax.data.loader import Encoder, TrainingBatches
@@ -28,7 +28,9 @@ from edje_jax.training.feature_pass import FeaturePass
 from edje_jax.training.objective import Objective, Phase
 from edje_jax.training.optim import optimiser, schedule
 from edje_jax.training.processes import part_of_this_process
+from edje_jax.training.queue import empty_queue
 from edje_jax.training.sharding import Devices
+from edje_jax.training.similarity_prior import measured_prior
 from edje_jax.training.state import Metrics, TrainState, init_state
 from edje_jax.types import Batch, Source
 from edje_jax.weights.card import model_card
@@ -42,11 +44,7 @@ class EdjeTask:
     """Matching, masked LM, text recovery and distillation, as the config weighs them."""
 
     def __init__(self, config: EdjeRun, workdir: Path):
-        if config.loss.negatives >= config.data.batch_size:
-            raise ValueError(
-                f"--loss.negatives {config.loss.negatives} cannot be found in batches of"
-                f" {config.data.batch_size}; raise --data.batch-size above it"
-            )
+        _check_negatives(config)
         self.config = config
         self.devices = Devices.of(config.mesh, config.data.batch_size, config.accumulate)
         source, self.validation = open_sets(config.data)
@@ -55,7 +53,6 @@ class EdjeTask:
         dtype = compute_dtype(config.precision)
         self.dtype = dtype
         self.backbone = make_backbone(self.model_config.backbone, dtype)
-        self.model = Edje(self.model_config, dtype, config.model.dropout, config.remat)
         teacher = self.parts.teacher
         self.teacher = Edje(teacher.config, dtype) if teacher else None
         self.joint_tokenizer = JointTokenizer(
@@ -78,6 +75,13 @@ class EdjeTask:
             source, encoder, config.data, config.seed, steps, part_of_this_process(),
             self._features(source) if config.data.cache_features else None,
         )  # fmt: skip
+        if self.model_config.similarity_prior == UNMEASURED:
+            prior = measured_prior(
+                workdir, self.reader, self.backbone, self.parts.backbone.params,
+                self.model_config.image,
+            )  # fmt: skip
+            self.model_config = dataclasses.replace(self.model_config, similarity_prior=prior)
+        self.model = Edje(self.model_config, dtype, config.model.dropout, config.remat)
 
     def _features(self, source: Source) -> FeatureCache:
         return FeaturePass(
@@ -108,7 +112,10 @@ class EdjeTask:
         ids = jnp.ones((1, 3), jnp.int32)
         key = jax.random.key(self.config.seed)
         params = Edje(self.model_config).init(key, tokens, ids)["params"]
-        return init_state(params, self.optimiser, self.config.optim.ema)
+        state = init_state(params, self.optimiser, self.config.optim.ema)
+        if size := self.config.loss.queue:
+            return dataclasses.replace(state, queue=empty_queue(self.model_config, size))
+        return state
 
     def _compiled(self, phase: Phase):
         loss, mask_id = self.config.loss, self.joint_tokenizer.mask_id
@@ -179,6 +186,29 @@ class EdjeTask:
             self.model_config, params, self.parts.backbone, self.parts.tokenizer, str(folder)
         )
         save_model(folder, model, model_card(model, self.config))
+
+
+def _check_negatives(config: EdjeRun) -> None:
+    """Raise an error if a batch and the queue hold too few rows for all negatives, or if a teacher
+    would have to score images of the queue."""
+    loss, batch = config.loss, config.data.batch_size
+    asked = f"--loss.negatives {loss.negatives}"
+    if loss.random_negatives:
+        asked += f" and --loss.random-negatives {loss.random_negatives}"
+    if (loss.hardest_of or 0) > loss.all_negatives:
+        asked = f"--loss.hardest-of {loss.hardest_of}"
+    most = max(loss.hardest_of or 0, loss.all_negatives)
+    if most >= batch + loss.queue:
+        where = f"batches of {batch}" + (f" and a queue of {loss.queue}" if loss.queue else "")
+        raise ValueError(
+            f"{asked} cannot be found in {where}; raise --data.batch-size above {most - loss.queue}"
+        )
+    if loss.queue and config.teacher and loss.distillation > 0:
+        raise ValueError(
+            f"--loss.queue {loss.queue} with --teacher {config.teacher}: the queue keeps no tokens"
+            " of a teacher, which could not score its images; leave one of them out, or set"
+            " --loss.distillation to 0"
+        )
 
 
 def _flat(direction: dict) -> dict[str, float]:

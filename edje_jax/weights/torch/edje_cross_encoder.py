@@ -18,7 +18,8 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 
 class EdjeCrossEncoder(InputModule):
-    """Pairs in, match logits out as "scores"."""
+    """Pairs in, logits out as "scores": match logits, calibrated if the folder says how, so that
+    their sigmoid, which `predict` and `rank` give, is the score."""
 
     def __init__(self, model: Any):
         super().__init__()
@@ -52,24 +53,51 @@ class EdjeCrossEncoder(InputModule):
         """(text, picture) pairs -> ids, mask and compressed tokens.
 
         Raises:
-            TypeError: a pair is not (text, picture).
+            TypeError: a pair is not (text, picture), or holds tokens where the score needs the
+                image.
         """
         texts = [(prompt or "") + _text(query) for query, _ in inputs]
         documents = [_picture(document) for _, document in inputs]
+        with_cosines = bool(
+            self.model.config.similarity_prior or self.model.calibration["similarity_weight"]
+        )
+        if with_cosines and any(_is_tokens(document) for document in documents):
+            raise TypeError(
+                "this model scores a pair with the first stage's cosine too: give images, not"
+                " tokens, or set similarity_weight in its calibration.json to 0 if it has one"
+            )
         images = {_key(d): d for d in documents if not _is_tokens(d)}
-        made = dict(zip(images, self.encode(list(images.values())), strict=True)) if images else {}
+        made, embedded = self._encoded(images, with_cosines)
         tokens = [d if _is_tokens(d) else made[_key(d)] for d in documents]
         stacked = torch.stack([t.to(self.model.device, self.model.dtype) for t in tokens])
-        return {**self.model.tokenize(texts), "tokens": stacked}
+        features = {**self.model.tokenize(texts), "tokens": stacked}
+        if with_cosines:
+            vectors = torch.stack([embedded[_key(document)] for document in documents])
+            with torch.inference_mode():
+                features["similarity"] = (self.model.embed_text(texts) * vectors).sum(dim=1)
+        return features
+
+    @torch.inference_mode()
+    def _encoded(self, images: dict, embed: bool) -> tuple[dict, dict]:
+        """({key: compressed tokens}, {key: first-stage embedding, if asked for}) of images."""
+        if not images:
+            return {}, {}
+        pixels = self.model.preprocess(list(images.values()))
+        tokens = dict(zip(images, self.model.encode_image(pixels), strict=True))
+        vectors = self.model.embed_image(pixels) if embed else []
+        return tokens, dict(zip(images, vectors, strict=False))
 
     def forward(self, features: dict[str, Tensor], **_) -> dict[str, Tensor]:
-        """Match logits, before any activation."""
+        """Logits, before any activation."""
         # Pairs of one caption, as a ranking has them, read it once.
         texts = torch.stack([features["input_ids"], features["attention_mask"]], dim=1)
         texts, place = torch.unique(texts, dim=0, return_inverse=True)
         rows, mask = self.model.read_text(texts[:, 0], texts[:, 1])
-        scores = self.model.score_read(rows[place], mask[place], features["tokens"])
-        return {**features, "scores": scores[:, None]}
+        known = features.get("similarity")
+        logits = self.model.score_read(rows[place], mask[place], features["tokens"], known)
+        if known is not None:
+            logits = self.model.mixed(logits, known)
+        return {**features, "scores": self.model.calibrated(logits)[:, None]}
 
     def save(self, output_path: str, *args, **kwargs) -> None:
         """

@@ -61,6 +61,7 @@ class EdjeConfig(PretrainedConfig):
         vision_tokens=None,
         num_tokens=0,
         max_text_length=63,
+        similarity_prior=None,
         **rest,
     ):
         self.adapter = adapter or {}
@@ -72,6 +73,7 @@ class EdjeConfig(PretrainedConfig):
         self.vision_tokens = vision_tokens or {}
         self.num_tokens = num_tokens
         self.max_text_length = max_text_length
+        self.similarity_prior = similarity_prior
         super().__init__(**rest)
 
 
@@ -281,14 +283,22 @@ class EdjeModel(PreTrainedModel):
         # Told that it is a BERT's, transformers does not look for code in this folder's config.
         return self._hold("tokenizer", "AutoTokenizer", inside="", config=BertConfig())
 
-    def score(self, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor) -> Tensor:
+    def score(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        tokens: Tensor,
+        similarity: Tensor | None = None,
+    ) -> Tensor:
         """Match logits, pair by pair, float32 [N].
 
-        Rows stand as [v_1..v_m [SEP] [CLS] caption [SEP] padding]; position ids follow the
-        published order, [CLS] caption [SEP] v_1..v_m [SEP], as if the caption were the longest
-        where layers are deferred.
+        `similarity` is each pair's cosine (`embed_text`, `embed_image`), which a model with a
+        similarity prior needs and any other leaves aside. Rows stand as
+        [v_1..v_m [SEP] [CLS] caption [SEP] padding]; position ids follow the published order,
+        [CLS] caption [SEP] v_1..v_m [SEP], as if the caption were the longest where layers are
+        deferred.
         """
-        return self.score_read(*self.read_text(input_ids, attention_mask), tokens)
+        return self.score_read(*self.read_text(input_ids, attention_mask), tokens, similarity)
 
     forward = score
 
@@ -306,7 +316,9 @@ class EdjeModel(PreTrainedModel):
         mask = torch.cat([torch.ones_like(closing), attention_mask.long()], dim=1).bool()
         return bert.run(slice(self.deferred), rows, mask), mask
 
-    def score_read(self, text: Tensor, mask: Tensor, tokens: Tensor) -> Tensor:
+    def score_read(
+        self, text: Tensor, mask: Tensor, tokens: Tensor, similarity: Tensor | None = None
+    ) -> Tensor:
         """Match logits of what `read_text` gave, of one caption for all pictures or of one each."""
         count, m = tokens.shape[:2]
         if text.shape[0] == 1:
@@ -323,8 +335,93 @@ class EdjeModel(PreTrainedModel):
             else:
                 x = torch.cat([vision, layer(x, mask[:, None, None, :], slice(m, None))], dim=1)
         cls = last(x, mask[:, None, None, :], slice(m + 1, m + 2))[:, 0]
+        if self.config.similarity_prior:
+            if similarity is None:
+                raise ValueError("a similarity prior needs the cosine of every pair")
+            cls = cls + self.prior(self._standardised(similarity).to(cls.dtype)[:, None])
         head: Any = self.classification_head
         return head[1](torch.tanh(head[0].dense(cls)))[:, 0].float()
+
+    def _standardised(self, similarity: Tensor) -> Tensor:
+        prior = self.config.similarity_prior
+        return (similarity.float() - prior["mean"]) / prior["deviation"]
+
+    def probability(self, logits: Tensor) -> Tensor:
+        """Scores from 0 to 1 of match logits (after `mixed`, where the folder has a weight of the
+        first stage), float32: calibrated probabilities of a match if the folder has a
+        `calibration.json`, else sigmoids."""
+        return torch.sigmoid(self.calibrated(logits))
+
+    def calibrated(self, logits: Tensor) -> Tensor:
+        """Logits whose sigmoid is the score, float32."""
+        settings = self.calibration
+        return logits.float() / settings["temperature"] + settings["bias"]
+
+    def mixed(self, logits: Tensor, similarity: Tensor) -> Tensor:
+        """Match logits with the first stage's cosine of each pair added, as often as the folder's
+        `similarity_weight` says: what `probability` takes and candidates are ordered by."""
+        return logits.float() + self.calibration["similarity_weight"] * similarity.float()
+
+    @property
+    def calibration(self) -> dict[str, float]:
+        """Temperature, bias and weight of the first stage, from the folder's `calibration.json`."""
+        if "calibration" not in self._held:
+            path = self._file("calibration.json")
+            if path is None:
+                settings = {"similarity_weight": 0.0, "temperature": 1.0, "bias": 0.0}
+            else:
+                with open(path, encoding="utf-8") as file:
+                    settings = json.load(file)
+            self._held["calibration"] = settings
+        return self._held["calibration"]
+
+    @property
+    def prior(self) -> nn.Module:
+        """The similarity prior's two layers, from `similarity_prior.safetensors`: a file of its
+        own, as the rest has the published tensors alone."""
+        if "prior" not in self._held:
+            from safetensors.torch import load_file
+
+            path = self._file("similarity_prior.safetensors")
+            if path is None:
+                raise FileNotFoundError(
+                    f"{self.config._name_or_path}: no similarity_prior.safetensors here, which"
+                    " config.json speaks of; fetch or export the model again"
+                )
+            tensors = load_file(path)
+            hidden, width = (
+                tensors[f"similarity_prior.{n}.bias"].shape[0] for n in ("hidden", "out")
+            )
+            gelu = nn.GELU(approximate="tanh")
+            made = nn.Sequential(nn.Linear(1, hidden), gelu, nn.Linear(hidden, width))
+            names = {"similarity_prior.hidden.": "0.", "similarity_prior.out.": "2."}
+            made.load_state_dict(
+                {
+                    name.replace(theirs, ours): value
+                    for name, value in tensors.items()
+                    for theirs, ours in names.items()
+                    if name.startswith(theirs)
+                }
+            )
+            self._held["prior"] = made.eval()
+        made = self._held["prior"]
+        weight = made[0].weight
+        if (weight.device, weight.dtype) != (self.device, self.dtype):
+            made.to(self.device, self.dtype)
+        return made
+
+    def _file(self, name: str) -> str | None:
+        """Path of a file of the folder or hub id; None if it is not there."""
+        source = self.config._name_or_path
+        if os.path.isdir(source):
+            path = os.path.join(source, name)
+            return path if os.path.exists(path) else None
+        from transformers.utils.hub import cached_file
+
+        revision = getattr(self.config, "_commit_hash", None)
+        return cached_file(
+            source, name, revision=revision, _raise_exceptions_for_missing_entries=False
+        )
 
     @property
     def num_tokens(self) -> int:

@@ -1,0 +1,144 @@
+"""Calibration: fits that find what made the data, thresholds counted by hand."""
+
+import numpy as np
+import pytest
+
+from edje_jax.config.calibration import Calibration
+from edje_jax.evaluation.calibration import (
+    WEIGHTS,
+    above,
+    best_weight,
+    calibrate,
+    fit,
+    least_score,
+    reliability,
+)
+from edje_jax.evaluation.retrieval import Gallery, Retrieval, rerank
+from edje_jax.evaluation.scores import calibrated_logits
+
+
+def drawn(temperature: float, bias: float, count: int = 200_000, seed: int = 0):
+    """Logits, and answers that are right with the probability that a calibration says."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(4.0, 6.0, count)
+    chance = 1 / (1 + np.exp(-(logits / temperature + bias)))
+    return logits, rng.random(count) < chance
+
+
+@pytest.mark.parametrize("temperature, bias", [(1.0, 0.0), (3.0, -2.5), (0.4, 1.0)])
+def test_a_fit_finds_the_temperature_and_bias_that_the_data_were_made_with(temperature, bias):
+    logits, hits = drawn(temperature, bias)
+    found = fit(logits, hits)
+    assert found.temperature == pytest.approx(temperature, rel=0.03)
+    assert found.bias == pytest.approx(bias, abs=0.06)
+    other, right = drawn(temperature, bias, 50_000, seed=1)
+    assert reliability(calibrated_logits(other, found), right)["ece"] < 0.01
+
+
+def test_a_constant_on_all_logits_goes_into_the_bias():
+    logits, hits = drawn(2.0, -1.0, 20_000)
+    one, other = fit(logits, hits), fit(logits + 1000.0, hits)
+    assert other.temperature == pytest.approx(one.temperature, rel=1e-3)
+    np.testing.assert_allclose(
+        calibrated_logits(logits + 1000.0, other), calibrated_logits(logits, one), atol=1e-2
+    )
+
+
+def test_separable_answers_make_no_certainty():
+    logits = np.array([-1.0, -1.0, 1.0, 1.0])
+    found = fit(logits, logits > 0)
+    assert 0.5 < 1 / (1 + np.exp(-calibrated_logits(logits, found)[-1])) < 0.99
+
+
+def test_what_cannot_be_calibrated_is_refused():
+    logits = np.linspace(-1, 1, 10)
+    for hits in (np.zeros(10, bool), np.ones(10, bool)):
+        with pytest.raises(ValueError, match=r"10 scored candidates are right; .* both kinds"):
+            fit(logits, hits)
+    with pytest.raises(ValueError, match="right less often"):
+        fit(logits, logits < 0)
+
+
+def test_a_least_score_is_the_lowest_that_is_precise_enough():
+    plain = Calibration()
+    logits = np.array([3.0, 2.0, 1.0, 1.0, 0.0, -1.0])
+    hits = np.array([True, True, True, False, True, False])
+    scores = 1 / (1 + np.exp(-logits))
+    # Shares from the top: 1, 1, (3 of 4, as equal scores stay together), 4 of 5, 4 of 6.
+    assert least_score(logits, hits, plain, 0.9) == (pytest.approx(scores[1]), 1.0)
+    assert least_score(logits, hits, plain, 0.8) == (pytest.approx(scores[4]), 0.8)
+    assert least_score(logits, hits, plain, 0.75) == (pytest.approx(scores[4]), 0.8)
+    assert least_score(logits, hits, plain, 0.6) == (pytest.approx(scores[5]), pytest.approx(4 / 6))
+    assert least_score(logits, ~hits, plain, 0.9) == (None, None)
+
+
+def retrieval(noise: float, images: int = 60, seed: int = 0, constant: float = 0.0):
+    """A first stage that is a little wrong, and match logits that are wrong otherwise."""
+    rng = np.random.default_rng(seed)
+    owner = np.repeat(np.arange(images), 3)
+    gallery = Gallery.of([str(i) for i in range(images)], [["a", "b", "c"]] * images)
+    vectors = rng.normal(size=(images, 8))
+    texts = vectors[owner] + 0.6 * rng.normal(size=(len(owner), 8))
+    units = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (vectors, texts)]
+    errors = noise * rng.normal(size=(len(owner), images))
+
+    def score(text_index, image_index):
+        right = owner[text_index] == image_index
+        return 3.0 * right + errors[text_index, image_index] + constant
+
+    found = rerank(gallery, *(x.astype(np.float32) for x in units), score, k=10)
+    return found, gallery.caption_image
+
+
+def mean_recall(found: Retrieval, weight: float) -> float:
+    metrics = found.at(similarity_weight=weight).metrics()
+    return sum(metrics[key]["reranked"]["R@1"] for key in ("t2i", "i2t")) / 2
+
+
+def test_the_weight_is_the_best_of_all_and_the_smallest_of_equals():
+    noisy, _ = retrieval(noise=2.0)
+    weight = best_weight(noisy)
+    assert weight > 0
+    sides = noisy.t2i, noisy.i2t
+    logits, cosines = (
+        np.concatenate([getattr(side, name).std(axis=1) for side in sides]).mean()
+        for name in ("scores", "similarities")
+    )
+    tried = [float(w * logits / cosines) for w in WEIGHTS]
+    recalls = [mean_recall(noisy, w) for w in tried]
+    assert weight == pytest.approx(tried[int(np.argmax(recalls))])
+    perfect, _ = retrieval(noise=0.0)
+    assert best_weight(perfect) == 0.0
+
+
+def test_a_calibration_tells_what_it_changes():
+    found, owner = retrieval(noise=1.5, images=300, constant=7.0)
+    calibration = calibrate(found, owner, np.arange(300), precision=0.8)
+    record = calibration.fitted
+    assert calibration.is_fitted and record["k"] == 10
+    assert record["pairs"] == found.t2i.hits.size + found.i2t.hits.size
+    for key in ("t2i", "i2t"):
+        before, after = record["ece"][key]
+        assert before > 0.5 and after < 0.05
+        without, with_ = record["recall_at_1"][key]
+        assert without == found.metrics()[key]["reranked"]["R@1"]
+        again = found.at(similarity_weight=calibration.similarity_weight).metrics()
+        assert with_ == again[key]["reranked"]["R@1"]
+    assert record["precision_reached"] >= 0.8
+    assert calibration.least_score == record["min_score"] and 0 < record["min_score"] < 1
+
+
+def test_what_lies_above_a_score_counted_by_hand():
+    found, _ = retrieval(noise=1.0)
+    side = found.t2i
+    plain = Calibration()
+    for least in (0.0, 0.3, 0.9, 1.0):
+        kept = 1 / (1 + np.exp(-side.combined.astype(float))) >= least
+        right = kept & side.hits
+        told = above(side, plain, least)
+        assert told["recall"] == pytest.approx(
+            100 * right.any(axis=1).sum() / side.hits.any(axis=1).sum()
+        )
+        assert told["empty"] == pytest.approx(100 * (~kept.any(axis=1)).mean())
+        share = 100 * right.sum() / kept.sum() if kept.any() else 100.0
+        assert told["precision"] == pytest.approx(share)
