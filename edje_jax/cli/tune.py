@@ -145,9 +145,9 @@ def tell(
     folder: Path | None,
 ) -> None:
     """Print what was measured, and write it if there is a folder."""
+    names = short_names([choice.model for choice in choices])
     tables = [table(choices, front_of(choices), data)]
-    if calibrations:
-        tables.append(calibration_table(calibrations, data))
+    tables += [calibration_table(names[model], found) for model, found in calibrations.items()]
     with told_after(tables):
         if folder:
             write_tuning(choices, calibrations, data, folder)
@@ -269,27 +269,23 @@ def table(choices: Sequence[Choice], front: Sequence[bool], data: str) -> Table:
     return out
 
 
-def calibration_table(calibrations: dict[str, Calibration], data: str) -> Table:
-    """Each model's calibration, and what it changes."""
-    title = f"Calibration on {data}; errors after it are of images that it was not fitted on"
-    out = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    out.add_column("model", overflow="fold", min_width=10)
-    for name in ("k", "weight", "temperature", "bias", "", "R@1", "ECE", "least score"):
-        out.add_column(name, justify="right", no_wrap=True)
-    names = short_names(list(calibrations))
-    for model, found in calibrations.items():
-        record, least = found.fitted, found.least_score
-        asked = f"{100 * record['precision']:g} % right from"
-        for row, key in enumerate(DIRECTIONS):
-            about = (names[model], str(record["k"])) if not row else ("", "")
-            values = (found.similarity_weight, found.temperature, found.bias)
-            recalls, errors = record["recall_at_1"][key], record["ece"][key]
-            out.add_row(
-                *about,
-                *(f"{value:.3g}" if not row else "" for value in values),
-                key,
-                " -> ".join(f"{value:.1f}" for value in recalls),
-                " -> ".join("?" if value is None else f"{value:.3f}" for value in errors),
-                (f"{asked} {least:.3f}" if least is not None else "none") if not row else "",
-            )
+def calibration_table(model: str, found: Calibration) -> Table:
+    """A model's calibration, and what it changes."""
+    record = found.fitted
+    title = f"Calibration of {model} on {record['data']}, k = {record['k']}"
+    out = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_header=False)
+    out.caption = "-> from the logit alone to the calibrated score; errors of images not fitted on"
+    out.caption_justify = "left"
+    for name in ("similarity_weight", "temperature", "bias"):
+        out.add_row(name.replace("_", " "), f"{getattr(found, name):.3g}")
+    for key, label in DIRECTIONS.items():
+        recalls = " -> ".join(f"{value:.1f}" for value in record["recall_at_1"][key])
+        out.add_row(f"R@1, {label.lower()}", recalls)
+    for key, label in DIRECTIONS.items():
+        errors = ("?" if value is None else f"{value:.3f}" for value in record["ece"][key])
+        out.add_row(f"expected calibration error, {label.lower()}", " -> ".join(errors))
+    least = "none" if found.least_score is None else f"{found.least_score:.3f}"
+    out.add_row(f"least score for {100 * record['precision']:g} % right", least)
+    kept = " and ".join(f"{record['recall_kept'][key]:.1f}" for key in DIRECTIONS)
+    out.add_row("right answers that reach it, % of queries", kept)
     return out

@@ -48,6 +48,9 @@ class DataConfig:
     """Processes that decode and tokenise; 0 uses threads of this process."""
     max_bad: float = 0.01
     """Share of the records that may turn out unreadable before a run stops with their list."""
+    full_length: bool = False
+    """Pad captions to the longest that the model reads: one program is compiled in place of one for
+    each bucket of lengths, and short captions take as long as long ones."""
     cache_features: str = ""
     """Folder that keeps what the frozen backbone says of the training set, for all epochs and for
     other runs: no picture is decoded or encoded again. Made if it is not there."""
@@ -144,12 +147,16 @@ class LossConfig:
     """Images and captions of the last batches that negatives are chosen from too, their tokens as
     they were then; 0 takes negatives from the batch alone. Every device holds all of it, and
     checkpoints do: a row is as large as its compressed tokens in float32 (98 kB at 64 x 384)."""
+    auxiliary_stride: int = 1
+    """Masked LM and text recovery train on every so-many-th row of a batch while matching is
+    trained too: 2 takes half of their time. Alone they train on every row."""
     mask_probability: float = 0.5
     masked_lm_first: float = 0.0
     """Share of the steps, from the start, that train masked LM (and text recovery) alone."""
 
     def __post_init__(self):
         _at_least(1, {"--loss.negatives": self.negatives})
+        _at_least(1, {"--loss.auxiliary-stride": self.auxiliary_stride})
         _at_least(0, {"--loss.binary-match": self.binary_match})
         if self.hardest_of is not None:
             _at_least(self.negatives, {"--loss.hardest-of": self.hardest_of})

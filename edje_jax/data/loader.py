@@ -133,7 +133,8 @@ class TrainingBatches:
         return captions[row.number] if captions else ""
 
     def _joint_ids(self, captions: list[str]) -> np.ndarray:
-        """int32 [B, T], T the bucket of the longest caption: short captions make short batches.
+        """int32 [B, T], T the bucket of the longest caption: short captions make short batches,
+        unless the config wants the full length.
 
         Of the whole batch, as all processes must come to the same T.
         """
@@ -141,6 +142,8 @@ class TrainingBatches:
         if tokenizer is None:
             return np.zeros((len(captions), 0), np.int32)
         ids = tokenizer(captions)
+        if self.data.full_length:
+            return ids
         longest = int((ids != tokenizer.pad_id).sum(axis=1).max())
         return ids[:, : bucket(longest, lengths_up_to(tokenizer.max_length))]
 

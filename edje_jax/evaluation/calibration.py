@@ -104,7 +104,9 @@ def calibrate(
     The weight of the first stage is the one with the highest mean R@1 of both directions, the
     smallest of several. Temperature and bias are the most likely ones (Platt scaling). The
     errors "after" are measured on images that the temperature and bias were not fitted on, in two
-    halves. "min_score" is the least score at which `precision` (a share) of the results are right.
+    halves. "min_score" is the least score at which `precision` (a share) of the results are right,
+    and "recall_kept" the percentage of queries whose right answer reaches it, of those with one
+    among their candidates.
 
     Raises:
         ValueError: no candidate is right, or all are; or the scores do not tell right from wrong.
@@ -114,6 +116,11 @@ def calibrate(
     calibration = fit(*_pairs(weighted))
     least, reached = least_score(*_pairs(weighted), calibration, precision)
     before, after = retrieval.at(similarity_weight=0.0).metrics(), weighted.metrics()
+    calibration = dataclasses.replace(calibration, similarity_weight=weight)
+    kept = {
+        key: 0.0 if least is None else above(getattr(retrieval, key), calibration, least)["recall"]
+        for key in DIRECTIONS
+    }
     record = {
         "k": retrieval.k,
         "pairs": len(_pairs(weighted)[0]),
@@ -124,8 +131,9 @@ def calibrate(
         "precision": precision,
         "min_score": least,
         "precision_reached": reached,
+        "recall_kept": kept,
     }
-    return dataclasses.replace(calibration, similarity_weight=weight, fitted=record)
+    return dataclasses.replace(calibration, fitted=record)
 
 
 def best_weight(retrieval: Retrieval) -> float:

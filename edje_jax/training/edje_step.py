@@ -88,7 +88,12 @@ def edje_train_step(
         rows = rows._replace(
             taught=teach(teacher, frozen.teacher, features, rows, chunks, objective)
         )
-    share = partial(objective.share, ids=batch.joint_ids, counts=Counts.of(rows), queue=state.queue)
+    share = partial(
+        objective.share,
+        ids=batch.joint_ids,
+        counts=Counts.of(rows, objective.auxiliary_stride),
+        queue=state.queue,
+    )
     compress = partial(_compress, objective.model)
     gradients, metrics, tokens = gradients_of(
         share, compress, state.params, features.vision_tokens, rows, dropout, chunks, devices

@@ -106,11 +106,13 @@ def train_step(
         trained += matching(config, loss)
     if followed:
         trained += read_text(config) + fused(config)
+    share = 1 / loss.auxiliary_stride
     if loss.masked_lm:
-        head = joint.hidden_size * (joint.hidden_size + joint.vocab_size)
-        trained += read_text(config) + fused(config) + 2.0 * loss.mask_probability * text * head
+        head = 2.0 * joint.hidden_size * (joint.hidden_size + joint.vocab_size)
+        words = loss.mask_probability * text * head
+        trained += share * (read_text(config) + fused(config) + words)
     if loss.text_recovery:
-        trained += layers(joint, text)
+        trained += share * layers(joint, text)
     taught = 0.0
     if teacher is not None and (distilled or followed):
         taught = stored(teacher)

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,8 @@ from edje_jax.training.negatives import Negatives, Pairs
 from edje_jax.training.queue import Queue
 from edje_jax.training.sharding import Devices
 from edje_jax.training.state import Metrics
+
+Tree = TypeVar("Tree")
 
 Phase = Literal["masked_lm", "all"]
 """Which losses a step trains: masked LM and text recovery alone, or all of them."""
@@ -59,17 +61,22 @@ class Counts(NamedTuple):
     """Divisors of the means over a whole batch."""
 
     rows: Int[Array, ""]
+    auxiliary_rows: Int[Array, ""]
+    """Rows that text recovery takes."""
     pieces: Int[Array, ""]
+    """Pieces that masked LM hides, of the same rows."""
     images: Int[Array, ""]
     captions: Int[Array, ""]
 
     @classmethod
-    def of(cls, rows: Rows) -> "Counts":
+    def of(cls, rows: Rows, auxiliary_stride: int = 1) -> "Counts":
         """Count a whole batch."""
         valid = rows.valid[:, None]
+        some = every_nth(rows, auxiliary_stride)
         return cls(
             jnp.sum(rows.valid),
-            jnp.sum(rows.masked),
+            jnp.sum(some.valid),
+            jnp.sum(some.masked),
             jnp.sum(rows.negatives.images_usable & valid),
             jnp.sum(rows.negatives.captions_usable & valid),
         )
@@ -114,16 +121,22 @@ class Objective:
             terms["hidden_states"] = hidden_states_loss(
                 states, rows.taught.states, there, counts.rows
             )
+        some, own = every_nth((rows, own), self.auxiliary_stride)
         if loss.masked_lm > 0:
-            terms["masked_lm"] = self._masked_lm(params, own, rows, counts, dropout)
+            terms["masked_lm"] = self._masked_lm(params, own, some, counts, dropout)
         if loss.text_recovery > 0:
-            guess = with_dropout(self.model, params, dropout).recover_text(rows.ids, True)
+            guess = with_dropout(self.model, params, dropout).recover_text(some.ids, True)
             terms["text_recovery"] = text_recovery_loss(
-                guess, rows.text_embeddings, rows.valid, counts.rows
+                guess, some.text_embeddings, some.valid, counts.auxiliary_rows
             )
         total = sum((getattr(loss, name) * term for name, term in terms.items()), jnp.zeros(()))
         metrics |= {f"loss/{name}": term for name, term in terms.items()}
         return total, {"loss": total, **metrics}
+
+    @property
+    def auxiliary_stride(self) -> int:
+        """Masked LM and text recovery take every so-many-th row."""
+        return self.loss.auxiliary_stride if self.phase == "all" else 1
 
     def _masked_lm(self, params, tokens, rows: Rows, counts: Counts, dropout) -> Array:
         places = masked_places(
@@ -133,6 +146,12 @@ class Objective:
         edje = with_dropout(self.model, params, dropout)
         logits = edje.masked_lm(hidden, tokens, places.positions, True)
         return masked_lm_loss(logits, places.labels, places.used, counts.pieces)
+
+
+def every_nth(rows: Tree, stride: int) -> Tree:
+    """Every so-many-th row, from the first. Rows of a chunk, and those of a device, are a multiple
+    of the stride: all chunks together take what the whole batch would, and nothing is sent."""
+    return rows if stride == 1 else jax.tree.map(lambda leaf: leaf[::stride], rows)
 
 
 def match_pairs(

@@ -67,7 +67,7 @@ class Devices:
                 " here, and data * fsdp must be their number (0 for data takes what is left)"
             )
         if batch_size % (used * chunks):
-            times = f" {chunks} times (--accumulate)" if chunks > 1 else ""
+            times = f" {chunks} times (--accumulate, --loss.auxiliary-stride)" if chunks > 1 else ""
             raise MeshError(
                 f"--data.batch-size {batch_size} cannot be cut evenly over {used} devices{times};"
                 f" make it a multiple of {used * chunks}, or use fewer devices with --mesh.data"

@@ -160,6 +160,18 @@ def test_the_joint_ids_are_as_wide_as_their_longest_caption_needs():
     assert widths == {True: 24, False: 16}
 
 
+def test_joint_ids_may_all_have_the_full_length():
+    pad, width = ENCODER.joint_tokenizer.pad_id, ENCODER.joint_tokenizer.max_length
+    for t in range(3):
+        plain, full = (
+            reader(Numbered(40), full_length=full)[t][0].joint_ids for full in (False, True)
+        )
+        short = plain.shape[1]
+        assert short < full.shape[1] == width
+        np.testing.assert_array_equal(full[:, :short], plain)
+        assert (full[:, short:] == pad).all()
+
+
 def test_captions_change_from_epoch_to_epoch():
     batches = reader(Numbered(6), batch_size=6)
     by_picture: dict[int, set[bytes]] = {}

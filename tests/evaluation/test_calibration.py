@@ -125,6 +125,10 @@ def test_a_calibration_tells_what_it_changes():
         again = found.at(similarity_weight=calibration.similarity_weight).metrics()
         assert with_ == again[key]["reranked"]["R@1"]
     assert record["precision_reached"] >= 0.8
+    tuned = found.at(similarity_weight=calibration.similarity_weight)
+    for key in ("t2i", "i2t"):
+        told = above(getattr(tuned, key), calibration, record["min_score"])
+        assert told["recall"] == record["recall_kept"][key] > 20
     assert calibration.least_score == record["min_score"] and 0 < record["min_score"] < 1
 
 

@@ -425,6 +425,7 @@ def test_bfloat16_is_for_activations_only():
         # A chunk of two rows has fewer pairs than there are captions, and reads those alone.
         (True, {"deferred": 1, "loss": STATES}),
         (False, {"vision": "attended"}),
+        (False, {"loss": dataclasses.replace(ALL, auxiliary_stride=2, random_negatives=2)}),
     ],
 )
 def test_chunks_give_the_gradients_of_the_whole_batch(taught, settings):
@@ -685,3 +686,25 @@ def test_binary_matching_sees_a_constant_on_all_logits():
         + jax.nn.softplus(np.asarray(pairs.captions)).mean()
     ) / 3
     np.testing.assert_allclose(told["loss/binary_match"], expected, rtol=1e-4)
+
+
+def test_masked_lm_and_text_recovery_may_take_every_other_row():
+    """They are those of a batch of these rows; matching is that of all."""
+    batch = make_batch(8)
+    batch.valid[2] = False
+    loss = dataclasses.replace(ALL, auxiliary_stride=2)
+    _, some = one_step(batch, loss=loss)
+    _, whole = one_step(batch)
+    np.testing.assert_allclose(some["loss/match"], whole["loss/match"], rtol=1e-6)
+    features, ids = encoded(jax.tree.map(jnp.asarray, batch)), jnp.asarray(batch.joint_ids)
+    edje = Edje(CONFIG).bind({"params": fresh_params()})
+    guess = np.asarray(edje.recover_text(ids))[[0, 4, 6]]
+    target = np.asarray(features.text_embeddings)[[0, 4, 6]]
+    cosines = (guess * target).sum(1) / np.linalg.norm(guess, axis=1)
+    np.testing.assert_allclose(some["loss/text_recovery"], 1 - cosines.mean(), rtol=1e-4)
+    assert abs(some["loss/text_recovery"] - whole["loss/text_recovery"]) > 1e-5
+    assert abs(some["loss/masked_lm"] - whole["loss/masked_lm"]) > 1e-4
+    # Alone they take every row.
+    _, first = one_step(batch, loss=loss, phase="masked_lm")
+    _, all_rows = one_step(batch, phase="masked_lm")
+    np.testing.assert_allclose(first["loss"], all_rows["loss"], rtol=1e-6)

@@ -46,7 +46,8 @@ class EdjeTask:
     def __init__(self, config: EdjeRun, workdir: Path):
         _check_negatives(config)
         self.config = config
-        self.devices = Devices.of(config.mesh, config.data.batch_size, config.accumulate)
+        parts = config.accumulate * config.loss.auxiliary_stride
+        self.devices = Devices.of(config.mesh, config.data.batch_size, parts)
         source, self.validation = open_sets(config.data)
         self.parts: Parts = assemble(config, source, workdir)
         self.model_config: EdjeConfig = self.parts.config
