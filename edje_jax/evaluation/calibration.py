@@ -4,7 +4,7 @@ A fit is to the scored candidates of both directions together, as one model serv
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -17,9 +17,13 @@ from edje_jax.evaluation.scores import calibrated_logits, mixed
 BINS = 15
 """Bins of equal width, as in Guo et al. (arXiv 1706.04599)."""
 
-WEIGHTS = tuple(round(0.04 * i, 2) for i in range(50))
-"""Weights of the first stage that are tried, 0 to 1.96, where 1 gives it as large a part as the
-match logit: in units of the deviation of logits over that of cosines, within a query."""
+SUPPORT = 30
+"""Results that a least score must be judged by: of fewer, nine in ten is chance."""
+
+DOES_NOT_RANK = (
+    "candidates with higher logits are right less often: this model does not rank this set; check"
+    " that the model and the data belong together"
+)
 
 
 def reliability(scores: Float[np.ndarray, " n"], hits: Bool[np.ndarray, " n"]) -> dict[str, Any]:
@@ -101,17 +105,16 @@ def calibrate(
 
     `caption_image` and `images` number the image of each query of the two directions.
 
-    The weight of the first stage is the one with the highest mean R@1 of both directions, the
-    smallest of several. Temperature and bias are the most likely ones (Platt scaling). The
-    errors "after" are measured on images that the temperature and bias were not fitted on, in two
-    halves. "min_score" is the least score at which `precision` (a share) of the results are right,
-    and "recall_kept" the percentage of queries whose right answer reaches it, of those with one
-    among their candidates.
+    The weight of the first stage is that of `first_stage_weight`. Temperature and bias are the most
+    likely ones (Platt scaling). The errors "after" are measured on images that temperature and bias
+    were not fitted on, in two halves. "min_score" is the least score at which `precision` (a share)
+    of the results are right, and "recall_kept" the percentage of queries whose right answer reaches
+    it, of those with one among their candidates.
 
     Raises:
         ValueError: no candidate is right, or all are; or the scores do not tell right from wrong.
     """
-    weight = best_weight(retrieval)
+    weight = first_stage_weight(retrieval)
     weighted = retrieval.at(similarity_weight=weight)
     calibration = fit(*_pairs(weighted))
     least, reached = least_score(*_pairs(weighted), calibration, precision)
@@ -136,23 +139,58 @@ def calibrate(
     return dataclasses.replace(calibration, fitted=record)
 
 
-def best_weight(retrieval: Retrieval) -> float:
-    """Weight of the cosine, of those that `WEIGHTS` stands for, with the highest mean R@1."""
-    unit, recalls = _ratio_of_deviations(retrieval), []
-    for weight in WEIGHTS:
-        metrics = retrieval.at(similarity_weight=weight * unit).metrics()
-        recalls.append(sum(metrics[key]["reranked"]["R@1"] for key in DIRECTIONS))
-    return WEIGHTS[int(np.argmax(np.round(recalls, 9)))] * unit
+def first_stage_weight(retrieval: Retrieval) -> float:
+    """Weight of the first stage's cosine under which right candidates are most likely to be first.
+
+    A conditional logit: the chance of a candidate is the softmax, over its query's candidates, of
+    a * logit + b * cosine; a and b maximise the mean log-likelihood of the right candidates, both
+    directions alike, and the weight is b / a, or 0 if the cosine tells nothing more. Counting R@1
+    for many weights picks one at random from a plateau (docs/rerank-depth.md).
+
+    Raises:
+        ValueError: no query has right and wrong candidates, or higher logits are right less often.
+    """
+    sides = [
+        side for key in DIRECTIONS if len((side := _centred(getattr(retrieval, key))).hits) > 0
+    ]
+    if not sides:
+        raise ValueError(
+            "no query has right and wrong candidates; give a larger set, or a larger --k"
+        )
+    units = [np.mean([np.std(side[i]) for side in sides]) or 1.0 for i in (0, 1)]
+
+    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        total, slope = 0.0, np.zeros(2)
+        for logits, cosines, hits in sides:
+            features = np.stack([logits / units[0], cosines / units[1]])
+            value = np.tensordot(parameters, features, 1)
+            odds = np.exp(value - value.max(axis=1, keepdims=True))
+            chance = odds / odds.sum(axis=1, keepdims=True)
+            right = np.where(hits, odds, 0.0)
+            total -= np.mean(np.log((right.sum(axis=1) + 1e-300) / odds.sum(axis=1)))
+            pull = chance - right / (right.sum(axis=1, keepdims=True) + 1e-300)
+            slope += np.array([np.mean((pull * one).sum(axis=1)) for one in features])
+        return total, slope
+
+    by_logit, by_cosine = minimize(loss, np.array([1.0, 0.0]), jac=True, method="BFGS").x
+    if by_logit <= 0:
+        raise ValueError(DOES_NOT_RANK)
+    return max(float(by_cosine / by_logit * units[0] / units[1]), 0.0)
 
 
-def _ratio_of_deviations(retrieval: Retrieval) -> float:
-    """Mean deviation of the logits within a query over that of the cosines."""
-    sides = [getattr(retrieval, key) for key in DIRECTIONS]
-    logits, cosines = (
-        np.concatenate([getattr(side, name)[side.answered].std(axis=1) for side in sides]).mean()
-        for name in ("scores", "similarities")
-    )
-    return float(logits / max(cosines, 1e-6))
+class _Centred(NamedTuple):
+    logits: Float[np.ndarray, "q k"]
+    cosines: Float[np.ndarray, "q k"]
+    hits: Bool[np.ndarray, "q k"]
+
+
+def _centred(direction: Direction) -> _Centred:
+    """Logits and cosines less their means over a query's candidates, of queries that have right
+    and wrong ones."""
+    some = direction.hits.any(axis=1) & ~direction.hits.all(axis=1)
+    values = (x[some].astype(np.float64) for x in (direction.scores, direction.similarities))
+    logits, cosines = (x - x.mean(axis=1, keepdims=True) for x in values)
+    return _Centred(logits, cosines, direction.hits[some])
 
 
 def fit(logits: Float[np.ndarray, " n"], hits: Bool[np.ndarray, " n"]) -> Calibration:
@@ -187,10 +225,7 @@ def fit(logits: Float[np.ndarray, " n"], hits: Bool[np.ndarray, " n"]) -> Calibr
     # Convex in both, and on the scale of one: nothing to go wrong but data without an optimum.
     slope, shift = minimize(loss, np.array([1.0, prior]), jac=True, method="BFGS").x
     if slope <= 0:
-        raise ValueError(
-            "candidates with higher logits are right less often: this model does not rank this set;"
-            " check that the model and the data belong together"
-        )
+        raise ValueError(DOES_NOT_RANK)
     return Calibration(
         temperature=float(spread / slope), bias=float(shift - slope * centre / spread)
     )
@@ -201,16 +236,18 @@ def least_score(
     hits: Bool[np.ndarray, " n"],
     calibration: Calibration,
     precision: float,
+    support: int = SUPPORT,
 ) -> tuple[float | None, float | None]:
     """(least score at which a share `precision` of the pairs that reach it are right, their share);
-    None if no score gives it."""
+    None if no score that at least `support` pairs reach gives it."""
     scores = _sigmoid(calibrated_logits(logits.astype(np.float64), calibration))
     order = np.argsort(-scores, kind="stable")
     falling = scores[order]
-    shares = np.cumsum(hits[order]) / np.arange(1, len(order) + 1)
+    count = np.arange(1, len(order) + 1)
+    shares = np.cumsum(hits[order]) / count
     # Pairs of equal scores are kept together or not at all.
     last = np.append(falling[:-1] > falling[1:], True)
-    enough = np.flatnonzero(last & (shares >= precision))
+    enough = np.flatnonzero(last & (shares >= precision) & (count >= support))
     if not len(enough):
         return None, None
     return float(falling[enough[-1]]), float(shares[enough[-1]])

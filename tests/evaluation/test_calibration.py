@@ -1,14 +1,15 @@
 """Calibration: fits that find what made the data, thresholds counted by hand."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from edje_jax.config.calibration import Calibration
 from edje_jax.evaluation.calibration import (
-    WEIGHTS,
     above,
-    best_weight,
     calibrate,
+    first_stage_weight,
     fit,
     least_score,
     reliability,
@@ -65,11 +66,17 @@ def test_a_least_score_is_the_lowest_that_is_precise_enough():
     hits = np.array([True, True, True, False, True, False])
     scores = 1 / (1 + np.exp(-logits))
     # Shares from the top: 1, 1, (3 of 4, as equal scores stay together), 4 of 5, 4 of 6.
-    assert least_score(logits, hits, plain, 0.9) == (pytest.approx(scores[1]), 1.0)
-    assert least_score(logits, hits, plain, 0.8) == (pytest.approx(scores[4]), 0.8)
-    assert least_score(logits, hits, plain, 0.75) == (pytest.approx(scores[4]), 0.8)
-    assert least_score(logits, hits, plain, 0.6) == (pytest.approx(scores[5]), pytest.approx(4 / 6))
-    assert least_score(logits, ~hits, plain, 0.9) == (None, None)
+    assert least_score(logits, hits, plain, 0.9, 1) == (pytest.approx(scores[1]), 1.0)
+    assert least_score(logits, hits, plain, 0.8, 1) == (pytest.approx(scores[4]), 0.8)
+    assert least_score(logits, hits, plain, 0.75, 1) == (pytest.approx(scores[4]), 0.8)
+    assert least_score(logits, hits, plain, 0.6, 1) == (
+        pytest.approx(scores[5]),
+        pytest.approx(4 / 6),
+    )
+    assert least_score(logits, ~hits, plain, 0.9, 1) == (None, None)
+    # Two results say little, and five more have too few right ones.
+    assert least_score(logits, hits, plain, 0.9, 3) == (None, None)
+    assert least_score(logits, hits, plain, 0.9) == (None, None)
 
 
 def retrieval(noise: float, images: int = 60, seed: int = 0, constant: float = 0.0):
@@ -90,25 +97,55 @@ def retrieval(noise: float, images: int = 60, seed: int = 0, constant: float = 0
     return found, gallery.caption_image
 
 
-def mean_recall(found: Retrieval, weight: float) -> float:
-    metrics = found.at(similarity_weight=weight).metrics()
-    return sum(metrics[key]["reranked"]["R@1"] for key in ("t2i", "i2t")) / 2
+def likelihood(found: Retrieval, weight: float) -> float:
+    """Of the right candidates, at the best temperature of many."""
+    best = -np.inf
+    for temperature in np.geomspace(0.05, 20, 60):
+        total = 0.0
+        for side in (found.t2i, found.i2t):
+            some = side.hits.any(axis=1) & ~side.hits.all(axis=1)
+            value = (side.scores + weight * side.similarities)[some].astype(float) / temperature
+            odds = np.exp(value - value.max(axis=1, keepdims=True))
+            total += np.log((odds * side.hits[some]).sum(axis=1) / odds.sum(axis=1)).mean()
+        best = max(best, total)
+    return best
 
 
-def test_the_weight_is_the_best_of_all_and_the_smallest_of_equals():
-    noisy, _ = retrieval(noise=2.0)
-    weight = best_weight(noisy)
-    assert weight > 0
-    sides = noisy.t2i, noisy.i2t
-    logits, cosines = (
-        np.concatenate([getattr(side, name).std(axis=1) for side in sides]).mean()
-        for name in ("scores", "similarities")
-    )
-    tried = [float(w * logits / cosines) for w in WEIGHTS]
-    recalls = [mean_recall(noisy, w) for w in tried]
-    assert weight == pytest.approx(tried[int(np.argmax(recalls))])
-    perfect, _ = retrieval(noise=0.0)
-    assert best_weight(perfect) == 0.0
+def test_the_weight_makes_right_candidates_most_likely():
+    noisy, _ = retrieval(noise=2.0, images=200)
+    weight = first_stage_weight(noisy)
+    assert weight > 1
+    top = likelihood(noisy, weight)
+    for other in (0.0, 0.5 * weight, 0.8 * weight, 1.25 * weight, 2 * weight):
+        assert likelihood(noisy, other) < top
+    plain, mixed = (noisy.at(similarity_weight=w).metrics() for w in (0.0, weight))
+    for key in ("t2i", "i2t"):
+        assert mixed[key]["reranked"]["R@1"] > plain[key]["reranked"]["R@1"] + 2
+
+
+def test_a_first_stage_that_knows_nothing_more_has_next_to_no_weight():
+    """Logits that hold the cosines already, and more."""
+    found, _ = retrieval(noise=1.0, images=300)
+    sides = {}
+    for key in ("t2i", "i2t"):
+        side = getattr(found, key)
+        rng = np.random.default_rng(1)
+        similarities = rng.normal(size=side.similarities.shape).astype(np.float32)
+        sides[key] = dataclasses.replace(side, similarities=similarities)
+    weight = first_stage_weight(dataclasses.replace(found, **sides))
+    assert weight < 0.1 * found.t2i.scores.std()
+
+
+def test_no_weight_where_nothing_can_be_told():
+    found, _ = retrieval(noise=0.5)
+    with pytest.raises(ValueError, match="right and wrong candidates"):
+        first_stage_weight(found.at(k=1))
+    sides = {
+        key: dataclasses.replace(getattr(found, key), scores=-getattr(found, key).scores)
+        for key in ("t2i", "i2t")
+    }
+    with pytest.raises(ValueError, match="right less often"):
+        first_stage_weight(dataclasses.replace(found, **sides))
 
 
 def test_a_calibration_tells_what_it_changes():
