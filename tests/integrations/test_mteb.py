@@ -245,7 +245,10 @@ def test_a_broken_model_is_told(reranker, spec, monkeypatch):
     pictures, captions, _ = sides(spec)
     model = MtebSearch(reranker, k=2)
     model.index(pictures, task_metadata=about("t2i"))
-    broken = lambda self, ids, tokens, text, image: np.full(len(text), np.nan, np.float32)  # noqa: E731
+
+    def broken(self, ids, tokens, text, image, similarities):
+        return np.full(len(text), np.nan, np.float32)
+
     monkeypatch.setattr(type(reranker.engine), "score_pairs", broken)
     with pytest.raises(ValueError, match=r"gave nan for query '0\.png#0' and document"):
         model.search(captions, task_metadata=about("t2i"), top_k=5)

@@ -203,11 +203,11 @@ def test_several_devices_take_batches_in_turn(four, ids, tokens, reference, monk
     """Every device computes, nearly equal shares, and the scores are those of one."""
     used: list[int] = []
 
-    def spied(model, params, real, text, rows):
+    def spied(model, params, real, text, rows, similarity):
         (device,) = jax.tree.leaves(rows)[0].devices()
         assert all(leaf.devices() == {device} for leaf in jax.tree.leaves(params))
         used.append(device.id)
-        return scoring.score(model, params, real, text, rows)
+        return scoring.score(model, params, real, text, rows, similarity)
 
     monkeypatch.setattr(engine_module, "score", spied)
     text, image = np.indices((20, 30)).reshape(2, -1)

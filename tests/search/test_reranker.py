@@ -194,6 +194,7 @@ def test_an_index_made_before_there_was_a_choice_still_opens(reranker):
     assert config["joint_encoder"].pop("online_vision") == "updated"
     assert config["image"].pop("icc_profile") == "ignored"
     assert config["image"].pop("transparency") == "dropped"
+    assert config.pop("similarity_prior") is None
     params = jax.device_get((reranker.engine.params, reranker.engine.backbone_params))
     stamp = f"{params_fingerprint(params)} {json.dumps(config, sort_keys=True)}"
     assert reranker.fingerprint == hashlib.sha256(stamp.encode()).hexdigest()[:32]

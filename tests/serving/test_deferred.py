@@ -49,9 +49,10 @@ def test_every_kind_of_request(deferred, service):
     sent = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), np.uint8)
     fresh = reranker.score_matrix(TEXTS, reranker.engine.encode_images(sent).tokens)
     jobs = [Rerank(text, Images({0: 4, 2: 7}, {1: sent[0], 3: sent[1]})) for text in TEXTS]
-    for number, logits in enumerate(deferred.run(jobs)):
+    for number, found in enumerate(deferred.run(jobs)):
         wanted = [expected[number, 4], fresh[number, 0], expected[number, 7], fresh[number, 1]]
-        np.testing.assert_allclose(logits, wanted, atol=1e-5)
+        np.testing.assert_allclose(found.logits, wanted, atol=1e-5)
+        np.testing.assert_array_equal(found.combined, found.logits)
 
     (answer,) = deferred.run([Captions(3, 5)])
     captions = [index.store.captions[row][1] for row in answer.found.rows]
