@@ -546,8 +546,8 @@ def test_no_masked_piece_is_left_out():
 
 
 # --- negatives beyond the batch -------------------------------------------------------------------
-# What compiles from here on is slow, so that the newest JAX leaves it out: jaxlib 0.12.0.1 was seen to
-# crash in a process that had compiled this many steps.
+# What compiles from here on is slow, so that the newest JAX leaves it out: jaxlib 0.12.0.1 was seen
+# to crash in a process that had compiled this many steps.
 
 QUEUED = dataclasses.replace(MATCH, random_negatives=2, queue=10)
 
