@@ -67,4 +67,5 @@ class Reranked:
     logits: Float32[np.ndarray, " n"]
     """Match logits."""
     combined: Float32[np.ndarray, " n"]
-    """The same with the first stage's cosine mixed in, as the model was tuned."""
+    """Match logits with the first stage's cosine mixed in, as the model was tuned: what images are
+    ordered by."""

@@ -98,7 +98,7 @@ def retrieval(noise: float, images: int = 60, seed: int = 0, constant: float = 0
 
 
 def likelihood(found: Retrieval, weight: float) -> float:
-    """Of the right candidates, at the best temperature of many."""
+    """Mean log-likelihood of the right candidates, at the best temperature of many."""
     best = -np.inf
     for temperature in np.geomspace(0.05, 20, 60):
         total = 0.0

@@ -45,7 +45,7 @@ def plain(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(plain, tmp_path_factory) -> Path:
-    """The same with a prior of random weights, and with a calibration."""
+    """A model folder with a prior of random weights and a calibration, else as `plain`."""
     model = load_model(str(plain))
     config = dataclasses.replace(model.config, similarity_prior=SimilarityPrior(0.1, 0.05))
     rng = np.random.default_rng(0)
