@@ -164,8 +164,10 @@ class FeaturePass:
         def texts(at: int) -> list[str]:
             numbers = np.minimum(np.arange(at + own.start, at + own.stop), total - 1)
             records = np.searchsorted(first, numbers, "right") - 1
+            # A source may make or read its captions anew at every call.
+            captions = {int(record): self.source.captions(int(record)) for record in set(records)}
             return [
-                self.source.captions(int(record))[int(number - first[record])]
+                captions[int(record)][int(number - first[record])]
                 for record, number in zip(records, numbers, strict=True)
             ]
 
