@@ -2,9 +2,10 @@
 
     python benchmarks/recipe_cost.py [--out recipe_cost.json]
 
-Model FLOPs of a step (`edje_jax.training.flops`: a backward pass counts twice its forward pass)
-times the pictures of an epoch, over `UTILISATION` of what NVIDIA states for an H100 in bfloat16.
-Captions count at their full length; K = 3 negatives; reading pictures and evaluating are not in it.
+Model FLOPs of a step (`step_flops` in `edje_jax.training.losses.table`: a backward pass counts
+twice its forward pass) times the images of an epoch, over `UTILISATION` of NVIDIA's figure for an
+H100 in bfloat16.
+Captions count at their full length; K = 3 negatives; reading images and evaluating are not in it.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from edje_jax.config.model import (
     VisionConfig,
 )
 from edje_jax.training import flops
+from edje_jax.training.losses.table import step_flops
 
 UTILISATION = 0.4
 """Assumed share of the peak; none has been measured with this code."""
@@ -85,16 +87,16 @@ def costs() -> list[Cost]:
     pretrain, finetune = load_config("pretrain_local"), load_config("finetune_coco")
     for stage, run, pictures in (("pre-train", pretrain, PRETRAIN), ("fine-tune", finetune, COCO)):
         local = student(main, AdapterConfig("local"))
-        alone = flops.train_step(local, run.loss, 1, teacher=None)
+        alone = step_flops(local, run.loss, 1, teacher=None)
         out.append(Cost(f"{stage} Local", main, pictures, alone))
         for tokens in (32, 64, 128):
             compressed = student(main, AdapterConfig("compress", tokens))
-            step = flops.train_step(compressed, run.loss, 1, teacher=local)
+            step = step_flops(compressed, run.loss, 1, teacher=local)
             out.append(Cost(f"{stage} Compressed-{tokens}, distilled", main, pictures, step))
     for backbone in BACKBONES:
         if backbone != main:
             local = student(backbone, AdapterConfig("local"))
-            step = flops.train_step(local, pretrain.loss, 1, teacher=None)
+            step = step_flops(local, pretrain.loss, 1, teacher=None)
             out.append(Cost("pre-train Local", backbone, PRETRAIN, step))
     return out
 

@@ -50,8 +50,9 @@ from edje_jax.models.edje import Edje
 from edje_jax.runtimes.devices import compute_dtype
 from edje_jax.system.allocator import give_back_freed_memory, keep_freed_memory
 from edje_jax.training import flops
-from edje_jax.training.edje_step import Frozen, edje_train_step
-from edje_jax.training.objective import Objective, choose_masked
+from edje_jax.training.edje_step import Frozen, StepSetup, edje_train_step
+from edje_jax.training.losses.term import Objective
+from edje_jax.training.masking import choose_masked
 from edje_jax.training.sharding import Devices
 from edje_jax.training.state import init_state
 from edje_jax.types import Batch
@@ -126,18 +127,22 @@ def ours(work: Work, chunks: int = 1) -> Callable[[], float]:
     state = init_state(jax.tree.map(jnp.array, work.params), optimiser)
     shardings = devices.shardings(state)
     state = jax.device_put(state, shardings)
+    setup = StepSetup(
+        Objective(Edje(config, dtype), LOSS, "all", MASK, devices),
+        make_backbone(config.backbone, dtype),
+        config.image,
+        SPECIAL,
+        seed=0,
+        optimiser=optimiser,
+        learning_rate=optax.constant_schedule(1e-4),
+        chunks=chunks,
+    )
     step = jax.jit(
-        partial(
-            edje_train_step,
-            objective=Objective(Edje(config, dtype), LOSS, "all", MASK, devices),
-            backbone=make_backbone(config.backbone, dtype),
-            teacher=None, chunks=chunks, recipe=config.image, special_ids=SPECIAL, seed=0,
-            optimiser=optimiser, learning_rate=optax.constant_schedule(1e-4),
-        ),
+        partial(edje_train_step, setup=setup),
         donate_argnums=0,
         # Else the second step's state would lie another way than the first one's: compiled again.
         out_shardings=(shardings, devices.whole),
-    )  # fmt: skip
+    )
     frozen = Frozen(work.frozen, None)
 
     def run() -> float:

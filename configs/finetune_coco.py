@@ -14,7 +14,9 @@ config = dataclasses.replace(
     pretrain,
     epochs=10,
     # What --init loads brings its own backbone, adapter and joint encoder.
-    model=dataclasses.replace(pretrain.model, backbone="", joint_encoder="", adapter=AdapterSpec()),
+    model=dataclasses.replace(
+        pretrain.model, backbone=None, joint_encoder=None, adapter=AdapterSpec()
+    ),
     data=DataConfig(train="blip:coco_karpathy_train.json", batch_size=256, workers=16),
     loss=LossConfig(masked_lm=0.0, text_recovery=0.0, negatives=3),
     optim=OptimConfig(lr=2e-5),

@@ -1,6 +1,7 @@
 """Settings of a training run: data, devices, optimiser, losses, and the parts of the model.
 
-Every run is one frozen dataclass, which tyro turns into a command line.
+Every run is one frozen dataclass, which tyro turns into a command line. A setting that is not
+given is None.
 """
 
 import dataclasses
@@ -12,6 +13,7 @@ from edje_jax.config.model import (
     AdapterConfig,
     BertConfig,
     IccProfile,
+    OnlineVision,
     Precision,
     TextConfig,
     Transparency,
@@ -27,18 +29,18 @@ class DataConfig:
 
     train: str = "shapes:train"
     """SPEC of the training set, as `kind:path[#split]`, or several: SPEC@0.7+SPEC@0.3."""
-    val: str = ""
-    """SPEC evaluated during training; empty for none."""
-    image_root: str = ""
-    """Folder that relative picture paths start from (default: the JSON's own)."""
-    exclude: str = ""
-    """SPEC of pictures that the training set shall not hold, such as the test set's: those with the
-    very same pixels are left out, whatever they are called."""
-    limit: int = 0
-    """Pictures to train on, from the first of the set; 0 takes all."""
+    val: str | None = None
+    """SPEC evaluated during training (default: none)."""
+    image_root: str | None = None
+    """Folder that relative image paths start from (default: the JSON's own)."""
+    exclude: str | None = None
+    """SPEC of images to remove from the training set, such as the test set's: those with the very
+    same pixels are left out, whatever they are called."""
+    limit: int | None = None
+    """Images to train on, from the first of the set (default: all)."""
     crop: float = 1.0
-    """Least area, about, of the random window of a picture that is trained on (RandomResizedCrop),
-    as a share; 1 takes pictures whole. Not for features that are kept or patches with labels."""
+    """Least area, about, of the random window of an image that is trained on (RandomResizedCrop),
+    as a share; 1 takes images whole. Not for features that are kept or patches with labels."""
     batch_size: int = 64
     block_size: int = 1
     """Records that stay together in a shuffle: neighbours in the set are then each other's
@@ -51,28 +53,28 @@ class DataConfig:
     full_length: bool = False
     """Pad captions to the longest that the model reads: one program is compiled in place of one for
     each bucket of lengths, and short captions take as long as long ones."""
-    cache_features: str = ""
-    """Folder that keeps what the frozen backbone says of the training set, for all epochs and for
-    other runs: no picture is decoded or encoded again. Made if it is not there."""
+    cache_features: str | None = None
+    """Folder that keeps the frozen backbone's features of the training set, for all epochs and for
+    other runs: no image is decoded or encoded again. Made if it is not there."""
 
     def __post_init__(self):
-        _at_least(1, {"--data.batch-size": self.batch_size, "--data.block-size": self.block_size})
         _at_least(
-            0,
+            1,
             {
-                "--data.workers": self.workers,
-                "--data.max-bad": self.max_bad,
+                "--data.batch-size": self.batch_size,
+                "--data.block-size": self.block_size,
                 "--data.limit": self.limit,
             },
         )
+        _at_least(0, {"--data.workers": self.workers, "--data.max-bad": self.max_bad})
         if not 0 < self.crop <= 1:
             raise ValueError(
-                f"--data.crop {self.crop}: a share of the picture's area, above 0 up to 1"
+                f"--data.crop {self.crop}: a share of the image's area, above 0 up to 1"
             )
         if self.crop < 1 and self.cache_features:
             raise ValueError(
                 f"--data.crop {self.crop} draws other windows every epoch, and"
-                f" --data.cache-features {self.cache_features} keeps whole pictures; leave one out"
+                f" --data.cache-features {self.cache_features} keeps whole images; leave one out"
             )
 
 
@@ -80,15 +82,14 @@ class DataConfig:
 class MeshConfig:
     """The devices of a run as a grid of data x fsdp."""
 
-    data: int = 0
-    """Devices that hold copies of the parameters and each a share of the batch; 0 takes all that
-    `fsdp` leaves."""
+    data: int | None = None
+    """Devices that hold copies of the parameters and each a share of the batch (default: all that
+    `fsdp` leaves)."""
     fsdp: int = 1
     """Devices that share one copy of the parameters and of the optimiser's state."""
 
     def __post_init__(self):
-        _at_least(0, {"--mesh.data": self.data})
-        _at_least(1, {"--mesh.fsdp": self.fsdp})
+        _at_least(1, {"--mesh.data": self.data, "--mesh.fsdp": self.fsdp})
 
 
 @dataclass(frozen=True)
@@ -116,23 +117,31 @@ class OptimConfig:
     exported in their place; 0 keeps none."""
 
 
+def _weight(default: float) -> Any:
+    """The weight of a loss: the name of its field is the name of the loss's file in
+    `training/losses/`."""
+    return field(default=default, metadata={"is_weight": True})
+
+
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights of the losses, and what they are made of. A weight of 0 skips the work too."""
+    """Weights of the losses, and what they are computed from. A weight of 0 skips the work too."""
 
-    match: float = 1.0
-    """Softmax of each pair against its negatives, as the published code has it."""
-    binary_match: float = 0.0
-    """Each pair on its own, a match or none, as the paper words it: logits of different queries
-    become comparable, which calibration and `min_score` gain from."""
-    masked_lm: float = 1.0
-    text_recovery: float = 1.0
-    distillation: float = 1.0
-    """Used when a `teacher` is named."""
-    hidden_states: float = 0.0
-    """Used when a `teacher` of the same width is named: weight of the distance between its states
-    of a caption's pieces and the model's, after the layers that both have online, counted from the
-    last. Costs one more pass of each over the captions and their own pictures."""
+    match: float = _weight(1.0)
+    """Weight of the softmax of each pair against its negatives, as the published code has it."""
+    binary_match: float = _weight(0.0)
+    """Weight of classifying each pair on its own as a match or none, as the paper words it: logits
+    of different queries become comparable, which calibration and `min_score` gain from."""
+    distillation: float = _weight(1.0)
+    """Weight of the distance to the match logits of a `teacher`, where one is named."""
+    hidden_states: float = _weight(0.0)
+    """Weight of the distance between the states of a caption's tokens and those of a `teacher` of
+    the same width, where one is named, after the layers that both have online, counted from the
+    last. Costs one more pass of each over the captions and their own images."""
+    masked_lm: float = _weight(1.0)
+    """Weight of predicting the hidden tokens of a caption beside its image."""
+    text_recovery: float = _weight(1.0)
+    """Weight of predicting the backbone's embedding of a caption from its text alone."""
     negatives: int = 3
     """Hard negative images per caption, and hard negative captions per image: the most similar
     ones by the backbone."""
@@ -162,6 +171,11 @@ class LossConfig:
             _at_least(self.negatives, {"--loss.hardest-of": self.hardest_of})
         _at_least(0, {"--loss.random-negatives": self.random_negatives, "--loss.queue": self.queue})
 
+    @classmethod
+    def weights(cls) -> tuple[str, ...]:
+        """Names of the losses, in the order in which they are added up."""
+        return tuple(f.name for f in dataclasses.fields(cls) if f.metadata.get("is_weight"))
+
     @property
     def all_negatives(self) -> int:
         """Negatives of each kind per row, hard and random."""
@@ -173,14 +187,14 @@ class AdapterSpec:
     """The adapter of a run. What is left out is that of --init, or else as published: `compress`,
     64 tokens, 8192 wide."""
 
-    kind: Literal["", "local", "compress"] = ""
-    num_tokens: int = 0
+    kind: Literal["local", "compress"] | None = None
+    num_tokens: int | None = None
     """Tokens that `compress` makes of an image; `local` keeps every vision token."""
-    intermediate_size: int = 0
+    intermediate_size: int | None = None
 
     def __post_init__(self):
         _at_least(
-            0,
+            1,
             {
                 "--model.adapter.num-tokens": self.num_tokens,
                 "--model.adapter.intermediate-size": self.intermediate_size,
@@ -212,33 +226,33 @@ class AdapterSpec:
 class ModelSpec:
     """Parts that an EDJE is assembled from."""
 
-    backbone: str = ""
+    backbone: str | None = None
     """Folder or hub id of the dual encoder, in Hugging Face's format: SigLIP, SigLIP2 or CLIP."""
-    token_layer: int = 0
-    """Layer of the backbone that vision tokens come from, -1 for the last, -2 for the one before;
-    0 for its family's: the last of SigLIP, the one before of CLIP."""
+    token_layer: int | None = None
+    """Layer of the backbone that vision tokens come from, -1 for the last, -2 for the one before
+    (default: its family's, the last of SigLIP, the one before of CLIP)."""
     class_token: bool = False
     """Keep CLIP's class token among the vision tokens."""
-    joint_encoder: str = ""
-    """Folder or hub id of the BERT; empty for a fresh one of the shape in `fresh`."""
+    joint_encoder: str | None = None
+    """Folder or hub id of the BERT (default: a new one of the shape in `fresh`)."""
     adapter: AdapterSpec = field(default_factory=AdapterSpec)
     fresh: BertConfig = field(default_factory=BertConfig)
     """Shape of a joint encoder trained from scratch (`vocab_size` is its tokenizer's limit)."""
-    max_text_length: int = 0
-    """[CLS] + caption + [SEP]; 0 for that of --init, or else 63 (published)."""
+    max_text_length: int | None = None
+    """[CLS] + caption + [SEP] (default: that of --init, or else 63, as published)."""
     dropout: float = 0.1
-    deferred_layers: int = -1
-    """Layers of the joint encoder that run offline on the vision side (see `BertConfig`); -1 keeps
-    what `fresh` or the model of `init` has, and is 0 for a language model of `joint_encoder`."""
-    online_vision: Literal["", "updated", "attended"] = ""
-    """Treatment of vision rows in other layers (see `BertConfig`); empty keeps it, as -1 does."""
+    deferred_layers: int | None = None
+    """Layers of the joint encoder that run offline on the vision side, see `BertConfig` (default:
+    as many as `fresh` or the model of `init` has; none of a language model of `joint_encoder`)."""
+    online_vision: OnlineVision | None = None
+    """Treatment of vision rows in the other layers, see `BertConfig` (default: as it is there)."""
     similarity_prior: bool | None = None
-    """Whether the match head is given the first stage's cosine of a pair (VEDJE); None keeps what
-    the model of `init` has, which is none for a fresh one."""
-    icc_profile: Literal["", "ignored", "applied"] = ""
-    """Use of an image's colour profile (see `ImageRecipe`); empty for the backbone's setting."""
-    transparency: Literal["", "dropped", "white"] = ""
-    """Treatment of transparent areas (see `ImageRecipe`); empty for the backbone's setting."""
+    """Whether the match head is given the first stage's cosine of a pair, as in VEDJE (default: as
+    the model of `init` has it; a new one has none)."""
+    icc_profile: IccProfile | None = None
+    """Use of an image's colour profile, see `ImageRecipe` (default: the backbone's setting)."""
+    transparency: Transparency | None = None
+    """Treatment of transparent areas, see `ImageRecipe` (default: the backbone's setting)."""
 
 
 @dataclass(frozen=True)
@@ -247,11 +261,11 @@ class RunConfig:
 
     task: ClassVar[str]
     """Name of the training task (`edje_jax.training.tasks.registry`)."""
-    workdir: str = ""
+    workdir: str | None = None
     """Folder of all files of the run (default: runs/ and the config's name)."""
     seed: int = 0
-    steps: int = 0
-    """Optimiser steps; 0 counts `epochs` instead."""
+    steps: int | None = None
+    """Optimiser steps (default: those of `epochs`)."""
     epochs: float = 1.0
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -259,25 +273,25 @@ class RunConfig:
     distributed: Literal["off", "auto"] = "off"
     """"auto" joins the processes that TPU pods, Slurm or Open MPI started, or those that the three
     settings below describe, into one run."""
-    coordinator: str = ""
+    coordinator: str | None = None
     """host:port of process 0, where no cluster tells."""
-    num_processes: int = 0
-    process_id: int = -1
+    num_processes: int | None = None
+    process_id: int | None = None
     precision: Precision = "auto"
     """Compute dtype; "auto" is bfloat16 on GPU and TPU, float32 on CPU. Params stay float32."""
     remat: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     log_every: int = 10
-    eval_every: int = 0
-    """Steps between evaluations on `data.val`, of which the best one's parameters are exported; 0
-    evaluates at the end only, and exports the last."""
+    eval_every: int | None = None
+    """Steps between evaluations on `data.val`, of which the best one's parameters are exported
+    (default: a single evaluation at the end, and the last parameters are exported)."""
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
     profile: bool = False
     """Trace steps 10 to 15 for TensorBoard and Perfetto, into profile/ of the workdir."""
 
     def __post_init__(self):
-        _at_least(0, {"--steps": self.steps, "--eval-every": self.eval_every})
+        _at_least(1, {"--steps": self.steps, "--eval-every": self.eval_every})
         _at_least(1, {"--log-every": self.log_every, "--checkpoint-every": self.checkpoint_every})
         _at_least(1, {"--keep-checkpoints": self.keep_checkpoints})
 
@@ -289,9 +303,9 @@ class EdjeRun(RunConfig):
     task: ClassVar[str] = "edje"
     model: ModelSpec = field(default_factory=ModelSpec)
     loss: LossConfig = field(default_factory=LossConfig)
-    init: str = ""
+    init: str | None = None
     """Model to start from (fine-tuning): folder, workdir or hub id."""
-    teacher: str = ""
+    teacher: str | None = None
     """Model to distil from: folder, workdir or hub id."""
     k: int = 10
     """Candidates reranked when the run evaluates."""
@@ -325,9 +339,9 @@ class BackboneRun(RunConfig):
     """Treatment of transparent areas (see `ImageRecipe`)."""
 
 
-def _at_least(least: int, values: dict[str, float]) -> None:
+def _at_least(least: int, values: dict[str, float | None]) -> None:
     for name, value in values.items():
-        if not value >= least:
+        if value is not None and not value >= least:
             raise ValueError(f"{name} {value}: the least is {least}")
 
 
@@ -378,8 +392,21 @@ def _from_dict(kind: Any, raw: dict[str, Any]) -> Any:
     values = {}
     for each in dataclasses.fields(kind):
         if each.name in raw:
-            hint, value = hints[each.name], raw[each.name]
+            hint, value = hints[each.name], given(each.name, raw[each.name], each.default)
             if dataclasses.is_dataclass(hint):
                 value = _from_dict(hint, value)
             values[each.name] = tuple(value) if isinstance(value, list) else value
     return kind(**values)
+
+
+def given(name: str, value: Any, default: Any) -> Any:
+    """A setting of a config.json; None if it says "not given" as files did before that was null.
+
+    Such a file has "" or 0 for it, or -1 where 0 is a value.
+    """
+    if default is not None or isinstance(value, bool):
+        return value
+    return None if value in ("", _NOT_GIVEN.get(name, 0)) else value
+
+
+_NOT_GIVEN = {"deferred_layers": -1, "process_id": -1}

@@ -38,7 +38,7 @@ BYTES = 16
 
 
 def without(train: Source, excluded: Source, data: DataConfig, image_size: int) -> Source:
-    """`data.train` without the pictures of `data.exclude`; how many were left out is logged.
+    """Leave the images of `data.exclude` out of `data.train`, and log how many they were.
 
     Of a mixture each part loses its own before they are mixed, so that the shares hold.
 
@@ -46,12 +46,13 @@ def without(train: Source, excluded: Source, data: DataConfig, image_size: int) 
         ValueError: nothing is left of a part, or more of the excluded pictures than `data.max_bad`
             allows cannot be read.
     """
-    setting = [os.path.abspath(os.path.expanduser(data.image_root)), image_size]
-    found = [pixel_hashes(part, [name, *setting]) for name, part in _parts(excluded, data.exclude)]
+    spec = data.exclude or ""
+    setting = [os.path.abspath(os.path.expanduser(data.image_root or "")), image_size]
+    found = [pixel_hashes(part, [name, *setting]) for name, part in _parts(excluded, spec)]
     lost = np.zeros((len(left_out(excluded)), BYTES), np.uint8)
     unwanted = _readable(np.concatenate([*found, lost]), data)
     left = [
-        _without(part, pixel_hashes(part, [name, *setting]), unwanted, name, data.exclude)
+        _without(part, pixel_hashes(part, [name, *setting]), unwanted, name, spec)
         for name, part in _parts(train, data.train)
     ]
     return train.of(left) if isinstance(train, Mixture) else left[0]

@@ -76,7 +76,7 @@ def assemble(config: EdjeRun, source: Source | None, workdir: Path) -> Parts:
     whole, params = _with_rows_for_every_position(whole, params)
     if init:
         params = {**_adapter_params(config, init, whole), **params}
-    _check_shapes(params, whole, config.init or config.model.joint_encoder)
+    _check_shapes(params, whole, config.init or config.model.joint_encoder or "")
     if teacher:
         _check_texts(config, teacher, joint, tokenizer)
     return Parts(whole, backbone, tokenizer, params, teacher)
@@ -167,17 +167,18 @@ def open_sets(data: DataConfig, image_size: int = 64) -> tuple[Source, Source | 
         TooManyBadPictures: a set of which a part is taken has more bad records than `max_bad`.
     """
     # Tars are indexed and pictures hashed once, by the first process for all of its machine.
+    root = data.image_root or ""
     with first_alone("sets"):
-        train = open_captioned(data.train, data.image_root, image_size)
+        train = open_captioned(data.train, root, image_size)
         if data.exclude or data.limit:
             # What the whole set left out is not counted against a part of it.
             BadPictures.after(left_out(train), len(train), data.max_bad)
         if data.exclude:
-            excluded = open_source(data.exclude, data.image_root, image_size)
+            excluded = open_source(data.exclude, root, image_size)
             train = without(train, excluded, data, image_size)
         if data.limit:
             train = subset(train, np.arange(len(train)) < data.limit)
-        val = open_captioned(data.val, data.image_root, image_size) if data.val else None
+        val = open_captioned(data.val, root, image_size) if data.val else None
     return train, joined(val) if val else None
 
 
@@ -196,8 +197,8 @@ def some_captions(source: Source, limit: int = 5_000) -> Iterator[str]:
 
 
 def _backbone(config: EdjeRun, init: Model | None, teacher: Model | None) -> Backbone:
-    if config.model.backbone:
-        spec = config.model
+    spec = config.model
+    if spec.backbone:
         return load_backbone(spec.backbone).reading(spec.token_layer, spec.class_token)
     if init:
         return init.backbone
@@ -259,7 +260,7 @@ def _with_layers_deferred(joint: BertConfig, spec: ModelSpec) -> BertConfig:
     try:
         return dataclasses.replace(
             joint,
-            deferred_layers=joint.deferred_layers if layers == -1 else layers,
+            deferred_layers=joint.deferred_layers if layers is None else layers,
             online_vision=vision or joint.online_vision,
         )
     except ValueError as error:

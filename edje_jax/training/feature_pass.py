@@ -59,6 +59,7 @@ class FeaturePass:
             TooManyBadPictures: see `BadPictures`.
             OSError: the disk cannot hold it.
         """
+        assert self.data.cache_features is not None
         folder = Path(self.data.cache_features)
         of_set, first = stamp_of_set(self.source)
         stamp = {

@@ -1,8 +1,4 @@
-"""FLOPs of a step of an EDJE: multiplications and additions of its matrix products.
-
-Model FLOPs in the sense of PaLM's model FLOP utilisation (arXiv 2204.02311): a backward pass
-counts twice its forward pass, and what remat computes again does not count.
-"""
+"""FLOPs of the parts of an EDJE: multiplications and additions of their matrix products."""
 
 import re
 
@@ -87,36 +83,3 @@ def stored(config: EdjeConfig) -> float:
     """FLOPs of an image's vision tokens -> the tokens that a store keeps, forward."""
     joint = config.joint_encoder
     return adapter(config) + layers(joint, config.num_tokens, joint.deferred_layers)
-
-
-def train_step(
-    config: EdjeConfig,
-    loss: LossConfig,
-    batch: int,
-    teacher: EdjeConfig | None,
-    cached: bool = False,
-) -> float:
-    """A whole step with all losses, captions at their full length; `cached` where the backbone's
-    features are read from disk. A step of masked LM alone computes less than this."""
-    text, joint = config.max_text_length, config.joint_encoder
-    distilled = teacher is not None and loss.distillation > 0
-    followed = teacher is not None and loss.hidden_states > 0
-    trained = stored(config)
-    if loss.match or loss.binary_match or distilled:
-        trained += matching(config, loss)
-    if followed:
-        trained += read_text(config) + fused(config)
-    share = 1 / loss.auxiliary_stride
-    if loss.masked_lm:
-        head = 2.0 * joint.hidden_size * (joint.hidden_size + joint.vocab_size)
-        words = loss.mask_probability * text * head
-        trained += share * (read_text(config) + fused(config) + words)
-    if loss.text_recovery:
-        trained += share * layers(joint, text)
-    taught = 0.0
-    if teacher is not None and (distilled or followed):
-        taught = stored(teacher)
-        taught += matching(teacher, loss) if distilled else 0.0
-        taught += read_text(teacher) + fused(teacher) if followed else 0.0
-    seen = 0.0 if cached else backbone(config)
-    return batch * (seen + 3 * trained + taught)

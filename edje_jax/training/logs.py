@@ -104,7 +104,7 @@ class MetricLog:
         rate = (done - since) * self.config.data.batch_size / max(now - then, 1e-9)
         figures = {name: float(value) for name, value in values.items()}
         mesh = self.config.mesh
-        devices = mesh.data * mesh.fsdp or jax.device_count()
+        devices = mesh.data * mesh.fsdp if mesh.data else jax.device_count()
         speed = {
             "pairs_per_second": round(rate, 2),
             "steps_per_second": round(rate / self.config.data.batch_size, 3),

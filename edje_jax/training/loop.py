@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from edje_jax.config.run import RunConfig, run_to_dict
+from edje_jax.config.run import RunConfig, given, run_to_dict
 from edje_jax.data.bad_pictures import BadPictures, left_out
 from edje_jax.data.loader import TrainingBatches, iterate
 from edje_jax.runtimes.devices import compute_dtype, log_devices
@@ -110,7 +110,8 @@ def run(task: Task, workdir: Path) -> bool:
     """
     claim(task.config, workdir)
     mesh = task.config.mesh
-    log_devices(compute_dtype(task.config.precision), mesh.data * mesh.fsdp or jax.device_count())
+    devices = mesh.data * mesh.fsdp if mesh.data else jax.device_count()
+    log_devices(compute_dtype(task.config.precision), devices)
     best = BEST if task.config.data.val and task.config.eval_every else ""
     with Checkpoints(workdir / "checkpoints", task.config.keep_checkpoints, best) as checkpoints:
         state, start = task.init(), checkpoints.latest_step() or 0
@@ -319,6 +320,8 @@ def _filled(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     for name, value in defaults.items():
         if isinstance(value, dict) and isinstance(out[name], dict):
             out[name] = _filled(out[name], value)
+        else:
+            out[name] = given(name, out[name], value)
     return out
 
 

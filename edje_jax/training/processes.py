@@ -35,7 +35,7 @@ def join(config: RunConfig) -> None:
     """
     named = (config.coordinator, config.num_processes, config.process_id)
     if config.distributed == "off":
-        if named != ("", 0, -1):
+        if any(setting is not None for setting in named):
             raise NoCluster(
                 "--coordinator, --num-processes and --process-id need --distributed auto"
             )
@@ -45,9 +45,9 @@ def join(config: RunConfig) -> None:
     # It would take SIGTERM for itself; when to stop is the loop's to say.
     jax.config.update("jax_enable_preemption_service", False)
     given = {
-        "coordinator_address": config.coordinator or None,
-        "num_processes": config.num_processes or None,
-        "process_id": config.process_id if config.process_id >= 0 else None,
+        "coordinator_address": config.coordinator,
+        "num_processes": config.num_processes,
+        "process_id": config.process_id,
     }
     try:
         jax.distributed.initialize(**given, heartbeat_timeout_seconds=LOST_AFTER)

@@ -62,9 +62,10 @@ class Devices:
         # Leaving devices idle has to be asked for; a process cannot be left out.
         some = bool(config.data) and jax.process_count() == 1
         if used > len(devices) or (used != len(devices) and not some):
+            asked = f"--mesh.data {config.data} " if config.data else ""
             raise MeshError(
-                f"--mesh.data {config.data} --mesh.fsdp {config.fsdp}: {len(devices)} devices are"
-                " here, and data * fsdp must be their number (0 for data takes what is left)"
+                f"{asked}--mesh.fsdp {config.fsdp}: {len(devices)} devices are here, and data *"
+                " fsdp must be their number (without --mesh.data it takes the rest)"
             )
         if batch_size % (used * chunks):
             times = f" {chunks} times (--accumulate, --loss.auxiliary-stride)" if chunks > 1 else ""

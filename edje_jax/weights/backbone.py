@@ -33,8 +33,8 @@ class Backbone:
     from_folder: bool = True
     """Whether `params` are those of the folder; a published checkpoint carries its own."""
 
-    def reading(self, token_layer: int = 0, class_token: bool = False) -> "Backbone":
-        """The same, its vision tokens taken from another layer (0: its family's own).
+    def reading(self, token_layer: int | None = None, class_token: bool = False) -> "Backbone":
+        """The same, its vision tokens taken from another layer (None: its family's own).
 
         Raises:
             ValueError: there is no such layer, or no class token.

@@ -46,7 +46,7 @@ def _base_models(model: Model, run: RunConfig | None) -> list[str]:
     """Hub ids that this one was made from; folders on somebody's disk say nothing to others."""
     spec = run.model if isinstance(run, EdjeRun) else None
     named = [spec.backbone, spec.joint_encoder] if spec else []
-    return [name for name in named if is_hub_id(name) and not Path(name).exists()]
+    return [name for name in named if name and is_hub_id(name) and not Path(name).exists()]
 
 
 def _what_it_is(model: Model) -> str:

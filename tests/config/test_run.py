@@ -44,6 +44,26 @@ def test_a_run_from_before_tasks_had_names_is_told_by_its_fields(run):
     assert run_from_dict(older) == run
 
 
+def test_a_file_that_says_not_given_as_files_did_before_is_read_as_none():
+    older = in_json(EdjeRun())
+    older |= {"workdir": "", "steps": 0, "process_id": -1, "num_processes": 0, "teacher": ""}
+    older["data"] |= {"val": "", "limit": 0}
+    older["model"] |= {"token_layer": 0, "deferred_layers": -1, "online_vision": ""}
+    older["model"]["adapter"] |= {"kind": "", "num_tokens": 0}
+    assert run_from_dict(older) == EdjeRun()
+
+
+def test_values_that_look_like_not_given_are_kept_where_they_are_values():
+    older = in_json(EdjeRun())
+    older |= {"process_id": 0, "seed": 0}
+    older["model"] |= {"deferred_layers": 0, "similarity_prior": False, "token_layer": -1}
+    read = run_from_dict(older)
+    assert isinstance(read, EdjeRun)
+    assert (read.process_id, read.seed) == (0, 0)
+    spec = read.model
+    assert (spec.deferred_layers, spec.similarity_prior, spec.token_layer) == (0, False, -1)
+
+
 def test_every_kind_of_run_has_a_task():
     assert RUNS.keys() == TASKS.keys()
     assert all(run.task == name for name, run in RUNS.items())
@@ -53,7 +73,7 @@ def test_every_kind_of_run_has_a_task():
     ("change", "told"),
     [
         ({"task": "dance"}, 'a run of the task "dance", and this version .* knows edje, backbone;'),
-        ({"steps": -1}, "--steps -1: the least is 0"),
+        ({"steps": -1}, "--steps -1: the least is 1"),
     ],
 )
 def test_a_file_that_cannot_be_a_run_is_named(change, told, tmp_path):

@@ -26,18 +26,19 @@ from edje_jax.config.model import (
 from edje_jax.config.run import LossConfig, MeshConfig
 from edje_jax.models.edje import Edje
 from edje_jax.models.siglip import Siglip
-from edje_jax.training.edje_step import Frozen, edje_train_step, encode, examples_of
-from edje_jax.training.negatives import Kinds, choose_negatives, pair_similarities
-from edje_jax.training.objective import (
-    Objective,
-    Pairs,
-    Phase,
-    Rows,
-    choose_masked,
-    masked_places,
-    match_pairs,
+from edje_jax.training.edje_step import (
+    Frozen,
+    StepSetup,
+    edje_train_step,
+    encode,
+    examples_of,
 )
+from edje_jax.training.losses.table import TERMS, loss_of_rows, step_flops
+from edje_jax.training.losses.term import Objective, Phase, RowContext, Term
+from edje_jax.training.masking import choose_masked, masked_places
+from edje_jax.training.negatives import Kinds, Pairs, choose_negatives, pair_similarities
 from edje_jax.training.queue import empty_queue
+from edje_jax.training.rows import Counts, Rows
 from edje_jax.training.sharding import Devices
 from edje_jax.training.state import Metrics, TrainState, init_state
 from edje_jax.types import Batch, Features
@@ -118,18 +119,17 @@ def compiled(
 ):
     """(state, frozen, batch) -> (state, metrics), the same for the same settings."""
     model = Edje(deferring(deferred, vision), jnp.dtype(dtype), dropout, remat)
-    step = partial(
-        edje_train_step,
-        objective=Objective(model, loss, phase, MASK, ONE),
+    setup = StepSetup(
+        objective=Objective(model, loss, phase, MASK, ONE, Edje(CONFIG) if teacher else None),
         backbone=Siglip(CONFIG.backbone, jnp.dtype(dtype)),
-        teacher=Edje(CONFIG) if teacher else None,
-        chunks=chunks,
         recipe=CONFIG.image,
         special_ids=tuple(SPECIAL),
         seed=3,
         optimiser=optimiser,
         learning_rate=optax.constant_schedule(0.25),
+        chunks=chunks,
     )
+    step = partial(edje_train_step, setup=setup)
     # Compiling takes all of the time, and most of that goes into making these few numbers fast.
     return jax.jit(step, compiler_options={"xla_backend_optimization_level": 0})
 
@@ -292,16 +292,31 @@ def test_a_student_that_equals_its_teacher_has_nothing_to_learn():
         np.testing.assert_allclose(gradient, 0, atol=1e-6, err_msg=name)
 
 
+def match_pairs(edje: Edje, params: Any, tokens: jax.Array, rows: Rows) -> Pairs:
+    """Match logits of all pairs of the rows of a whole batch."""
+    objective = Objective(edje, ALL, "all", MASK, ONE)
+    return RowContext(objective, edje, params, tokens, rows.ids, rows, Counts.of(rows)).pairs
+
+
 @jax.jit
 def matched(batch: Batch) -> Pairs:
     """The teacher's logits, of the pairs that a step would choose."""
+    return context_of(batch, ALL).pairs
+
+
+def context_of(batch: Batch, loss: LossConfig) -> RowContext:
+    """A whole batch at the fresh parameters, with two hard negatives of each kind."""
+    batch = jax.tree.map(jnp.asarray, batch)
     features = encode(Siglip(CONFIG.backbone), backbone_params(), batch, CONFIG.image)
     examples, pool = examples_of(batch, features, None, PAD, ONE)
     negatives = choose_negatives(examples, pool, Kinds(2, 2), jax.random.key(0))
     tokens = Edje(CONFIG).bind({"params": fresh_params()}).compress(features.vision_tokens)
     index, nobody = jnp.arange(len(batch.valid)), jnp.zeros(batch.joint_ids.shape, bool)
     rows = Rows(index, batch.joint_ids, nobody, batch.valid, features.text_embeddings, negatives)
-    return match_pairs(Edje(CONFIG), fresh_params(), tokens, rows, batch.joint_ids, ONE)
+    edje = Edje(CONFIG)
+    objective = Objective(edje, loss, "all", MASK, ONE)
+    counts = Counts.of(rows)
+    return RowContext(objective, edje, fresh_params(), tokens, rows.ids, rows, counts)
 
 
 def test_a_student_learns_from_another_teacher():
@@ -623,7 +638,7 @@ def test_negatives_from_the_queue_count_as_those_of_the_batch(deferred):
     tokens = edje.bind({"params": fresh_params()}).compress(features.vision_tokens)
     index, nobody = jnp.arange(8), jnp.zeros(both.joint_ids.shape, bool)
     rows = Rows(index, both.joint_ids, nobody, both.valid, features.text_embeddings, negatives)
-    pairs = match_pairs(edje, fresh_params(), tokens, rows, both.joint_ids, ONE)
+    pairs = match_pairs(edje, fresh_params(), tokens, rows)
     each = [
         jax.nn.logsumexp(jnp.concatenate([pairs.positive[:, None], rivals], 1), axis=1)
         - pairs.positive
@@ -671,12 +686,40 @@ def test_a_similarity_prior_is_given_each_pair_s_cosine():
         jnp.arange(6), batch.joint_ids, nobody, batch.valid, features.text_embeddings, negatives,
         similarities=known,
     )  # fmt: skip
-    pairs = match_pairs(edje, params, compressed, given, batch.joint_ids, ONE)
+    pairs = match_pairs(edje, params, compressed, given)
     for i in range(6):
         for j, logit in zip(negatives.images[i], pairs.images[i], strict=True):
             similarity = jnp.asarray(cosines[i, j])[None]
             own = bound.match(batch.joint_ids[i][None], compressed[j][None], similarity=similarity)
             np.testing.assert_allclose(own[0], logit, rtol=1e-4, atol=1e-5)
+
+
+# --- a term of one's own --------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class WithSize(LossConfig):
+    size: float = 0.5
+
+
+def test_a_new_term_is_an_entry_of_the_table(monkeypatch):
+    """It is added with its weight, logged under its name, and counted in FLOPs."""
+    term = Term(
+        lambda context: jnp.mean(jnp.square(context.pairs.positive)),
+        flops=lambda config, loss: 1e12,
+        needs_pairs=True,
+    )
+    monkeypatch.setitem(TERMS, "size", term)
+    loss = WithSize(masked_lm=0.0, text_recovery=0.0, negatives=2)
+    context = context_of(make_batch(), loss)
+    total, told = loss_of_rows(context)
+    expected = np.mean(np.square(context.pairs.positive))
+    np.testing.assert_allclose(told["loss/size"], expected, rtol=1e-6)
+    np.testing.assert_allclose(total, told["loss/match"] + 0.5 * expected, rtol=1e-6)
+    unused = dataclasses.replace(loss, size=0.0)
+    assert "loss/size" not in loss_of_rows(context_of(make_batch(), unused))[1]
+    more = step_flops(CONFIG, loss, 2, None) - step_flops(CONFIG, unused, 2, None)
+    assert more == 2 * 3 * 1e12
 
 
 # --- binary matching ------------------------------------------------------------------------------

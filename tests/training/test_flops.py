@@ -18,6 +18,7 @@ from edje_jax.config.run import LossConfig
 from edje_jax.models.backbone import make_backbone
 from edje_jax.models.edje import Edje
 from edje_jax.training import flops
+from edje_jax.training.losses.table import step_flops
 
 CONFIG = EdjeConfig(
     BackboneConfig(
@@ -65,15 +66,13 @@ def test_a_teacher_costs_what_it_is():
     joint = dataclasses.replace(CONFIG.joint_encoder, deferred_layers=2)
     student = dataclasses.replace(CONFIG, joint_encoder=joint)
     loss = LossConfig()
-    alone = flops.train_step(student, loss, 1, None)
+    alone = step_flops(student, loss, 1, None)
     expected = flops.stored(CONFIG) + 7 * flops.fused(CONFIG)
-    assert flops.train_step(student, loss, 1, CONFIG) - alone == pytest.approx(expected)
-    assert alone < flops.train_step(CONFIG, loss, 1, None)
+    assert step_flops(student, loss, 1, CONFIG) - alone == pytest.approx(expected)
+    assert alone < step_flops(CONFIG, loss, 1, None)
     followed = dataclasses.replace(loss, hidden_states=1.0)
     more = 3 * (flops.read_text(student) + flops.fused(student)) + flops.fused(CONFIG)
-    got = flops.train_step(student, followed, 1, CONFIG) - flops.train_step(
-        student, loss, 1, CONFIG
-    )
+    got = step_flops(student, followed, 1, CONFIG) - step_flops(student, loss, 1, CONFIG)
     assert got == pytest.approx(more)
 
 
@@ -103,16 +102,18 @@ def test_they_are_those_of_the_model(kind):
 
 
 def test_what_is_left_out_is_not_counted():
-    whole = flops.train_step(CONFIG, LossConfig(), 8, teacher=CONFIG)
-    alone = flops.train_step(CONFIG, LossConfig(1, 0, 0, 0), 8, teacher=CONFIG)
+    whole = step_flops(CONFIG, LossConfig(), 8, teacher=CONFIG)
+    alone = step_flops(
+        CONFIG, LossConfig(match=1, masked_lm=0, text_recovery=0, distillation=0), 8, teacher=CONFIG
+    )
     assert 0 < 8 * flops.backbone(CONFIG) < alone < whole
-    assert flops.train_step(CONFIG, LossConfig(), 16, CONFIG) == pytest.approx(2 * whole)
-    assert flops.train_step(CONFIG, LossConfig(), 8, None) < whole
+    assert step_flops(CONFIG, LossConfig(), 16, CONFIG) == pytest.approx(2 * whole)
+    assert step_flops(CONFIG, LossConfig(), 8, None) < whole
 
 
 def test_kept_features_cost_nothing():
-    whole = flops.train_step(CONFIG, LossConfig(), 8, None)
-    kept = flops.train_step(CONFIG, LossConfig(), 8, None, cached=True)
+    whole = step_flops(CONFIG, LossConfig(), 8, None)
+    kept = step_flops(CONFIG, LossConfig(), 8, None, cached=True)
     assert whole - kept == pytest.approx(8 * flops.backbone(CONFIG))
 
 

@@ -14,9 +14,15 @@ from edje_jax.config.model import EdjeConfig, SimilarityPrior
 from edje_jax.config.run import LossConfig, MeshConfig
 from edje_jax.models.edje import Edje
 from edje_jax.models.siglip import Siglip
-from edje_jax.training.edje_step import Frozen, edje_train_step, encode, examples_of
+from edje_jax.training.edje_step import (
+    Frozen,
+    StepSetup,
+    edje_train_step,
+    encode,
+    examples_of,
+)
+from edje_jax.training.losses.term import Objective
 from edje_jax.training.negatives import Kinds, Negatives, choose_negatives
-from edje_jax.training.objective import Objective
 from edje_jax.training.queue import empty_queue
 from edje_jax.training.sharding import Devices, MeshError, bytes_per_device
 from edje_jax.training.state import Metrics, TrainState, init_state
@@ -77,17 +83,21 @@ def trained(
     start = partial(with_queue, queue, config)
     state = where.make(start)
     shardings = where.shardings(jax.eval_shape(start))
+    setup = StepSetup(
+        Objective(Edje(config), loss, "all", MASK, where, Edje(CONFIG) if deferred else None),
+        Siglip(CONFIG.backbone),
+        CONFIG.image,
+        tuple(SPECIAL),
+        seed=3,
+        optimiser=OPTIMISER,
+        learning_rate=optax.constant_schedule(2e-3),
+        chunks=chunks,
+    )
     step = jax.jit(
-        partial(
-            edje_train_step,
-            objective=Objective(Edje(config), loss, "all", MASK, where), chunks=chunks,
-            backbone=Siglip(CONFIG.backbone), teacher=Edje(CONFIG) if deferred else None,
-            recipe=CONFIG.image, special_ids=tuple(SPECIAL), seed=3, optimiser=OPTIMISER,
-            learning_rate=optax.constant_schedule(2e-3),
-        ),
+        partial(edje_train_step, setup=setup),
         donate_argnums=0,
         out_shardings=(shardings, where.whole),
-    )  # fmt: skip
+    )
     teacher = where.place(jax.device_get(jax.jit(fresh)().params)) if deferred else None
     towers = Frozen(where.place(frozen()), teacher)
     told = []
@@ -188,7 +198,7 @@ def test_loaded_parameters_land_where_fresh_ones_do():
     ("mesh", "rows", "message"),
     [
         (MeshConfig(3, 4), 16, r"--mesh.data 3 --mesh.fsdp 4: 8 devices are here"),
-        (MeshConfig(0, 16), 16, r"--mesh.fsdp 16: 8 devices are here"),
+        (MeshConfig(None, 16), 16, r"--mesh.fsdp 16: 8 devices are here"),
         (MeshConfig(), 12, r"--data.batch-size 12 cannot be cut evenly over 8 devices; make it a"),
     ],
 )

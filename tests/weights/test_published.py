@@ -29,7 +29,7 @@ from edje_jax.models.siglip import Siglip
 from edje_jax.models.towers import VisionOutput
 from edje_jax.training.losses.distillation import distillation_loss
 from edje_jax.training.losses.masked_lm import masked_lm_loss
-from edje_jax.training.losses.matching import matching_loss
+from edje_jax.training.losses.match import matching_loss
 from edje_jax.training.losses.text_recovery import text_recovery_loss
 from edje_jax.training.negatives import Examples, Kinds, Negatives, choose_negatives
 from edje_jax.weights.published import load_published

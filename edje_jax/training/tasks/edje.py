@@ -21,11 +21,11 @@ from edje_jax.models.backbone import make_backbone
 from edje_jax.models.edje import Edje
 from edje_jax.runtimes.devices import compute_dtype
 from edje_jax.runtimes.jax import Engine
-from edje_jax.training import flops
 from edje_jax.training.assemble import Parts, assemble, open_sets
-from edje_jax.training.edje_step import Frozen, edje_train_step
+from edje_jax.training.edje_step import Frozen, StepSetup, edje_train_step
 from edje_jax.training.feature_pass import FeaturePass
-from edje_jax.training.objective import Objective, Phase
+from edje_jax.training.losses.table import step_flops
+from edje_jax.training.losses.term import Objective, Phase
 from edje_jax.training.optim import optimiser, schedule
 from edje_jax.training.processes import part_of_this_process
 from edje_jax.training.queue import empty_queue
@@ -120,19 +120,18 @@ class EdjeTask:
 
     def _compiled(self, phase: Phase):
         loss, mask_id = self.config.loss, self.joint_tokenizer.mask_id
-        step = partial(
-            edje_train_step,
-            objective=Objective(self.model, loss, phase, mask_id, self.devices),
-            backbone=self.backbone,
-            teacher=self.teacher,
-            chunks=self.config.accumulate,
-            recipe=self.model_config.image,
-            special_ids=self.joint_tokenizer.special_ids,
-            seed=self.config.seed,
-            optimiser=self.optimiser,
-            learning_rate=self.learning_rate,
-            ema=self.config.optim.ema,
+        setup = StepSetup(
+            Objective(self.model, loss, phase, mask_id, self.devices, self.teacher),
+            self.backbone,
+            self.model_config.image,
+            self.joint_tokenizer.special_ids,
+            self.config.seed,
+            self.optimiser,
+            self.learning_rate,
+            self.config.optim.ema,
+            self.config.accumulate,
         )
+        step = partial(edje_train_step, setup=setup)
         # Stated, so that the second step gets a state that lies as the first one's did.
         state = self.devices.shardings(jax.eval_shape(self._fresh))
         return jax.jit(step, donate_argnums=0, out_shardings=(state, self.devices.whole))
@@ -143,7 +142,7 @@ class EdjeTask:
         config, loss, data = self.model_config, self.config.loss, self.config.data
         teacher, cached = self.parts.teacher, bool(data.cache_features)
         taught = teacher.config if teacher else None
-        return flops.train_step(config, loss, data.batch_size, taught, cached)
+        return step_flops(config, loss, data.batch_size, taught, cached)
 
     @cached_property
     def _steps(self):

@@ -1,0 +1,86 @@
+"""All terms of an EDJE's loss, and their weighted sum."""
+
+from importlib import import_module
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from edje_jax.config.model import EdjeConfig
+from edje_jax.config.run import LossConfig
+from edje_jax.training import flops
+from edje_jax.training.losses.term import Phase, RowContext, Term
+from edje_jax.training.state import Metrics
+
+TERMS: dict[str, Term] = {
+    name: import_module(f"edje_jax.training.losses.{name}").TERM for name in LossConfig.weights()
+}
+"""Terms by the name of their weight, in the order in which they are added up."""
+
+
+def active_terms(loss: LossConfig, phase: Phase, has_teacher: bool) -> dict[str, Term]:
+    """Terms that a step of this phase trains."""
+    return {
+        name: term
+        for name, term in TERMS.items()
+        if getattr(loss, name) > 0
+        and (term.auxiliary or phase == "all")
+        and (has_teacher or term.target is None)
+    }
+
+
+def loss_of_rows(context: RowContext) -> tuple[Float[Array, ""], Metrics]:
+    """The rows' share in the loss of their batch, and the metrics to log.
+
+    Every term is divided by the count of the whole batch, so that the shares of any partition of
+    its rows add up to the loss of all of them.
+    """
+    objective, metrics = context.objective, {}
+    if objective.phase == "all":
+        metrics["match_accuracy"] = match_accuracy(context)
+    terms = active_terms(objective.loss, objective.phase, objective.teacher is not None)
+    losses = {name: term.loss(context) for name, term in terms.items()}
+    weighted = (getattr(objective.loss, name) * loss for name, loss in losses.items())
+    total = sum(weighted, jnp.zeros(()))
+    return total, {"loss": total, **metrics, **{f"loss/{n}": loss for n, loss in losses.items()}}
+
+
+def match_accuracy(context: RowContext) -> Float[Array, ""]:
+    """Share of the rows whose own pair scores above all their negatives."""
+    pairs, rows = context.pairs, context.rows
+    rivals = jnp.concatenate(
+        [
+            jnp.where(rows.negatives.images_usable, pairs.images, -jnp.inf),
+            jnp.where(rows.negatives.captions_usable, pairs.captions, -jnp.inf),
+        ],
+        axis=1,
+    )
+    won = (pairs.positive > jnp.max(rivals, axis=1)) & rows.valid
+    return jnp.sum(won) / jnp.maximum(context.counts.rows, 1)
+
+
+def step_flops(
+    config: EdjeConfig,
+    loss: LossConfig,
+    batch: int,
+    teacher: EdjeConfig | None,
+    cached: bool = False,
+) -> float:
+    """FLOPs of a step that trains every term, captions at their full length.
+
+    Model FLOPs in the sense of PaLM's model FLOP utilisation (arXiv 2204.02311): a backward pass
+    counts twice its forward pass, and what remat computes again does not count.
+
+    Args:
+        cached: whether the backbone's features are read from disk.
+    """
+    terms = active_terms(loss, "all", teacher is not None).values()
+    trained = flops.stored(config) + sum(term.flops(config, loss) for term in terms)
+    if any(term.needs_pairs for term in terms):
+        trained += flops.matching(config, loss)
+    followed = [term for term in terms if term.target]
+    taught = 0.0
+    if teacher is not None and followed:
+        taught = flops.stored(teacher)
+        taught += sum(term.target_flops(teacher, loss) for term in followed)
+    seen = 0.0 if cached else flops.backbone(config)
+    return batch * (seen + 3 * trained + taught)
