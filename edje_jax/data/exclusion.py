@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +22,9 @@ from PIL import features
 from edje_jax.config.run import DataConfig
 from edje_jax.data.bad_pictures import are_too_many, left_out
 from edje_jax.data.feature_cache import stamp_of_set
-from edje_jax.data.images import BadImage
+from edje_jax.data.image_reader import cut_into, read_batches
 from edje_jax.data.sources.mixture import Mixture
-from edje_jax.data.sources.subset import subset
+from edje_jax.data.sources.subset import Subset
 from edje_jax.system.cache_folder import cache_folder
 from edje_jax.system.files import replacing
 from edje_jax.types import Source
@@ -86,7 +86,7 @@ def _without(
         raise ValueError(
             f"--data.exclude {excluded}: it has every picture of {name}; leave one of them out"
         )
-    return subset(train, kept)
+    return Subset(train, kept)
 
 
 def pixel_hashes(source: Source, name: Sequence[object]) -> UInt8[np.ndarray, "n 16"]:
@@ -104,8 +104,8 @@ def pixel_hashes(source: Source, name: Sequence[object]) -> UInt8[np.ndarray, "n
     hashes = _kept(path, len(source))
     missing = np.flatnonzero(~hashes.any(axis=1))
     if len(missing):
-        hashes[missing] = found = _hashed(source, missing, str(name[0]))
-        if found.any() and path:
+        _hash_into(hashes, source, missing, str(name[0]))
+        if hashes[missing].any() and path:
             _keep(path, hashes)
     return hashes
 
@@ -122,27 +122,24 @@ def _kept(path: Path | None, count: int) -> UInt8[np.ndarray, "n 16"]:
     return np.zeros((count, BYTES), np.uint8)
 
 
-def _hashed(source: Source, rows: Int64[np.ndarray, " m"], name: str) -> UInt8[np.ndarray, "m 16"]:
-    hashes = np.zeros((len(rows), BYTES), np.uint8)
-    last = time.monotonic()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(rows), 1024):  # The pool takes no more at a time
-            part = rows[start : start + 1024].tolist()
-            done = start + len(part)
-            hashes[start:done] = list(pool.map(lambda row: _hash(source, row), part))
-            if time.monotonic() - last > 20:
-                last = time.monotonic()
-                log.info("%s: %d of %d pictures hashed", name, done, len(rows))
-    return hashes
+def _hash_into(
+    hashes: UInt8[np.ndarray, "n 16"], source: Source, records: Int64[np.ndarray, " m"], name: str
+) -> None:
+    """Write the hash of each record that can be read into its row."""
+    done, last = 0, time.monotonic()
+    for batch in read_batches(partial(_hash, source), cut_into(records)):
+        if batch.records:
+            hashes[batch.records] = batch.values
+        done += len(batch.records) + len(batch.bad)
+        if time.monotonic() - last > 20:
+            last = time.monotonic()
+            log.info("%s: %d of %d pictures hashed", name, done, len(records))
 
 
 def _hash(source: Source, index: int) -> UInt8[np.ndarray, " 16"]:
-    try:
-        picture = source.image(index)
-    except BadImage:
-        return np.zeros(BYTES, np.uint8)
-    digest = hashlib.sha256(str(picture.size).encode())
-    digest.update(picture.tobytes())
+    image = source.image(index)
+    digest = hashlib.sha256(str(image.size).encode())
+    digest.update(image.tobytes())
     return np.frombuffer(digest.digest()[:BYTES], np.uint8)
 
 

@@ -257,8 +257,8 @@ def file_bytes(source: Source, index: int) -> bytes:
     return stream.getvalue()
 
 
-def image_of(source: Source, index: int, recipe: ImageRecipe) -> Image.Image:
-    """The image, upright and RGB, its profile and transparency treated as a recipe says.
+def decode_record(source: Source, index: int, recipe: ImageRecipe) -> Image.Image:
+    """Image of a source, upright and RGB, its profile and transparency treated as a recipe says.
 
     Raises:
         BadImage: it cannot be read.
@@ -266,3 +266,23 @@ def image_of(source: Source, index: int, recipe: ImageRecipe) -> Image.Image:
     if recipe.reading and isinstance(source, Encoded):
         return decode(source.encoded(index), source.image_id(index), recipe)
     return source.image(index)
+
+
+def record_pixels(source: Source, index: int, recipe: ImageRecipe) -> UInt8[np.ndarray, "s s 3"]:
+    """Image of a source as the backbone takes it, but for `normalise`.
+
+    Raises:
+        BadImage: it cannot be read.
+    """
+    return resize(decode_record(source, index, recipe), recipe)
+
+
+def image_pixels(
+    image: ImageLike, recipe: ImageRecipe, max_pixels: int = MAX_PIXELS
+) -> UInt8[np.ndarray, "s s 3"]:
+    """Image from anywhere else as the backbone takes it, but for `normalise`.
+
+    Raises:
+        BadImage, TypeError: see `load_image`.
+    """
+    return resize(load_image(image, recipe, max_pixels), recipe)

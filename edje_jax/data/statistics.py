@@ -1,16 +1,15 @@
 """Statistics of a data set, counted and shown."""
 
-import os
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from edje_jax.data.bad_pictures import caption_faults, left_out
+from edje_jax.data.image_reader import cut_into, read_batches
 from edje_jax.data.images import BadImage
 from edje_jax.data.sources.captioned import lines_of
 from edje_jax.data.sources.mixture import Mixture
@@ -122,25 +121,16 @@ def _wrapped(texts: Sequence[str]) -> str:
 
 
 def _look(
-    source: Source, rows: list[int], progress: Callable[[int, int], None] | None
+    source: Source, records: list[int], progress: Callable[[int, int], None] | None
 ) -> tuple[list[tuple[int, int]], dict[str, str]]:
+    """((width, height) of the images of some records, {id of one that cannot be read: reason})."""
     sizes: list[tuple[int, int]] = []
     bad: dict[str, str] = {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(rows), 256):  # The pool takes no more at a time
-            part = rows[start : start + 256]
-            for row, found in zip(part, pool.map(lambda r: _size(source, r), part), strict=True):
-                if isinstance(found, BadImage):
-                    bad[source.image_id(row)] = str(found)
-                else:
-                    sizes.append(found)
-            if progress:
-                progress(start + len(part), len(rows))
+    done = 0
+    for batch in read_batches(lambda record: source.image(record).size, cut_into(records)):
+        sizes += batch.values
+        bad |= {source.image_id(record): reason for record, reason in batch.bad.items()}
+        done += len(batch.values) + len(batch.bad)
+        if progress:
+            progress(done, len(records))
     return sizes, bad
-
-
-def _size(source: Source, index: int) -> tuple[int, int] | BadImage:
-    try:
-        return source.image(index).size
-    except BadImage as error:
-        return error

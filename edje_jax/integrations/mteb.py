@@ -13,22 +13,22 @@ every picture over again with every query.
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 
 from edje_jax.config.model import ImageRecipe
 from edje_jax.data.bad_pictures import are_too_many
-from edje_jax.data.images import BadImage, decode, load_image, resize
+from edje_jax.data.image_reader import BATCH, in_order, or_bad, stack_images
+from edje_jax.data.images import BadImage, decode, image_pixels, resize
 from edje_jax.evaluation.retrieval import similarity_blocks, top_k
 from edje_jax.evaluation.scores import mixed
 from edje_jax.evaluation.trec import falling
 from edje_jax.runtimes.jax import Encoded
 from edje_jax.search.reranker import Reranker
-
-CHUNK = 256
-"""Images decoded at once."""
 
 log = logging.getLogger(__name__)
 
@@ -164,19 +164,18 @@ class MtebSearch:
 
     def _images(self, ids: list[str], rows: Any, bad: dict[str, str]) -> "_Side":
         recipe, engine, rows = self.reranker.config.image, self.reranker.engine, _undecoded(rows)
-        nothing = np.zeros((0, recipe.size, recipe.size, 3), np.uint8)
         good: list[str] = []
-        parts: list[Encoded] = [engine.encode_images(nothing)]
-        for start in range(0, len(rows), CHUNK):
-            names, pixels = ids[start : start + CHUNK], []
-            for name, image in zip(names, rows[start : start + CHUNK]["image"], strict=True):
-                try:
-                    pixels.append(resize(_decoded(image, recipe), recipe))
-                    good.append(name)
-                except BadImage as error:
-                    bad[name] = str(error)
-            if pixels:
-                parts.append(engine.encode_images(np.stack(pixels)))
+        parts: list[Encoded] = [engine.encode_images(stack_images([], recipe))]
+        starts = range(0, len(rows), BATCH)
+        images = (image for start in starts for image in rows[start : start + BATCH]["image"])
+        found = in_order(partial(or_bad, partial(_pixels, recipe)), images)
+        for start in starts:
+            batch = dict(zip(ids[start : start + BATCH], islice(found, BATCH), strict=True))
+            reasons = {name: str(x) for name, x in batch.items() if isinstance(x, BadImage)}
+            pixels = {name: x for name, x in batch.items() if not isinstance(x, BadImage)}
+            bad |= reasons
+            good += pixels
+            parts.append(engine.encode_images(stack_images(list(pixels.values()), recipe)))
         tokens = np.concatenate([part.tokens for part in parts])
         embeddings = np.concatenate([part.embeddings for part in parts])
         return _Side(good, embeddings, bad, tokens=tokens)
@@ -276,8 +275,8 @@ def _undecoded(rows: Any) -> Any:
     return rows
 
 
-def _decoded(image: Any, recipe: ImageRecipe) -> Any:
-    """An image of a dataset: bytes or a path where it was left undecoded, or as it is.
+def _pixels(recipe: ImageRecipe, image: Any) -> UInt8[np.ndarray, "s s 3"]:
+    """Image of a dataset: bytes or a path where it was left undecoded, or as it is.
 
     Raises:
         BadImage: there is none, or see `load_image`.
@@ -285,7 +284,8 @@ def _decoded(image: Any, recipe: ImageRecipe) -> Any:
     if image is None:
         raise BadImage("has no image")
     if not isinstance(image, Mapping):
-        return load_image(image, recipe)
+        return image_pixels(image, recipe)
     if image["bytes"] is None:
-        return load_image(image["path"], recipe)
-    return decode(image["bytes"], image["path"] or "an image in the dataset", recipe)
+        return image_pixels(image["path"], recipe)
+    name = image["path"] or "an image in the dataset"
+    return resize(decode(image["bytes"], name, recipe), recipe)

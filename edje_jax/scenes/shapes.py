@@ -40,6 +40,9 @@ SPLITS = {"train": 100_000, "val": 1_000, "test": 1_000}
 TRAIN_GROUP = 4
 """Records of the training split that stand together: see `Shapes.scene`."""
 
+LABEL_SIZES = (len(SHAPES) + 1, len(COLOURS) + 1, len(SIZES) + 1, len(TEXTURES) + 1)
+"""Number of classes of each column of `Shapes.patch_labels`, background included."""
+
 _SUPERSAMPLE = 4
 
 
@@ -154,11 +157,6 @@ class Shapes:
         winner = np.where(cover.max(0) >= 0.2, cover.argmax(0) + 1, 0).reshape(-1)
         codes = np.array([[0] * 4] + [_codes(thing) for thing in scene.things], np.int32)
         return codes[winner]
-
-    @property
-    def patch_label_sizes(self) -> tuple[int, ...]:
-        """Number of classes of each column of `patch_labels`, background included."""
-        return (len(SHAPES) + 1, len(COLOURS) + 1, len(SIZES) + 1, len(TEXTURES) + 1)
 
     def scene(self, index: int) -> Scene:
         """Scene that image `index` shows."""

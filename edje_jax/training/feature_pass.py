@@ -10,14 +10,15 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Bool, PyTree, UInt8
 
 from edje_jax.config.model import ImageRecipe
 from edje_jax.config.run import DataConfig
 from edje_jax.data.bad_pictures import BadPictures, left_out
 from edje_jax.data.feature_cache import FeatureCache, Unfinished, check, stamp_of_set
+from edje_jax.data.image_reader import read_images
 from edje_jax.data.images import normalise
-from edje_jax.data.loader import PicturesInOrder, iterate, part_of
+from edje_jax.data.loader import part_of
 from edje_jax.data.text import BackboneTokenizer
 from edje_jax.models.backbone import DualTower
 from edje_jax.system.files import read_json
@@ -125,17 +126,16 @@ class FeaturePass:
 
     def _pictures(self, cache: Unfinished, start: int) -> Iterator[int]:
         """Write pictures from `start` on; how many are done, now and then."""
-        process, size = part_of_this_process(), self.data.batch_size
-        reader = PicturesInOrder(self.source, self.backbone.image, size, start, process)
-        own = part_of(size, process)
-        bad = BadPictures.after(left_out(self.source), len(self.source), self.data.max_bad)
+        size, total = self.data.batch_size, len(self.source)
+        own, starts = part_of(size, part_of_this_process()), range(start, total, size)
+        batches = [range(at + own.start, min(at + own.stop, total)) for at in starts]
         encode = jax.jit(
             partial(_encode_images, self.model, self.backbone.image),
             out_shardings=self.devices.rows,
         )
 
         def write(at: int, valid: np.ndarray, made: tuple[jax.Array, jax.Array]) -> int:
-            rows = max(min(own.stop, len(self.source) - at) - own.start, 0)
+            rows = max(min(own.stop, total - at) - own.start, 0)
             tokens, embeddings = (rows_of_this_process(x)[:rows] for x in made)
             embeddings = np.where(valid[:rows, None], embeddings, np.nan)
             cache.write("vision_tokens", at + own.start, tokens)
@@ -143,12 +143,25 @@ class FeaturePass:
             return at + size
 
         yield from _one_behind(
-            (
-                partial(write, start + number * size, valid),
-                encode(self.params, self.devices.batch(images)),
+            (partial(write, at, valid), encode(self.params, self.devices.batch(images)))
+            for at, (images, valid) in zip(
+                starts, self._padded_images(batches, own.stop - own.start), strict=True
             )
-            for number, (images, valid) in enumerate(iterate(reader, 0, bad, self.data.workers))
         )
+
+    def _padded_images(
+        self, batches: list[range], rows: int
+    ) -> Iterator[tuple[UInt8[np.ndarray, "b s s 3"], Bool[np.ndarray, " b"]]]:
+        """(images, which could be read) of each batch, filled up to so many rows."""
+        recipe = self.backbone.image
+        bad = BadPictures.after(left_out(self.source), len(self.source), self.data.max_bad)
+        reader = read_images(self.source, recipe, batches, self.data.workers)
+        for records, batch in zip(batches, reader, strict=True):
+            bad.add({self.source.image_id(i): reason for i, reason in batch.bad.items()})
+            images = np.zeros((rows, recipe.size, recipe.size, 3), np.uint8)
+            valid, own = np.zeros(rows, bool), [i - records.start for i in batch.records]
+            images[own], valid[own] = batch.images, True
+            yield images, valid
 
     def _captions(self, cache: Unfinished, start: int, first: np.ndarray) -> Iterator[int]:
         """Write captions from `start` on; how many are done, now and then."""
@@ -164,8 +177,9 @@ class FeaturePass:
         def texts(at: int) -> list[str]:
             numbers = np.minimum(np.arange(at + own.start, at + own.stop), total - 1)
             records = np.searchsorted(first, numbers, "right") - 1
+            captions = {int(record): self.source.captions(int(record)) for record in set(records)}
             return [
-                self.source.captions(int(record))[int(number - first[record])]
+                captions[int(record)][int(number - first[record])]
                 for record, number in zip(records, numbers, strict=True)
             ]
 
