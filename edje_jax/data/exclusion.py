@@ -1,7 +1,7 @@
-"""`--data.exclude`: pictures of one set left out of another, told by their pixels.
+"""`--data.exclude`: images of one set left out of another, told by their pixels.
 
-Two files that decode to the same pixels are the same picture, whatever their names, ids and
-formats; one that was scaled or compressed anew is another. Hashing decodes every picture of both
+Two files that decode to the same pixels are the same image, whatever their names, ids and
+formats; one that was scaled or compressed anew is another. Hashing decodes every image of both
 sets once (measured in benchmarks/results/data.json), and the hashes are kept.
 """
 
@@ -38,12 +38,12 @@ BYTES = 16
 
 
 def without(train: Source, excluded: Source, data: DataConfig, image_size: int) -> Source:
-    """`data.train` without the pictures of `data.exclude`; how many were left out is logged.
+    """`data.train` without the images of `data.exclude`; how many were left out is logged.
 
     Of a mixture each part loses its own before they are mixed, so that the shares hold.
 
     Raises:
-        ValueError: nothing is left of a part, or more of the excluded pictures than `data.max_bad`
+        ValueError: nothing is left of a part, or more of the excluded images than `data.max_bad`
             allows cannot be read.
     """
     setting = [os.path.abspath(os.path.expanduser(data.image_root)), image_size]
@@ -58,14 +58,14 @@ def without(train: Source, excluded: Source, data: DataConfig, image_size: int) 
 
 
 def _parts(source: Source, spec: str) -> list[tuple[str, Source]]:
-    """(name, set) of each: a mixture repeats pictures, its parts do not."""
+    """(name, set) of each: a mixture repeats images, its parts do not."""
     if isinstance(source, Mixture):
         return list(zip(source.prefixes, source.sources, strict=True))
     return [(spec, source)]
 
 
 def _readable(hashes: UInt8[np.ndarray, "n 16"], data: DataConfig) -> set[bytes]:
-    """The hashes of the excluded pictures, most of which must be there to be told from others."""
+    """The hashes of the excluded images, most of which must be there to be told from others."""
     there: Bool[np.ndarray, " n"] = np.any(hashes, axis=1)
     if missing := int((~there).sum()):
         told = f"--data.exclude {data.exclude}: {missing} of {len(there)} pictures cannot be read"
@@ -90,10 +90,10 @@ def _without(
 
 
 def pixel_hashes(source: Source, name: Sequence[object]) -> UInt8[np.ndarray, "n 16"]:
-    """A hash of the pixels of every picture; zeros for one that cannot be read.
+    """A hash of the pixels of every image; zeros for one that cannot be read.
 
     They are kept in `~/.cache/edje_jax/pixels/`, and those that could not be read are tried again.
-    Sets are told apart by `name`, ids and captions: delete that folder if pictures changed under
+    Sets are told apart by `name`, ids and captions: delete that folder if images changed under
     the same names.
     """
     # Another decoder may make other pixels of the same file.

@@ -169,5 +169,5 @@ def cut_into(records: Sequence[int], size: int = BATCH) -> list[Sequence[int]]:
 def stack_images(
     images: Sequence[UInt8[np.ndarray, "s s 3"]], recipe: ImageRecipe
 ) -> UInt8[np.ndarray, "n s s 3"]:
-    """One array of resized images, also of none."""
+    """Stack resized images to one array; an array of none if there are none."""
     return np.array(images, np.uint8).reshape(-1, recipe.size, recipe.size, 3)

@@ -1,6 +1,6 @@
 """Any source -> ArrayRecord shards that the `arrayrecord:` source reads (it documents the format).
 
-Pictures are kept as the files they were, after one decoding to see that they can be read. A shard
+Images are kept as the files they were, after one decoding to see that they can be read. A shard
 is written under a temporary name and renamed; those that are there already are not made again, so
 that the same call goes on where a killed one stopped.
 """
@@ -35,13 +35,13 @@ def pack(
     shard_size: int = 2048,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[int, dict[str, str]]:
-    """Write a set into `out` in shards of `shard_size` pictures.
+    """Write a set into `out` in shards of `shard_size` images.
 
     Args:
-        progress: called with (pictures done, pictures to do).
+        progress: called with (images done, images to do).
 
     Returns:
-        (pictures written, {id of one that could not be read, or lost captions: reason}), also of
+        (images written, {id of one that could not be read, or lost captions: reason}), also of
         earlier calls; the latter are in `rejected.csv` too, and what the source left out.
 
     Raises:

@@ -54,7 +54,7 @@ class PatchNaming:
     """See `PatchHeads`."""
 
     def labels(self, record: int) -> Int[np.ndarray, "n 4"]:
-        """What each of n = grid * grid patches of an image holds: see `Shapes.patch_labels`."""
+        """Labels of the n = grid * grid patches of an image: see `Shapes.patch_labels`."""
         source = self.source
         while isinstance(source, PartOfSource):
             source, record = source.source, source.record(record)

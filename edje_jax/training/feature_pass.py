@@ -15,7 +15,7 @@ from jaxtyping import Bool, PyTree, UInt8
 from edje_jax.config.model import ImageRecipe
 from edje_jax.config.run import DataConfig
 from edje_jax.data.bad_pictures import BadPictures, left_out
-from edje_jax.data.feature_cache import FeatureCache, Unfinished, check, stamp_of_set
+from edje_jax.data.feature_cache import FeatureCache, FeatureCacheWriter, check, stamp_of_set
 from edje_jax.data.image_reader import read_images
 from edje_jax.data.images import normalise
 from edje_jax.data.loader import part_of
@@ -73,9 +73,8 @@ class FeaturePass:
             check(folder, stamp, read_json(folder / "manifest.json")["stamp"])
             log.info("%s: features of %d pictures are there", folder, len(self.source))
         else:
-            self._make(
-                Unfinished(folder, stamp, *self._tables(len(self.source), int(first[-1]))), first
-            )
+            tables = self._tables(len(self.source), int(first[-1]))
+            self._make(FeatureCacheWriter(folder, stamp, *tables), first)
         return FeatureCache(folder)
 
     def _tables(self, pictures: int, captions: int):
@@ -90,11 +89,11 @@ class FeaturePass:
         dtypes = dict.fromkeys(shapes, "float32") | {"vision_tokens": jnp.dtype(self.dtype).name}
         return shapes, dtypes
 
-    def _make(self, cache: Unfinished, first: np.ndarray) -> None:
+    def _make(self, cache: FeatureCacheWriter, first: np.ndarray) -> None:
         if is_first():
             cache.begin(first)
         wait_for_all("features")
-        done = cache.noted()
+        done = cache.progress()
         log.info(
             "%s: keeping features of %d pictures, %.1f GB",
             cache.folder, len(self.source), cache.size / 1e9,
@@ -111,7 +110,7 @@ class FeaturePass:
                 # None may be noted that another process has not written.
                 wait_for_all("rows")
                 if is_first():
-                    cache.note(done)
+                    cache.save_progress(done)
                 rate = (done[kind] - begun) / max(time.monotonic() - began, 1e-9)
                 left = (total - done[kind]) / max(rate, 1e-9)
                 log.info(
@@ -124,7 +123,7 @@ class FeaturePass:
             cache.finish()
         wait_for_all("features whole")
 
-    def _pictures(self, cache: Unfinished, start: int) -> Iterator[int]:
+    def _pictures(self, cache: FeatureCacheWriter, start: int) -> Iterator[int]:
         """Write pictures from `start` on; how many are done, now and then."""
         size, total = self.data.batch_size, len(self.source)
         own, starts = part_of(size, part_of_this_process()), range(start, total, size)
@@ -163,7 +162,7 @@ class FeaturePass:
             images[own], valid[own] = batch.images, True
             yield images, valid
 
-    def _captions(self, cache: Unfinished, start: int, first: np.ndarray) -> Iterator[int]:
+    def _captions(self, cache: FeatureCacheWriter, start: int, first: np.ndarray) -> Iterator[int]:
         """Write captions from `start` on; how many are done, now and then."""
         size, total = self.data.batch_size, int(first[-1])
         own = part_of(size, part_of_this_process())

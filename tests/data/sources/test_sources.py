@@ -13,7 +13,7 @@ from PIL import Image
 
 from edje_jax.data.images import BadImage
 from edje_jax.data.sources.blip_json import BlipJson
-from edje_jax.data.sources.captioned import Captioned, packed
+from edje_jax.data.sources.captioned import Captioned, pack_captions
 from edje_jax.data.sources.folder import Folder
 from edje_jax.data.sources.packed import PackedStrings
 from edje_jax.data.sources.registry import KINDS, Kind, Location, open_source
@@ -403,7 +403,7 @@ def test_another_kind_is_one_more_line_of_the_table(tmp_path, monkeypatch):
             lines = Path(image_root, path).read_text().splitlines()
             self.colours = [line.split()[1] for line in lines if line.startswith(split)]
             ids = PackedStrings(map(str, range(len(self.colours))))
-            super().__init__(path, ids, *packed([[f"all {c}\nor so"] for c in self.colours]))
+            super().__init__(path, ids, *pack_captions([[f"all {c}\nor so"] for c in self.colours]))
 
         def encoded(self, index: int) -> bytes:
             stream = io.BytesIO()
