@@ -21,7 +21,7 @@ from PIL import features
 
 from edje_jax.config.run import DataConfig
 from edje_jax.data.bad_pictures import are_too_many, left_out
-from edje_jax.data.feature_cache import stamp_of_set
+from edje_jax.data.feature_cache import dataset_stamp
 from edje_jax.data.image_reader import cut_into, read_batches
 from edje_jax.data.sources.mixture import Mixture
 from edje_jax.data.sources.subset import Subset
@@ -98,7 +98,7 @@ def pixel_hashes(source: Source, name: Sequence[object]) -> UInt8[np.ndarray, "n
     """
     # Another decoder may make other pixels of the same file.
     decoders = [VERSION, PIL.__version__, features.version("jpg")]
-    stamp = json.dumps([*name, stamp_of_set(source)[0], decoders])
+    stamp = json.dumps([*name, dataset_stamp(source)[0], decoders])
     cache = cache_folder("pixels")
     path = cache / f"{hashlib.sha256(stamp.encode()).hexdigest()[:32]}.npy" if cache else None
     hashes = _kept(path, len(source))

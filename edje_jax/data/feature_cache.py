@@ -76,7 +76,7 @@ def _open(folder: Path) -> tuple[list[np.ndarray], np.ndarray]:
     return tables, np.load(folder / "first_caption.npy")
 
 
-def stamp_of_set(source: Source) -> tuple[dict[str, Any], np.ndarray]:
+def dataset_stamp(source: Source) -> tuple[dict[str, Any], np.ndarray]:
     """(facts that tell a set from others, int64 [images + 1]: first caption of each image).
 
     Images are told apart by their ids, not by their pixels.

@@ -7,7 +7,7 @@ Each holds a bounded number of images, and may begin at any batch.
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from itertools import islice
 from typing import Generic, TypeVar
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 
 from edje_jax.config.model import ImageRecipe
 from edje_jax.data.bad_pictures import BadPictures, caption_faults
@@ -31,6 +31,8 @@ BATCH = 256
 THREADS = min(32, (os.cpu_count() or 1) + 4)
 """Threads that decode; Pillow holds no lock while it does."""
 
+Records = Sequence[int] | Int[np.ndarray, " n"]
+"""Indices of a source."""
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
@@ -57,7 +59,7 @@ class ImageBatch:
 
 def in_order(
     read: Callable[[Key], Value], keys: Iterable[Key], ahead: int = AHEAD
-) -> Iterator[Value]:
+) -> Generator[Value, None, None]:
     """`read` of each key, in the order of the keys, computed in threads.
 
     At most `ahead` results wait to be taken; keys are asked for as results are taken. Whatever
@@ -77,16 +79,16 @@ def in_order(
 
 
 def or_bad(read: Callable[[Key], Value], key: Key) -> Value | BadImage:
-    """`read` of a key, or the `BadImage` that it raises."""
+    """`read` of a key, or the `BadImage` that it raises, without what its traceback holds."""
     try:
         return read(key)
     except BadImage as error:
-        return error
+        return BadImage(str(error))
 
 
 def read_batches(
-    read: Callable[[int], Value], batches: Sequence[Sequence[int]], workers: int = 0
-) -> Iterator[ReadBatch[Value]]:
+    read: Callable[[int], Value], batches: Sequence[Records], workers: int = 0
+) -> Generator[ReadBatch[Value], None, None]:
     """`read` of each record, batch by batch, in order.
 
     Args:
@@ -95,9 +97,8 @@ def read_batches(
             work, is given fewer.
         workers: processes to read in, a batch at a time; 0 reads in threads of this one.
     """
-    reader = _Batches(read, batches)
     if workers:
-        yield from prefetch(reader, 0, workers)
+        yield from prefetch(_Batches(read, batches), 0, workers)
         return
     keys = (record for batch in batches for record in map(int, batch))
     with closing(in_order(partial(or_bad, read), keys)) as found:
@@ -110,7 +111,7 @@ class _Batches(Generic[Value]):
     """Random access to the batches of `read_batches`, for worker processes."""
 
     read: Callable[[int], Value]
-    batches: Sequence[Sequence[int]]
+    batches: Sequence[Records]
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -120,8 +121,8 @@ class _Batches(Generic[Value]):
         return _sorted_out(batch, (or_bad(self.read, int(record)) for record in batch))
 
 
-def _sorted_out(batch: Sequence[int], found: Iterable[Value | BadImage]) -> ReadBatch[Value]:
-    """The values of a batch's records, apart from the reasons of those that have none."""
+def _sorted_out(batch: Records, found: Iterable[Value | BadImage]) -> ReadBatch[Value]:
+    """Values of a batch's records, apart from the reasons of records that have none."""
     out = ReadBatch[Value]([], [], {})
     for record, value in zip(map(int, batch), found, strict=True):
         if isinstance(value, BadImage):
@@ -133,7 +134,7 @@ def _sorted_out(batch: Sequence[int], found: Iterable[Value | BadImage]) -> Read
 
 
 def read_images(
-    source: Source, recipe: ImageRecipe, batches: Sequence[Sequence[int]], workers: int = 0
+    source: Source, recipe: ImageRecipe, batches: Sequence[Records], workers: int = 0
 ) -> Iterator[ImageBatch]:
     """Resized images of a source, batch by batch, in order; see `read_batches`.
 
@@ -153,15 +154,15 @@ def read_gallery(
     Raises:
         TooManyBadPictures: see `BadPictures`.
     """
-    records = range(len(source)) if records is None else records
-    for batch, one in zip(cut := cut_into(records), read_images(source, recipe, cut), strict=True):
-        reasons = {i: one.bad.get(i) or caption_faults(source, i) for i in batch}
+    batches = cut_into(range(len(source)) if records is None else records)
+    for wanted, batch in zip(batches, read_images(source, recipe, batches), strict=True):
+        reasons = {i: batch.bad.get(i) or caption_faults(source, i) for i in wanted}
         bad.add({source.image_id(i): reason for i, reason in reasons.items() if reason})
-        if one.records:
-            yield one
+        if batch.records:
+            yield batch
 
 
-def cut_into(records: Sequence[int], size: int = BATCH) -> list[Sequence[int]]:
+def cut_into(records: Records, size: int = BATCH) -> list[Records]:
     """Batches of `size` records, the last one of what is left."""
     return [records[start : start + size] for start in range(0, len(records), size)]
 

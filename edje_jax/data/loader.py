@@ -88,7 +88,7 @@ class TrainingBatches:
 
     def _batch(self, everyone: list[Caption], first: int) -> tuple[Batch, dict[str, str]]:
         """Batch of the captions at position `first` and after it."""
-        source, recipe = self.source, self.recipe
+        source, recipe, extra = self.source, self.recipe, self.recipe.extra_labels
         own = part_of(len(everyone), self.process)
         rows = everyone[own]
         records = [row.record for row in rows]
@@ -99,7 +99,7 @@ class TrainingBatches:
             bad = {i: unreadable for i, good in zip(records, valid, strict=True) if not good}
         else:
             images, valid, bad = self._images(records, first + own.start)
-        captions, extra = [self._caption(row) for row in everyone], recipe.extra_labels
+        captions = [self._caption(row) for row in everyone]
         for row, record in enumerate(records):
             fault = caption_faults(source, record)
             if not captions[own][row]:
@@ -115,7 +115,7 @@ class TrainingBatches:
             caption_ids=_identities(canonicalise(caption) for caption in captions[own]),
             valid=valid,
             features=features,
-            extra_labels=np.stack([extra(i) for i in records]) if extra else None,
+            extra_labels=np.stack(list(map(extra, records))) if extra else None,
         ), {source.image_id(record): reason for record, reason in bad.items()}
 
     def _images(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edje_jax.data.bad_pictures import caption_faults, left_out
-from edje_jax.data.feature_cache import stamp_of_set
+from edje_jax.data.feature_cache import dataset_stamp
 from edje_jax.data.image_reader import in_order, or_bad
 from edje_jax.data.images import BadImage, decode, file_bytes
 from edje_jax.data.sources.array_record import FORMAT, VERSION, read_table
@@ -54,7 +54,7 @@ def pack(
     source = joined(source)
     total = len(source)
     starts = range(0, total, shard_size)
-    head = {"format": FORMAT, "version": VERSION, "set": stamp_of_set(source)[0]["digest"]}
+    head = {"format": FORMAT, "version": VERSION, "set": dataset_stamp(source)[0]["digest"]}
     head["shards"] = len(starts)
     names = [f"pictures-{i:05d}-of-{len(starts):05d}.array_record" for i in range(len(starts))]
     _refuse_others(out, names, head)

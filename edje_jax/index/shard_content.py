@@ -35,13 +35,13 @@ class DecodedImage(NamedTuple):
 
 @dataclass(frozen=True)
 class RecordDecoder:
-    """Function of a record of a source: what an index wants of its image."""
+    """Decodes records of a source to what an index keeps of their images; it pickles."""
 
     source: Source
     recipe: ImageRecipe
 
     def __call__(self, record: int) -> DecodedImage:
-        """Decode a record.
+        """Image of a record.
 
         Raises:
             BadImage: it cannot be read.

@@ -13,8 +13,6 @@ every picture over again with every query.
 
 import logging
 from collections.abc import Mapping, Sequence
-from functools import partial
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -22,7 +20,7 @@ from jaxtyping import Float, Int, UInt8
 
 from edje_jax.config.model import ImageRecipe
 from edje_jax.data.bad_pictures import are_too_many
-from edje_jax.data.image_reader import BATCH, in_order, or_bad, stack_images
+from edje_jax.data.image_reader import cut_into, read_batches, stack_images
 from edje_jax.data.images import BadImage, decode, image_pixels, resize
 from edje_jax.evaluation.retrieval import similarity_blocks, top_k
 from edje_jax.evaluation.scores import mixed
@@ -166,16 +164,11 @@ class MtebSearch:
         recipe, engine, rows = self.reranker.config.image, self.reranker.engine, _undecoded(rows)
         good: list[str] = []
         parts: list[Encoded] = [engine.encode_images(stack_images([], recipe))]
-        starts = range(0, len(rows), BATCH)
-        images = (image for start in starts for image in rows[start : start + BATCH]["image"])
-        found = in_order(partial(or_bad, partial(_pixels, recipe)), images)
-        for start in starts:
-            batch = dict(zip(ids[start : start + BATCH], islice(found, BATCH), strict=True))
-            reasons = {name: str(x) for name, x in batch.items() if isinstance(x, BadImage)}
-            pixels = {name: x for name, x in batch.items() if not isinstance(x, BadImage)}
-            bad |= reasons
-            good += pixels
-            parts.append(engine.encode_images(stack_images(list(pixels.values()), recipe)))
+        batches = cut_into(range(len(rows)))
+        for batch in read_batches(lambda row: _pixels(rows[row]["image"], recipe), batches):
+            good += [ids[row] for row in batch.records]
+            bad |= {ids[row]: reason for row, reason in batch.bad.items()}
+            parts.append(engine.encode_images(stack_images(batch.values, recipe)))
         tokens = np.concatenate([part.tokens for part in parts])
         embeddings = np.concatenate([part.embeddings for part in parts])
         return _Side(good, embeddings, bad, tokens=tokens)
@@ -275,7 +268,7 @@ def _undecoded(rows: Any) -> Any:
     return rows
 
 
-def _pixels(recipe: ImageRecipe, image: Any) -> UInt8[np.ndarray, "s s 3"]:
+def _pixels(image: Any, recipe: ImageRecipe) -> UInt8[np.ndarray, "s s 3"]:
     """Image of a dataset: bytes or a path where it was left undecoded, or as it is.
 
     Raises:

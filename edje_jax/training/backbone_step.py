@@ -38,11 +38,10 @@ def backbone_train_step(
         metrics = {"loss/sigmoid": sigmoid_loss(logits, positive, batch.valid)}
         loss = metrics["loss/sigmoid"]
         if naming:
-            named = naming.loss(
-                params["patch_naming"], image.tokens, batch.extra_labels, batch.valid
-            )
-            metrics["loss/patch_naming"] = named
-            loss = loss + naming.weight * named
+            heads, labels = params["patch_naming"], batch.extra_labels
+            assert labels is not None
+            metrics["loss/patch_naming"] = naming.loss(heads, image.tokens, labels, batch.valid)
+            loss = loss + naming.weight * metrics["loss/patch_naming"]
         return loss, {"loss": loss, **metrics}
 
     gradients, metrics = jax.grad(loss_fn, has_aux=True)(state.params)

@@ -15,7 +15,7 @@ from jaxtyping import Bool, PyTree, UInt8
 from edje_jax.config.model import ImageRecipe
 from edje_jax.config.run import DataConfig
 from edje_jax.data.bad_pictures import BadPictures, left_out
-from edje_jax.data.feature_cache import FeatureCache, FeatureCacheWriter, check, stamp_of_set
+from edje_jax.data.feature_cache import FeatureCache, FeatureCacheWriter, check, dataset_stamp
 from edje_jax.data.image_reader import read_images
 from edje_jax.data.images import normalise
 from edje_jax.data.loader import part_of
@@ -61,7 +61,7 @@ class FeaturePass:
             OSError: the disk cannot hold it.
         """
         folder = Path(self.data.cache_features)
-        of_set, first = stamp_of_set(self.source)
+        of_set, first = dataset_stamp(self.source)
         stamp = {
             "set": of_set,
             "backbone": params_fingerprint(self.backbone.params),

@@ -24,7 +24,7 @@ from PIL import Image
 from edje_jax.config.model import ImageRecipe
 from edje_jax.config.run import DataConfig
 from edje_jax.data.decoders import PREFIX, may_be_image
-from edje_jax.data.feature_cache import Caption, stamp_of_set
+from edje_jax.data.feature_cache import Caption, dataset_stamp
 from edje_jax.data.loader import RowRecipe, TrainingBatches
 from edje_jax.data.pack import pack
 from edje_jax.data.sources import registry
@@ -357,7 +357,7 @@ def walk(source: Source, recipe: RowRecipe, folder: Path, rng: random.Random) ->
     rows = [Caption(record, 0) for record in range(len(source))]
     batch, bad = TrainingBatches(source, recipe, data, 0, 1)._batch(rows, 0)
     assert batch.valid.sum() + len(bad) >= len({*map(source.image_id, range(len(source)))})
-    stamp_of_set(source)
+    dataset_stamp(source)
     if rng.random() < 0.02:
         grid(source)
     if rng.random() < 0.05 and found.ids == len(source):
