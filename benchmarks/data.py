@@ -37,7 +37,7 @@ from edje_jax.config.run import DataConfig
 from edje_jax.data.bad_pictures import BadPictures
 from edje_jax.data.exclusion import _hashed
 from edje_jax.data.images import file_bytes
-from edje_jax.data.loader import Encoder, TrainingBatches, iterate
+from edje_jax.data.loader import RowRecipe, TrainingBatches, iterate
 from edje_jax.data.pack import pack
 from edje_jax.data.sources import tar_index
 from edje_jax.data.sources.registry import open_source
@@ -117,9 +117,9 @@ def second_pass(run: Callable[[], Iterator[int]], pictures: int) -> float:
 def loading(source: Source, workers: int) -> Callable[[], Iterator[int]]:
     """Our loader over a source."""
     folder = Path(str(files("edje_jax").joinpath("assets", "shapes_backbone")))
-    encoder = Encoder(ImageRecipe(size=SIDE), BackboneTokenizer(folder, 32))
+    recipe = RowRecipe(ImageRecipe(size=SIDE), BackboneTokenizer(folder, 32))
     steps = 2 * len(source) // BATCH
-    reader = TrainingBatches(source, encoder, DataConfig(batch_size=BATCH), 0, steps)
+    reader = TrainingBatches(source, recipe, DataConfig(batch_size=BATCH), 0, steps)
 
     def run() -> Iterator[int]:
         for batch in iterate(reader, 0, BadPictures(len(source), 0.0), workers):

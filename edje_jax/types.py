@@ -13,25 +13,25 @@ ArrayT = TypeVar("ArrayT", Array, np.ndarray)
 
 @runtime_checkable
 class Source(Protocol):
-    """Pictures with captions, readable in any order and from many processes (it pickles)."""
+    """Images with captions, readable in any order and from many processes (it pickles)."""
 
     def __len__(self) -> int:
-        """Number of pictures."""
+        """Number of images."""
         ...
 
     def image_id(self, index: int) -> str:
-        """The picture's identity; records that show the same picture share it."""
+        """Identity of an image; records that show the same image share it."""
         ...
 
     def captions(self, index: int) -> Sequence[str]:
-        """The picture's captions as they are in the set; empty for a set without captions."""
+        """Captions of an image as they are in the set; empty for a set without captions."""
         ...
 
     def image(self, index: int) -> Image.Image:
-        """The decoded picture, upright and RGB.
+        """Decoded image, upright and RGB.
 
         Raises:
-            BadImage: the file is missing, truncated or not a picture.
+            BadImage: the file is missing, truncated or not an image.
         """
         ...
 
@@ -51,7 +51,7 @@ class Checked(Protocol):
 
     @property
     def bad(self) -> Sequence[BadRecord]:
-        """The records that were left out; no index leads to them."""
+        """Records that were left out; no index leads to them."""
         ...
 
     def caption_faults(self, index: int) -> str:
@@ -70,10 +70,10 @@ class OnDisk(Protocol):
 
 @runtime_checkable
 class Encoded(Protocol):
-    """A source whose pictures are kept as files or as the bytes of files."""
+    """A source whose images are kept as files or as the bytes of files."""
 
     def encoded(self, index: int) -> bytes:
-        """The picture's file as it is kept.
+        """File of an image as it is kept.
 
         Raises:
             BadImage: it is missing or cannot be read.
@@ -86,7 +86,7 @@ class Stamped(Protocol):
     """A source that can tell whether an image may have changed without reading it."""
 
     def stamp(self, index: int) -> str:
-        """Another text than before, if the image may be another one; "" if that cannot be told.
+        """Text that changes where the image may have changed; "" if that cannot be told.
 
         Raises:
             OSError, ValueError: the image's file is missing or cannot be looked up.
@@ -95,16 +95,16 @@ class Stamped(Protocol):
 
 
 @runtime_checkable
-class PatchLabelled(Protocol):
-    """A source that can say what each patch of a picture holds."""
+class PartOfSource(Protocol):
+    """A source whose records are some of another one's."""
 
     @property
-    def patch_label_sizes(self) -> tuple[int, ...]:
-        """Number of classes of each attribute, background included."""
+    def source(self) -> Source:
+        """The other source."""
         ...
 
-    def patch_labels(self, index: int, grid: int) -> Int[np.ndarray, "n a"]:
-        """Class of each of grid x grid patches, attribute by attribute; 0 is background."""
+    def record(self, index: int) -> int:
+        """Index of a record in the other source."""
         ...
 
 
@@ -119,22 +119,22 @@ class Features(NamedTuple):
 class Batch(NamedTuple):
     """Input of a training step: NumPy arrays on the host, JAX arrays inside a step.
 
-    Each leaf has B rows. Rows with `valid` False hold a picture that could not be read, or pad a
-    last batch: they count in no loss.
+    Each leaf has B rows. Rows with `valid` False hold an image that could not be read: they count
+    in no loss.
     """
 
     images: UInt8[Any, "b s s 3"] | None
-    """Resized pictures, not normalised; None where their features were kept."""
+    """Resized images, not normalised; None where their features were kept."""
     backbone_ids: Int[Any, "b l"]
-    """The caption in the backbone's tokens, padded to its full length."""
+    """Caption in the backbone's tokens, padded to its full length."""
     joint_ids: Int[Any, "b t"]
     """[CLS] caption [SEP] in the joint encoder's tokens, then its pad id."""
     image_ids: Int[Any, " b"]
-    """Equal for rows that show the same picture."""
+    """Equal for rows that show the same image."""
     caption_ids: Int[Any, " b"]
     """Equal for rows with the same canonical caption."""
     valid: Bool[Any, " b"]
-    patch_labels: Int[Any, "b n a"] | None = None
-    """Labels of each patch, if the source has them (`shapes:`); 0 is background."""
+    extra_labels: Int[Any, "b ..."] | None = None
+    """Labels of each image besides its caption, where a task asked for some (`data.loader`)."""
     features: Features | None = None
     """Backbone features of an earlier run (`data.feature_cache`)."""

@@ -55,7 +55,10 @@ def _set_environment() -> None:
 def _check_annotations() -> None:
     """Before `edje_jax` is imported: a wrong shape or dtype fails where it enters a function."""
     hook = importlib.import_module("jaxtyping").install_import_hook
-    hook(["edje_jax.models", "edje_jax.training"], "beartype.beartype")
+    hook(
+        ["edje_jax.models", "edje_jax.training", "edje_jax.scenes.patch_naming"],
+        "beartype.beartype",
+    )
 
 
 _set_environment()

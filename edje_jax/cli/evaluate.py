@@ -12,7 +12,7 @@ from rich.table import Table
 
 from edje_jax.cli.progress import Bars
 from edje_jax.data.compositional import read_items
-from edje_jax.data.images import image_of
+from edje_jax.data.images import decode_record
 from edje_jax.data.sources.pooled import Pooled
 from edje_jax.data.sources.registry import open_captioned, open_source
 from edje_jax.data.sources.subset import joined
@@ -131,8 +131,8 @@ def caption_words(engine: Engine, encoded: EncodedGallery, source: Source, q: in
     """
     gallery = encoded.gallery
     record = int(encoded.record[int(gallery.caption_image[q])])
-    picture = image_of(source, record, engine.config.image)
-    return word_maps(engine, picture, gallery.captions[q])
+    image = decode_record(source, record, engine.config.image)
+    return word_maps(engine, image, gallery.captions[q])
 
 
 def tables(metrics: dict[str, Any]) -> Iterator[Table]:

@@ -1,1 +1,1 @@
-"""Pictures and captions -> batches."""
+"""Images and captions -> batches."""

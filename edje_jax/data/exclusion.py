@@ -1,7 +1,7 @@
-"""`--data.exclude`: pictures of one set left out of another, told by their pixels.
+"""`--data.exclude`: images of one set left out of another, told by their pixels.
 
-Two files that decode to the same pixels are the same picture, whatever their names, ids and
-formats; one that was scaled or compressed anew is another. Hashing decodes every picture of both
+Two files that decode to the same pixels are the same image, whatever their names, ids and
+formats; one that was scaled or compressed anew is another. Hashing decodes every image of both
 sets once (measured in benchmarks/results/data.json), and the hashes are kept.
 """
 
@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +21,10 @@ from PIL import features
 
 from edje_jax.config.run import DataConfig
 from edje_jax.data.bad_pictures import are_too_many, left_out
-from edje_jax.data.feature_cache import stamp_of_set
-from edje_jax.data.images import BadImage
+from edje_jax.data.feature_cache import dataset_stamp
+from edje_jax.data.image_reader import cut_into, read_batches
 from edje_jax.data.sources.mixture import Mixture
-from edje_jax.data.sources.subset import subset
+from edje_jax.data.sources.subset import Subset
 from edje_jax.system.cache_folder import cache_folder
 from edje_jax.system.files import replacing
 from edje_jax.types import Source
@@ -43,7 +43,7 @@ def without(train: Source, excluded: Source, data: DataConfig, image_size: int) 
     Of a mixture each part loses its own before they are mixed, so that the shares hold.
 
     Raises:
-        ValueError: nothing is left of a part, or more of the excluded pictures than `data.max_bad`
+        ValueError: nothing is left of a part, or more of the excluded images than `data.max_bad`
             allows cannot be read.
     """
     spec = data.exclude or ""
@@ -59,14 +59,14 @@ def without(train: Source, excluded: Source, data: DataConfig, image_size: int) 
 
 
 def _parts(source: Source, spec: str) -> list[tuple[str, Source]]:
-    """(name, set) of each: a mixture repeats pictures, its parts do not."""
+    """(name, set) of each: a mixture repeats images, its parts do not."""
     if isinstance(source, Mixture):
         return list(zip(source.prefixes, source.sources, strict=True))
     return [(spec, source)]
 
 
 def _readable(hashes: UInt8[np.ndarray, "n 16"], data: DataConfig) -> set[bytes]:
-    """The hashes of the excluded pictures, most of which must be there to be told from others."""
+    """The hashes of the excluded images, most of which must be there to be told from others."""
     there: Bool[np.ndarray, " n"] = np.any(hashes, axis=1)
     if missing := int((~there).sum()):
         told = f"--data.exclude {data.exclude}: {missing} of {len(there)} pictures cannot be read"
@@ -87,26 +87,26 @@ def _without(
         raise ValueError(
             f"--data.exclude {excluded}: it has every picture of {name}; leave one of them out"
         )
-    return subset(train, kept)
+    return Subset(train, kept)
 
 
 def pixel_hashes(source: Source, name: Sequence[object]) -> UInt8[np.ndarray, "n 16"]:
-    """A hash of the pixels of every picture; zeros for one that cannot be read.
+    """A hash of the pixels of every image; zeros for one that cannot be read.
 
     They are kept in `~/.cache/edje_jax/pixels/`, and those that could not be read are tried again.
-    Sets are told apart by `name`, ids and captions: delete that folder if pictures changed under
+    Sets are told apart by `name`, ids and captions: delete that folder if images changed under
     the same names.
     """
     # Another decoder may make other pixels of the same file.
     decoders = [VERSION, PIL.__version__, features.version("jpg")]
-    stamp = json.dumps([*name, stamp_of_set(source)[0], decoders])
+    stamp = json.dumps([*name, dataset_stamp(source)[0], decoders])
     cache = cache_folder("pixels")
     path = cache / f"{hashlib.sha256(stamp.encode()).hexdigest()[:32]}.npy" if cache else None
     hashes = _kept(path, len(source))
     missing = np.flatnonzero(~hashes.any(axis=1))
     if len(missing):
-        hashes[missing] = found = _hashed(source, missing, str(name[0]))
-        if found.any() and path:
+        _hash_into(hashes, source, missing, str(name[0]))
+        if hashes[missing].any() and path:
             _keep(path, hashes)
     return hashes
 
@@ -123,27 +123,24 @@ def _kept(path: Path | None, count: int) -> UInt8[np.ndarray, "n 16"]:
     return np.zeros((count, BYTES), np.uint8)
 
 
-def _hashed(source: Source, rows: Int64[np.ndarray, " m"], name: str) -> UInt8[np.ndarray, "m 16"]:
-    hashes = np.zeros((len(rows), BYTES), np.uint8)
-    last = time.monotonic()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(rows), 1024):  # The pool takes no more at a time
-            part = rows[start : start + 1024].tolist()
-            done = start + len(part)
-            hashes[start:done] = list(pool.map(lambda row: _hash(source, row), part))
-            if time.monotonic() - last > 20:
-                last = time.monotonic()
-                log.info("%s: %d of %d pictures hashed", name, done, len(rows))
-    return hashes
+def _hash_into(
+    hashes: UInt8[np.ndarray, "n 16"], source: Source, records: Int64[np.ndarray, " m"], name: str
+) -> None:
+    """Write the hash of each record that can be read into its row."""
+    done, last = 0, time.monotonic()
+    for batch in read_batches(partial(_hash, source), cut_into(records)):
+        if batch.records:
+            hashes[batch.records] = batch.values
+        done += len(batch.records) + len(batch.bad)
+        if time.monotonic() - last > 20:
+            last = time.monotonic()
+            log.info("%s: %d of %d pictures hashed", name, done, len(records))
 
 
 def _hash(source: Source, index: int) -> UInt8[np.ndarray, " 16"]:
-    try:
-        picture = source.image(index)
-    except BadImage:
-        return np.zeros(BYTES, np.uint8)
-    digest = hashlib.sha256(str(picture.size).encode())
-    digest.update(picture.tobytes())
+    image = source.image(index)
+    digest = hashlib.sha256(str(image.size).encode())
+    digest.update(image.tobytes())
     return np.frombuffer(digest.digest()[:BYTES], np.uint8)
 
 

@@ -1,14 +1,14 @@
 """Backbone features of a data set, kept on disk and read row by row.
 
     manifest.json         what it was made from; written last, so that a folder with one is whole
-    vision_tokens.npy     [pictures, n, w] in the run's compute dtype
-    image_embeddings.npy  [pictures, e] float32
-    text_embeddings.npy   [captions, e] float32, a picture's captions after each other
-    first_caption.npy     [pictures + 1] int64: where each picture's captions begin
-    making.json           how far an unfinished one has come
+    vision_tokens.npy     [images, n, w] in the run's compute dtype
+    image_embeddings.npy  [images, e] float32
+    text_embeddings.npy   [captions, e] float32, an image's captions after each other
+    first_caption.npy     [images + 1] int64: where each image's captions begin
+    making.json           progress of one that is being written
 
-The embedding of a picture that could not be read is NaN. Vision tokens are most of it: 1.2 MB a
-picture for SigLIP2-L/16-384 in bfloat16.
+The embedding of an image that could not be read is NaN. Vision tokens are most of it: 1.2 MB
+an image for SigLIP2-L/16-384 in bfloat16.
 """
 
 import hashlib
@@ -45,21 +45,21 @@ class Caption(NamedTuple):
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """A finished cache. Cheap to make and to send to another process: files open at first use."""
+    """Finished cache. Cheap to make and to send to another process: files open at first use."""
 
     folder: Path
 
     def rows(self, wanted: Sequence[Caption]) -> tuple[Features, Bool[np.ndarray, " b"]]:
-        """(features, whether the picture could be read) of some captions and their pictures.
+        """(features, whether the image could be read) of some captions and their images.
 
-        Copies; zeros where there is no picture.
+        The arrays are copies, with zeros where there is no image.
         """
         (tokens, images, captions), first = _open(self.folder)
-        pictures = [caption.record for caption in wanted]
-        # Of the last picture, if it has no caption, the first would lie past the end.
+        records = [caption.record for caption in wanted]
+        # Of the last image, if it has no caption, the first would lie past the end.
         last = len(captions) - 1
         texts = [min(int(first[caption.record]) + caption.number, last) for caption in wanted]
-        features = Features(tokens[pictures], images[pictures], captions[texts])
+        features = Features(tokens[records], images[records], captions[texts])
         valid = ~np.isnan(features.image_embeddings[:, 0])
         features.vision_tokens[~valid] = 0
         features.image_embeddings[~valid] = 0
@@ -76,10 +76,10 @@ def _open(folder: Path) -> tuple[list[np.ndarray], np.ndarray]:
     return tables, np.load(folder / "first_caption.npy")
 
 
-def stamp_of_set(source: Source) -> tuple[dict[str, Any], np.ndarray]:
-    """(what tells a set from another, int64 [pictures + 1]: where each one's captions begin).
+def dataset_stamp(source: Source) -> tuple[dict[str, Any], np.ndarray]:
+    """(facts that tell a set from others, int64 [images + 1]: first caption of each image).
 
-    Pictures are told by their ids, not their pixels.
+    Images are told apart by their ids, not by their pixels.
     """
     digest, first = hashlib.sha256(), np.zeros(len(source) + 1, np.int64)
     for index in range(len(source)):
@@ -114,8 +114,8 @@ def check(folder: Path, stamp: dict[str, Any], found: dict[str, Any]) -> None:
 
 
 @dataclass(frozen=True)
-class Unfinished:
-    """A cache that is being written; several processes may write their rows into one."""
+class FeatureCacheWriter:
+    """Cache that is being written; several processes may write their rows into one."""
 
     folder: Path
     stamp: dict[str, Any]
@@ -124,7 +124,7 @@ class Unfinished:
 
     @property
     def size(self) -> int:
-        """Bytes of a finished one."""
+        """Bytes of the finished cache."""
         return sum(self._row_bytes(name) * self.shapes[name][0] for name in TABLES)
 
     def total(self, kind: str) -> int:
@@ -132,10 +132,10 @@ class Unfinished:
         return self.stamp["set"][kind]
 
     def begin(self, first_caption: np.ndarray) -> None:
-        """Make the files at their full size, empty; of one made before, leave what is there.
+        """Make the files at their full size, empty, unless an earlier run has begun them.
 
         Raises:
-            OtherFeatures: an unfinished one of something else lies there.
+            OtherFeatures: an unfinished cache of something else lies there.
             OSError: the disk cannot hold it.
         """
         making = self.folder / "making.json"
@@ -158,10 +158,10 @@ class Unfinished:
                     self.folder / f"{name}.npy", "w+", dtype, self.shapes[name]
                 )
             np.save(self.folder / "first_caption.npy", first_caption)
-        self.note({"pictures": 0, "captions": 0})
+        self.save_progress({"pictures": 0, "captions": 0})
 
     def write(self, name: str, start: int, rows: np.ndarray) -> None:
-        """Rows of a table from `start` on."""
+        """Write rows of a table from `start` on."""
         path = self.folder / f"{name}.npy"
         with naming(path), path.open("r+b", buffering=0) as file:
             whole = path.stat().st_size
@@ -171,16 +171,16 @@ class Unfinished:
             while view:  # A raw file may take less than it is given, when the disk is nearly full
                 view = view[file.write(view) :]
 
-    def note(self, done: dict[str, int]) -> None:
-        """Say how many pictures and captions are written: those are not made again."""
+    def save_progress(self, done: dict[str, int]) -> None:
+        """Save how many "pictures" and "captions" are written, which are not made again."""
         write_json(self.folder / "making.json", {"stamp": self.stamp, "done": done})
 
-    def noted(self) -> dict[str, int]:
-        """{"pictures", "captions"} that are written."""
+    def progress(self) -> dict[str, int]:
+        """Numbers of "pictures" and "captions" that are written."""
         return read_json(self.folder / "making.json")["done"]
 
     def finish(self) -> None:
-        """From here on it is a cache."""
+        """Write the manifest, which makes it a finished cache."""
         write_json(self.folder / "manifest.json", {"stamp": self.stamp, "dtypes": self.dtypes})
         (self.folder / "making.json").unlink()
 

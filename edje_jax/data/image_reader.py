@@ -1,48 +1,174 @@
-"""Reading a source's pictures in order, decoded in threads, in chunks of bounded memory."""
+"""The one reader of images in order: decoded ahead, in threads or in worker processes.
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+`read_images` gives pixels, batch by batch; `read_batches` gives whatever a function makes of each
+record (a size, a hash, pixels with a thumbnail); `in_order` is the pool of threads below both.
+Each holds a bounded number of images, and may begin at any batch.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Generic, TypeVar
 
 import numpy as np
+from jaxtyping import Int, UInt8
 
 from edje_jax.config.model import ImageRecipe
 from edje_jax.data.bad_pictures import BadPictures, caption_faults
-from edje_jax.data.images import BadImage, image_of, resize
+from edje_jax.data.images import BadImage, record_pixels
+from edje_jax.data.prefetch import prefetch
 from edje_jax.types import Source
 
-CHUNK = 256
-"""Pictures of a chunk; two chunks are what memory holds of pixels."""
+AHEAD = 256
+"""Most images that are read before they are asked for."""
+BATCH = 256
+"""Images of a batch, for readers that need no other number."""
+THREADS = min(32, (os.cpu_count() or 1) + 4)
+"""Threads that decode; Pillow holds no lock while it does."""
+
+Records = Sequence[int] | Int[np.ndarray, " n"]
+"""Indices of a source."""
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 
-def read_pictures(
-    source: Source, recipe: ImageRecipe, bad: BadPictures, rows: range | None = None
-) -> Iterator[tuple[list[int], np.ndarray]]:
-    """Chunks of (indices, uint8 [n, S, S, 3]) over `rows` of a source (default: all), decoded in
-    threads.
+@dataclass(frozen=True)
+class ReadBatch(Generic[Value]):
+    """Values of a batch of records, those that could be read."""
+
+    records: list[int]
+    values: list[Value]
+    bad: dict[int, str]
+    """{record that could not be read: reason}."""
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """Resized images of a batch of records, those that could be read."""
+
+    records: list[int]
+    images: UInt8[np.ndarray, "n s s 3"]
+    bad: dict[int, str]
+    """{record that could not be read: reason}."""
+
+
+def in_order(
+    read: Callable[[Key], Value], keys: Iterable[Key], ahead: int = AHEAD
+) -> Generator[Value, None, None]:
+    """`read` of each key, in the order of the keys, computed in threads.
+
+    At most `ahead` results wait to be taken; keys are asked for as results are taken. Whatever
+    `read` raises is raised in its place.
+    """
+    waiting: deque[Future[Value]] = deque()
+    with ThreadPoolExecutor(THREADS) as pool:
+        try:
+            for key in keys:
+                if len(waiting) == ahead:
+                    yield waiting.popleft().result()
+                waiting.append(pool.submit(read, key))
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def or_bad(read: Callable[[Key], Value], key: Key) -> Value | BadImage:
+    """`read` of a key, or the `BadImage` that it raises, without what its traceback holds."""
+    try:
+        return read(key)
+    except BadImage as error:
+        return BadImage(str(error))
+
+
+def read_batches(
+    read: Callable[[int], Value], batches: Sequence[Records], workers: int = 0
+) -> Generator[ReadBatch[Value], None, None]:
+    """`read` of each record, batch by batch, in order.
+
+    Args:
+        read: raises `BadImage` for a record that cannot be read; picklable where there are workers.
+        batches: the records of each batch. A reader that starts later, or reads a part of the
+            work, is given fewer.
+        workers: processes to read in, a batch at a time; 0 reads in threads of this one.
+    """
+    if workers:
+        yield from prefetch(_Batches(read, batches), 0, workers)
+        return
+    keys = (record for batch in batches for record in map(int, batch))
+    with closing(in_order(partial(or_bad, read), keys)) as found:
+        for batch in batches:
+            yield _sorted_out(batch, islice(found, len(batch)))
+
+
+@dataclass(frozen=True)
+class _Batches(Generic[Value]):
+    """Random access to the batches of `read_batches`, for worker processes."""
+
+    read: Callable[[int], Value]
+    batches: Sequence[Records]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> ReadBatch[Value]:
+        batch = self.batches[index]
+        return _sorted_out(batch, (or_bad(self.read, int(record)) for record in batch))
+
+
+def _sorted_out(batch: Records, found: Iterable[Value | BadImage]) -> ReadBatch[Value]:
+    """Values of a batch's records, apart from the reasons of records that have none."""
+    out = ReadBatch[Value]([], [], {})
+    for record, value in zip(map(int, batch), found, strict=True):
+        if isinstance(value, BadImage):
+            out.bad[record] = str(value)
+        else:
+            out.records.append(record)
+            out.values.append(value)
+    return out
+
+
+def read_images(
+    source: Source, recipe: ImageRecipe, batches: Sequence[Records], workers: int = 0
+) -> Iterator[ImageBatch]:
+    """Resized images of a source, batch by batch, in order; see `read_batches`.
+
+    A batch of which no image could be read has an array of none.
+    """
+    read = partial(record_pixels, source, recipe=recipe)
+    for batch in read_batches(read, batches, workers):
+        yield ImageBatch(batch.records, stack_images(batch.values, recipe), batch.bad)
+
+
+def read_gallery(
+    source: Source, recipe: ImageRecipe, bad: BadPictures, records: range | None = None
+) -> Iterator[ImageBatch]:
+    """Images of a set that is evaluated, all or some `records`; bad ones are handed to `bad`, and
+    so are faults of captions. Batches without an image are left out.
 
     Raises:
         TooManyBadPictures: see `BadPictures`.
     """
+    batches = cut_into(range(len(source)) if records is None else records)
+    for wanted, batch in zip(batches, read_images(source, recipe, batches), strict=True):
+        reasons = {i: batch.bad.get(i) or caption_faults(source, i) for i in wanted}
+        bad.add({source.image_id(i): reason for i, reason in reasons.items() if reason})
+        if batch.records:
+            yield batch
 
-    def read(index: int) -> np.ndarray | str:
-        try:
-            return resize(image_of(source, index, recipe), recipe)
-        except BadImage as error:
-            return str(error)
 
-    rows = range(len(source)) if rows is None else rows
-    chunks = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
-    with ThreadPoolExecutor() as pool:
-        coming = [pool.map(read, indices) for indices in chunks[:1]]
-        for number, indices in enumerate(chunks):
-            # The next chunk is decoded while this one is worked on.
-            coming += [pool.map(read, following) for following in chunks[number + 1 : number + 2]]
-            read_back = dict(zip(indices, coming.pop(0), strict=True))
-            good = {i: x for i, x in read_back.items() if isinstance(x, np.ndarray)}
-            reasons = {
-                source.image_id(i): x if isinstance(x, str) else caption_faults(source, i)
-                for i, x in read_back.items()
-            }
-            bad.add({name: reason for name, reason in reasons.items() if reason})
-            if good:
-                yield list(good), np.stack(list(good.values()))
+def cut_into(records: Records, size: int = BATCH) -> list[Records]:
+    """Batches of `size` records, the last one of what is left."""
+    return [records[start : start + size] for start in range(0, len(records), size)]
+
+
+def stack_images(
+    images: Sequence[UInt8[np.ndarray, "s s 3"]], recipe: ImageRecipe
+) -> UInt8[np.ndarray, "n s s 3"]:
+    """Stack resized images to one array; an array of none if there are none."""
+    return np.array(images, np.uint8).reshape(-1, recipe.size, recipe.size, 3)

@@ -1,4 +1,4 @@
-"""Any picture -> upright RGB -> uint8 [S, S, 3] -> normalised float32, by one pinned recipe.
+"""Any image -> upright RGB -> uint8 [S, S, 3] -> normalised float32, by one pinned recipe.
 
 The recipe is the backbone's own `preprocessor_config.json`; its pixels equal those of the
 `transformers` image processors (Pillow backend) bit for bit, which tests/data/test_images.py pins.
@@ -20,10 +20,10 @@ from edje_jax.data.decoders import open_image
 from edje_jax.types import ArrayT, Encoded, Source
 
 MAX_PIXELS = 178_956_970
-"""Pictures of more are refused as decompression bombs: Pillow's own limit, but not switched off
+"""Images of more are refused as decompression bombs: Pillow's own limit, but not switched off
 with it."""
 CROP_PIXELS = 2**26
-"""The largest picture (256 MiB) that `resize` makes on the way to a centre crop."""
+"""The largest image (256 MiB) that `resize` makes on the way to a centre crop."""
 
 ImageLike = str | os.PathLike[str] | bytes | bytearray | BinaryIO | Image.Image | np.ndarray
 _READABLE = (str, os.PathLike, bytes, bytearray, Image.Image)
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class BadImage(ValueError):
-    """A picture that cannot be used; the message names the file and the reason."""
+    """An image that cannot be used; the message names the file and the reason."""
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -41,7 +41,7 @@ class BadImage(ValueError):
 def load_image(
     source: ImageLike, recipe: ImageRecipe | None = None, max_pixels: int = MAX_PIXELS
 ) -> Image.Image:
-    """Read a picture, upright and RGB: the first frame, turned as its EXIF says.
+    """Read an image, upright and RGB: the first frame, turned as its EXIF says.
 
     `source` is a path, the bytes of a file, an open binary file (read from where it stands), a PIL
     image or uint8 [H, W, 3]. The format is told by the content; a name's ending counts for nothing.
@@ -49,11 +49,11 @@ def load_image(
     Equal to `transformers.image_utils.load_image` but for 16-bit, 32-bit and float grayscale, which
     are scaled to 8 bits where `convert` would clip them. As there, transparency is dropped, the
     colours beneath it show, and ICC profiles are disregarded, unless `recipe` says otherwise.
-    (Newer processors put an RGBA picture on white, but only one that is handed over as such; what
+    (Newer processors put an RGBA image on white, but only one that is handed over as such; what
     `load_image` has read never is.)
 
     Raises:
-        BadImage: missing, not a picture, truncated, empty, or more than `max_pixels` pixels.
+        BadImage: missing, not an image, truncated, empty, or more than `max_pixels` pixels.
         TypeError: `source` is none of the above.
     """
     if isinstance(source, np.ndarray):
@@ -75,7 +75,7 @@ def load_image(
 
 
 def read_file(path: str) -> bytes:
-    """A picture's file as it is.
+    """An image's file as it is.
 
     Raises:
         BadImage: it is missing or cannot be read.
@@ -195,7 +195,7 @@ def _reason(error: Exception, name: str) -> str:
 def resize(image: Image.Image, recipe: ImageRecipe) -> UInt8[np.ndarray, "s s 3"]:
     """Warp to a square, or bring the short side to `recipe.size` and crop the centre.
 
-    Pictures so long that the uncropped one would pass `CROP_PIXELS` are cropped while resizing:
+    Images so long that the uncropped one would pass `CROP_PIXELS` are cropped while resizing:
     the same region, whose pixels may be off by rounding.
 
     Raises:
@@ -218,10 +218,10 @@ def resize(image: Image.Image, recipe: ImageRecipe) -> UInt8[np.ndarray, "s s 3"
 
 
 def random_crop(image: Image.Image, smallest: float, rng: np.random.Generator) -> Image.Image:
-    """A window of a picture, its share of the area drawn evenly from `smallest` to 1.
+    """A window of an image, its share of the area drawn evenly from `smallest` to 1.
 
-    It is up to 4/3 wider or higher than the picture's own proportions (arXiv 1409.4842, section 6).
-    One that would reach past the picture is cut to it, and may then be a little below `smallest`.
+    It is up to 4/3 wider or higher than the image's own proportions (arXiv 1409.4842, section 6).
+    One that would reach past the image is cut to it, and may then be a little below `smallest`.
     """
     area, stretch = rng.uniform(smallest, 1.0), np.exp(rng.uniform(-1, 1) * np.log(4 / 3))
     box = []
@@ -237,7 +237,7 @@ def normalise(
     images: UInt8[ArrayT, "*b s s 3"], recipe: ImageRecipe
 ) -> Float32[ArrayT, "*b s s 3"]:
     """(x / 255 - mean) / std in float32, for NumPy and JAX arrays alike; works under jit."""
-    # As many axes as the pictures: JAX may be told to raise on rank promotion.
+    # As many axes as the images: JAX may be told to raise on rank promotion.
     shape = (1,) * (images.ndim - 1) + (3,)
     mean = np.array(recipe.mean, np.float32).reshape(shape)
     std = np.array(recipe.std, np.float32).reshape(shape)
@@ -245,7 +245,7 @@ def normalise(
 
 
 def file_bytes(source: Source, index: int) -> bytes:
-    """The file that a source keeps, else a PNG of the picture.
+    """The file that a source keeps, else a PNG of the image.
 
     Raises:
         BadImage: it cannot be read.
@@ -257,8 +257,8 @@ def file_bytes(source: Source, index: int) -> bytes:
     return stream.getvalue()
 
 
-def image_of(source: Source, index: int, recipe: ImageRecipe) -> Image.Image:
-    """The image, upright and RGB, its profile and transparency treated as a recipe says.
+def decode_record(source: Source, index: int, recipe: ImageRecipe) -> Image.Image:
+    """Image of a source, upright and RGB, its profile and transparency treated as a recipe says.
 
     Raises:
         BadImage: it cannot be read.
@@ -266,3 +266,23 @@ def image_of(source: Source, index: int, recipe: ImageRecipe) -> Image.Image:
     if recipe.reading and isinstance(source, Encoded):
         return decode(source.encoded(index), source.image_id(index), recipe)
     return source.image(index)
+
+
+def record_pixels(source: Source, index: int, recipe: ImageRecipe) -> UInt8[np.ndarray, "s s 3"]:
+    """Image of a source as the backbone takes it, but for `normalise`.
+
+    Raises:
+        BadImage: it cannot be read.
+    """
+    return resize(decode_record(source, index, recipe), recipe)
+
+
+def image_pixels(
+    image: ImageLike, recipe: ImageRecipe, max_pixels: int = MAX_PIXELS
+) -> UInt8[np.ndarray, "s s 3"]:
+    """Image from anywhere else as the backbone takes it, but for `normalise`.
+
+    Raises:
+        BadImage, TypeError: see `load_image`.
+    """
+    return resize(load_image(image, recipe, max_pixels), recipe)

@@ -1,20 +1,18 @@
 """Sources -> training batches, in worker threads or processes, through grain.
 
 Batch t is a pure function of (source, config, seed, t). Resuming therefore means starting at
-another t, whatever the number of workers, and an unreadable picture leaves an invalid row
+another t, whatever the number of workers, and an unreadable image leaves an invalid row
 instead of moving every later one.
 """
 
-import signal
 import zlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol, TypeVar, cast
+from typing import TypeVar, cast
 
 import grain
 import numpy as np
-from absl import flags
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
@@ -23,28 +21,32 @@ from edje_jax.config.run import DataConfig
 from edje_jax.data.bad_pictures import BadPictures, caption_faults
 from edje_jax.data.buckets import bucket, lengths_up_to
 from edje_jax.data.feature_cache import Caption, FeatureCache
-from edje_jax.data.images import BadImage, image_of, random_crop, resize
+from edje_jax.data.images import BadImage, decode_record, random_crop, resize
+from edje_jax.data.prefetch import Reader, prefetch
 from edje_jax.data.text import BackboneTokenizer, JointTokenizer, canonicalise
-from edje_jax.types import Batch, PatchLabelled, Source
+from edje_jax.types import Batch, Source
 
 _CROPS = 1
-"""Tells the draws of windows from those of captions."""
+"""Random stream of the crops, apart from that of the captions."""
+
+BatchT = TypeVar("BatchT")
 
 
 @dataclass(frozen=True)
-class Encoder:
-    """How a record becomes a row of a batch."""
+class RowRecipe:
+    """Tools that make a row of a batch from a record."""
 
     image: ImageRecipe
     backbone_tokenizer: BackboneTokenizer
     joint_tokenizer: JointTokenizer | None = None
-    patch_grid: int = 0
-    """Side of the grid of patch labels to ask the source for; 0 for none."""
+    extra_labels: Callable[[int], np.ndarray] | None = None
+    """(record) -> what a task wants to know of its image besides captions, an array of one shape;
+    picklable. The batch carries them as its `extra_labels`."""
 
 
 @dataclass(frozen=True)
 class TrainingBatches:
-    """Random access to the batches of a run: `reader[t]` is (batch, {bad picture: reason}).
+    """Random access to the batches of a run: `reader[t]` is (batch, {bad image: reason}).
 
     An epoch visits every record once, with one of its captions drawn at random; one without a
     caption, or with one that its source had to leave out, counts as bad. `block_size` neighbours
@@ -53,7 +55,7 @@ class TrainingBatches:
     """
 
     source: Source
-    encoder: Encoder
+    recipe: RowRecipe
     data: DataConfig
     seed: int
     steps: int
@@ -85,8 +87,8 @@ class TrainingBatches:
         return Caption(record, int(pick.integers(max(len(self.source.captions(record)), 1))))
 
     def _batch(self, everyone: list[Caption], first: int) -> tuple[Batch, dict[str, str]]:
-        """The rows from position `first` on."""
-        source, encoder = self.source, self.encoder
+        """Batch of the captions at position `first` and after it."""
+        source, recipe, extra = self.source, self.recipe, self.recipe.extra_labels
         own = part_of(len(everyone), self.process)
         rows = everyone[own]
         records = [row.record for row in rows]
@@ -96,7 +98,7 @@ class TrainingBatches:
             unreadable = "unreadable when its features were made"
             bad = {i: unreadable for i, good in zip(records, valid, strict=True) if not good}
         else:
-            images, valid, bad = read(source, records, encoder.image, self._crop(first + own.start))
+            images, valid, bad = self._images(records, first + own.start)
         captions = [self._caption(row) for row in everyone]
         for row, record in enumerate(records):
             fault = caption_faults(source, record)
@@ -107,28 +109,41 @@ class TrainingBatches:
                 bad.setdefault(record, fault)
         return Batch(
             images=images,
-            backbone_ids=encoder.backbone_tokenizer(captions[own]),
+            backbone_ids=recipe.backbone_tokenizer(captions[own]),
             joint_ids=self._joint_ids(captions)[own],
             image_ids=_identities(source.image_id(record) for record in records),
             caption_ids=_identities(canonicalise(caption) for caption in captions[own]),
             valid=valid,
-            patch_labels=self._patch_labels(records),
             features=features,
+            extra_labels=np.stack(list(map(extra, records))) if extra else None,
         ), {source.image_id(record): reason for record, reason in bad.items()}
 
-    def _crop(self, first: int) -> Callable[[int, Image.Image], Image.Image] | None:
-        """(row, picture) -> the window of it that stands at position `first` + row."""
+    def _images(
+        self, records: list[int], first: int
+    ) -> tuple[UInt8[np.ndarray, "b s s 3"], Bool[np.ndarray, " b"], dict[int, str]]:
+        """(resized images, which could be read, {bad record: reason}) from position `first` on."""
+        recipe = self.recipe.image
+        images = np.zeros((len(records), recipe.size, recipe.size, 3), np.uint8)
+        valid, bad = np.zeros(len(records), bool), {}
+        for row, record in enumerate(records):
+            try:
+                image = decode_record(self.source, record, recipe)
+            except BadImage as error:
+                bad[record] = str(error)
+                continue
+            images[row] = resize(self._cropped(image, first + row), recipe)
+            valid[row] = True
+        return images, valid, bad
+
+    def _cropped(self, image: Image.Image, position: int) -> Image.Image:
+        """Window of an image that is drawn for a position of the stream; by default all of it."""
         if self.data.crop == 1:
-            return None
-
-        def crop(row: int, image: Image.Image) -> Image.Image:
-            rng = np.random.default_rng([self.seed, first + row, _CROPS])
-            return random_crop(image, self.data.crop, rng)
-
-        return crop
+            return image
+        rng = np.random.default_rng([self.seed, position, _CROPS])
+        return random_crop(image, self.data.crop, rng)
 
     def _caption(self, row: Caption) -> str:
-        """A row's caption; of a picture that has none, an empty one."""
+        """Caption of a row; an empty one where the image has none."""
         captions = self.source.captions(row.record)
         return captions[row.number] if captions else ""
 
@@ -136,9 +151,9 @@ class TrainingBatches:
         """int32 [B, T], T the bucket of the longest caption: short captions make short batches,
         unless the config wants the full length.
 
-        Of the whole batch, as all processes must come to the same T.
+        Takes the captions of the whole batch, as all processes must come to the same T.
         """
-        tokenizer = self.encoder.joint_tokenizer
+        tokenizer = self.recipe.joint_tokenizer
         if tokenizer is None:
             return np.zeros((len(captions), 0), np.int32)
         ids = tokenizer(captions)
@@ -147,121 +162,35 @@ class TrainingBatches:
         longest = int((ids != tokenizer.pad_id).sum(axis=1).max())
         return ids[:, : bucket(longest, lengths_up_to(tokenizer.max_length))]
 
-    def _patch_labels(self, indices: list[int]) -> np.ndarray | None:
-        grid, source = self.encoder.patch_grid, self.source
-        if not grid or not isinstance(source, PatchLabelled):
-            return None
-        return np.stack([source.patch_labels(index, grid) for index in indices])
-
-
-@dataclass(frozen=True)
-class PicturesInOrder:
-    """A source's pictures from `start` on, once each: `reader[t]` is (uint8 [b, S, S, 3], bool [b]:
-    which could be read, {bad picture: reason}), the last batch filled up with none."""
-
-    source: Source
-    image: ImageRecipe
-    batch_size: int
-    start: int
-    process: tuple[int, int]
-    """(i, n): as for `TrainingBatches`."""
-
-    def __len__(self) -> int:
-        return -(-(len(self.source) - self.start) // self.batch_size)
-
-    def __getitem__(self, index: int) -> tuple[tuple[np.ndarray, np.ndarray], dict[str, str]]:
-        own = part_of(self.batch_size, self.process)
-        first = self.start + index * self.batch_size
-        records = range(first + own.start, first + own.stop)
-        images, valid, bad = read(self.source, records, self.image)
-        return (images, valid), {self.source.image_id(i): reason for i, reason in bad.items()}
-
-
-def read(
-    source: Source,
-    records: Sequence[int],
-    recipe: ImageRecipe,
-    crop: Callable[[int, Image.Image], Image.Image] | None = None,
-) -> tuple[UInt8[np.ndarray, "b s s 3"], Bool[np.ndarray, " b"], dict[int, str]]:
-    """(resized pictures, which could be read, {bad record: reason}); past the end there is none.
-
-    `crop` makes of (row, picture) what is resized.
-    """
-    images = np.zeros((len(records), recipe.size, recipe.size, 3), np.uint8)
-    valid = np.zeros(len(records), bool)
-    bad: dict[int, str] = {}
-    for row, record in enumerate(records):
-        if record >= len(source):
-            continue
-        try:
-            image = image_of(source, record, recipe)
-            images[row] = resize(crop(row, image) if crop else image, recipe)
-            valid[row] = True
-        except BadImage as error:
-            bad[record] = str(error)
-    return images, valid, bad
-
 
 def part_of(rows: int, process: tuple[int, int]) -> slice:
-    """The rows of a batch that are one process's."""
+    """Rows of a batch that one process reads: the i-th of n equal parts for process (i, n)."""
     part, parts = process
     return slice(part * rows // parts, (part + 1) * rows // parts)
 
 
-T = TypeVar("T")
-Read = TypeVar("Read", covariant=True)
-
-
-class Reader(Protocol[Read]):
-    """Random access to batches: `reader[t]` is (batch, {bad image: reason})."""
-
-    def __len__(self) -> int:
-        """Batches."""
-        ...
-
-    def __getitem__(self, index: int) -> tuple[Read, dict[str, str]]:
-        """Batch at `index`, and {bad image: reason}."""
-        ...
-
-
 def iterate(
-    reader: Reader[T], start: int, bad: BadPictures, workers: int = 0
-) -> Generator[T, None, None]:
-    """Batches `start`, `start + 1`, ..., prepared ahead; bad pictures are handed to `bad`.
+    reader: Reader[tuple[BatchT, dict[str, str]]], start: int, bad: BadPictures, workers: int = 0
+) -> Generator[BatchT, None, None]:
+    """Batches `start`, `start + 1`, ... of a reader whose items are (batch, {bad image: reason}),
+    prepared ahead; bad images are handed to `bad`.
 
     Raises:
         TooManyBadPictures: see `BadPictures`.
     """
-    dataset = grain.MapDataset.source(cast(Sequence, reader))[start:]
-    if workers:
-        # Grain reads its settings from flags, which nothing parses unless absl runs the program.
-        flags.FLAGS.mark_as_parsed()
-        stream = dataset.to_iter_dataset(
-            grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
-        ).mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2),
-            worker_init_fn=_leave_interrupts,
-        )
-    else:
-        stream = dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
-    for batch, reasons in stream:
+    for batch, reasons in prefetch(reader, start, workers):
         bad.add(reasons)
         yield batch
 
 
-def _leave_interrupts(worker: int, workers: int) -> None:
-    """Ctrl-C reaches every process of a terminal; when to stop is the loop's to say."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 @lru_cache(maxsize=4)
 def _order(blocks: int, seed: int) -> Sequence[int]:
-    """An endless shuffle of the blocks, each epoch in its own order, without a list in memory."""
+    """Endless shuffle of the blocks, each epoch in its own order, without a list in memory."""
     return cast(Sequence[int], grain.MapDataset.range(blocks).seed(seed).shuffle().repeat())
 
 
-def _identities(names) -> np.ndarray:
-    """int32 hashes: equal for equal names."""
+def _identities(names: Iterable[str]) -> np.ndarray:
+    """Hash names to int32: equal for equal names."""
     return np.array(
         [zlib.crc32(name.encode("utf-8", "surrogatepass")) for name in names], np.uint32
     ).view(np.int32)

@@ -1,20 +1,20 @@
 """Any source -> ArrayRecord shards that the `arrayrecord:` source reads (it documents the format).
 
-Pictures are kept as the files they were, after one decoding to see that they can be read. A shard
+Images are kept as the files they were, after one decoding to see that they can be read. A shard
 is written under a temporary name and renamed; those that are there already are not made again, so
 that the same call goes on where a killed one stopped.
 """
 
 import csv
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from edje_jax.data.bad_pictures import caption_faults, left_out
-from edje_jax.data.feature_cache import stamp_of_set
+from edje_jax.data.feature_cache import dataset_stamp
+from edje_jax.data.image_reader import in_order, or_bad
 from edje_jax.data.images import BadImage, decode, file_bytes
 from edje_jax.data.sources.array_record import FORMAT, VERSION, read_table
 from edje_jax.data.sources.mixture import Mixture
@@ -26,7 +26,7 @@ from edje_jax.types import Source
 OPTIONS = "group_size:1,uncompressed"
 """Options of ArrayRecord: records are read one by one; image files are compressed already."""
 AHEAD = 64
-"""Pictures that are read before they are written."""
+"""Images whose files are read before they are written."""
 
 
 def pack(
@@ -35,13 +35,13 @@ def pack(
     shard_size: int = 2048,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[int, dict[str, str]]:
-    """Write a set into `out` in shards of `shard_size` pictures.
+    """Write a set into `out` in shards of `shard_size` images.
 
     Args:
-        progress: called with (pictures done, pictures to do).
+        progress: called with (images done, images to do).
 
     Returns:
-        (pictures written, {id of one that could not be read, or lost captions: reason}), also of
+        (images written, {id of one that could not be read, or lost captions: reason}), also of
         earlier calls; the latter are in `rejected.csv` too, and what the source left out.
 
     Raises:
@@ -54,23 +54,22 @@ def pack(
     source = joined(source)
     total = len(source)
     starts = range(0, total, shard_size)
-    head = {"format": FORMAT, "version": VERSION, "set": stamp_of_set(source)[0]["digest"]}
+    head = {"format": FORMAT, "version": VERSION, "set": dataset_stamp(source)[0]["digest"]}
     head["shards"] = len(starts)
     names = [f"pictures-{i:05d}-of-{len(starts):05d}.array_record" for i in range(len(starts))]
     _refuse_others(out, names, head)
     out.mkdir(parents=True, exist_ok=True)
     written, rejected = 0, dict(left_out(source))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for shard, (start, name) in enumerate(zip(starts, names, strict=True)):
-            rows = range(start, min(start + shard_size, total))
-            if not (out / name).exists():
-                files = _files(source, rows, pool)
-                _write(out / name, source, rows, files, {**head, "shard": shard})
-            table = read_table(str(out / name))
-            written += len(table["pictures"])
-            rejected |= {one["id"]: one["reason"] for one in table["rejected"]}
-            if progress:
-                progress(rows.stop, total)
+    for shard, (start, name) in enumerate(zip(starts, names, strict=True)):
+        records = range(start, min(start + shard_size, total))
+        if not (out / name).exists():
+            files = in_order(partial(or_bad, partial(_file, source)), records, AHEAD)
+            _write(out / name, source, records, files, {**head, "shard": shard})
+        table = read_table(str(out / name))
+        written += len(table["pictures"])
+        rejected |= {one["id"]: one["reason"] for one in table["rejected"]}
+        if progress:
+            progress(records.stop, total)
     _list_rejected(out / "rejected.csv", rejected)
     for temporary in out.glob("*.array_record.*.tmp"):
         if is_abandoned(temporary):
@@ -78,39 +77,33 @@ def pack(
     return written, rejected
 
 
-def _files(source: Source, rows: range, pool: ThreadPoolExecutor) -> Iterator[bytes | BadImage]:
-    """Pictures' files in order, few of them in memory at a time."""
-    for start in range(rows.start, rows.stop, AHEAD):
-        part = range(start, min(start + AHEAD, rows.stop))
-        yield from pool.map(lambda row: _file(source, row), part)
-
-
-def _file(source: Source, index: int) -> bytes | BadImage:
-    """A picture's file, if it can be decoded."""
-    try:
-        data = file_bytes(source, index)
-        decode(data, source.image_id(index))
-    except BadImage as error:
-        return error
+def _file(source: Source, index: int) -> bytes:
+    """File of an image; `BadImage` if it cannot be decoded."""
+    data = file_bytes(source, index)
+    decode(data, source.image_id(index))
     return data
 
 
 def _write(
-    path: Path, source: Source, rows: range, files: Iterable[bytes | BadImage], head: dict[str, Any]
+    path: Path,
+    source: Source,
+    records: range,
+    files: Iterable[bytes | BadImage],
+    head: dict[str, Any],
 ) -> None:
     from array_record.python.array_record_module import ArrayRecordWriter
 
     pictures, rejected = [], []
     with replacing(path) as temporary:
         writer = ArrayRecordWriter(str(temporary), OPTIONS)
-        for row, data in zip(rows, files, strict=True):
-            image_id = source.image_id(row)
+        for record, data in zip(records, files, strict=True):
+            image_id = source.image_id(record)
             if isinstance(data, BadImage):
                 rejected.append({"id": image_id, "reason": str(data)})
                 continue
             writer.write(data)
-            pictures.append({"id": image_id, "captions": list(source.captions(row))})
-            if fault := caption_faults(source, row):
+            pictures.append({"id": image_id, "captions": list(source.captions(record))})
+            if fault := caption_faults(source, record):
                 rejected.append({"id": image_id, "reason": f"packed without a caption: {fault}"})
         table = {**head, "pictures": pictures, "rejected": rejected}
         writer.write(json.dumps(table).encode())

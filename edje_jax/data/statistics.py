@@ -1,23 +1,22 @@
 """Statistics of a data set, counted and shown."""
 
-import os
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from edje_jax.data.bad_pictures import caption_faults, left_out
+from edje_jax.data.image_reader import cut_into, read_batches
 from edje_jax.data.images import BadImage
 from edje_jax.data.sources.captioned import lines_of
 from edje_jax.data.sources.mixture import Mixture
 from edje_jax.types import Source
 
 TILE, LINES = 256, 4
-"""Side of a picture in a grid, in pixels, and lines of text below it."""
+"""Side of an image in a grid, in pixels, and lines of text below it."""
 PICTURES, COLUMNS = 12, 4
 _FONT_SIZE = 14
 
@@ -28,21 +27,21 @@ class Statistics:
 
     pictures: int
     places: int
-    """Pictures of an epoch: more, where a mixture repeats some."""
+    """Images of an epoch: more, where a mixture repeats some."""
     ids: int
-    """How many different ids the pictures have."""
+    """Number of different ids that the images have."""
     captions_each: Counter[int]
-    """{captions of a picture: how many have so many}."""
+    """{captions of an image: how many have so many}."""
     words_each: Counter[int]
     """{words of a caption: how many have so many}."""
     sizes: list[tuple[int, int]]
-    """(width, height) of the pictures that were looked at and could be read."""
+    """(width, height) of the images that were looked at and could be read."""
     bad: dict[str, str]
     """{id of one that could not: reason}."""
     left_out: dict[str, str]
     """{record that the source left out: reason}."""
     faults: dict[str, str]
-    """{id of a picture: what is wrong with captions of it that are left out}."""
+    """{id of an image: what is wrong with captions of it that are left out}."""
     several_lines: int
     """Captions of more than one line."""
 
@@ -55,10 +54,10 @@ class Statistics:
 def statistics(
     source: Source, look_at: int = 0, progress: Callable[[int, int], None] | None = None
 ) -> Statistics:
-    """Count ids and captions of all pictures, and decode `look_at` spread evenly, or all (0).
+    """Count ids and captions of all images, and decode `look_at` spread evenly, or all (0).
 
     Args:
-        progress: called with (pictures decoded, pictures to decode).
+        progress: called with (images decoded, images to decode).
     """
     captions_each, words_each = Counter[int](), Counter[int]()
     several_lines, faults = 0, {}
@@ -100,7 +99,7 @@ def quantiles(values: Counter[int], at: Sequence[float]) -> list[int]:
 
 
 def grid(source: Source) -> Image.Image:
-    """Some pictures spread over the set, each with its first captions below."""
+    """Some images spread over the set, each with its first captions below."""
     rows = spread(len(source), PICTURES)
     height = TILE + LINES * (_FONT_SIZE + 4)
     sheet = Image.new("RGB", (COLUMNS * TILE, -(-len(rows) // COLUMNS) * height), "white")
@@ -122,25 +121,16 @@ def _wrapped(texts: Sequence[str]) -> str:
 
 
 def _look(
-    source: Source, rows: list[int], progress: Callable[[int, int], None] | None
+    source: Source, records: list[int], progress: Callable[[int, int], None] | None
 ) -> tuple[list[tuple[int, int]], dict[str, str]]:
+    """((width, height) of the images of some records, {id of one that cannot be read: reason})."""
     sizes: list[tuple[int, int]] = []
     bad: dict[str, str] = {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(rows), 256):  # The pool takes no more at a time
-            part = rows[start : start + 256]
-            for row, found in zip(part, pool.map(lambda r: _size(source, r), part), strict=True):
-                if isinstance(found, BadImage):
-                    bad[source.image_id(row)] = str(found)
-                else:
-                    sizes.append(found)
-            if progress:
-                progress(start + len(part), len(rows))
+    done = 0
+    for batch in read_batches(lambda record: source.image(record).size, cut_into(records)):
+        sizes += batch.values
+        bad |= {source.image_id(record): reason for record, reason in batch.bad.items()}
+        done += len(batch.values) + len(batch.bad)
+        if progress:
+            progress(done, len(records))
     return sizes, bad
-
-
-def _size(source: Source, index: int) -> tuple[int, int] | BadImage:
-    try:
-        return source.image(index).size
-    except BadImage as error:
-        return error

@@ -1,10 +1,14 @@
-"""Scores of compositional items: every caption of an item against every picture of it."""
+"""Scores of compositional items: every caption of an item against every image of it."""
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
+from jaxtyping import UInt8
 
+from edje_jax.config.model import ImageRecipe
+from edje_jax.data.image_reader import in_order
 from edje_jax.data.images import load_image, resize
 from edje_jax.data.text import canonicalise
 from edje_jax.evaluate.gallery import Progress
@@ -13,7 +17,9 @@ from edje_jax.evaluation.scores import cosines, mixed
 from edje_jax.runtimes.jax import Engine
 
 CHUNK = 256
-"""Items whose pictures and tokens are in memory at once."""
+"""Items whose images and tokens are in memory at once."""
+
+Value = TypeVar("Value")
 
 
 def score_items(
@@ -25,29 +31,26 @@ def score_items(
     """Cosines, and match logits + similarity_weight * cosine, in the order of the items.
 
     Raises:
-        BadImage: a picture cannot be read; none is skipped, as a score would then be of other
+        BadImage: an image cannot be read; none is skipped, as a score would then be of other
             items than it says.
     """
-    # Sorted, so that a picture of many items is encoded about once.
+    # Sorted, so that an image of many items is encoded about once.
     order = sorted(range(len(items)), key=lambda i: items[i].pictures[0].path)
     scored: dict[int, Scored] = {}
-    with ThreadPoolExecutor() as pool:
-        for start in range(0, len(order), CHUNK):
-            part = order[start : start + CHUNK]
-            found = _score(engine, [items[i] for i in part], similarity_weight, pool)
-            scored.update(zip(part, found, strict=True))
-            if progress:
-                progress("items", len(scored), len(items))
+    for start in range(0, len(order), CHUNK):
+        part = order[start : start + CHUNK]
+        found = _score(engine, [items[i] for i in part], similarity_weight)
+        scored.update(zip(part, found, strict=True))
+        if progress:
+            progress("items", len(scored), len(items))
     return [scored[i] for i in range(len(items))]
 
 
-def _score(
-    engine: Engine, items: Sequence[Item], weight: float, pool: ThreadPoolExecutor
-) -> list[Scored]:
-    # Each canonical caption and each picture once: two that are equal to the model tie exactly.
+def _score(engine: Engine, items: Sequence[Item], weight: float) -> list[Scored]:
+    # Each canonical caption and each image once: two that are equal to the model tie exactly.
     pictures = _numbered(picture for item in items for picture in item.pictures)
     texts = _numbered(canonicalise(text) for item in items for text in item.captions)
-    pixels = pool.map(lambda picture: _pixels(engine, picture), pictures)
+    pixels = in_order(partial(_pixels, engine.config.image), pictures)
     encoded = engine.encode_images(np.stack(list(pixels)))
     embeddings = engine.embed_texts(list(texts))
     ids = engine.joint_tokenizer(list(texts))
@@ -75,10 +78,11 @@ def _score(
     ]
 
 
-def _pixels(engine: Engine, picture: Picture) -> np.ndarray:
-    image = load_image(picture.path, engine.config.image)
-    return resize(image.crop(picture.box) if picture.box else image, engine.config.image)
+def _pixels(recipe: ImageRecipe, picture: Picture) -> UInt8[np.ndarray, "s s 3"]:
+    image = load_image(picture.path, recipe)
+    return resize(image.crop(picture.box) if picture.box else image, recipe)
 
 
-def _numbered(values) -> dict:
+def _numbered(values: Iterable[Value]) -> dict[Value, int]:
+    """Number each different value, in the order of their first appearance."""
     return {value: i for i, value in enumerate(dict.fromkeys(values))}

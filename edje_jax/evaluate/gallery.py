@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from edje_jax.data.bad_pictures import BadPictures, left_out
-from edje_jax.data.image_reader import read_pictures
+from edje_jax.data.image_reader import read_gallery
 from edje_jax.data.sources.pooled import Pooled
 from edje_jax.evaluation.retrieval import Gallery, Retrieval, ScorePairs, rerank
 from edje_jax.evaluation.scores import cosines
@@ -56,18 +56,18 @@ def encode_gallery(
     embeddings = np.empty((len(source), config.backbone.text.projection_size), np.float32)
     sets = (source.source, source.pool) if isinstance(source, Pooled) else (source,)
     own = len(sets[0])
-    chunks = (
-        chunk
+    batches = (
+        batch
         for part, of in zip((range(own), range(own, len(source))), sets, strict=False)
-        for chunk in read_pictures(
+        for batch in read_gallery(
             source, config.image, BadPictures.after(left_out(of), len(part), max_bad), part
         )
     )
-    for indices, images in chunks:
-        encoded = engine.encode_images(images)
-        rows = slice(len(record), len(record) + len(indices))
+    for batch in batches:
+        encoded = engine.encode_images(batch.images)
+        rows = slice(len(record), len(record) + len(batch.records))
         tokens[rows], embeddings[rows] = encoded.tokens, encoded.embeddings
-        record += indices
+        record += batch.records
         if progress:
             progress("pictures", len(record), len(source))
     captions = [list(source.captions(i)) for i in record]

@@ -15,11 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from edje_jax.data.bad_pictures import BadPictures
-from edje_jax.data.loader import iterate
+from edje_jax.data.image_reader import cut_into, read_batches
 from edje_jax.index.changes import Changes, compare
 from edje_jax.index.commit import Report, commit, finish, record_of, refuse_many, taken_in
-from edje_jax.index.shard_content import Pictures, encode
+from edje_jax.index.shard_content import RecordDecoder, encode
 from edje_jax.index.shard_files import BadStore, write_shard
 from edje_jax.index.store import Manifest, Store, check_model, next_number
 from edje_jax.models.token_formats import TokenDtype, pack
@@ -90,12 +89,16 @@ def build(
 
     paths = {number: record_of(out, number) for number in mine}
     note(sum(len(shards[number]) for number, path in paths.items() if path.exists()))
-    left = {number: _cut(shards[number]) for number, path in paths.items() if not path.exists()}
+    left = {
+        number: cut_into(shards[number], BATCH)
+        for number, path in paths.items()
+        if not path.exists()
+    }
     batches = [batch for cut in left.values() for batch in cut]
-    pictures = Pictures(source, batches, engine.config.image)
+    decoder = RecordDecoder(source, engine.config.image)
     rejected = dict(changes.bad)
     # One stream for all shards: the next one's images are decoded while one is written.
-    with closing(iterate(pictures, 0, BadPictures(0, 0.0), workers)) as decoded:
+    with closing(read_batches(decoder, batches, workers)) as decoded:
         for number, cut in left.items():
             built = encode(engine, changes, islice(decoded, len(cut)), note)
             rejected |= built.rejected
@@ -110,10 +113,6 @@ def build(
         out, manifest, changes, list(shards),
         spec=spec, max_bad=max_bad, prune=prune, embed=engine.embed_texts,
     )  # fmt: skip
-
-
-def _cut(records: np.ndarray) -> list[np.ndarray]:
-    return [records[start : start + BATCH] for start in range(0, len(records), BATCH)]
 
 
 def _manifest(

@@ -3,12 +3,15 @@
 import io
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from edje_jax.config.model import ImageRecipe
-from edje_jax.data.images import image_of, resize
+from edje_jax.data.image_reader import ReadBatch, stack_images
+from edje_jax.data.images import BadImage, decode_record, resize
 from edje_jax.data.sources.texts import printable
 from edje_jax.data.stamps import digest_of
 from edje_jax.index.changes import Changes
@@ -21,49 +24,37 @@ THUMBNAIL = 256
 """Longest side of a thumbnail in pixels."""
 
 
-@dataclass(frozen=True)
-class Decoded:
-    """Batch of decoded images, ready to be encoded."""
+class DecodedImage(NamedTuple):
+    """Image of a record, ready to be encoded."""
 
-    records: list[int]
-    images: np.ndarray
-    thumbnails: list[bytes]
-    digests: list[str]
-    """Digests of the images' files; "" where the stamp alone identifies an image."""
+    pixels: UInt8[np.ndarray, "s s 3"]
+    thumbnail: bytes
+    digest: str
+    """Digest of the image's file; "" where the stamp alone identifies the image."""
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Random access to batches of records of a source, for worker processes."""
+class RecordDecoder:
+    """Decodes records of a source to what an index keeps of their images; it pickles."""
 
     source: Source
-    batches: list[np.ndarray]
     recipe: ImageRecipe
 
-    def __len__(self) -> int:
-        return len(self.batches)
+    def __call__(self, record: int) -> DecodedImage:
+        """Image of a record.
 
-    def __getitem__(self, index: int) -> tuple[tuple[Decoded, dict[int, str]], dict[str, str]]:
-        """((readable images, {bad record: reason}), an empty dict of warnings)."""
-        good: list[int] = []
-        images, thumbnails, digests, bad = [], [], [], {}
+        Raises:
+            BadImage: it cannot be read.
+        """
         # Drawn images are identified by their stamp, files that may be copied only by a digest.
         is_digested = isinstance(self.source, HasFiles) or not isinstance(self.source, Stamped)
-        for record in self.batches[index].tolist():
-            try:
-                # Digest first: a file that changes before it is decoded then counts as changed.
-                digest = digest_of(self.source, record) if is_digested else ""
-                image = image_of(self.source, record, self.recipe)
-            except ValueError as error:  # `BadImage`, or an invalid path
-                bad[record] = str(error)
-                continue
-            good.append(record)
-            images.append(resize(image, self.recipe))
-            thumbnails.append(thumbnail(image))
-            digests.append(digest)
-        side = self.recipe.size
-        stacked = np.stack(images) if images else np.empty((0, side, side, 3), np.uint8)
-        return (Decoded(good, stacked, thumbnails, digests), bad), {}
+        try:
+            # Digest first: a file that changes before it is decoded then counts as changed.
+            digest = digest_of(self.source, record) if is_digested else ""
+            image = decode_record(self.source, record, self.recipe)
+        except ValueError as error:  # `BadImage`, or an invalid path
+            raise BadImage(str(error)) from error
+        return DecodedImage(resize(image, self.recipe), thumbnail(image), digest)
 
 
 def thumbnail(image: Image.Image) -> bytes:
@@ -90,7 +81,7 @@ class Built:
 def encode(
     engine: Engine,
     changes: Changes,
-    batches: Iterable[tuple[Decoded, dict[int, str]]],
+    batches: Iterable[ReadBatch[DecodedImage]],
     note: Callable[[int], None],
 ) -> Built:
     """Encode a shard's images as they come; `note` is called with the number of records done."""
@@ -98,14 +89,19 @@ def encode(
     thumbnails: list[bytes] = []
     rows: list[Row] = []
     rejected: dict[str, str] = {}
-    each = engine.encode_each(batches, lambda batch: batch[0].images)
-    for (decoded, bad), encoded in each:
+    recipe = engine.config.image
+
+    def pixels(batch: ReadBatch[DecodedImage]) -> UInt8[np.ndarray, "b s s 3"]:
+        return stack_images([image.pixels for image in batch.values], recipe)
+
+    for batch, encoded in engine.encode_each(batches, pixels):
         parts.append(encoded)
-        thumbnails += decoded.thumbnails
-        for record, digest in zip(decoded.records, decoded.digests, strict=True):
-            rows.append(changes.row(record, changes.stamps[record], digest))
-        rejected |= {changes.source.image_id(record): printable(bad[record]) for record in bad}
-        note(len(decoded.records) + len(bad))
+        for record, image in zip(batch.records, batch.values, strict=True):
+            thumbnails.append(image.thumbnail)
+            rows.append(changes.row(record, changes.stamps[record], image.digest))
+        for record, reason in batch.bad.items():
+            rejected[changes.source.image_id(record)] = printable(reason)
+        note(len(batch.records) + len(batch.bad))
     return Built(
         rows,
         np.concatenate([part.tokens for part in parts]),

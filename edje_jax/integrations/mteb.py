@@ -16,19 +16,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 
 from edje_jax.config.model import ImageRecipe
 from edje_jax.data.bad_pictures import are_too_many
-from edje_jax.data.images import BadImage, decode, load_image, resize
+from edje_jax.data.image_reader import cut_into, read_batches, stack_images
+from edje_jax.data.images import BadImage, decode, image_pixels, resize
 from edje_jax.evaluation.retrieval import similarity_blocks, top_k
 from edje_jax.evaluation.scores import mixed
 from edje_jax.evaluation.trec import falling
 from edje_jax.runtimes.jax import Encoded
 from edje_jax.search.reranker import Reranker
-
-CHUNK = 256
-"""Images decoded at once."""
 
 log = logging.getLogger(__name__)
 
@@ -164,19 +162,13 @@ class MtebSearch:
 
     def _images(self, ids: list[str], rows: Any, bad: dict[str, str]) -> "_Side":
         recipe, engine, rows = self.reranker.config.image, self.reranker.engine, _undecoded(rows)
-        nothing = np.zeros((0, recipe.size, recipe.size, 3), np.uint8)
         good: list[str] = []
-        parts: list[Encoded] = [engine.encode_images(nothing)]
-        for start in range(0, len(rows), CHUNK):
-            names, pixels = ids[start : start + CHUNK], []
-            for name, image in zip(names, rows[start : start + CHUNK]["image"], strict=True):
-                try:
-                    pixels.append(resize(_decoded(image, recipe), recipe))
-                    good.append(name)
-                except BadImage as error:
-                    bad[name] = str(error)
-            if pixels:
-                parts.append(engine.encode_images(np.stack(pixels)))
+        parts: list[Encoded] = [engine.encode_images(stack_images([], recipe))]
+        batches = cut_into(range(len(rows)))
+        for batch in read_batches(lambda row: _pixels(rows[row]["image"], recipe), batches):
+            good += [ids[row] for row in batch.records]
+            bad |= {ids[row]: reason for row, reason in batch.bad.items()}
+            parts.append(engine.encode_images(stack_images(batch.values, recipe)))
         tokens = np.concatenate([part.tokens for part in parts])
         embeddings = np.concatenate([part.embeddings for part in parts])
         return _Side(good, embeddings, bad, tokens=tokens)
@@ -276,8 +268,8 @@ def _undecoded(rows: Any) -> Any:
     return rows
 
 
-def _decoded(image: Any, recipe: ImageRecipe) -> Any:
-    """An image of a dataset: bytes or a path where it was left undecoded, or as it is.
+def _pixels(image: Any, recipe: ImageRecipe) -> UInt8[np.ndarray, "s s 3"]:
+    """Image of a dataset: bytes or a path where it was left undecoded, or as it is.
 
     Raises:
         BadImage: there is none, or see `load_image`.
@@ -285,7 +277,8 @@ def _decoded(image: Any, recipe: ImageRecipe) -> Any:
     if image is None:
         raise BadImage("has no image")
     if not isinstance(image, Mapping):
-        return load_image(image, recipe)
+        return image_pixels(image, recipe)
     if image["bytes"] is None:
-        return load_image(image["path"], recipe)
-    return decode(image["bytes"], image["path"] or "an image in the dataset", recipe)
+        return image_pixels(image["path"], recipe)
+    name = image["path"] or "an image in the dataset"
+    return resize(decode(image["bytes"], name, recipe), recipe)

@@ -12,7 +12,7 @@ from jaxtyping import Float32, PyTree, UInt8
 from edje_jax.config.model import BackboneConfig, ImageRecipe
 from edje_jax.data.bad_pictures import BadPictures, left_out
 from edje_jax.data.buckets import batches
-from edje_jax.data.image_reader import read_pictures
+from edje_jax.data.image_reader import read_gallery
 from edje_jax.data.images import normalise
 from edje_jax.data.text import BackboneTokenizer
 from edje_jax.evaluation.metrics import recalls
@@ -65,9 +65,9 @@ class DualEncoder:
         record: list[int] = []
         parts = []
         bad = BadPictures.after(left_out(source), len(source), max_bad)
-        for indices, images in read_pictures(source, self.image, bad):
-            parts.append(self.embed_images(images))
-            record += indices
+        for batch in read_gallery(source, self.image, bad):
+            parts.append(self.embed_images(batch.images))
+            record += batch.records
         ids = [source.image_id(i) for i in record]
         gallery = Gallery.of(ids, [source.captions(i) for i in record])
         images, texts = np.concatenate(parts), self.embed_texts(gallery.captions)

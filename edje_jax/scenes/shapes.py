@@ -1,9 +1,9 @@
 """Procedural scenes with captions: a random-access set that needs no files and no download.
 
 A scene is two to four objects (shape, colour, size, texture) in a layout that states relations:
-left of, right of, above, below, inside, overlapping. Pictures come in groups of distractors made
+left of, right of, above, below, inside, overlapping. Images come in groups of distractors made
 of the *same words*: attributes swapped between objects, relations turned round. A model that only
-matches a bag of words finds the group but not the picture in it.
+matches a bag of words finds the group but not the image in it.
 
 Everything is a pure function of (seed, split, index).
 """
@@ -25,9 +25,9 @@ COLOURS = {
     "black": (35, 35, 40),
 }
 SIZES = {"small": 0.09, "medium": 0.125, "large": 0.165}
-"""Radius as a share of the picture's side. "medium" goes unspoken."""
+"""Radius as a share of the image's side. "medium" goes unspoken."""
 TEXTURES = ("plain", "striped", "dotted")
-"""How an object is filled. "plain" goes unspoken."""
+"""Fillings of an object. "plain" goes unspoken."""
 ATTRIBUTES = ("shape", "colour", "size", "texture")
 INVERSE = {
     "left of": "right of",
@@ -36,9 +36,12 @@ INVERSE = {
     "overlapping": "overlapping",
 }
 SPLITS = {"train": 100_000, "val": 1_000, "test": 1_000}
-"""Pictures in each split."""
+"""Images in each split."""
 TRAIN_GROUP = 4
 """Records of the training split that stand together: see `Shapes.scene`."""
+
+LABEL_SIZES = (len(SHAPES) + 1, len(COLOURS) + 1, len(SIZES) + 1, len(TEXTURES) + 1)
+"""Number of classes of each column of `Shapes.patch_labels`, background included."""
 
 _SUPERSAMPLE = 4
 
@@ -137,7 +140,7 @@ class Shapes:
         return f"{self.image_size}-{self.seed}"
 
     def image(self, index: int) -> Image.Image:
-        """The picture, RGB."""
+        """The image, RGB."""
         return Image.fromarray(self._render(index)[0])
 
     def patch_labels(self, index: int, grid: int) -> np.ndarray:
@@ -154,11 +157,6 @@ class Shapes:
         winner = np.where(cover.max(0) >= 0.2, cover.argmax(0) + 1, 0).reshape(-1)
         codes = np.array([[0] * 4] + [_codes(thing) for thing in scene.things], np.int32)
         return codes[winner]
-
-    @property
-    def patch_label_sizes(self) -> tuple[int, ...]:
-        """Number of classes of each column of `patch_labels`, background included."""
-        return (len(SHAPES) + 1, len(COLOURS) + 1, len(SIZES) + 1, len(TEXTURES) + 1)
 
     def scene(self, index: int) -> Scene:
         """Scene that image `index` shows."""
@@ -262,7 +260,7 @@ def render(scene: Scene, side: int, rng: np.random.Generator) -> tuple[np.ndarra
 def _rendered(
     seed: int, split: str, index: int, scene: Scene, side: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cached, as a batch asks for the pictures first and for what their patches hold later."""
+    """Cached, as a batch asks for the images first and for what their patches hold later."""
     return render(scene, side, _generator(seed, split, 2, index))
 
 

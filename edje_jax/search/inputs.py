@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from edje_jax.config.model import ImageRecipe
-from edje_jax.data.images import BadImage, ImageLike, load_image, resize
+from edje_jax.data.images import BadImage, ImageLike, image_pixels
 
 Pair = Sequence[Any]
 """(text, image)."""
@@ -76,7 +76,7 @@ def read_images(
         i, image = numbered
         name = names[i] if names else f"images[{i}]"
         try:
-            return resize(load_image(image, recipe), recipe)
+            return image_pixels(image, recipe)
         except (BadImage, TypeError) as error:
             raise type(error)(f"{name}: {error}") from error
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from edje_jax.config.model import ImageRecipe
 from edje_jax.data.decoders import open_image
-from edje_jax.data.images import BadImage, load_image, resize
+from edje_jax.data.images import BadImage, image_pixels
 from edje_jax.serving.limits import Limits
 
 A_TEXT = (
@@ -271,7 +271,7 @@ def _pixels(raw: bytes, recipe: ImageRecipe, most: int) -> np.ndarray:
     """uint8 [S, S, 3] of a file of at most `most` pixels."""
     try:
         _check_size(raw, most)
-        return resize(load_image(raw, recipe, most), recipe)
+        return image_pixels(raw, recipe, most)
     except MemoryError:
         raise ValueError("too large for this server's memory; send a smaller one") from None
 

@@ -17,7 +17,7 @@ from edje_jax.config.run import DataConfig, EdjeRun, ModelSpec
 from edje_jax.data.bad_pictures import BadPictures, left_out
 from edje_jax.data.exclusion import without
 from edje_jax.data.sources.registry import open_captioned, open_source
-from edje_jax.data.sources.subset import joined, subset
+from edje_jax.data.sources.subset import Subset, joined
 from edje_jax.data.text import JointTokenizer, train_wordpiece
 from edje_jax.data.tokenizer import same_tokenizer
 from edje_jax.training.processes import first_alone, is_first, wait_for_all
@@ -177,7 +177,7 @@ def open_sets(data: DataConfig, image_size: int = 64) -> tuple[Source, Source | 
             excluded = open_source(data.exclude, root, image_size)
             train = without(train, excluded, data, image_size)
         if data.limit:
-            train = subset(train, np.arange(len(train)) < data.limit)
+            train = Subset(train, np.arange(len(train)) < data.limit)
         val = open_captioned(data.val, root, image_size) if data.val else None
     return train, joined(val) if val else None
 

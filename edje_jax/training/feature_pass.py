@@ -10,14 +10,15 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Bool, PyTree, UInt8
 
 from edje_jax.config.model import ImageRecipe
 from edje_jax.config.run import DataConfig
 from edje_jax.data.bad_pictures import BadPictures, left_out
-from edje_jax.data.feature_cache import FeatureCache, Unfinished, check, stamp_of_set
+from edje_jax.data.feature_cache import FeatureCache, FeatureCacheWriter, check, dataset_stamp
+from edje_jax.data.image_reader import read_images
 from edje_jax.data.images import normalise
-from edje_jax.data.loader import PicturesInOrder, iterate, part_of
+from edje_jax.data.loader import part_of
 from edje_jax.data.text import BackboneTokenizer
 from edje_jax.models.backbone import DualTower
 from edje_jax.system.files import read_json
@@ -61,7 +62,7 @@ class FeaturePass:
         """
         assert self.data.cache_features is not None
         folder = Path(self.data.cache_features)
-        of_set, first = stamp_of_set(self.source)
+        of_set, first = dataset_stamp(self.source)
         stamp = {
             "set": of_set,
             "backbone": params_fingerprint(self.backbone.params),
@@ -73,9 +74,8 @@ class FeaturePass:
             check(folder, stamp, read_json(folder / "manifest.json")["stamp"])
             log.info("%s: features of %d pictures are there", folder, len(self.source))
         else:
-            self._make(
-                Unfinished(folder, stamp, *self._tables(len(self.source), int(first[-1]))), first
-            )
+            tables = self._tables(len(self.source), int(first[-1]))
+            self._make(FeatureCacheWriter(folder, stamp, *tables), first)
         return FeatureCache(folder)
 
     def _tables(self, pictures: int, captions: int):
@@ -90,11 +90,11 @@ class FeaturePass:
         dtypes = dict.fromkeys(shapes, "float32") | {"vision_tokens": jnp.dtype(self.dtype).name}
         return shapes, dtypes
 
-    def _make(self, cache: Unfinished, first: np.ndarray) -> None:
+    def _make(self, cache: FeatureCacheWriter, first: np.ndarray) -> None:
         if is_first():
             cache.begin(first)
         wait_for_all("features")
-        done = cache.noted()
+        done = cache.progress()
         log.info(
             "%s: keeping features of %d pictures, %.1f GB",
             cache.folder, len(self.source), cache.size / 1e9,
@@ -111,7 +111,7 @@ class FeaturePass:
                 # None may be noted that another process has not written.
                 wait_for_all("rows")
                 if is_first():
-                    cache.note(done)
+                    cache.save_progress(done)
                 rate = (done[kind] - begun) / max(time.monotonic() - began, 1e-9)
                 left = (total - done[kind]) / max(rate, 1e-9)
                 log.info(
@@ -124,19 +124,18 @@ class FeaturePass:
             cache.finish()
         wait_for_all("features whole")
 
-    def _pictures(self, cache: Unfinished, start: int) -> Iterator[int]:
+    def _pictures(self, cache: FeatureCacheWriter, start: int) -> Iterator[int]:
         """Write pictures from `start` on; how many are done, now and then."""
-        process, size = part_of_this_process(), self.data.batch_size
-        reader = PicturesInOrder(self.source, self.backbone.image, size, start, process)
-        own = part_of(size, process)
-        bad = BadPictures.after(left_out(self.source), len(self.source), self.data.max_bad)
+        size, total = self.data.batch_size, len(self.source)
+        own, starts = part_of(size, part_of_this_process()), range(start, total, size)
+        batches = [range(at + own.start, min(at + own.stop, total)) for at in starts]
         encode = jax.jit(
             partial(_encode_images, self.model, self.backbone.image),
             out_shardings=self.devices.rows,
         )
 
         def write(at: int, valid: np.ndarray, made: tuple[jax.Array, jax.Array]) -> int:
-            rows = max(min(own.stop, len(self.source) - at) - own.start, 0)
+            rows = max(min(own.stop, total - at) - own.start, 0)
             tokens, embeddings = (rows_of_this_process(x)[:rows] for x in made)
             embeddings = np.where(valid[:rows, None], embeddings, np.nan)
             cache.write("vision_tokens", at + own.start, tokens)
@@ -144,14 +143,27 @@ class FeaturePass:
             return at + size
 
         yield from _one_behind(
-            (
-                partial(write, start + number * size, valid),
-                encode(self.params, self.devices.batch(images)),
+            (partial(write, at, valid), encode(self.params, self.devices.batch(images)))
+            for at, (images, valid) in zip(
+                starts, self._padded_images(batches, own.stop - own.start), strict=True
             )
-            for number, (images, valid) in enumerate(iterate(reader, 0, bad, self.data.workers))
         )
 
-    def _captions(self, cache: Unfinished, start: int, first: np.ndarray) -> Iterator[int]:
+    def _padded_images(
+        self, batches: list[range], rows: int
+    ) -> Iterator[tuple[UInt8[np.ndarray, "b s s 3"], Bool[np.ndarray, " b"]]]:
+        """(images, which could be read) of each batch, filled up to so many rows."""
+        recipe = self.backbone.image
+        bad = BadPictures.after(left_out(self.source), len(self.source), self.data.max_bad)
+        reader = read_images(self.source, recipe, batches, self.data.workers)
+        for records, batch in zip(batches, reader, strict=True):
+            bad.add({self.source.image_id(i): reason for i, reason in batch.bad.items()})
+            images = np.zeros((rows, recipe.size, recipe.size, 3), np.uint8)
+            valid, own = np.zeros(rows, bool), [i - records.start for i in batch.records]
+            images[own], valid[own] = batch.images, True
+            yield images, valid
+
+    def _captions(self, cache: FeatureCacheWriter, start: int, first: np.ndarray) -> Iterator[int]:
         """Write captions from `start` on; how many are done, now and then."""
         size, total = self.data.batch_size, int(first[-1])
         own = part_of(size, part_of_this_process())

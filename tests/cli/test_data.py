@@ -4,9 +4,9 @@ import csv
 import json
 import os
 import re
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -15,6 +15,7 @@ from edje_jax.cli.program import UsageError
 from edje_jax.data import pack as packing
 from edje_jax.data.images import file_bytes
 from edje_jax.data.sources.registry import open_source
+from edje_jax.data.sources.subset import Subset
 from edje_jax.data.statistics import quantiles, spread
 from edje_jax.scenes.shapes import Shapes
 from tests.real_sets import scenes, write_blip, write_tar
@@ -211,15 +212,22 @@ def test_a_pack_leaves_the_files_of_a_process_that_lives(spec, tmp_path):
     assert living.name in pack(spec, out)
 
 
-def test_a_shard_is_written_without_holding_it_in_memory(monkeypatch):
+def test_a_shard_is_written_without_holding_it_in_memory(tmp_path, monkeypatch):
+    class Seen(Exception):
+        pass
+
     read = []
+
+    def spied(path, source, records, files, head):
+        assert [next(files), next(files)] == [b"0", b"1"]
+        assert records == range(6) and set(read) <= {0, 1, 2, 3}
+        raise Seen
+
     monkeypatch.setattr(packing, "AHEAD", 2)
     monkeypatch.setattr(packing, "_file", lambda source, row: read.append(row) or b"%d" % row)
-    with ThreadPoolExecutor(2) as pool:
-        files = packing._files(Shapes("val"), range(3, 8), pool)
-        assert next(files) == b"3"
-        assert set(read) <= {3, 4}
-        assert [*files] == [b"4", b"5", b"6", b"7"] and sorted(read) == [3, 4, 5, 6, 7]
+    monkeypatch.setattr(packing, "_write", spied)
+    with pytest.raises(Seen):
+        packing.pack(Subset(Shapes("val"), np.arange(1000) < 6), tmp_path / "packed")
 
 
 def test_a_damaged_shard_of_a_pack_is_named(spec, tmp_path):

@@ -9,7 +9,7 @@ from PIL import Image, ImageCms
 from transformers.image_utils import load_image as reference_load
 
 from edje_jax.config.model import ImageRecipe
-from edje_jax.data.images import image_of, load_image
+from edje_jax.data.images import decode_record, load_image
 from edje_jax.data.sources.folder import Folder
 from edje_jax.data.sources.pooled import Pooled
 
@@ -210,8 +210,8 @@ def test_a_recipe_reaches_what_sources_keep(tmp_path):
     a, b = Folder(tmp_path / "a"), Folder(tmp_path / "b")
     for source in (a, Pooled(a, b)):
         last = len(source) - 1
-        assert image_of(source, last, ImageRecipe()).getpixel((0, 0)) == (10, 20, 30)
-        assert image_of(source, last, WHITE).getpixel((0, 0)) == (255, 255, 255)
+        assert decode_record(source, last, ImageRecipe()).getpixel((0, 0)) == (10, 20, 30)
+        assert decode_record(source, last, WHITE).getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_a_recipe_that_is_none():

@@ -9,7 +9,7 @@ import tyro
 
 from edje_jax.cli.edje import main
 from edje_jax.cli.named_configs import choose_config
-from edje_jax.data.sources.registry import EXAMPLES, open_source
+from edje_jax.data.sources.registry import KINDS, open_source
 from edje_jax.training.assemble import open_sets
 from tests.real_sets import WRITERS, scenes
 
@@ -63,7 +63,7 @@ def test_every_command_works_in_the_order_of_the_page(sets, capsys):
 
 def test_every_spec_of_the_table_opens(sets):
     specs = re.findall(r"^\| `([^`]+)` \|", TEXT, re.MULTILINE)
-    assert {spec.partition(":")[0] for spec in specs} == set(EXAMPLES)
+    assert {spec.partition(":")[0] for spec in specs} == set(KINDS)
     assert main(["data", "pack", "blip:train.json", "--out", "packed"]) == 0
     for spec in specs:
         source = open_source(spec)

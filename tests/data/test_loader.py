@@ -13,7 +13,7 @@ from edje_jax.config.model import ImageRecipe
 from edje_jax.config.run import DataConfig
 from edje_jax.data.bad_pictures import BadPictures, TooManyBadPictures, left_out
 from edje_jax.data.images import resize
-from edje_jax.data.loader import Encoder, TrainingBatches, iterate
+from edje_jax.data.loader import RowRecipe, TrainingBatches, iterate
 from edje_jax.data.sources.blip_json import BlipJson
 from edje_jax.data.text import BackboneTokenizer, JointTokenizer
 from edje_jax.scenes.shapes import Shapes
@@ -21,7 +21,7 @@ from edje_jax.types import BadRecord, Batch, Source
 
 TINY = Path(__file__).parents[1] / "goldens" / "reference_tiny"
 RECIPE = ImageRecipe(size=8)
-ENCODER = Encoder(RECIPE, BackboneTokenizer(TINY / "siglip", 16), JointTokenizer(TINY / "bert", 24))
+ROWS = RowRecipe(RECIPE, BackboneTokenizer(TINY / "siglip", 16), JointTokenizer(TINY / "bert", 24))
 WORDS = ["cat", "dog", "bike", "man", "red", "blue"]
 
 
@@ -49,7 +49,7 @@ class Numbered:
 def reader(
     source: Source, batch_size: int = 4, seed: int = 0, steps: int = 10, **data
 ) -> TrainingBatches:
-    return TrainingBatches(source, ENCODER, DataConfig(batch_size=batch_size, **data), seed, steps)
+    return TrainingBatches(source, ROWS, DataConfig(batch_size=batch_size, **data), seed, steps)
 
 
 def shown(batch: Batch) -> list[int]:
@@ -141,9 +141,9 @@ def test_rows_hold_picture_and_caption_of_one_record():
     for row, index in enumerate(shown(batch)):
         np.testing.assert_array_equal(batch.images[row], resize(source.image(index), RECIPE))
         texts = source.captions(index)
-        joint = ENCODER.joint_tokenizer(texts)[:, : batch.joint_ids.shape[1]]
+        joint = ROWS.joint_tokenizer(texts)[:, : batch.joint_ids.shape[1]]
         (which,) = np.flatnonzero((batch.joint_ids[row] == joint).all(axis=1))
-        backbone = ENCODER.backbone_tokenizer(texts)
+        backbone = ROWS.backbone_tokenizer(texts)
         np.testing.assert_array_equal(batch.backbone_ids[row], backbone[which])
 
 
@@ -155,13 +155,13 @@ def test_the_joint_ids_are_as_wide_as_their_longest_caption_needs():
     widths = {}
     for step, batch in enumerate(reader(Wordy(8), batch_size=4)[s][0] for s in range(2)):
         widths[0 in shown(batch)] = batch.joint_ids.shape[1]
-        lengths = (batch.joint_ids != ENCODER.joint_tokenizer.pad_id).sum(axis=1)
+        lengths = (batch.joint_ids != ROWS.joint_tokenizer.pad_id).sum(axis=1)
         assert lengths.max() == (20 if 0 in shown(batch) else 5), step
     assert widths == {True: 24, False: 16}
 
 
 def test_joint_ids_may_all_have_the_full_length():
-    pad, width = ENCODER.joint_tokenizer.pad_id, ENCODER.joint_tokenizer.max_length
+    pad, width = ROWS.joint_tokenizer.pad_id, ROWS.joint_tokenizer.max_length
     for t in range(3):
         plain, full = (
             reader(Numbered(40), full_length=full)[t][0].joint_ids for full in (False, True)
@@ -201,17 +201,15 @@ def test_ids_are_equal_for_the_same_picture_and_the_same_caption(tmp_path):
     assert batch.image_ids.dtype == batch.caption_ids.dtype == np.int32
 
 
-def test_patch_labels_come_where_they_are_asked_for_and_known():
-    source = Shapes("val", image_size=16)
-    tokenizer = ENCODER.backbone_tokenizer
-    with_labels = Encoder(ImageRecipe(size=16), tokenizer, patch_grid=4)
-    data = DataConfig(batch_size=3)
-    batch, _ = TrainingBatches(source, with_labels, data, 0, 1)[0]
-    assert batch.patch_labels.shape == (3, 16, 4) and batch.patch_labels.any()
-    assert batch.joint_ids.shape == (3, 0)  # No joint tokenizer, no ids
-    without = Encoder(ImageRecipe(size=16), tokenizer)
-    assert TrainingBatches(source, without, data, 0, 1)[0][0].patch_labels is None
-    assert TrainingBatches(Numbered(3), with_labels, data, 0, 1)[0][0].patch_labels is None
+def test_a_batch_carries_the_labels_that_a_task_asks_for():
+    def digits(record: int) -> np.ndarray:
+        return np.array([record // 10, record % 10], np.int32)
+
+    rows = RowRecipe(RECIPE, ROWS.backbone_tokenizer, extra_labels=digits)
+    batch, _ = TrainingBatches(Numbered(30), rows, DataConfig(batch_size=5), 0, 1)[0]
+    assert batch.extra_labels.tolist() == [[i // 10, i % 10] for i in shown(batch)]
+    assert batch.joint_ids.shape == (5, 0)  # No joint tokenizer, no ids
+    assert reader(Numbered(30))[0][0].extra_labels is None
 
 
 # --- processes ------------------------------------------------------------------------------------
@@ -314,8 +312,8 @@ def test_windows_are_drawn_anew_every_epoch_and_the_same_every_time():
 
 def test_processes_draw_the_windows_of_one():
     alone = reader(Ramp(4), crop=0.5)[3][0].images
-    encoder, data = ENCODER, DataConfig(batch_size=4, crop=0.5)
-    parts = [TrainingBatches(Ramp(4), encoder, data, 0, 10, (i, 2))[3][0].images for i in range(2)]
+    recipe, data = ROWS, DataConfig(batch_size=4, crop=0.5)
+    parts = [TrainingBatches(Ramp(4), recipe, data, 0, 10, (i, 2))[3][0].images for i in range(2)]
     np.testing.assert_array_equal(np.concatenate(parts), alone)
 
 

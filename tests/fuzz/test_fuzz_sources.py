@@ -24,12 +24,13 @@ from PIL import Image
 from edje_jax.config.model import ImageRecipe
 from edje_jax.config.run import DataConfig
 from edje_jax.data.decoders import PREFIX, may_be_image
-from edje_jax.data.feature_cache import Caption, stamp_of_set
-from edje_jax.data.loader import Encoder, TrainingBatches
+from edje_jax.data.feature_cache import Caption, dataset_stamp
+from edje_jax.data.loader import RowRecipe, TrainingBatches
 from edje_jax.data.pack import pack
+from edje_jax.data.sources import registry
 from edje_jax.data.sources.captioned import Captioned
 from edje_jax.data.sources.folder import Folder
-from edje_jax.data.sources.registry import EXAMPLES, open_source
+from edje_jax.data.sources.registry import open_source
 from edje_jax.data.statistics import grid, statistics
 from edje_jax.data.text import BackboneTokenizer, JointTokenizer
 from edje_jax.types import Source
@@ -298,7 +299,8 @@ def folder(rng: random.Random, folder: Path, made: list[Scene]) -> Mutated:
 
 def shapes(rng: random.Random, folder: Path, made: list[Scene]) -> Mutated:
     """A SPEC of any kind, itself mutated."""
-    spec = rng.choice((*EXAMPLES.values(), "blip:a.json@0.5+shapes:val@0.5", "shapes:val#lines"))
+    examples = [kind.example for kind in registry.KINDS.values()]
+    spec = rng.choice((*examples, "blip:a.json@0.5+shapes:val@0.5", "shapes:val#lines"))
     for _ in range(rng.choice((0, 1, 2))):
         at = rng.randrange(len(spec) + 1)
         odd = rng.choice((*PRINTABLE, "#", "@", "+", ":", "{", "}", "@0", "+shapes:val", "*"))
@@ -315,10 +317,10 @@ KINDS = (blip, karpathy, webdataset, parquet, tfds, arrayrecord, folder, shapes)
 
 
 @pytest.fixture(scope="module")
-def encoder() -> Encoder:
+def recipe() -> RowRecipe:
     """Tiny tokenizers and images."""
     joint = JointTokenizer(GOLDENS / "bert", 16)
-    return Encoder(ImageRecipe(size=8), BackboneTokenizer(GOLDENS / "siglip", 16), joint)
+    return RowRecipe(ImageRecipe(size=8), BackboneTokenizer(GOLDENS / "siglip", 16), joint)
 
 
 def images() -> list[Scene]:
@@ -339,7 +341,7 @@ def accounted(source: Source) -> int:
     return len(source) + source.joined + len(source.bad)
 
 
-def walk(source: Source, encoder: Encoder, folder: Path, rng: random.Random) -> None:
+def walk(source: Source, recipe: RowRecipe, folder: Path, rng: random.Random) -> None:
     """Read a source as statistics, the loader, and once in a while a pack do."""
     for index in range(min(len(source), 2 * COUNT)):
         assert source.image_id(index)
@@ -353,9 +355,9 @@ def walk(source: Source, encoder: Encoder, folder: Path, rng: random.Random) -> 
     data = DataConfig(batch_size=COUNT)
     # Not through the shuffle, which is slow for a few records.
     rows = [Caption(record, 0) for record in range(len(source))]
-    batch, bad = TrainingBatches(source, encoder, data, 0, 1)._batch(rows, 0)
+    batch, bad = TrainingBatches(source, recipe, data, 0, 1)._batch(rows, 0)
     assert batch.valid.sum() + len(bad) >= len({*map(source.image_id, range(len(source)))})
-    stamp_of_set(source)
+    dataset_stamp(source)
     if rng.random() < 0.02:
         grid(source)
     if rng.random() < 0.05 and found.ids == len(source):
@@ -364,7 +366,7 @@ def walk(source: Source, encoder: Encoder, folder: Path, rng: random.Random) -> 
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-def test_a_mutated_set_is_read_or_refused_in_one_line(kind, tmp_path, encoder, monkeypatch):
+def test_a_mutated_set_is_read_or_refused_in_one_line(kind, tmp_path, recipe, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -388,7 +390,7 @@ def test_a_mutated_set_is_read_or_refused_in_one_line(kind, tmp_path, encoder, m
         try:
             if (records := mutated.records()) is not None:
                 assert accounted(source) == records
-            walk(source, encoder, folder, rng)
+            walk(source, recipe, folder, rng)
         except BaseException as error:
             raise AssertionError(told) from error
         opened += 1

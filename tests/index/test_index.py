@@ -178,13 +178,13 @@ def test_building_again_changes_nothing(reranker, built, tmp_path):
 def test_one_stream_of_pictures_fills_all_shards(reranker, built, tmp_path, monkeypatch):
     """Worker processes are started once, and what is built already is not read again."""
     source, folder = built
-    read, iterate = [], building.iterate
+    read, read_batches = [], building.read_batches
 
-    def spied(reader, *arguments):
-        read.append(len(reader))
-        return iterate(reader, *arguments)
+    def spied(decoder, batches, workers):
+        read.append(len(batches))
+        return read_batches(decoder, batches, workers)
 
-    monkeypatch.setattr(building, "iterate", spied)
+    monkeypatch.setattr(building, "read_batches", spied)
     assert not build(reranker.engine, reranker.stamp, source, "blip:set", tmp_path, share=(0, 2))
     assert build(reranker.engine, reranker.stamp, source, "blip:set", tmp_path)
     assert read == [6, 4] and files(tmp_path) == files(folder)

@@ -14,6 +14,7 @@ import pytest
 from edje_jax.scenes.shapes import (
     ATTRIBUTES,
     COLOURS,
+    LABEL_SIZES,
     SHAPES,
     SIZES,
     TEXTURES,
@@ -301,4 +302,4 @@ def test_patch_labels_agree_with_the_drawn_colour(grid):
     assert agree > 0.99 * covered > 0
     values = [len({s[k] for s in seen}) for k in range(4)]
     assert values == [5, 6, 4, 3]
-    assert source.patch_label_sizes == (6, 7, 4, 4)
+    assert LABEL_SIZES == (6, 7, 4, 4)

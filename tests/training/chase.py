@@ -12,7 +12,7 @@ from PIL import Image
 
 from edje_jax.config.model import ImageRecipe
 from edje_jax.config.run import RunConfig
-from edje_jax.data.loader import Encoder, TrainingBatches
+from edje_jax.data.loader import RowRecipe, TrainingBatches
 from edje_jax.data.text import BackboneTokenizer
 from edje_jax.training.state import Metrics, TrainState, apply_gradients, init_state
 from edje_jax.types import Batch
@@ -61,8 +61,8 @@ class Chase:
         figures: tuple[dict[str, float], ...] = (),
     ):
         self.config = config
-        encoder = Encoder(ImageRecipe(size=4), BackboneTokenizer(TINY / "siglip", 8))
-        self.reader = TrainingBatches(Greys(), encoder, config.data, config.seed, config.steps)
+        recipe = RowRecipe(ImageRecipe(size=4), BackboneTokenizer(TINY / "siglip", 8))
+        self.reader = TrainingBatches(Greys(), recipe, config.data, config.seed, config.steps)
         self.nan_at = nan_at
         self.ballast = np.random.default_rng(0).normal(size=ballast).astype(np.float32)
         self.figures = list(figures)

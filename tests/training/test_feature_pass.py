@@ -119,7 +119,7 @@ def test_one_that_was_killed_goes_on_where_it_was(tmp_path, monkeypatch):
     class Killed(BaseException):
         pass
 
-    write, count = feature_pass.Unfinished.write, 0
+    write, count = feature_pass.FeatureCacheWriter.write, 0
 
     def dying(self, name: str, start: int, rows: np.ndarray) -> None:
         nonlocal count
@@ -128,7 +128,7 @@ def test_one_that_was_killed_goes_on_where_it_was(tmp_path, monkeypatch):
             raise Killed
         write(self, name, start, rows)
 
-    monkeypatch.setattr(feature_pass.Unfinished, "write", dying)
+    monkeypatch.setattr(feature_pass.FeatureCacheWriter, "write", dying)
     for _ in range(2):
         with pytest.raises(Killed):
             cached_task(data, tmp_path / "features")

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from edje_jax.scenes.patch_naming import naming_loss
 from edje_jax.training.losses.binary_match import binary_matching_loss
 from edje_jax.training.losses.distillation import distillation_loss
 from edje_jax.training.losses.hidden_states import hidden_states_loss
 from edje_jax.training.losses.masked_lm import masked_lm_loss
 from edje_jax.training.losses.masked_mean import masked_mean
 from edje_jax.training.losses.match import matching_loss
-from edje_jax.training.losses.patch_naming import naming_loss
 from edje_jax.training.losses.sigmoid import sigmoid_loss
 from edje_jax.training.losses.text_recovery import text_recovery_loss
 

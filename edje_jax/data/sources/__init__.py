@@ -1,1 +1,1 @@
-"""Random-access readers of pictures with captions; `registry.open_source` opens one by SPEC."""
+"""Random-access readers of images with captions; `registry.open_source` opens one by SPEC."""

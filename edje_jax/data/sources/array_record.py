@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from edje_jax.data.images import BadImage
-from edje_jax.data.sources.captioned import Captioned, merged, packed
+from edje_jax.data.sources.captioned import Captioned, merge_records, pack_captions
 from edje_jax.data.sources.matching import matching_files, modified
 from edje_jax.data.sources.packed import PackedStrings
 from edje_jax.data.sources.texts import (
@@ -40,7 +40,7 @@ OPEN = min(256, most_open_files() // 4)
 
 
 class ArrayRecord(Captioned):
-    """Packed pictures, in the order of the files. Pictures of one id are one.
+    """Packed images, in the order of the files. Images of one id are one.
 
     Raises:
         ImportError: array-record is not installed.
@@ -70,9 +70,9 @@ class ArrayRecord(Captioned):
                 places.append((number, record))
         refuse_if_none(pattern, len(ids), bad)
         _refuse_two_sets(self.files, tables, ids, places)
-        found = merged(ids, captions, faults)
+        found = merge_records(ids, captions, faults)
         self._places = np.array(places, np.int64).reshape(-1, 2)[found.rows]
-        ids, texts = PackedStrings(found.ids), packed(found.captions)
+        ids, texts = PackedStrings(found.ids), pack_captions(found.captions)
         super().__init__(pattern, ids, *texts, found.faults, bad, found.joined)
 
     def stamp(self, index: int) -> str:
@@ -81,14 +81,14 @@ class ArrayRecord(Captioned):
         return self._stamps[number] and f"{self._stamps[number]}-{record}"
 
     def encoded(self, index: int) -> bytes:
-        """The picture's file as it was packed; `BadImage` if the shard is damaged."""
+        """The image's file as it was packed; `BadImage` if the shard is damaged."""
         number, record = self._places[self._checked(index)].tolist()
         file = self.files[number]
         try:
             return _opened(file, self._modified[number])[record]
         except Exception as error:  # The library raises several kinds
             raise BadImage(
-                f"{self.place(index)}: {file} cannot be read ({in_a_line(error)})"
+                f"{self.describe(index)}: {file} cannot be read ({in_a_line(error)})"
             ) from error
 
 
@@ -166,7 +166,7 @@ def _refuse_two_sets(
     ids: list[str],
     places: list[tuple[int, int]],
 ) -> None:
-    """Different sets may number their pictures alike, which makes no two of them one."""
+    """Different sets may number their images alike, which makes no two of them one."""
     first: dict[str, int] = {}
     if len({table["set"] for table in tables}) < 2:
         return

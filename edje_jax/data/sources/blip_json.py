@@ -1,4 +1,4 @@
-"""The `blip:` source: a JSON list of pictures and captions, as BLIP's annotation files are.
+"""The `blip:` source: a JSON list of images and captions, as BLIP's annotation files are.
 
     [{"image": "val2014/1.jpg", "caption": "two dogs", "image_id": "coco_1"}, ...]
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edje_jax.data.images import read_file
-from edje_jax.data.sources.captioned import Captioned, packed
+from edje_jax.data.sources.captioned import Captioned, pack_captions
 from edje_jax.data.sources.packed import PackedStrings
 from edje_jax.data.sources.texts import (
     json_kind,
@@ -30,17 +30,17 @@ _EXAMPLE = '{"image": "1.jpg", "caption": "two dogs"}'
 
 
 class BlipJson(Captioned):
-    """Pictures named by a JSON list, relative to its folder or to `image_root`.
+    """Images named by a JSON list, relative to its folder or to `image_root`.
 
-    Entries with the same "image" or the same "image_id" are one picture with all their captions:
+    Entries with the same "image" or the same "image_id" are one image with all their captions:
     it stands where the first of them does, and has that entry's file and id. Without "image_id" a
-    picture's id is its "image" as written. An entry that names no picture is left out (`bad`), a
-    caption that is no text is dropped (`caption_faults`). Picture files are opened on reading only:
+    image's id is its "image" as written. An entry that names no image is left out (`bad`), a
+    caption that is no text is dropped (`caption_faults`). Image files are opened on reading only:
     one that is missing raises `BadImage` then.
 
     Raises:
         FileNotFoundError: no such JSON file.
-        ValueError: it is not such a list, or no entry names a picture; the message names the file,
+        ValueError: it is not such a list, or no entry names an image; the message names the file,
             the place and the remedy.
     """
 
@@ -49,7 +49,7 @@ class BlipJson(Captioned):
         self.image_root = os.path.expanduser(image_root) or os.path.dirname(file)
         found = _read(file)
         self._images = PackedStrings(found.images)
-        ids, texts = PackedStrings(found.ids), packed(found.captions)
+        ids, texts = PackedStrings(found.ids), pack_captions(found.captions)
         super().__init__(file, ids, *texts, found.faults, found.bad, found.joined)
 
     def path(self, index: int) -> str:
@@ -61,17 +61,17 @@ class BlipJson(Captioned):
         return file_stamp(self.path(index))
 
     def encoded(self, index: int) -> bytes:
-        """The picture's file; `BadImage` if it cannot be read."""
+        """The image's file; `BadImage` if it cannot be read."""
         return read_file(self.path(index))
 
-    def place(self, index: int) -> str:
+    def describe(self, index: int) -> str:
         """Path of the image's file, for messages."""
         return self.path(index)
 
 
 @dataclass
 class _Found:
-    """The pictures of a list so far, in the order of their first entries."""
+    """The images of a list so far, in the order of their first entries."""
 
     images: list[str] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
@@ -83,10 +83,10 @@ class _Found:
     by_id: dict[str, int] = field(default_factory=dict)
 
     def take(self, entry: Any, where: str) -> None:
-        """Take an entry in, to its picture if that is there.
+        """Take an entry in, to its image if that is there.
 
         Raises:
-            ValueError: it names no picture, or two different ones.
+            ValueError: it names no image, or two different ones.
         """
         image = _image(entry)
         image_id = _image_id(entry, image)

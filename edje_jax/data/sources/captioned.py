@@ -18,11 +18,11 @@ log = logging.getLogger(__name__)
 
 
 class Captioned(ABC):
-    """Ids and captions of pictures; a subclass says `encoded` and may say `place`.
+    """Ids and captions of images; a subclass has `encoded` and may have `describe`.
 
     Args:
         name: what messages call the set.
-        starts: where each picture's captions begin among all; the last is their number.
+        starts: where each image's captions begin among all; the last is their number.
         faults: {index: what is wrong with captions of an image that are left out, and where}.
         bad: the records that are left out.
         joined: records that became part of an earlier one's image.
@@ -46,17 +46,17 @@ class Captioned(ABC):
         return len(self._ids)
 
     def image_id(self, index: int) -> str:
-        """The picture's identity."""
+        """The image's identity."""
         return self._ids[self._checked(index)]
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """All captions of the picture, in the set's order."""
+        """All captions of the image, in the set's order."""
         start, end = self._starts[self._checked(index) : index + 2]
         return tuple(self._captions[i] for i in range(start, end))
 
     def split_lines(self) -> None:
         """Make every line of a text a caption of its own; blank ones are none."""
-        self._captions, self._starts = packed(
+        self._captions, self._starts = pack_captions(
             [lines_of(self.captions(index)) for index in range(len(self))]
         )
 
@@ -66,15 +66,15 @@ class Captioned(ABC):
 
     @abstractmethod
     def encoded(self, index: int) -> bytes:
-        """The picture's file as it is kept; `BadImage` if it cannot be read."""
+        """The image's file as it is kept; `BadImage` if it cannot be read."""
 
-    def place(self, index: int) -> str:
+    def describe(self, index: int) -> str:
         """Name of an image in messages."""
         return f"{self.name}: {self.image_id(index)}"
 
     def image(self, index: int) -> Image.Image:
-        """The picture, upright and RGB; `BadImage` if it cannot be read."""
-        return decode(self.encoded(index), self.place(index))
+        """The image, upright and RGB; `BadImage` if it cannot be read."""
+        return decode(self.encoded(index), self.describe(index))
 
     def _checked(self, index: int) -> int:
         if not 0 <= index < len(self):
@@ -89,10 +89,10 @@ def lines_of(captions: Iterable[str]) -> list[str]:
     return [line for line in lines if line]
 
 
-def packed(
+def pack_captions(
     captions: Sequence[Sequence[str]],
 ) -> tuple[PackedStrings, Int64[np.ndarray, " n+1"]]:
-    """Every picture's captions as `Captioned` takes them: (captions, starts)."""
+    """Every image's captions as `Captioned` takes them: (captions, starts)."""
     starts = np.cumsum([0, *map(len, captions)], dtype=np.int64)
     return PackedStrings(text for texts in captions for text in texts), starts
 
@@ -111,7 +111,7 @@ class Merged:
     """Records that became part of an earlier one's image."""
 
 
-def merged(
+def merge_records(
     ids: Iterable[str], captions: Iterable[Sequence[str]], faults: Mapping[int, str]
 ) -> Merged:
     """Join the records of one id; `faults` are by record."""

@@ -68,7 +68,7 @@ class Folder:
         return len(self._paths)
 
     def image_id(self, index: int) -> str:
-        """The picture's path below the folder."""
+        """The image's path below the folder."""
         return self._paths[self._checked(index)]
 
     def captions(self, index: int) -> tuple[str, ...]:
@@ -85,15 +85,15 @@ class Folder:
         return file_stamp(self.path(index))
 
     def encoded(self, index: int) -> bytes:
-        """The picture's file; `BadImage` if it cannot be read."""
+        """The image's file; `BadImage` if it cannot be read."""
         return read_file(self._named(index))
 
     def image(self, index: int) -> Image.Image:
-        """The picture, upright and RGB; `BadImage` if it cannot be read."""
+        """The image, upright and RGB; `BadImage` if it cannot be read."""
         return load_image(self._named(index))
 
     def _named(self, index: int) -> str:
-        """The path of a picture whose id can be written down."""
+        """The path of an image whose id can be written down."""
         path = self.path(index)
         if text_fault(self.image_id(index)):
             raise BadImage(f"{printable(path)}: its name is not UTF-8; rename it")

@@ -13,7 +13,7 @@ from collections import Counter
 from typing import Any
 
 from edje_jax.data.images import read_file
-from edje_jax.data.sources.captioned import Captioned, packed
+from edje_jax.data.sources.captioned import Captioned, pack_captions
 from edje_jax.data.sources.packed import PackedStrings
 from edje_jax.data.sources.texts import (
     path_fault,
@@ -30,10 +30,10 @@ _EXAMPLE = '{"filename": "1.jpg", "split": "test", "sentences": [{"raw": "two do
 
 
 class Karpathy(Captioned):
-    """The pictures of one split, relative to the JSON's folder or to `image_root`.
+    """The images of one split, relative to the JSON's folder or to `image_root`.
 
-    "train" takes "restval" along. A picture's id is its "cocoid", else its "imgid", else its file.
-    An entry that names no picture, or repeats an id, is left out (`bad`); a caption that is no
+    "train" takes "restval" along. An image's id is its "cocoid", else its "imgid", else its file.
+    An entry that names no image, or repeats an id, is left out (`bad`); a caption that is no
     text is dropped (`caption_faults`).
 
     Raises:
@@ -62,7 +62,9 @@ class Karpathy(Captioned):
             captions.append(good)
         refuse_if_none(file, len(names), bad)
         self._names = PackedStrings(names.values())
-        super().__init__(f"{file}#{split}", PackedStrings(names), *packed(captions), faults, bad)
+        super().__init__(
+            f"{file}#{split}", PackedStrings(names), *pack_captions(captions), faults, bad
+        )
 
     def path(self, index: int) -> str:
         """Path of the image's file."""
@@ -73,10 +75,10 @@ class Karpathy(Captioned):
         return file_stamp(self.path(index))
 
     def encoded(self, index: int) -> bytes:
-        """The picture's file; `BadImage` if it cannot be read."""
+        """The image's file; `BadImage` if it cannot be read."""
         return read_file(self.path(index))
 
-    def place(self, index: int) -> str:
+    def describe(self, index: int) -> str:
         """Path of the image's file, for messages."""
         return self.path(index)
 

@@ -14,15 +14,15 @@ from edje_jax.types import Source
 
 
 class Mixture:
-    """Picture i of an epoch is a fixed picture of one of the sets, which stand one after another.
+    """Image i of an epoch is a fixed image of one of the sets, which stand one after another.
 
-    Without weights every picture stands in the epoch once. With weights w (made to sum to 1), the
-    epoch is the shortest in which every picture appears and the sets have their shares: N = max
+    Without weights every image stands in the epoch once. With weights w (made to sum to 1), the
+    epoch is the shortest in which every image appears and the sets have their shares: N = max
     over the sets of n / w, rounded up. Set s then has round(w N) places, at least n of them, filled
-    by its pictures in turn: one set is seen once, all others as often as their weight asks. The
+    by its images in turn: one set is seen once, all others as often as their weight asks. The
     loader shuffles all places together.
 
-    A picture's id is `prefix/id`. The same picture in two sets of the same prefix is one picture.
+    An image's id is `prefix/id`. The same image in two sets of the same prefix is one image.
 
     Args:
         prefixes: what ids of each set begin with; equal for splits of the same set.
@@ -49,7 +49,7 @@ class Mixture:
 
     @property
     def pictures(self) -> int:
-        """Pictures of all sets, each counted once."""
+        """Images of all sets, each counted once."""
         return sum(map(len, self.sources))
 
     def of(self, sources: Sequence[Source]) -> "Mixture":
@@ -57,17 +57,17 @@ class Mixture:
         return Mixture(sources, self.prefixes, self.weights)
 
     def image_id(self, index: int) -> str:
-        """The set's prefix and the picture's id in it."""
+        """The set's prefix and the image's id in it."""
         number, record = self.at(index)
         return f"{self.prefixes[number]}/{self.sources[number].image_id(record)}"
 
     def captions(self, index: int) -> Sequence[str]:
-        """The picture's captions in its set."""
+        """The image's captions in its set."""
         number, record = self.at(index)
         return self.sources[number].captions(record)
 
     def stamp(self, index: int) -> str:
-        """The set's stamp of the picture."""
+        """The set's stamp of the image."""
         number, record = self.at(index)
         return stamp_of(self.sources[number], record)
 
@@ -77,17 +77,17 @@ class Mixture:
         return caption_faults(self.sources[number], record)
 
     def encoded(self, index: int) -> bytes:
-        """The picture's file; `BadImage` if it cannot be read."""
+        """The image's file; `BadImage` if it cannot be read."""
         number, record = self.at(index)
         return file_bytes(self.sources[number], record)
 
     def image(self, index: int) -> Image.Image:
-        """The picture, upright and RGB; `BadImage` if it cannot be read."""
+        """The image, upright and RGB; `BadImage` if it cannot be read."""
         number, record = self.at(index)
         return self.sources[number].image(record)
 
     def at(self, index: int) -> tuple[int, int]:
-        """(number of the set, index in it) of a picture."""
+        """(number of the set, index in it) of an image."""
         if not 0 <= index < len(self):
             raise IndexError(f"the mixture has {len(self)} pictures, asked for {index}")
         number = int(np.searchsorted(self._starts, index, side="right")) - 1

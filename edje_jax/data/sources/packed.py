@@ -21,24 +21,24 @@ class PackedStrings:
         np.cumsum([len(text) for text in encoded], out=self._offsets[1:])
 
     @classmethod
-    def of_arrays(
+    def from_arrays(
         cls, text: UInt8[np.ndarray, " bytes"], offsets: Int64[np.ndarray, " n+1"]
     ) -> "PackedStrings":
-        """Strings of the two arrays that `arrays` gave."""
+        """Strings of the two arrays that `to_arrays` returned."""
         packed = cls(())
         packed._text, packed._offsets = text.tobytes(), offsets
         return packed
 
-    def arrays(self) -> tuple[UInt8[np.ndarray, " bytes"], Int64[np.ndarray, " n+1"]]:
+    def to_arrays(self) -> tuple[UInt8[np.ndarray, " bytes"], Int64[np.ndarray, " n+1"]]:
         """(text, offsets), to be kept in a file."""
         return np.frombuffer(self._text, np.uint8), self._offsets
 
     @classmethod
-    def joined(cls, parts: Sequence["PackedStrings"]) -> "PackedStrings":
+    def concatenated(cls, parts: Sequence["PackedStrings"]) -> "PackedStrings":
         """The strings of all parts, one after another."""
         packed = cls(())
         packed._text = b"".join(part._text for part in parts)
-        packed._offsets = joined_offsets([part._offsets for part in parts])
+        packed._offsets = concatenate_offsets([part._offsets for part in parts])
         return packed
 
     def __len__(self) -> int:
@@ -51,7 +51,7 @@ class PackedStrings:
         return self._text[start:end].decode("utf-8", "surrogatepass")
 
 
-def joined_offsets(parts: Sequence[Int64[np.ndarray, " _"]]) -> Int64[np.ndarray, " n+1"]:
-    """Offsets of lists that follow each other: each part begins where the last one ended."""
+def concatenate_offsets(parts: Sequence[Int64[np.ndarray, " _"]]) -> Int64[np.ndarray, " n+1"]:
+    """Offsets of lists that follow each other: each list begins where the one before ends."""
     lengths = [np.diff(part) for part in parts]
     return np.concatenate([[0], *lengths], dtype=np.int64).cumsum()

@@ -1,6 +1,6 @@
 """The `parquet:` source: tables as the Hugging Face hub has them.
 
-A row has a picture, as {"bytes", "path"} or as bytes, and a text or a list of texts, in any of the
+A row has an image, as {"bytes", "path"} or as bytes, and a text or a list of texts, in any of the
 types that Arrow has for these; `texts` says what the columns may be called.
 `parquet:/d/*.parquet#test` takes the rows whose column `split` says "test".
 """
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from edje_jax.data.images import BadImage, read_file
-from edje_jax.data.sources.captioned import Captioned, merged, packed
+from edje_jax.data.sources.captioned import Captioned, merge_records, pack_captions
 from edje_jax.data.sources.matching import matching_files, modified, short_names
 from edje_jax.data.sources.packed import PackedStrings
 from edje_jax.data.sources.texts import (
@@ -35,15 +35,15 @@ from edje_jax.data.stamps import file_stamp
 from edje_jax.types import BadRecord
 
 GROUPS = 4
-"""Row groups of pictures that a process keeps at hand: a picture is read with its whole group."""
+"""Row groups of images that a process keeps at hand: an image is read with its whole group."""
 
 
 class Parquet(Captioned):
-    """Rows of many files. Rows of one id are one picture with all their captions.
+    """Rows of many files. Rows of one id are one image with all their captions.
 
-    A picture's id is that of its row where a column names one (with the file before it where the
+    An image's id is that of its row where a column names one (with the file before it where the
     column is of `ROW_IDS`), else file and row, as in `train-00000/12`. Ids and captions are read at
-    once, pictures by row groups, the last few of which stay in memory. A row whose id is no text is
+    once, images by row groups, the last few of which stay in memory. A row whose id is no text is
     left out (`bad`), a caption that is none is dropped (`caption_faults`).
 
     Raises:
@@ -63,7 +63,7 @@ class Parquet(Captioned):
         for number, (file, short) in enumerate(
             zip(self.files, short_names(self.files), strict=True)
         ):
-            rows, picture = _told(file, short, split)
+            rows, picture = _read_rows(file, short, split)
             self._picture.append(picture)
             for row, (image_id, value, part) in enumerate(rows):
                 splits.add(part)
@@ -81,9 +81,9 @@ class Parquet(Captioned):
         if not (ids or bad) or (not split and splits != {""}):
             raise ValueError(_nothing(pattern, split, splits))
         refuse_if_none(pattern, len(ids), bad)
-        found = merged(ids, captions, faults)
+        found = merge_records(ids, captions, faults)
         self._places = np.array(places, np.int64)[found.rows]
-        ids, texts = PackedStrings(found.ids), packed(found.captions)
+        ids, texts = PackedStrings(found.ids), pack_captions(found.captions)
         super().__init__(pattern, ids, *texts, found.faults, bad, found.joined)
 
     def stamp(self, index: int) -> str:
@@ -96,10 +96,10 @@ class Parquet(Captioned):
         return stamp and f"{stamp}-{row}"
 
     def encoded(self, index: int) -> bytes:
-        """The picture's bytes in its row, else the file that it names; `BadImage` if neither."""
+        """The image's bytes in its row, else the file that it names; `BadImage` if neither."""
         number, row = self._places[self._checked(index)].tolist()
         file, when = self.files[number], self._modified[number]
-        where = f"{self.place(index)}: row {row} of {file}"
+        where = f"{self.describe(index)}: row {row} of {file}"
         try:
             starts = _group_starts(file, when)
             group = int(np.searchsorted(starts, row, side="right")) - 1
@@ -117,8 +117,8 @@ class Parquet(Captioned):
         raise BadImage(f"{where} holds no bytes of a picture")
 
 
-def _told(file: str, short: str, split: str) -> tuple[Iterator[tuple[str, Any, str]], str]:
-    """((id, what the column of captions holds, split) of every row, the column of pictures)."""
+def _read_rows(file: str, short: str, split: str) -> tuple[Iterator[tuple[str, Any, str]], str]:
+    """((id, what the column of captions holds, split) of every row, the column of images)."""
     schema = _footer(file, modified(file)).schema.to_arrow_schema()
     picture, caption, name = _columns(file, schema)
     if split and "split" not in schema.names:
@@ -137,12 +137,12 @@ def _told(file: str, short: str, split: str) -> tuple[Iterator[tuple[str, Any, s
         raise ValueError(f"{file}: {wrong}") from error
     prefix = f"{short}/" if name in ROW_IDS else ""
 
-    def told(row: int) -> tuple[str, Any, str]:
+    def metadata(row: int) -> tuple[str, Any, str]:
         own = _text(columns[name][row]) if name else ""
         part = _text(columns[of_split][row]) if of_split else ""
         return prefix + own if own else f"{short}/{row}", columns[caption][row], part
 
-    return map(told, range(table.num_rows)), picture
+    return map(metadata, range(table.num_rows)), picture
 
 
 def _column(column: Any) -> list[Any]:
@@ -173,7 +173,7 @@ def _text(value: Any) -> str:
 
 
 def _columns(file: str, schema: Any) -> tuple[str, str, str]:
-    """Names of the columns of (pictures, captions, ids or "")."""
+    """Names of the columns of (images, captions, ids or "")."""
     import pyarrow as pa
 
     pictures = [field.name for field in schema if _is_picture(field.type)]

@@ -1,4 +1,4 @@
-"""A captioned set among the pictures of another one, which nobody asks for."""
+"""A captioned set among the images of another one, which nobody asks for."""
 
 from collections.abc import Sequence
 
@@ -10,9 +10,9 @@ from edje_jax.types import Source
 
 
 class Pooled:
-    """`source`, and after it the pictures of `pool` without their captions: distractors.
+    """`source`, and after it the images of `pool` without their captions: distractors.
 
-    A picture of the pool whose id stands in the set, or earlier in the pool, is the same picture
+    An image of the pool whose id stands in the set, or earlier in the pool, is the same image
     and left out; `left_out` counts those.
     """
 
@@ -31,24 +31,24 @@ class Pooled:
         return len(self.source) + len(self._rows)
 
     def image_id(self, index: int) -> str:
-        """As the set or the pool has it."""
+        """Id of an image in the set or in the pool."""
         source, row = self._place(index)
         return source.image_id(row)
 
     def captions(self, index: int) -> Sequence[str]:
-        """The set's own; none for the pool's pictures."""
+        """Captions of an image of the set; none for one of the pool."""
         return self.source.captions(index) if index < len(self.source) else ()
 
     def caption_faults(self, index: int) -> str:
-        """The set's own; none for the pool's pictures, whose captions are not read."""
+        """Faults of an image's captions; "" for one of the pool, whose captions are not read."""
         return caption_faults(self.source, index) if index < len(self.source) else ""
 
     def encoded(self, index: int) -> bytes:
-        """The picture's file; `BadImage` if it cannot be read."""
+        """File of an image; `BadImage` if it cannot be read."""
         return file_bytes(*self._place(index))
 
     def image(self, index: int) -> Image.Image:
-        """As the set or the pool has it; `BadImage` if it cannot be read."""
+        """Image, upright and RGB; `BadImage` if it cannot be read."""
         source, row = self._place(index)
         return source.image(row)
 

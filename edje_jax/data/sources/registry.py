@@ -9,12 +9,14 @@ part of several.
 import difflib
 import os
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
+from typing import Literal, Protocol, runtime_checkable
 
 from edje_jax.data.bad_pictures import caption_faults
 from edje_jax.data.sources.array_record import ArrayRecord
 from edje_jax.data.sources.blip_json import BlipJson
-from edje_jax.data.sources.captioned import Captioned
 from edje_jax.data.sources.folder import Folder
 from edje_jax.data.sources.karpathy import Karpathy
 from edje_jax.data.sources.mixture import Mixture
@@ -24,21 +26,61 @@ from edje_jax.data.sources.webdataset import WebDataset
 from edje_jax.scenes.shapes import Shapes
 from edje_jax.types import Source
 
-EXAMPLES = {
-    "shapes": "shapes:train",
-    "blip": "blip:train.json",
-    "karpathy": "karpathy:dataset_coco.json#test",
-    "tfds": "tfds:coco_captions#test",
-    "webdataset": "webdataset:/d/{00000..00331}.tar",
-    "arrayrecord": "arrayrecord:/d/*.array_record",
-    "parquet": "parquet:/d/*.parquet",
-    "folder": "folder:/pictures",
-}
-"""Every kind there is, with a SPEC that shows it."""
-LINES = "#lines"
-NEED_SPLIT, MAY_SPLIT = ("karpathy", "tfds"), ("parquet",)
 
-_PLUS = re.compile(rf"\+(?=(?:{'|'.join(EXAMPLES)}):)")
+@dataclass(frozen=True)
+class Location:
+    """Set that a SPEC names, and what else a caller says of it."""
+
+    path: str
+    split: str
+    """Text after "#"; "" where there is none."""
+    image_root: str
+    """Folder that relative image paths start from; "" for that of the file that names images."""
+    image_size: int
+    """Side of images that are drawn."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Kind of data set."""
+
+    example: str
+    """SPEC that shows how it is written."""
+    open: Callable[[Location], Source]
+    split: Literal["none", "optional", "required", "path"] = "none"
+    """Whether a SPEC names a split after "#"; `path`: its path is a split itself."""
+
+
+KINDS = {
+    "shapes": Kind("shapes:train", lambda at: Shapes(at.path, at.image_size), split="path"),
+    "blip": Kind("blip:train.json", lambda at: BlipJson(at.path, at.image_root)),
+    "karpathy": Kind(
+        "karpathy:dataset_coco.json#test",
+        lambda at: Karpathy(at.path, at.split, at.image_root),
+        split="required",
+    ),
+    "tfds": Kind("tfds:coco_captions#test", lambda at: Tfds(at.path, at.split), split="required"),
+    "webdataset": Kind("webdataset:/d/{00000..00331}.tar", lambda at: WebDataset(at.path)),
+    "arrayrecord": Kind("arrayrecord:/d/*.array_record", lambda at: ArrayRecord(at.path)),
+    "parquet": Kind(
+        "parquet:/d/*.parquet", lambda at: Parquet(at.path, at.split), split="optional"
+    ),
+    "folder": Kind("folder:/pictures", lambda at: Folder(at.path)),
+}
+"""Every kind there is, by the name that a SPEC begins with."""
+
+
+@runtime_checkable
+class HasLines(Protocol):
+    """A source whose captions may be texts of several lines."""
+
+    def split_lines(self) -> None:
+        """Make every line of a text a caption of its own."""
+        ...
+
+
+LINES = "#lines"
+
 _WEIGHT = re.compile(r"(.*)@(\d+(?:\.\d*)?|\.\d+)", re.DOTALL)
 
 
@@ -46,16 +88,16 @@ def open_source(spec: str, image_root: str = "", image_size: int = 64) -> Source
     """Open what a SPEC names.
 
     Args:
-        image_root: folder that relative picture paths start from, for kinds whose files name
-            pictures; empty for the file's own folder.
-        image_size: side of the pictures that `shapes` draws; other kinds have their own.
+        image_root: folder that relative image paths start from, for kinds whose files name
+            images; empty for the file's own folder.
+        image_size: side of the images that `shapes` draws; other kinds have their own.
 
     Raises:
         ValueError: the SPEC is malformed, of no known kind, or what it names is.
         FileNotFoundError: what it names is not there.
         ImportError: its kind needs a library that is not installed.
     """
-    parts = _PLUS.split(spec)
+    parts = re.split(rf"\+(?=(?:{'|'.join(KINDS)}):)", spec)
     if len(parts) == 1:
         return _open_one(spec, image_root, image_size)
     specs, weights = _weighed(spec, parts)
@@ -72,57 +114,53 @@ def open_captioned(spec: str, image_root: str = "", image_size: int = 64) -> Sou
     """
     source = open_source(spec, image_root, image_size)
     if not any(source.captions(i) for i in range(len(source))):
-        faults = (caption_faults(source, i) for i in range(len(source)))
+        faults = filter(None, (caption_faults(source, i) for i in range(len(source))))
+        blip = f"{KINDS['blip'].example} lists pictures with theirs"
         raise ValueError(
-            f'"{spec}": no captions in this set to train or evaluate with; '
-            + (next(filter(None, faults), "") or f"{EXAMPLES['blip']} lists pictures with theirs")
+            f'"{spec}": no captions in this set to train or evaluate with; {next(faults, blip)}'
         )
     return source
 
 
 def _open_one(spec: str, image_root: str, image_size: int) -> Source:
     spec, by_lines = _lines_off(spec)
-    source = _open_kind(spec, image_root, image_size)
+    name, kind, path, split = _parsed(spec)
+    source = kind.open(Location(path, split, image_root, image_size))
     if by_lines:
-        if not isinstance(source, Captioned | Tfds):
-            raise ValueError(f'"{spec}#lines": {spec.partition(":")[0]} reads no texts with lines')
+        if not isinstance(source, HasLines):
+            raise ValueError(f'"{spec}#lines": {name} reads no texts with lines')
         source.split_lines()
     return source
 
 
-def _open_kind(spec: str, image_root: str, image_size: int) -> Source:
-    kind, colon, path = spec.partition(":")
+def _parsed(spec: str) -> tuple[str, Kind, str, str]:
+    """(name of the kind, the kind, path, split or "")."""
+    name, colon, path = spec.partition(":")
     if not colon:
         raise ValueError(f'"{spec}" names no kind; a SPEC is kind:path, such as {_examples()}')
-    if kind not in EXAMPLES:
-        close = difflib.get_close_matches(kind.lower(), EXAMPLES, n=1)
+    kind = KINDS.get(name)
+    if not kind:
+        close = difflib.get_close_matches(name.lower(), KINDS, n=1)
         guess = f'did you mean "{close[0]}:{path}"? ' if close else ""
         raise ValueError(
-            f'"{spec}": unknown kind "{kind}"; {guess}Supported: {", ".join(EXAMPLES)} '
+            f'"{spec}": unknown kind "{name}"; {guess}Supported: {", ".join(KINDS)} '
             f"(for example {_examples()})"
         )
     whole, split = _split_off(spec)
     whole = whole.partition(":")[2]
     if not whole:
-        raise ValueError(f'"{spec}" names no path; write it as in {EXAMPLES[kind]}')
-    _check_split(spec, kind, whole, split)
-    match kind:
-        case "shapes":
-            return Shapes(path, image_size)
-        case "blip":
-            return BlipJson(path, image_root)
-        case "karpathy":
-            return Karpathy(whole, split, image_root)
-        case "tfds":
-            return Tfds(whole, split)
-        case "webdataset":
-            return WebDataset(path)
-        case "arrayrecord":
-            return ArrayRecord(path)
-        case "parquet":
-            return Parquet(whole, split)
-        case _:
-            return Folder(path)
+        raise ValueError(f'"{spec}" names no path; write it as in {kind.example}')
+    if kind.split == "required" and not split:
+        raise ValueError(f'"{spec}": which split? Write it as in {kind.example}')
+    if kind.split in ("optional", "required"):
+        return name, kind, whole, split
+    if split:
+        itself = f"name the split itself, as in {name}:{split}"
+        raise ValueError(
+            f'"{spec}": {name} has no splits, so "#{split}" after "{whole}" means nothing; '
+            + (itself if kind.split == "path" else "leave it out")
+        )
+    return name, kind, path, ""
 
 
 def _lines_off(spec: str) -> tuple[str, bool]:
@@ -137,16 +175,6 @@ def _split_off(spec: str) -> tuple[str, str]:
     path = os.path.expanduser(spec.partition(":")[2])
     is_split = mark and "/" not in split and not os.path.exists(path)
     return (whole, split) if is_split else (spec, "")
-
-
-def _check_split(spec: str, kind: str, path: str, split: str) -> None:
-    if kind in NEED_SPLIT and not split:
-        raise ValueError(f'"{spec}": which split? Write it as in {EXAMPLES[kind]}')
-    if split and kind not in (*NEED_SPLIT, *MAY_SPLIT):
-        remedy = "name the split itself, as in shapes:val" if kind == "shapes" else "leave it out"
-        raise ValueError(
-            f'"{spec}": {kind} has no splits, so "#{split}" after "{path}" means nothing; {remedy}'
-        )
 
 
 def _weighed(spec: str, parts: list[str]) -> tuple[list[str], list[Fraction]]:
@@ -164,4 +192,4 @@ def _weighed(spec: str, parts: list[str]) -> tuple[list[str], list[Fraction]]:
 
 
 def _examples() -> str:
-    return ", ".join(EXAMPLES.values())
+    return ", ".join(kind.example for kind in KINDS.values())

@@ -1,7 +1,7 @@
 """Index of the samples of a tar, kept beside it, so that the tar is read in any order.
 
 `00000.tar.index.npz` holds, for n samples: `tar` (its bytes and modification time, which tell a
-changed tar), `offset` and `size` int64 [n] of the pictures (-1 where a sample has none), the ids,
+changed tar), `offset` and `size` int64 [n] of the images (-1 where a sample has none), the ids,
 captions and faults as UTF-8 with their offsets, and what was passed over as JSON. Where the tar's
 folder cannot be written, it lies in `~/.cache/edje_jax/tars/`.
 """
@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from edje_jax.data.decoders import PREFIX, endings, may_be_image, why_no_image
-from edje_jax.data.sources.captioned import packed
+from edje_jax.data.sources.captioned import pack_captions
 from edje_jax.data.sources.folder import SIDECARS
 from edje_jax.data.sources.packed import PackedStrings
 from edje_jax.data.sources.passed_over import PassedOver
@@ -40,7 +40,7 @@ STRINGS = ("keys", "ids", "captions", "faults")
 
 @dataclass(frozen=True)
 class TarIndex:
-    """The samples of one tar: picture i is `size[i]` bytes from `offset[i]` on."""
+    """The samples of one tar: image i is `size[i]` bytes from `offset[i]` on."""
 
     offset: Int64[np.ndarray, " n"]
     size: Int64[np.ndarray, " n"]
@@ -95,11 +95,11 @@ def _load(path: Path, stamp: np.ndarray) -> TarIndex | str:
             if not np.array_equal(kept["tar"], stamp):
                 return "the tar has changed since"
             strings = {
-                name: PackedStrings.of_arrays(kept[name], kept[f"{name}_offsets"])
+                name: PackedStrings.from_arrays(kept[name], kept[f"{name}_offsets"])
                 for name in STRINGS
             }
-            told = json.loads(kept["passed_over"].tobytes())
-            passed_over = PassedOver(Counter(told["counts"]), told["names"])
+            facts = json.loads(kept["passed_over"].tobytes())
+            passed_over = PassedOver(Counter(facts["counts"]), facts["names"])
             index = TarIndex(
                 kept["offset"],
                 kept["size"],
@@ -122,7 +122,7 @@ def _keep(index: TarIndex, stamp: np.ndarray, places: list[Path]) -> None:
     passed_over = json.dumps(vars(index.passed_over)).encode()
     arrays["passed_over"] = np.frombuffer(passed_over, np.uint8)
     for name in STRINGS:
-        arrays[name], arrays[f"{name}_offsets"] = getattr(index, name).arrays()
+        arrays[name], arrays[f"{name}_offsets"] = getattr(index, name).to_arrays()
     for path in places:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -135,7 +135,7 @@ def _keep(index: TarIndex, stamp: np.ndarray, places: list[Path]) -> None:
 
 
 def build(tar: str) -> TarIndex:
-    """Walk through a tar, reading texts and passing over pictures.
+    """Walk through a tar, reading texts and passing over images.
 
     Raises:
         ValueError: it is truncated or no tar.
@@ -150,22 +150,22 @@ def build(tar: str) -> TarIndex:
                 passed_over.add("no image", key)
                 del samples[key]
         pictures = [_picture(file, sample) for sample in samples.values()]
-        told = [read_texts(file, sample) for sample in samples.values()]
+        texts = [read_texts(file, sample) for sample in samples.values()]
     for sample, picture in zip(samples.values(), pictures, strict=True):
         for extension, member in sample.items():
             if member is not picture and extension not in ("txt", "json"):
                 passed_over.add(f".{extension}", f"{member.key}.{extension}")
-    captions, starts = packed([texts.captions for texts in told])
+    captions, starts = pack_captions([one.captions for one in texts])
     return TarIndex(
         np.array([member.offset if member else -1 for member in pictures], np.int64),
         np.array([member.size if member else -1 for member in pictures], np.int64),
         PackedStrings(samples),
-        PackedStrings(texts.image_id for texts in told),
+        PackedStrings(one.image_id for one in texts),
         captions,
         starts,
         PackedStrings(
-            "; ".join([*doubles.get(key, ()), *texts.faults])
-            for key, texts in zip(samples, told, strict=True)
+            "; ".join([*doubles.get(key, ()), *one.faults])
+            for key, one in zip(samples, texts, strict=True)
         ),
         passed_over,
     )

@@ -31,9 +31,9 @@ from edje_jax.data.stamps import file_stamp
 from edje_jax.types import BadRecord
 
 IDS = ("image/id", "image_id", "id", "image/filename", "filename")
-"""Features that tell pictures apart, the best first."""
+"""Features that tell images apart, the best first."""
 KEPT = 1 << 16
-"""Pictures whose id and captions a process keeps after reading them."""
+"""Images whose id and captions a process keeps after reading them."""
 
 
 class Tfds:
@@ -47,7 +47,7 @@ class Tfds:
     Raises:
         ImportError: tensorflow-datasets is not installed.
         FileNotFoundError: the set has not been prepared.
-        ValueError: it is not in ArrayRecord files, has no such split, or no picture with captions.
+        ValueError: it is not in ArrayRecord files, has no such split, or no image with captions.
     """
 
     bad: Sequence[BadRecord] = ()
@@ -70,11 +70,11 @@ class Tfds:
 
     def image_id(self, index: int) -> str:
         """The record's id, else (or if it is damaged) split and number."""
-        return self._told(index)[0]
+        return self._metadata(index)[0]
 
     def captions(self, index: int) -> tuple[str, ...]:
         """All captions of the record; none if it is damaged."""
-        captions = self._told(index)[1]
+        captions = self._metadata(index)[1]
         return tuple(lines_of(captions)) if self._by_lines else captions
 
     def split_lines(self) -> None:
@@ -83,26 +83,26 @@ class Tfds:
 
     def caption_faults(self, index: int) -> str:
         """Faults of the captions that are left out of an image; "" if there are none."""
-        fault = self._told(index)[2]
-        return fault and f"{self._place(index)}: {fault}"
+        fault = self._metadata(index)[2]
+        return fault and f"{self._describe(index)}: {fault}"
 
     def stamp(self, index: int) -> str:
         """Sizes and modification times of the set's files, and the record's number."""
         return self._stamp and f"{self._stamp}-{self._checked(index)}"
 
     def encoded(self, index: int) -> bytes:
-        """The picture's file, as TFDS keeps it; `BadImage` if the shard is damaged."""
+        """The image's file, as TFDS keeps it; `BadImage` if the shard is damaged."""
         return self._record(index)[self._image]
 
     def image(self, index: int) -> Image.Image:
-        """The picture, upright and RGB; `BadImage` if it cannot be read."""
-        return decode(self.encoded(index), self._place(index))
+        """The image, upright and RGB; `BadImage` if it cannot be read."""
+        return decode(self.encoded(index), self._describe(index))
 
-    def _place(self, index: int) -> str:
+    def _describe(self, index: int) -> str:
         return f"{self.folder}#{self.split}: record {index}"
 
-    def _told(self, index: int) -> tuple[str, tuple[str, ...], str]:
-        return _told(self, self._checked(index))
+    def _metadata(self, index: int) -> tuple[str, tuple[str, ...], str]:
+        return _read_metadata(self, self._checked(index))
 
     def _record(self, index: int) -> dict[str, Any]:
         records = self._records()
@@ -111,7 +111,9 @@ class Tfds:
         except IndexError:
             raise
         except Exception as error:  # The library raises several kinds
-            raise BadImage(f"{self._place(index)} cannot be read ({in_a_line(error)})") from error
+            raise BadImage(
+                f"{self._describe(index)} cannot be read ({in_a_line(error)})"
+            ) from error
 
     def _records(self) -> Sequence[dict[str, Any]]:
         return _opened(self.folder, self.split, self._image)
@@ -129,8 +131,8 @@ class Tfds:
 
 
 @lru_cache(maxsize=KEPT)
-def _told(source: Tfds, index: int) -> tuple[str, tuple[str, ...], str]:
-    """(id, captions, what is wrong with others): asked for more often than the picture beside them.
+def _read_metadata(source: Tfds, index: int) -> tuple[str, tuple[str, ...], str]:
+    """(id, captions, what is wrong with others): asked for more often than the image beside them.
 
     A damaged record has its place for an id and no captions: one must not end a run of millions.
     """
@@ -146,7 +148,7 @@ def _told(source: Tfds, index: int) -> tuple[str, tuple[str, ...], str]:
 
 @lru_cache(maxsize=8)
 def _opened(folder: str, split: str, image: str) -> Sequence[dict[str, Any]]:
-    """The records, pictures undecoded; opened once in each process."""
+    """The records, images undecoded; opened once in each process."""
     import tensorflow_datasets as tfds
 
     source = _builder(folder).as_data_source(split, decoders={image: tfds.decode.SkipDecoding()})
@@ -217,7 +219,7 @@ def _check_split(folder: str, splits: Any, split: str) -> None:
 
 
 def _features(folder: str, features: Any) -> tuple[str, str, str]:
-    """Names of (picture, captions, id or "")."""
+    """Names of (image, captions, id or "")."""
     import tensorflow_datasets as tfds
 
     pictures = [name for name, kind in features.items() if isinstance(kind, tfds.features.Image)]

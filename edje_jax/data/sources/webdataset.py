@@ -14,9 +14,9 @@ import logging
 import numpy as np
 
 from edje_jax.data.images import BadImage
-from edje_jax.data.sources.captioned import Captioned, merged, packed
+from edje_jax.data.sources.captioned import Captioned, merge_records, pack_captions
 from edje_jax.data.sources.matching import matching_files, short_names
-from edje_jax.data.sources.packed import PackedStrings, joined_offsets
+from edje_jax.data.sources.packed import PackedStrings, concatenate_offsets
 from edje_jax.data.sources.passed_over import PassedOver
 from edje_jax.data.sources.tar_index import TarIndex, index_of
 from edje_jax.data.sources.texts import printable
@@ -28,9 +28,9 @@ log = logging.getLogger(__name__)
 class WebDataset(Captioned):
     """Samples of many tars, in the order of the pattern.
 
-    A picture's id is "image_id" of its `.json`, else "sha256" or "url", which img2dataset writes,
-    else tar and key, as in `00000/000000012`. Samples of one id are one picture with all their
-    captions. A sample without a picture raises `BadImage` when it is read; texts that are none are
+    An image's id is "image_id" of its `.json`, else "sha256" or "url", which img2dataset writes,
+    else tar and key, as in `00000/000000012`. Samples of one id are one image with all their
+    captions. A sample without an image raises `BadImage` when it is read; texts that are none are
     dropped (`caption_faults`).
 
     Raises:
@@ -50,12 +50,12 @@ class WebDataset(Captioned):
         self._tar = np.repeat(np.arange(len(indices)), [len(index.size) for index in indices])
         self._offset = np.concatenate([index.offset for index in indices])
         self._size = np.concatenate([index.size for index in indices])
-        self._keys = PackedStrings.joined([index.keys for index in indices])
+        self._keys = PackedStrings.concatenated([index.keys for index in indices])
         ids = _ids(self.tars, indices)
-        captions = PackedStrings.joined([index.captions for index in indices])
-        starts = joined_offsets([index.starts for index in indices])
-        super().__init__(pattern, ids, captions, starts, self._told(indices))
-        # Most sets name every picture once, and are not copied.
+        captions = PackedStrings.concatenated([index.captions for index in indices])
+        starts = concatenate_offsets([index.starts for index in indices])
+        super().__init__(pattern, ids, captions, starts, self._faults_of(indices))
+        # Most sets name every image once, and are not copied.
         if len({ids[i] for i in range(len(ids))}) < len(ids):
             self._merge()
 
@@ -65,28 +65,28 @@ class WebDataset(Captioned):
         return f"{stamp}-{self._offset[index]}-{self._size[index]}"
 
     def encoded(self, index: int) -> bytes:
-        """The picture's bytes in the tar; `BadImage` if there are none."""
+        """The image's bytes in the tar; `BadImage` if there are none."""
         size = int(self._size[self._checked(index)])
         if size < 0:
-            raise BadImage(f"{self.place(index)}: the sample has no picture")
+            raise BadImage(f"{self.describe(index)}: the sample has no picture")
         try:
             with open(self.tars[self._tar[index]], "rb") as file:
                 file.seek(self._offset[index])
                 data = file.read(size)
         except OSError as error:
-            raise BadImage(f"{self.place(index)}: cannot be read ({error.strerror})") from error
+            raise BadImage(f"{self.describe(index)}: cannot be read ({error.strerror})") from error
         if len(data) < size:
-            raise BadImage(f"{self.place(index)}: the tar ends within the picture")
+            raise BadImage(f"{self.describe(index)}: the tar ends within the picture")
         return data
 
-    def place(self, index: int) -> str:
+    def describe(self, index: int) -> str:
         """Tar and key of an image, for messages."""
         return f"{self.tars[self._tar[self._checked(index)]]}: {printable(self._keys[index])}"
 
-    def _told(self, indices: list[TarIndex]) -> dict[int, str]:
+    def _faults_of(self, indices: list[TarIndex]) -> dict[int, str]:
         """{sample: what is wrong with its texts, and where}."""
-        faults = PackedStrings.joined([index.faults for index in indices])
-        _, ends = faults.arrays()
+        faults = PackedStrings.concatenated([index.faults for index in indices])
+        _, ends = faults.to_arrays()
         return {
             row: f"{self.tars[self._tar[row]]}: {printable(self._keys[row])}: {faults[row]}"
             for row in np.flatnonzero(np.diff(ends)).tolist()
@@ -94,12 +94,12 @@ class WebDataset(Captioned):
 
     def _merge(self) -> None:
         count = range(len(self))
-        found = merged(map(self.image_id, count), map(self.captions, count), self._faults)
+        found = merge_records(map(self.image_id, count), map(self.captions, count), self._faults)
         self._tar, self._offset, self._size = (
             array[found.rows] for array in (self._tar, self._offset, self._size)
         )
         self._keys = PackedStrings(self._keys[row] for row in found.rows)
-        ids, texts = PackedStrings(found.ids), packed(found.captions)
+        ids, texts = PackedStrings(found.ids), pack_captions(found.captions)
         super().__init__(self.name, ids, *texts, found.faults, joined=found.joined)
 
 
@@ -111,4 +111,4 @@ def _ids(tars: list[str], indices: list[TarIndex]) -> PackedStrings:
         )
         for name, index in zip(short_names(tars), indices, strict=True)
     ]
-    return PackedStrings.joined(parts)
+    return PackedStrings.concatenated(parts)

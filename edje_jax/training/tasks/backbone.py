@@ -1,12 +1,9 @@
 """The task of training a small SigLIP-style dual encoder from scratch."""
 
 import dataclasses
-import logging
-from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,51 +11,24 @@ from jaxtyping import PyTree
 
 from edje_jax.config.model import BackboneConfig, ImageRecipe
 from edje_jax.config.run import BackboneRun
-from edje_jax.data.loader import Encoder, TrainingBatches
+from edje_jax.data.loader import RowRecipe, TrainingBatches
 from edje_jax.data.text import BackboneTokenizer
 from edje_jax.models.siglip import Siglip
-from edje_jax.models.towers import unit_length
 from edje_jax.runtimes.devices import compute_dtype
 from edje_jax.runtimes.dual_encoder import DualEncoder
+from edje_jax.scenes.patch_naming import patch_naming
 from edje_jax.training.assemble import open_sets, train_tokenizer
 from edje_jax.training.backbone_step import backbone_train_step
 from edje_jax.training.optim import optimiser
 from edje_jax.training.processes import part_of_this_process
 from edje_jax.training.sharding import Devices
 from edje_jax.training.state import Metrics, TrainState, init_state
-from edje_jax.types import Batch, PatchLabelled, Source
+from edje_jax.types import Batch, Source
 from edje_jax.weights.backbone import save_backbone
-
-log = logging.getLogger(__name__)
-
-
-class PatchNaming(nn.Module):
-    """Heads that name what a patch holds and where it stands; dropped after training.
-
-    Where patches are embedded linearly, the contrastive loss alone learns colour and size, no
-    shape and no place: a bag of words needs neither. Logits are cosines times `sharpness`, so
-    that a head cannot amplify a faint trace: what is named must fill a good part of the token,
-    the larger the less sharp, where an adapter and a joint encoder find it as easily.
-    """
-
-    sizes: Sequence[int]
-    """Names of each attribute."""
-    sharpness: Sequence[float]
-    """Largest logit of each attribute; the last one holds for the rest."""
-
-    @nn.compact
-    def __call__(self, tokens: jax.Array) -> list[jax.Array]:
-        tokens, logits = unit_length(tokens), []
-        for i, size in enumerate(self.sizes):
-            init = nn.initializers.normal(1.0)
-            names = self.param(f"attribute_{i}", init, (size, tokens.shape[-1]))
-            sharpness = self.sharpness[min(i, len(self.sharpness) - 1)]
-            logits.append(sharpness * tokens @ unit_length(names).T)
-        return logits
 
 
 class BackboneTask:
-    """Sigmoid loss over the batch, plus patch naming where the source can tell."""
+    """Sigmoid loss over the batch, plus patch naming (`scenes.patch_naming`) on built-in scenes."""
 
     def __init__(self, config: BackboneRun, workdir: Path):
         if config.data.cache_features:
@@ -82,24 +52,13 @@ class BackboneTask:
         )
         self.backbone = BackboneConfig("siglip", vision, text)
         self.model = Siglip(self.backbone, compute_dtype(config.precision), config.remat)
-        self.heads: dict[str, nn.Module] = {}
-        grid = vision.image_size // vision.patch_size
-        if config.patch_naming > 0 and isinstance(source, PatchLabelled):
-            if config.data.crop < 1:
-                raise ValueError(
-                    f"--data.crop {config.data.crop}: what patches hold is told of whole pictures;"
-                    " set it to 1, or --patch-naming to 0"
-                )
-            self.heads["patch_naming"] = PatchNaming(
-                (*source.patch_label_sizes, grid, grid), config.patch_sharpness
-            )
-        elif config.patch_naming > 0:
-            log.info("%s cannot say what patches hold: no patch naming", config.data.train)
+        self.naming = patch_naming(source, config)
         per_epoch = max(len(source) // config.data.batch_size, 1)
         steps = config.steps or max(round(config.epochs * per_epoch), 1)
-        encoder = Encoder(self.image, tokenizer, patch_grid=grid if self.heads else 0)
+        labels = self.naming.labels if self.naming else None
+        recipe = RowRecipe(self.image, tokenizer, extra_labels=labels)
         self.reader = TrainingBatches(
-            source, encoder, config.data, config.seed, steps, part_of_this_process()
+            source, recipe, config.data, config.seed, steps, part_of_this_process()
         )
         self.optimiser = optimiser(config.optim, steps, per_epoch)
 
@@ -118,9 +77,8 @@ class BackboneTask:
         pixels = jnp.zeros((1, vision.image_size, vision.image_size, 3))
         ids = jnp.zeros((1, text.max_position_embeddings), jnp.int32)
         params = {"siglip": self.model.init(keys[0], pixels, ids)["params"]}
-        tokens = jnp.zeros((1, vision.num_patches, vision.hidden_size))
-        for name, head in self.heads.items():
-            params[name] = head.init(keys[1], tokens)["params"]
+        if self.naming:
+            params["patch_naming"] = self.naming.init(keys[1], vision.hidden_size)
         return init_state(params, self.optimiser, self.config.optim.ema)
 
     @cached_property
@@ -128,8 +86,7 @@ class BackboneTask:
         step = partial(
             backbone_train_step,
             model=self.model,
-            heads=self.heads,
-            weights={"sigmoid": 1.0, "patch_naming": self.config.patch_naming},
+            naming=self.naming,
             recipe=self.image,
             optimiser=self.optimiser,
             ema=self.config.optim.ema,

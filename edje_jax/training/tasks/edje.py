@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 from edje_jax.config.model import UNMEASURED, EdjeConfig
 from edje_jax.config.run import EdjeRun
 from edje_jax.data.feature_cache import FeatureCache
-from edje_jax.data.loader import Encoder, TrainingBatches
+from edje_jax.data.loader import RowRecipe, TrainingBatches
 from edje_jax.data.text import BackboneTokenizer, JointTokenizer
 from edje_jax.evaluate.gallery import encode_gallery, evaluate
 from edje_jax.models.backbone import make_backbone
@@ -71,9 +71,9 @@ class EdjeTask:
         self.frozen = Frozen(
             place(self.parts.backbone.params), place(teacher.params) if teacher else None
         )
-        encoder = Encoder(self.model_config.image, self.backbone_tokenizer, self.joint_tokenizer)
+        recipe = RowRecipe(self.model_config.image, self.backbone_tokenizer, self.joint_tokenizer)
         self.reader = TrainingBatches(
-            source, encoder, config.data, config.seed, steps, part_of_this_process(),
+            source, recipe, config.data, config.seed, steps, part_of_this_process(),
             self._features(source) if config.data.cache_features else None,
         )  # fmt: skip
         if self.model_config.similarity_prior == UNMEASURED:

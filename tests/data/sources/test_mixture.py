@@ -18,11 +18,10 @@ from edje_jax.data.images import BadImage, file_bytes
 from edje_jax.data.sources.mixture import Mixture
 from edje_jax.data.sources.pooled import Pooled
 from edje_jax.data.sources.registry import open_source
-from edje_jax.data.sources.subset import joined, subset
+from edje_jax.data.sources.subset import Subset, joined
 from edje_jax.data.statistics import statistics
 from edje_jax.scenes.shapes import Shapes
 from edje_jax.training.assemble import open_sets
-from edje_jax.types import PatchLabelled
 from tests.real_sets import scenes, write_blip, write_webdataset
 
 
@@ -165,15 +164,12 @@ def test_pictures_are_left_out_by_their_pixels(tmp_path, cache, caplog):
     assert len(list(cache.iterdir())) == 2
 
 
-def test_a_limit_takes_the_first_pictures_and_what_is_known_of_their_patches():
+def test_a_limit_takes_the_first_images():
     whole = Shapes("train")
     few, _ = open_sets(DataConfig(train="shapes:train", limit=5))
     assert [few.image_id(i) for i in range(len(few))] == [whole.image_id(i) for i in range(5)]
     assert few.captions(4) == whole.captions(4)
-    assert isinstance(few, PatchLabelled)
-    assert few.patch_label_sizes == whole.patch_label_sizes
-    np.testing.assert_array_equal(few.patch_labels(4, 8), whole.patch_labels(4, 8))
-    with pytest.raises(IndexError, match="there are 5 pictures, asked for 5"):
+    with pytest.raises(IndexError, match="there are 5 images, asked for 5"):
         few.captions(5)
 
 
@@ -187,7 +183,7 @@ def test_a_limit_past_the_end_takes_all(tmp_path):
 def test_hashes_are_kept_and_a_damaged_file_is_made_anew(tmp_path, cache, monkeypatch, caplog):
     train = write_blip(tmp_path / "train", scenes(4))
     data = DataConfig(train=train, exclude="shapes:val")
-    small = subset(Shapes("val"), np.arange(1000) < 2)
+    small = Subset(Shapes("val"), np.arange(1000) < 2)
     assert len(without(open_source(train), small, data, 64)) == 4
     kept = {path: path.read_bytes() for path in cache.iterdir()}
     with monkeypatch.context() as patch:
@@ -237,7 +233,7 @@ def test_parts_of_a_set_say_what_is_wrong_with_their_captions(tmp_path):
     both = open_source(f"{spec}+shapes:val")
     assert len(both.bad) == 1 and "entry 1: caption 2" in both.caption_faults(1)
     assert not both.caption_faults(0) and not both.caption_faults(3)
-    part = subset(both, np.arange(len(both)) == 1)
+    part = Subset(both, np.arange(len(both)) == 1)
     assert "entry 1: caption 2" in part.caption_faults(0) and not part.bad
     pooled = Pooled(Shapes("val"), open_source(spec))
     assert len(pooled.bad) == 1 and not pooled.caption_faults(len(pooled) - 2)
@@ -280,7 +276,7 @@ def test_excluded_pictures_that_were_absent_are_looked_for_again(tmp_path, cache
 
 
 def test_hashes_of_another_decoder_are_others(tmp_path, cache, monkeypatch):
-    two = subset(Shapes("val"), np.arange(1000) < 2)
+    two = Subset(Shapes("val"), np.arange(1000) < 2)
     pixel_hashes(two, ["two"])
     monkeypatch.setattr("PIL.__version__", "0")
     pixel_hashes(two, ["two"])

@@ -20,7 +20,7 @@ import pytest
 from edje_jax.config.model import ImageRecipe
 from edje_jax.config.run import DataConfig
 from edje_jax.data.images import BadImage, file_bytes
-from edje_jax.data.loader import Encoder, TrainingBatches
+from edje_jax.data.loader import RowRecipe, TrainingBatches
 from edje_jax.data.pack import pack
 from edje_jax.data.sources import array_record
 from edje_jax.data.sources.matching import expand, matching_files
@@ -783,9 +783,9 @@ def test_a_damaged_shard_of_tfds_makes_bad_pictures(specs, tmp_path):
     found = statistics(source)
     assert found.pictures == COUNT and "record 0 cannot be read" in found.bad["train/0"]
     tokenizer = BackboneTokenizer(ROOT / "tests" / "goldens" / "reference_tiny" / "siglip", 16)
-    encoder = Encoder(ImageRecipe(size=8), tokenizer)
+    recipe = RowRecipe(ImageRecipe(size=8), tokenizer)
     data = DataConfig(batch_size=COUNT)
-    batch, bad = TrainingBatches(source, encoder, data, seed=0, steps=1)[0]
+    batch, bad = TrainingBatches(source, recipe, data, seed=0, steps=1)[0]
     assert bad.keys() == found.bad.keys() and batch.valid.sum() == COUNT - len(bad)
     assert "record 0 cannot be read" in bad["train/0"]
 

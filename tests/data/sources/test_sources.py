@@ -1,5 +1,6 @@
 """The `blip:` and `folder:` sources, and SPECs: what they read and what they say of mistakes."""
 
+import io
 import json
 import os
 import pickle
@@ -12,9 +13,10 @@ from PIL import Image
 
 from edje_jax.data.images import BadImage
 from edje_jax.data.sources.blip_json import BlipJson
+from edje_jax.data.sources.captioned import Captioned, pack_captions
 from edje_jax.data.sources.folder import Folder
 from edje_jax.data.sources.packed import PackedStrings
-from edje_jax.data.sources.registry import EXAMPLES, NEED_SPLIT, open_source
+from edje_jax.data.sources.registry import KINDS, Kind, Location, open_source
 from edje_jax.scenes.shapes import Shapes
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -384,10 +386,48 @@ def test_mistaken_specs(spec, message):
 
 
 def test_every_kind_has_an_example_and_an_opener(tmp_path):
-    for kind, example in EXAMPLES.items():
-        assert example.startswith(f"{kind}:")
-    kinds = [kind for kind in EXAMPLES if kind != "shapes"]
-    assert len(kinds) == 7
-    for spec in (f"{kind}:/nowhere" + "#test" * (kind in NEED_SPLIT) for kind in kinds):
+    for name, kind in KINDS.items():
+        assert kind.example.startswith(f"{name}:")
+    others = {name: kind for name, kind in KINDS.items() if name != "shapes"}
+    assert len(others) == 7
+    for name, kind in others.items():
         with pytest.raises(FileNotFoundError, match="nowhere"):
-            open_source(spec)
+            open_source(f"{name}:/nowhere" + "#test" * (kind.split == "required"))
+
+
+def test_another_kind_is_one_more_line_of_the_table(tmp_path, monkeypatch):
+    """A text file with a colour a line; "#SPLIT" takes the lines that begin with it."""
+
+    class Colours(Captioned):
+        def __init__(self, path: str, split: str, image_root: str):
+            lines = Path(image_root, path).read_text().splitlines()
+            self.colours = [line.split()[1] for line in lines if line.startswith(split)]
+            ids = PackedStrings(map(str, range(len(self.colours))))
+            super().__init__(path, ids, *pack_captions([[f"all {c}\nor so"] for c in self.colours]))
+
+        def encoded(self, index: int) -> bytes:
+            stream = io.BytesIO()
+            Image.new("RGB", (6, 4), self.colours[index]).save(stream, "PNG")
+            return stream.getvalue()
+
+    def open_colours(at: Location) -> Colours:
+        return Colours(at.path, at.split, at.image_root)
+
+    kind = Kind("colours:list.txt#train", open_colours, split="required")
+    monkeypatch.setitem(KINDS, "colours", kind)
+    (tmp_path / "list.txt").write_text("train red\nval blue\ntrain lime\n")
+    source = open_source("colours:list.txt#train", str(tmp_path))
+    assert [source.captions(i) for i in range(2)] == [("all red\nor so",), ("all lime\nor so",)]
+    assert source.image(1).getpixel((0, 0)) == (0, 255, 0)
+    lines = open_source("colours:list.txt#val#lines", str(tmp_path))
+    assert lines.captions(0) == ("all blue", "or so")
+    both = open_source("colours:list.txt#val+shapes:val", str(tmp_path))
+    assert both.image_id(0) == "colours:list.txt/0" and len(both) == 1001
+    for spec, message in (
+        ("colours:list.txt", r'"colours:list.txt": which split\? .* as in colours:list.txt#train'),
+        ("colour:list.txt", r'unknown kind "colour"; did you mean "colours:list.txt"\?'),
+        ("colours:#train", "names no path; write it as in colours:list.txt#train"),
+        ("zzz:x", "Supported: shapes, .*, colours"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            open_source(spec, str(tmp_path))

@@ -123,7 +123,7 @@ def test_patch_naming_without_labels_is_said_and_left_out(config, tmp_path, capl
     task = BackboneTask(dataclasses.replace(config, patch_naming=1.0), tmp_path)
     assert f"{config.data.train} cannot say what patches hold: no patch naming" in caplog.text
     assert set(task.init().params) == {"siglip"}
-    assert task.reader[0][0].patch_labels is None
+    assert task.reader[0][0].extra_labels is None
 
 
 def test_patch_naming_learns_from_scenes(config, tmp_path):
@@ -131,7 +131,7 @@ def test_patch_naming_learns_from_scenes(config, tmp_path):
     task = BackboneTask(dataclasses.replace(config, data=data, patch_naming=1.0), tmp_path)
     state, batch = task.init(), task.reader[0][0]
     assert set(state.params) == {"siglip", "patch_naming"}
-    assert batch.patch_labels.shape == (16, 9, 4)
+    assert batch.extra_labels.shape == (16, 9, 4)
     told = []
     for number in range(25):
         state, metrics = task.step(state, batch, number)
