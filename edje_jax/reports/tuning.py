@@ -13,7 +13,7 @@ from rich.table import Table
 from edje_jax.config.calibration import Calibration
 from edje_jax.evaluation.retrieval import DIRECTIONS
 from edje_jax.evaluation.tuning import TuneResult, on_front, pareto_front
-from edje_jax.models.token_formats import TOKEN_DTYPES, TokenDtype
+from edje_jax.models.token_formats import TOKEN_DTYPES
 from edje_jax.system.files import replacing, write_json
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def _panel(axes: "Axes", results: Sequence[TuneResult], cost: Sequence[float]) -
     axes.grid(alpha=0.3, which="both")
 
 
-def mark_of(dtype: TokenDtype) -> str:
+def mark_of(dtype: str) -> str:
     """Mark of the points of a token dtype."""
     return MARKS[TOKEN_DTYPES.index(dtype) % len(MARKS)]
 

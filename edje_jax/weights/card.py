@@ -7,7 +7,7 @@ from typing import Any
 
 from edje_jax.config.model import BertConfig, ImageRecipe
 from edje_jax.config.run import EdjeRun, RunConfig, run_to_dict
-from edje_jax.system.files import replacing_text
+from edje_jax.system.files import replacing
 from edje_jax.weights.folder import Model
 from edje_jax.weights.hub import is_hub_id
 
@@ -38,14 +38,15 @@ def state_calibration(folder: Path) -> None:
     end of the section "Use", or of a card without that section.
     """
     path = folder / "README.md"
-    card = path.read_text("utf-8") if path.exists() else ""
-    if not card or _CALIBRATED.strip() in card:
+    # As bytes, so that a card of another encoding stays as it is too.
+    card, passage = path.read_bytes() if path.exists() else b"", _CALIBRATED.encode()
+    if not card or passage.strip() in card:
         return
-    use = card.find("## Use\n")
-    end = card.find("\n## ", use + 1) if use >= 0 else -1
-    before, after = (card[:end], card[end:]) if end >= 0 else (card.rstrip("\n") + "\n", "")
-    with replacing_text(path) as file:
-        file.write(before + _CALIBRATED + after)
+    use = card.find(b"## Use\n")
+    end = card.find(b"\n## ", use + 1) if use >= 0 else -1
+    before, after = (card[:end], card[end:]) if end >= 0 else (card.rstrip(b"\n") + b"\n", b"")
+    with replacing(path) as temporary:
+        temporary.write_bytes(before + passage + after)
 
 
 def _front_matter(model: Model, run: RunConfig | None) -> str:
