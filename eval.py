@@ -3,13 +3,13 @@
 `python eval.py --help` lists all options. An installed package has `edje eval` for the same.
 """
 
-from edje_jax.cli import eval as evaluation
+from edje_jax.cli import eval_options
 from edje_jax.cli.program import run_program
 
 
 def main(arguments: list[str]) -> int:
     """Evaluate."""
-    return evaluation.main(arguments, "python eval.py")
+    return eval_options.main(arguments, "python eval.py")
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ from edje_jax.evaluate.measure import Protocol, measure
 from edje_jax.evaluation.retrieval import Gallery
 from edje_jax.models.backbone import make_backbone
 from edje_jax.models.edje import Edje
-from edje_jax.reports.report import write_metrics
+from edje_jax.reports.evaluation_files import write_metrics
 from edje_jax.runtimes.devices import compute_dtype
 from edje_jax.runtimes.jax import Engine, TokenTable
 from edje_jax.runtimes.scoring import pair_batches

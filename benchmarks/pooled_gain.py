@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from edje_jax.evaluation.intervals import difference_intervals, span
-from edje_jax.evaluation.metrics import recalls
+from edje_jax.evaluation.intervals import difference_intervals, format_interval
+from edje_jax.evaluation.measures import measure_ranks
 from edje_jax.evaluation.retrieval import DIRECTIONS
 
 
@@ -31,7 +31,7 @@ def main() -> None:
             print(
                 f"{DIRECTIONS[key]} {name}: base {one['base'][name]:.1f}, reranked"
                 f" {one['reranked'][name]:.1f}, {one['gain'][name]:+.1f}"
-                f" ({span(one['interval'][name])})"
+                f" ({format_interval(one['interval'][name])})"
             )
     if options.out:
         Path(options.out).write_text(json.dumps(result, indent=1) + "\n")
@@ -52,7 +52,7 @@ def pooled(folders: list[Path]) -> dict[str, dict[str, Any]]:
         base, reranked = np.array(ranks[key]).T
         number = {name: i for i, name in enumerate(dict.fromkeys(images[key]))}
         owner = np.array([number[name] for name in images[key]])
-        before, after = recalls(base), recalls(reranked)
+        before, after = measure_ranks(base), measure_ranks(reranked)
         out[key] = {
             "queries": len(base),
             "base": before,

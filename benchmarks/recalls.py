@@ -17,9 +17,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from edje_jax.evaluation.compare import compare, read_evaluation
-from edje_jax.evaluation.intervals import span
+from edje_jax.evaluation.compare import compare
+from edje_jax.evaluation.intervals import format_interval
 from edje_jax.evaluation.retrieval import DIRECTIONS
+from edje_jax.reports.evaluation_files import read_evaluation
 
 SHARED = ("data", "k", "pictures", "captions", "gallery", "similarity_weight")
 """Fields of `metrics.json` that must be equal in all evaluations."""
@@ -68,7 +69,7 @@ def measured(groups: dict[str, list[Path]], beside: str) -> dict[str, Any]:
         }
         if beside in ("", name):
             continue
-        for before, after in zip(groups[beside], groups[name], strict=False):
+        for before, after in zip(every[beside], every[name], strict=False):
             result = compare(before, after)
             for key in DIRECTIONS:
                 told = {part: result[key][part]["R@1"] for part in ("difference", "interval")}
@@ -91,7 +92,9 @@ def table(result: dict[str, Any]) -> Table:
             cells = []
             for key in DIRECTIONS:
                 beside = group[key].get("beside", [])[place : place + 1]
-                told = "".join(f"  {d['difference']:+.1f} {span(d['interval'])}" for d in beside)
+                told = "".join(
+                    f"  {d['difference']:+.1f} {format_interval(d['interval'])}" for d in beside
+                )
                 cells.append(f"{group[key]['R@1'][place]:.1f}{told}")
             out.add_row(name, str(place), *cells)
         means = [

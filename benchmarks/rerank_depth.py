@@ -22,7 +22,7 @@ from rich.table import Table
 from edje_jax.config.calibration import UNTUNED, Calibration
 from edje_jax.data.sources.registry import open_captioned
 from edje_jax.data.sources.subset import joined
-from edje_jax.evaluate.gallery import encode_gallery, second_stage
+from edje_jax.evaluate.gallery import encode_gallery, pair_scorer
 from edje_jax.evaluate.measure import calibration_metrics
 from edje_jax.evaluation.calibration import calibrate
 from edje_jax.evaluation.protocols import rerank_some
@@ -66,7 +66,7 @@ def main() -> None:
 def retrieved(reranker: Reranker, data: str, queries: int, k: int):
     """`rerank_some` of a set, all of it with `queries` 0."""
     encoded = encode_gallery(reranker.engine, joined(open_captioned(data)), 0.01)
-    gallery, score = encoded.gallery, second_stage(reranker.engine, encoded)
+    gallery, score = encoded.gallery, pair_scorer(reranker.engine, encoded)
     texts, images = reranker.engine.embed_texts(gallery.captions), encoded.embeddings
     return rerank_some(gallery, images, texts, score, k, queries or len(texts))
 

@@ -20,7 +20,7 @@ from edje_jax.cli.evaluate import evaluate_model
 from edje_jax.data.sources.registry import open_captioned
 from edje_jax.evaluate.measure import Protocol
 from edje_jax.evaluation.retrieval import Gallery, Retrieval, rerank
-from edje_jax.reports.tables import table
+from edje_jax.reports.tables import metrics_table
 from edje_jax.types import Source
 from edje_jax.weights.folder import model_folder
 
@@ -36,7 +36,7 @@ def main() -> None:
     jax_metrics = evaluate_model(options.model, options.data, Protocol(k=options.k))
     source = open_captioned(options.data)
     torch_metrics = with_torch(model_folder(options.model), source, options.k).metrics()
-    Console().print(table(torch_metrics), "above: PyTorch; before it: JAX")
+    Console().print(metrics_table(torch_metrics), "above: PyTorch; before it: JAX")
     largest = max(_differences(jax_metrics, torch_metrics))
     print(f"largest difference of any recall: {largest:.3f} points")
     if options.out:

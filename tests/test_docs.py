@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import tyro
 
-from edje_jax.cli import eval as evaluation
+from edje_jax.cli import eval_options
 from edje_jax.cli.edje import COMMANDS
 from edje_jax.cli.named_configs import choose_config, config_names
 from edje_jax.config.model import AdapterConfig
@@ -59,8 +59,8 @@ def test_commands_parse(page, line):
             tyro.cli(COMMANDS, args=[program, *arguments])
         return
     if program == "eval.py":
-        options = tyro.cli(evaluation.Options, args=arguments)
-        evaluation.check(options)
+        options = tyro.cli(eval_options.Options, args=arguments)
+        eval_options.check(options)
         return
     _, default = choose_config(arguments, "")
     tyro.cli(type(default), default=default, args=arguments[1:])

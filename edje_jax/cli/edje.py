@@ -45,7 +45,7 @@ class Eval:
     """MODEL and options."""
 
     def run(self) -> None:
-        from edje_jax.cli.eval import main
+        from edje_jax.cli.eval_options import main
 
         main(list(self.arguments))
 

@@ -1,42 +1,29 @@
-"""Load a model, evaluate it on a set, print the tables and write the files."""
+"""Command `edje eval`: load a model, evaluate it on a set, print the tables and write the files."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from edje_jax.cli.progress import Bars
+from edje_jax.cli.tables import print_tables_after
 from edje_jax.data.compositional import read_items
-from edje_jax.data.images import decode_record
 from edje_jax.data.sources.pooled import Pooled
-from edje_jax.data.sources.registry import open_captioned, open_source
-from edje_jax.data.sources.subset import joined
 from edje_jax.evaluate.compositional import score_items
-from edje_jax.evaluate.gallery import EncodedGallery, encode_gallery
-from edje_jax.evaluate.measure import Protocol, measure
-from edje_jax.evaluate.word_attention import word_maps
+from edje_jax.evaluate.gallery import open_gallery
+from edje_jax.evaluate.measure import Protocol, measure_source
+from edje_jax.evaluate.word_attention import caption_word_maps
 from edje_jax.evaluation.compare import compare
 from edje_jax.evaluation.compositional import summarise
 from edje_jax.reports.compositional import compositional_table, write_compositional
-from edje_jax.reports.report import write_metrics, write_report
-from edje_jax.reports.tables import (
-    comparison_table,
-    eccv_table,
-    folds_table,
-    k_table,
-    table,
-    weight_table,
-)
-from edje_jax.reports.word_maps import WordMaps
-from edje_jax.runtimes.jax import Engine
+from edje_jax.reports.evaluation_files import read_evaluation, write_metrics
+from edje_jax.reports.report import write_report
+from edje_jax.reports.tables import comparison_table, evaluation_tables
 from edje_jax.search.reranker import Reranker
 from edje_jax.system.files import naming, write_json
-from edje_jax.types import Source
 
 
 def evaluate_model(
@@ -49,7 +36,8 @@ def evaluate_model(
     image_root: str = "",
     max_bad: float = 0.01,
 ) -> dict[str, Any]:
-    """The metrics as metrics.json has them; with `out`, the report and every table lie there.
+    """Print what was measured, and return it as metrics.json has it; with `out`, write the report
+    and every file there.
 
     Raises:
         FileNotFoundError, ValueError: the model or the set cannot be opened.
@@ -57,31 +45,28 @@ def evaluate_model(
     """
     started = time.perf_counter()
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)  # Told before the work if it cannot be
+        out.mkdir(parents=True, exist_ok=True)  # Fail before the work if it cannot be made
     source = open_gallery(data, pool, image_root)
     reranker = Reranker.from_pretrained(model)
-    seconds = {"load": time.perf_counter() - started}
+    engine, loaded = reranker.engine, time.perf_counter()
     with Bars() as bars:
-        mark = time.perf_counter()
-        encoded = encode_gallery(reranker.engine, source, max_bad, bars.show)
-        seconds["encode"] = time.perf_counter() - mark
-        mark = time.perf_counter()
-        retrieval, extra = measure(
-            reranker.engine, encoded, protocol, bars.show, reranker.calibration
+        found = measure_source(
+            engine, source, protocol, reranker.calibration, max_bad=max_bad, progress=bars.show
         )
-        seconds["rerank"] = time.perf_counter() - mark
-    seconds["total"] = time.perf_counter() - started
+    seconds = {"load": loaded - started, **found.seconds, "total": time.perf_counter() - started}
+    extra = dict(found.extra)
     if isinstance(source, Pooled):
         extra["pool"] = {"data": pool, "left_out": source.left_out}
-    metrics = {**retrieval.metrics(), **extra}
-    with told_after(tables(metrics)):
+    metrics = {**found.retrieval.metrics(), **extra}
+    with print_tables_after(evaluation_tables(metrics)):
         if out is None:
             return metrics
+        gallery, record = found.encoded.gallery, found.encoded.record
         with naming(out):
             metrics = write_metrics(
                 out,
-                retrieval,
-                encoded.gallery,
+                found.retrieval,
+                gallery,
                 model=model,
                 data=data,
                 seconds={name: round(value, 3) for name, value in seconds.items()},
@@ -89,73 +74,26 @@ def evaluate_model(
             )
             page = write_report(
                 out,
-                retrieval,
-                encoded.gallery,
-                lambda i: source.image(encoded.record[i]),
+                found.retrieval,
+                gallery,
+                lambda i: source.image(record[i]),
                 title=f"{data}, reranked by {model}",
                 facts={"model": model, "data": data, **({"pool": pool} if pool else {})},
                 metrics=metrics,
-                word_maps=partial(caption_words, reranker.engine, encoded, source),
+                word_maps=partial(caption_word_maps, engine, found.encoded, source),
             )
     Console().print(f"report: {page}", markup=False)
     return metrics
 
 
-@contextmanager
-def told_after(made: Iterable[Table]) -> Iterator[None]:
-    """Write files in the block and print tables after it, whatever becomes of either: no numbers
-    are lost to a full disk, and no files to a terminal that is gone."""
-    try:
-        yield
-    finally:
-        console = Console()
-        for one in made:
-            console.print(one)
-
-
-def open_gallery(data: str, pool: str, image_root: str) -> Source:
-    """The set to ask with, among the pictures of the pool if there is one.
-
-    Raises:
-        FileNotFoundError, ValueError: one of them cannot be opened.
-    """
-    source = joined(open_captioned(data, image_root))
-    return Pooled(source, open_source(pool, image_root)) if pool else source
-
-
-def caption_words(engine: Engine, encoded: EncodedGallery, source: Source, q: int) -> WordMaps:
-    """Attention maps of the words of caption q over its image.
-
-    Raises:
-        BadImage: the picture can no longer be read.
-    """
-    gallery = encoded.gallery
-    record = int(encoded.record[int(gallery.caption_image[q])])
-    image = decode_record(source, record, engine.config.image)
-    return word_maps(engine, image, gallery.captions[q])
-
-
-def tables(metrics: dict[str, Any]) -> Iterator[Table]:
-    """Everything that was measured, for the terminal."""
-    yield table(metrics)
-    for name, made in (
-        ("folds", folds_table),
-        ("k_sweep", k_table),
-        ("similarity_weights", weight_table),
-        ("eccv", eccv_table),
-    ):
-        if name in metrics:
-            yield made(metrics[name])
-
-
 def compare_evaluations(a: Path, b: Path, out: Path | None = None) -> dict[str, Any]:
-    """Print what `compare` finds; with `out`, write it there as comparison.json.
+    """Print how two evaluations differ; with `out`, write it there as comparison.json.
 
     Raises:
-        FileNotFoundError, ValueError: see `compare`.
+        FileNotFoundError, ValueError: see `read_evaluation` and `compare`.
     """
-    result = compare(a, b)
-    with told_after([comparison_table(result)]):
+    result = compare(read_evaluation(a), read_evaluation(b))
+    with print_tables_after([comparison_table(result)]):
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
             write_json(out / "comparison.json", result)
@@ -170,11 +108,12 @@ def evaluate_compositional(
     image_root: str = "",
     similarity_weight: float | None = None,
 ) -> dict[str, Any]:
-    """Text, image and group scores; with `out`, compositional.json and per_item.csv are written.
+    """Print and return text, image and group scores; with `out`, write compositional.json and
+    per_item.csv there.
 
     Raises:
-        FileNotFoundError, ValueError: the model, a file or a picture cannot be opened.
-        BadImage: a picture cannot be read.
+        FileNotFoundError, ValueError: the model, a file or an image cannot be opened.
+        BadImage: an image cannot be read.
     """
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
@@ -185,13 +124,13 @@ def evaluate_compositional(
     with Bars() as bars:
         scored = score_items(reranker.engine, items, similarity_weight, bars.show)
     result = summarise(items, scored)
-    about = {
+    settings = {
         "model": model,
         "compositional": [str(path) for path in files],
         "similarity_weight": similarity_weight,
     }
-    with told_after([compositional_table(result)]):
+    with print_tables_after([compositional_table(result)]):
         if out is None:
             return result
         with naming(out):
-            return write_compositional(out, items, scored, about)
+            return write_compositional(out, items, scored, settings)

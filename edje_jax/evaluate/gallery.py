@@ -1,4 +1,4 @@
-"""A source -> everything an evaluation needs: a gallery, its tokens and its embeddings."""
+"""Gallery of an evaluation: opened, encoded to tokens and embeddings, and scored pair by pair."""
 
 import math
 import os
@@ -14,6 +14,8 @@ from jaxtyping import Float, Float32
 from edje_jax.data.bad_pictures import BadPictures, left_out
 from edje_jax.data.image_reader import read_gallery
 from edje_jax.data.sources.pooled import Pooled
+from edje_jax.data.sources.registry import open_captioned, open_source
+from edje_jax.data.sources.subset import joined
 from edje_jax.evaluation.retrieval import Gallery, Retrieval, ScorePairs, rerank
 from edje_jax.evaluation.scores import cosines
 from edje_jax.models.token_formats import PackedTokens
@@ -21,38 +23,48 @@ from edje_jax.runtimes.jax import Engine
 from edje_jax.types import Source
 
 IN_MEMORY = 2 << 30
-"""Bytes of compressed tokens that are held in memory; more lie in a temporary file (TMPDIR)."""
+"""Bytes of compressed tokens to hold in memory; more lie in a temporary file (TMPDIR)."""
 
 Progress = Callable[[str, int, int], None]
-"""Called with (what, done, total)."""
+"""Function that is called with (kind of work, done, total)."""
+
+
+def open_gallery(data: str, pool: str = "", image_root: str = "") -> Source:
+    """Open the set to ask with, among the images of the pool if there is one; both are SPECs.
+
+    Raises:
+        FileNotFoundError, ValueError: one of them cannot be opened.
+    """
+    source = joined(open_captioned(data, image_root))
+    return Pooled(source, open_source(pool, image_root)) if pool else source
 
 
 @dataclass(frozen=True)
 class EncodedGallery:
-    """A gallery after the offline part: row i of the arrays is picture i of the gallery."""
+    """Gallery after the offline part: row i of the arrays is image i of the gallery."""
 
     gallery: Gallery
     record: list[int]
-    """The source's index of each picture."""
+    """Index of each image in the source."""
     tokens: Float[np.ndarray, "n m d"] | PackedTokens
     embeddings: Float32[np.ndarray, "n e"]
 
 
 def encode_gallery(
-    engine: Engine, source: Source, max_bad: float, progress: Progress | None = None
+    runtime: Engine, source: Source, max_bad: float, progress: Progress | None = None
 ) -> EncodedGallery:
-    """Read and encode every picture of a source once.
+    """Read and encode every image of a source once.
 
     Raises:
-        ValueError: the source has no captions to ask with (`open_captioned` tells that sooner).
+        ValueError: the source has no captions to ask with (`open_captioned` finds that sooner).
         TooManyBadPictures: more than `max_bad` of the records are bad, of the set or,
             where there is one, of the pool: a large pool hides no damage to the set.
         OSError: the tokens need a temporary file, and there is no room for it.
     """
-    config = engine.config
+    config = runtime.config
     record: list[int] = []
     size = (config.num_tokens, config.joint_encoder.hidden_size)
-    tokens = _room((len(source), *size))
+    tokens = _allocate_tokens((len(source), *size))
     embeddings = np.empty((len(source), config.backbone.text.projection_size), np.float32)
     sets = (source.source, source.pool) if isinstance(source, Pooled) else (source,)
     own = len(sets[0])
@@ -64,7 +76,7 @@ def encode_gallery(
         )
     )
     for batch in batches:
-        encoded = engine.encode_images(batch.images)
+        encoded = runtime.encode_images(batch.images)
         rows = slice(len(record), len(record) + len(batch.records))
         tokens[rows], embeddings[rows] = encoded.tokens, encoded.embeddings
         record += batch.records
@@ -76,8 +88,8 @@ def encode_gallery(
     return EncodedGallery(gallery, record, tokens[:count], embeddings[:count])
 
 
-def _room(shape: tuple[int, ...]) -> np.ndarray:
-    """Float32 in memory, or in a file without a name where it is more than `IN_MEMORY`."""
+def _allocate_tokens(shape: tuple[int, ...]) -> np.ndarray:
+    """Allocate float32 in memory, or in a file without a name if it is more than `IN_MEMORY`."""
     size = 4 * math.prod(shape)
     if size <= IN_MEMORY:
         return np.empty(shape, np.float32)
@@ -87,27 +99,28 @@ def _room(shape: tuple[int, ...]) -> np.ndarray:
             try:
                 os.posix_fallocate(file.fileno(), 0, size)
             except OSError as error:
-                told = f"{error.strerror} ({size / 1e9:,.1f} GB of tokens; TMPDIR names the folder)"
-                raise OSError(error.errno, told, tempfile.gettempdir()) from error
+                tokens = f"{size / 1e9:,.1f} GB of tokens; TMPDIR names the folder"
+                message = f"{error.strerror} ({tokens})"
+                raise OSError(error.errno, message, tempfile.gettempdir()) from error
         return np.memmap(file, np.float32, "w+", shape=shape)
 
 
-def second_stage(
-    engine: Engine, encoded: EncodedGallery, progress: Progress | None = None
+def pair_scorer(
+    runtime: Engine, encoded: EncodedGallery, progress: Progress | None = None
 ) -> ScorePairs:
-    """The joint encoder as a function of (caption, picture) numbers of the gallery."""
+    """Joint encoder as a function of (caption, image) numbers of the gallery."""
     captions = encoded.gallery.captions
-    ids = engine.joint_tokenizer(captions)
-    embedded = engine.embed_texts(captions) if engine.config.similarity_prior else None
-    # What is on disk stays there, a batch's rows are read while the one before is computed; and a
-    # CPU would keep a second copy in the same memory.
+    ids = runtime.joint_tokenizer(captions)
+    embedded = runtime.embed_texts(captions) if runtime.config.similarity_prior else None
+    # Tokens on disk stay there: a batch's rows are read while the one before is computed. On a CPU
+    # a second copy would take the same memory.
     stays = isinstance(encoded.tokens, np.memmap) or jax.default_backend() == "cpu"
     tokens = encoded.tokens if stays else jax.tree.map(jnp.asarray, encoded.tokens)
 
     def score_pairs(text_index: np.ndarray, image_index: np.ndarray) -> np.ndarray:
         out = np.empty(len(text_index), np.float32)
         order = np.arange(len(out))
-        if engine.config.joint_encoder.deferred_layers:
+        if runtime.config.joint_encoder.deferred_layers:
             order = np.argsort(text_index, kind="stable")  # A caption's pairs together: read once
         step = 16_384
         for start in range(0, len(out), step):
@@ -116,7 +129,7 @@ def second_stage(
             known = None
             if embedded is not None:
                 known = cosines(embedded, encoded.embeddings, *pairs)
-            out[part] = engine.score_pairs(ids, tokens, *pairs, known)
+            out[part] = runtime.score_pairs(ids, tokens, *pairs, known)
             if progress:
                 progress("pairs", min(start + step, len(out)), len(out))
         return out
@@ -125,18 +138,18 @@ def second_stage(
 
 
 def evaluate(
-    engine: Engine,
+    runtime: Engine,
     encoded: EncodedGallery,
     k: int,
     similarity_weight: float = 0.0,
     progress: Progress | None = None,
 ) -> Retrieval:
-    """First stage, then the joint encoder on k candidates, in both directions."""
+    """Retrieve by the first stage and rerank k candidates a query, in both directions."""
     return rerank(
         encoded.gallery,
         encoded.embeddings,
-        engine.embed_texts(encoded.gallery.captions),
-        second_stage(engine, encoded, progress),
+        runtime.embed_texts(encoded.gallery.captions),
+        pair_scorer(runtime, encoded, progress),
         k,
         similarity_weight,
     )

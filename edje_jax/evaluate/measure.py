@@ -1,18 +1,21 @@
-"""Measurements of a runtime on an encoded gallery, as an evaluation protocol asks for them."""
+"""Measurements of a runtime on a captioned set, as an evaluation protocol asks for them."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edje_jax.config.calibration import UNTUNED, Calibration
-from edje_jax.evaluate.gallery import EncodedGallery, Progress, second_stage
+from edje_jax.evaluate.coco_ids import coco_ids
+from edje_jax.evaluate.gallery import EncodedGallery, Progress, encode_gallery, pair_scorer
 from edje_jax.evaluation.calibration import above, direction_reliability
-from edje_jax.evaluation.eccv import coco_ids, eccv_metrics
+from edje_jax.evaluation.eccv import eccv_metrics
 from edje_jax.evaluation.intervals import gain_intervals
 from edje_jax.evaluation.protocols import Timed, folds_summary, k_sweep, rerank_folds, weight_sweep
 from edje_jax.evaluation.retrieval import DIRECTIONS, Retrieval, rerank
 from edje_jax.runtimes.jax import Engine
+from edje_jax.types import Source
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,9 @@ class Protocol:
     folds: int = 0
     """Disjoint parts of the gallery to evaluate as well, each on its own; 0 for none."""
     k_sweep: Sequence[int] = ()
+    """Depths to evaluate as well."""
     similarity_weights: Sequence[float] = ()
+    """Weights of the first stage to evaluate as well."""
     eccv: Path | None = None
     """COCO's captions_val2014.json, to judge by CxC and ECCV Caption as well."""
 
@@ -35,23 +40,63 @@ class Protocol:
         return max(self.k, *self.k_sweep) if self.k_sweep else self.k
 
 
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """Outcome of a protocol on a set."""
+
+    encoded: EncodedGallery
+    retrieval: Retrieval
+    extra: dict[str, Any]
+    """Further measurements that the protocol asked for, as metrics.json holds them."""
+    seconds: dict[str, float]
+    """Seconds that the parts took: {"encode", "rerank"}."""
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """All measurements, as metrics.json holds them."""
+        return {**self.retrieval.metrics(), **self.extra}
+
+
+def measure_source(
+    runtime: Engine,
+    source: Source,
+    protocol: Protocol = Protocol(),
+    calibration: Calibration = UNTUNED,
+    *,
+    max_bad: float = 0.01,
+    progress: Progress | None = None,
+) -> Measurement:
+    """Encode a captioned set and measure the runtime on it; `Reranker.engine` is a runtime.
+
+    Raises:
+        TooManyBadPictures: more than `max_bad` of the records are bad.
+        ValueError: the set has no captions, or is not what the protocol needs.
+    """
+    started = time.perf_counter()
+    encoded = encode_gallery(runtime, source, max_bad, progress)
+    encoded_at = time.perf_counter()
+    retrieval, extra = measure(runtime, encoded, protocol, progress, calibration)
+    seconds = {"encode": encoded_at - started, "rerank": time.perf_counter() - encoded_at}
+    return Measurement(encoded, retrieval, extra, seconds)
+
+
 def measure(
-    engine: Engine,
+    runtime: Engine,
     encoded: EncodedGallery,
     protocol: Protocol,
     progress: Progress | None = None,
     calibration: Calibration = UNTUNED,
 ) -> tuple[Retrieval, dict[str, Any]]:
     """Retrieval at depth k, and the protocol's other measurements as metrics.json holds them."""
-    if protocol.eccv:
-        coco_ids(encoded.gallery, protocol.eccv)  # Refuse another data set before the work
+    # Refuse another data set before the work.
+    ids = coco_ids(encoded.gallery, protocol.eccv) if protocol.eccv else None
     if protocol.k_sweep:
         # Compile first, or the rate would include compilation.
-        engine.warm(encoded.tokens)
-    score_pairs = Timed(second_stage(engine, encoded, progress))
+        runtime.warm(encoded.tokens)
+    score_pairs = Timed(pair_scorer(runtime, encoded, progress))
     gallery, weight = encoded.gallery, protocol.similarity_weight
     weight = calibration.similarity_weight if weight is None else weight
-    images, texts = encoded.embeddings, engine.embed_texts(gallery.captions)
+    images, texts = encoded.embeddings, runtime.embed_texts(gallery.captions)
     deep = rerank(gallery, images, texts, score_pairs, protocol.depth, weight)
     rate = score_pairs.pairs / score_pairs.seconds
     retrieval = deep.at(k=protocol.k)
@@ -68,8 +113,8 @@ def measure(
         extra["k_sweep"] = k_sweep(deep, protocol.k_sweep, rate)
     if protocol.similarity_weights:
         extra["similarity_weights"] = weight_sweep(retrieval, protocol.similarity_weights)
-    if protocol.eccv:
-        extra["eccv"] = eccv_metrics(retrieval, images, texts, gallery, protocol.eccv)
+    if ids:
+        extra["eccv"] = eccv_metrics(retrieval, images, texts, gallery.caption_image, ids)
     return retrieval, extra
 
 

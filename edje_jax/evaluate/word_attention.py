@@ -1,4 +1,4 @@
-"""A picture and a caption -> where each word looks."""
+"""Attention of each word of a caption over the patches of an image."""
 
 from functools import partial
 
@@ -6,31 +6,46 @@ import jax
 import numpy as np
 from PIL import Image
 
-from edje_jax.data.images import normalise, resize
+from edje_jax.data.images import decode_record, normalise, resize
+from edje_jax.evaluate.gallery import EncodedGallery
 from edje_jax.models.attention_maps import patch_attention
 from edje_jax.reports.word_maps import WordMaps
 from edje_jax.runtimes.jax import Engine
+from edje_jax.types import Source
 
 
-def word_maps(engine: Engine, image: Image.Image, caption: str) -> WordMaps:
-    """Each word's view, the mean over its pieces; a class token's share is left out."""
-    picture = resize(image, engine.config.image)
-    places = engine.joint_tokenizer.words(caption)
+def word_maps(runtime: Engine, image: Image.Image, caption: str) -> WordMaps:
+    """Attention maps of each word: the mean over its pieces, without a class token's share."""
+    pixels = resize(image, runtime.config.image)
+    places = runtime.joint_tokenizer.words(caption)
     rows = _patch_attention(
-        engine.backbone,
-        engine.model,
-        engine.config.image,
-        engine.backbone_params,
-        engine.params,
-        engine.joint_tokenizer([caption]),
-        picture[None],
+        runtime.backbone,
+        runtime.model,
+        runtime.config.image,
+        runtime.backbone_params,
+        runtime.params,
+        runtime.joint_tokenizer([caption]),
+        pixels[None],
     )[0]
-    patches = np.asarray(rows, np.float32)[:, -engine.config.backbone.vision.num_patches :]
+    patches = np.asarray(rows, np.float32)[:, -runtime.config.backbone.vision.num_patches :]
     side = round(patches.shape[1] ** 0.5)
     words = np.array([patches[pieces].mean(axis=0) for _, pieces in places])
     words = words.reshape(len(places), side, side)
     shares = words.sum(axis=(1, 2), keepdims=True)
-    return WordMaps(picture, [word for word, _ in places], words / shares)
+    return WordMaps(pixels, [word for word, _ in places], words / shares)
+
+
+def caption_word_maps(runtime: Engine, encoded: EncodedGallery, source: Source, q: int) -> WordMaps:
+    """Attention maps of the words of a gallery's caption q over the image it describes.
+
+    Raises:
+        BadImage: the image can no longer be read.
+    """
+    gallery = encoded.gallery
+    record = int(encoded.record[int(gallery.caption_image[q])])
+    return word_maps(
+        runtime, decode_record(source, record, runtime.config.image), gallery.captions[q]
+    )
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

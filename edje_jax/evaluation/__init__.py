@@ -1,1 +1,1 @@
-"""Numbers of retrieval: metrics, protocols, intervals. Functions in, not models."""
+"""Numbers of retrieval: measures, protocols, intervals, of arrays and functions, not of models."""

@@ -27,11 +27,12 @@ DOES_NOT_RANK = (
 
 
 def reliability(scores: Float[np.ndarray, " n"], hits: Bool[np.ndarray, " n"]) -> dict[str, Any]:
-    """{"ece", "bins": [{"pairs", "score", "right"}, ...]} of match logits and what is right.
+    """Reliability of logits: {"ece", "bins": [{"pairs", "score", "right"}, ...]}.
 
-    A bin holds the pairs whose sigmoid lies in it: their number, mean score and share of right
-    ones; empty bins are left out. The expected calibration error is the mean distance of the two,
-    weighted by pairs: sum over bins of n / N * |right - score|.
+    `hits` tells which pairs are right. A bin holds the pairs whose sigmoid lies in it: "pairs" is
+    their number, "score" their mean score, "right" the share of right ones; empty bins are left
+    out. The expected calibration error is the mean distance of score and share, weighted by pairs:
+    sum over bins of n / N * |right - score|.
 
     Raises:
         ValueError: there is no pair.
@@ -57,10 +58,10 @@ def reliability(scores: Float[np.ndarray, " n"], hits: Bool[np.ndarray, " n"]) -
 def direction_reliability(
     direction: Direction, calibration: Calibration = UNTUNED
 ) -> dict[str, Any]:
-    """Reliability of the scores of all candidates of every query that counts; its "first" is that
-    of each query's best result alone.
+    """Reliability of the calibrated scores of all candidates of every query that counts.
 
-    Scores are those of the calibration, whatever the direction was ordered by.
+    The entry "first" is the reliability of each query's best result alone. The order of the
+    direction makes no difference.
     """
     logits, hits = _scored(direction, calibration)
     first = logits.argmax(axis=1)[:, None]
@@ -69,10 +70,10 @@ def direction_reliability(
 
 
 def above(direction: Direction, calibration: Calibration, min_score: float) -> dict[str, Any]:
-    """{"precision", "recall", "empty"} in percent of the results that reach a score.
+    """Precision of the results that reach a score: {"precision", "recall", "empty"}, in percent.
 
-    `precision`: right ones among them (100 if there are none); `recall`: queries with a right one
-    among them, of those with one among their candidates; `empty`: queries without any.
+    "precision": right results among them (100 if there are none); "recall": queries with a right
+    result among them, of those with one among their candidates; "empty": queries without results.
     """
     logits, hits = _scored(direction, calibration)
     kept = np.asarray(_sigmoid(logits) >= min_score)
@@ -88,7 +89,7 @@ def above(direction: Direction, calibration: Calibration, min_score: float) -> d
 def _scored(
     direction: Direction, calibration: Calibration
 ) -> tuple[Float[np.ndarray, "q k"], Bool[np.ndarray, "q k"]]:
-    """(logits whose sigmoids are the scores, which are right) of every query that counts."""
+    """Logits whose sigmoids are the scores, and which are right, of every query that counts."""
     counted = direction.answered
     logits, similarities = direction.scores[counted], direction.similarities[counted]
     combined = mixed(logits, similarities, calibration.similarity_weight)
@@ -101,7 +102,7 @@ def calibrate(
     images: Int[np.ndarray, " n"],
     precision: float,
 ) -> Calibration:
-    """The calibration that suits a retrieval best, with a record of what it does there.
+    """Fit the calibration that suits a retrieval best, with a record of what it does there.
 
     `caption_image` and `images` number the image of each query of the two directions.
 
@@ -140,7 +141,7 @@ def calibrate(
 
 
 def first_stage_weight(retrieval: Retrieval) -> float:
-    """Weight of the first stage's cosine under which right candidates are most likely to be first.
+    """Weight of the first stage's cosine that makes right candidates most likely to be first.
 
     A conditional logit: the chance of a candidate is the softmax, over its query's candidates, of
     a * logit + b * cosine; a and b maximise the mean log-likelihood of the right candidates, both
@@ -179,14 +180,15 @@ def first_stage_weight(retrieval: Retrieval) -> float:
 
 
 class _Centred(NamedTuple):
+    """Candidates of some queries, with values less their means over each query's candidates."""
+
     logits: Float[np.ndarray, "q k"]
     cosines: Float[np.ndarray, "q k"]
     hits: Bool[np.ndarray, "q k"]
 
 
 def _centred(direction: Direction) -> _Centred:
-    """Logits and cosines less their means over a query's candidates, of queries that have right
-    and wrong ones."""
+    """Centre the logits and cosines of queries that have right and wrong candidates."""
     some = direction.hits.any(axis=1) & ~direction.hits.all(axis=1)
     values = (x[some].astype(np.float64) for x in (direction.scores, direction.similarities))
     logits, cosines = (x - x.mean(axis=1, keepdims=True) for x in values)
@@ -194,7 +196,7 @@ def _centred(direction: Direction) -> _Centred:
 
 
 def fit(logits: Float[np.ndarray, " n"], hits: Bool[np.ndarray, " n"]) -> Calibration:
-    """Temperature and bias under which what is right is most likely (Platt, 1999).
+    """Fit the temperature and bias that make the right answers most likely (Platt, 1999).
 
     Targets are Platt's, a little inside 0 and 1, so that few pairs make no certainty.
 
@@ -222,7 +224,7 @@ def fit(logits: Float[np.ndarray, " n"], hits: Bool[np.ndarray, " n"]) -> Calibr
         )
 
     prior = np.log(right / (pairs - right))
-    # Convex in both, and on the scale of one: nothing to go wrong but data without an optimum.
+    # Convex in both, and of scale one: nothing can go wrong but data without an optimum.
     slope, shift = minimize(loss, np.array([1.0, prior]), jac=True, method="BFGS").x
     if slope <= 0:
         raise ValueError(DOES_NOT_RANK)
@@ -238,27 +240,31 @@ def least_score(
     precision: float,
     support: int = SUPPORT,
 ) -> tuple[float | None, float | None]:
-    """(least score at which a share `precision` of the pairs that reach it are right, their share);
-    None if no score that at least `support` pairs reach gives it."""
+    """Least score above which a share `precision` of the pairs are right, and that share.
+
+    Both are None if there is no such score that at least `support` pairs reach.
+    """
     scores = _sigmoid(calibrated_logits(logits.astype(np.float64), calibration))
     order = np.argsort(-scores, kind="stable")
-    falling = scores[order]
+    decreasing = scores[order]
     count = np.arange(1, len(order) + 1)
     shares = np.cumsum(hits[order]) / count
     # Pairs of equal scores are kept together or not at all.
-    last = np.append(falling[:-1] > falling[1:], True)
+    last = np.append(decreasing[:-1] > decreasing[1:], True)
     enough = np.flatnonzero(last & (shares >= precision) & (count >= support))
     if not len(enough):
         return None, None
-    return float(falling[enough[-1]]), float(shares[enough[-1]])
+    return float(decreasing[enough[-1]]), float(shares[enough[-1]])
 
 
 def _errors(
     retrieval: Retrieval, owner: dict[str, Int[np.ndarray, " q"]]
 ) -> dict[str, list[float | None]]:
-    """{direction: [expected calibration error of plain sigmoids, of calibrated scores of images
-    that were not fitted on]}; `owner` numbers the image of each query. The second is None where a
-    half of the images is too few to fit to."""
+    """Expected calibration errors: {direction: [of plain sigmoids, of calibrated scores]}.
+
+    The second is measured on images that were not fitted on, and is None where half of the images
+    are too few to fit to. `owner` numbers the image of each query.
+    """
     most = max(int(images.max()) for images in owner.values())
     side = np.random.default_rng(0).permutation(most + 1) % 2
     halves = {key: side[images] for key, images in owner.items()}
@@ -284,7 +290,7 @@ def _errors(
 def _pairs(
     retrieval: Retrieval, halves: dict[str, np.ndarray] | None = None, half: int = 0
 ) -> tuple[Float[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-    """(logits that candidates are ordered by, which are right) of both directions."""
+    """Logits that sort the candidates, and which are right, of both directions."""
     parts = [
         _pairs_of(getattr(retrieval, key), halves[key] == half if halves else None)
         for key in DIRECTIONS
@@ -296,6 +302,7 @@ def _pairs(
 def _pairs_of(
     direction: Direction, chosen: Bool[np.ndarray, " q"] | None
 ) -> tuple[Float[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+    """Logits that sort the candidates, and which are right, of all queries or of those chosen."""
     counted = direction.answered if chosen is None else direction.answered & chosen
     return direction.combined[counted].ravel(), direction.hits[counted].ravel()
 

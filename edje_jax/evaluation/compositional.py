@@ -1,13 +1,14 @@
-"""Sets that ask whether a model reads more than a bag of words: SugarCrepe, ARO, Winoground.
+"""Compositional sets, which ask whether a model reads more than a bag of words: SugarCrepe, ARO,
+Winoground.
 
-An item has one or two pictures and at least two captions; caption i describes picture i, any
-further one describes none. Where s(c, p) scores caption c against picture p, an item is right in
+An item has one or two images and at least two captions; caption i describes image i, any further
+one describes none. Where s(c, i) scores caption c against image i, an item is right in
 
-    text   if for every picture, its own caption scores above every other caption;
-    image  if for every caption that has a picture, its own scores above every other picture;
+    text   if for every image, its own caption scores above every other caption;
+    image  if for every caption that has an image, its own image scores above every other image;
     group  if both (Winoground, arXiv 2204.03162, section 4.1).
 
-A tie is wrong. Items with one picture (SugarCrepe, arXiv 2306.14610; ARO, arXiv 2210.01936) have a
+A tie is wrong. Items with one image (SugarCrepe, arXiv 2306.14610; ARO, arXiv 2210.01936) have a
 text score alone, which is their accuracy.
 """
 
@@ -24,7 +25,7 @@ STAGES = ("base", "reranked")
 
 @dataclass(frozen=True)
 class Picture:
-    """A file, or a part of it (left, upper, right, lower) in pixels."""
+    """Image file, or a part of it: (left, upper, right, lower) in pixels."""
 
     path: str
     box: tuple[int, int, int, int] | None = None
@@ -32,7 +33,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Item:
-    """Pictures, and captions of which the first ones describe them one by one."""
+    """Images, and captions of which the first ones describe them one by one."""
 
     name: str
     category: str
@@ -42,37 +43,37 @@ class Item:
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """Cosines and reranking scores of an item, each [captions, pictures]."""
+    """Cosines and reranking scores of an item, each [captions, images]."""
 
     base: Float[np.ndarray, "c p"]
     reranked: Float[np.ndarray, "c p"]
 
 
-def right(scores: Float[np.ndarray, "c p"]) -> dict[str, bool]:
-    """{"text"} of an item with one picture, {"text", "image", "group"} of one with more.
+def is_right(scores: Float[np.ndarray, "c p"]) -> dict[str, bool]:
+    """Outcome of an item: {"text"} with one image, {"text", "image", "group"} with more.
 
     Raises:
         ValueError: a score is NaN.
     """
     if np.isnan(scores).any():
         raise ValueError("a score is NaN; check the model's weights")
-    pictures = scores.shape[1]
+    images = scores.shape[1]
     own = np.diagonal(scores)
     others = ~np.eye(*scores.shape, dtype=bool)
     text = bool(np.all(~others | (own > scores)))
-    if pictures == 1:
+    if images == 1:
         return {"text": text}
-    image = bool(np.all(~others[:pictures] | (own[:, None] > scores[:pictures])))
+    image = bool(np.all(~others[:images] | (own[:, None] > scores[:images])))
     return {"text": text, "image": image, "group": text and image}
 
 
 def summarise(items: Sequence[Item], scored: Sequence[Scored]) -> dict[str, Any]:
-    """{"items", "text": {"base", "reranked"}, ..., "categories": {name: the same}, "macro"}.
+    """Percentages of items that are right: {"items", "text": {"base", "reranked"}, ...}.
 
-    In percent; "macro" is the mean over categories. "image" and "group" stand where every item has
-    more than one picture; "categories" and "macro" where there is more than one category.
+    "image" and "group" stand where every item has more than one image. Where there is more than one
+    category, "categories" has the entries of each by its name, and "macro" their mean.
     """
-    outcomes = [{stage: right(getattr(one, stage)) for stage in STAGES} for one in scored]
+    outcomes = [{stage: is_right(getattr(one, stage)) for stage in STAGES} for one in scored]
     groups = defaultdict(list)
     for item, outcome in zip(items, outcomes, strict=True):
         groups[item.category].append(outcome)
@@ -92,6 +93,7 @@ def summarise(items: Sequence[Item], scored: Sequence[Scored]) -> dict[str, Any]
 
 
 def _percentages(outcomes: Sequence[dict[str, dict[str, bool]]]) -> dict[str, Any]:
+    """Percentages over some items; "image" and "group" only where all of them have it."""
     kinds = [
         kind
         for kind in ("text", "image", "group")

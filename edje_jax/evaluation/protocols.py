@@ -1,13 +1,12 @@
-"""Protocols beyond one gallery at one depth: folds of it, a part of the queries, every smaller
-depth, other weights.
+"""Protocols beyond one gallery at one depth: folds, some of the queries, other depths and weights.
 
-COCO's "1k" numbers are means over five disjoint folds of the 5,000 test pictures, each a gallery of
+COCO's "1k" numbers are means over five disjoint folds of the 5,000 test images, each a gallery of
 its own, as in VSE++ (arXiv 1707.05612).
 """
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -49,18 +48,18 @@ def rerank_folds(
     count: int,
     similarity_weight: float = 0.0,
 ) -> list[Retrieval]:
-    """`rerank` on each of `count` runs of consecutive pictures and their captions.
+    """Rerank each of `count` folds, which hold consecutive images and their captions.
 
-    The folds differ by at most one picture in size; COCO's 5,000 give five of 1,000.
+    The folds differ by at most one image in size; COCO's 5,000 give five of 1,000.
 
     Raises:
         ValueError: there are fewer than two folds, or one of them has nothing to ask for.
     """
-    pictures = len(gallery.image_ids)
-    if not 2 <= count <= pictures:
-        raise ValueError(f"{count} folds of {pictures} pictures; give 2 to {pictures}")
+    total = len(gallery.image_ids)
+    if not 2 <= count <= total:
+        raise ValueError(f"{count} folds of {total} pictures; give 2 to {total}")
     results = []
-    for rows in np.array_split(np.arange(pictures), count):
+    for rows in np.array_split(np.arange(total), count):
         first, after = int(rows[0]), int(rows[-1]) + 1
         owner = gallery.caption_image
         texts = np.flatnonzero((owner >= first) & (owner < after)).astype(np.int32)
@@ -78,6 +77,17 @@ def rerank_folds(
     return results
 
 
+class SomeQueries(NamedTuple):
+    """Retrieval of some of a gallery's queries."""
+
+    retrieval: Retrieval
+    """Results whose rows are those queries."""
+    caption_image: Int[np.ndarray, " q"]
+    """Image of each caption that was asked for."""
+    images: Int[np.ndarray, " p"]
+    """Images that were asked for."""
+
+
 def rerank_some(
     gallery: Gallery,
     image_embeddings: Float[np.ndarray, "n e"],
@@ -85,12 +95,10 @@ def rerank_some(
     score_pairs: ScorePairs,
     k: int,
     queries: int,
-) -> tuple[Retrieval, Int[np.ndarray, " q"], Int[np.ndarray, " p"]]:
-    """`rerank` of at most so many captions, and of as many images, spread evenly over the gallery;
-    all of it stays to be found.
+) -> SomeQueries:
+    """Rerank for at most `queries` captions, and as many images, spread evenly over the gallery.
 
-    Returns the retrieval, whose rows are those queries, the image of each caption that was asked
-    for, and the images that were asked for.
+    All of the gallery stays to be found.
     """
     owner, images = gallery.caption_image, np.arange(len(image_embeddings), dtype=np.int32)
     captions = _spread(len(owner), queries)
@@ -106,16 +114,16 @@ def rerank_some(
         k,
         0.0,
     )
-    return retrieval, owner[captions], asked
+    return SomeQueries(retrieval, owner[captions], asked)
 
 
 def _spread(total: int, count: int) -> Int[np.ndarray, " n"]:
-    """At most `count` numbers below `total`, evenly spread."""
+    """Pick at most `count` numbers below `total`, evenly spread."""
     return np.linspace(0, total - 1, min(count, total)).astype(np.int32)
 
 
 def folds_summary(results: Sequence[Retrieval]) -> dict[str, Any]:
-    """{"count", "pictures", "k", "t2i", "i2t", "each"}: the mean over folds, then each of them."""
+    """Mean over folds, then each of them: {"count", "pictures", "k", "t2i", "i2t", "each"}."""
     each = [result.metrics() for result in results]
     return {
         "count": len(results),
@@ -127,11 +135,11 @@ def folds_summary(results: Sequence[Retrieval]) -> dict[str, Any]:
 
 
 def k_sweep(retrieval: Retrieval, depths: Sequence[int], pairs_per_second: float) -> dict[str, Any]:
-    """Every depth from the scores of the deepest: {"pairs_per_second", "at": [...]}.
+    """Measures at every depth, from the scores of the deepest: {"pairs_per_second", "at": [...]}.
 
-    An entry is {"k", "ms_per_query", "t2i", "i2t"}. The cost is that of scoring k pairs at the
-    measured rate of large batches, or as many as there are in the larger of the two sides; finding
-    the candidates is not in it.
+    Each entry of "at" is {"k", "ms_per_query", "t2i", "i2t"}. The cost is that of scoring k pairs
+    at the measured rate of large batches, or as many as there are in the larger of the two sides;
+    finding the candidates is not in it.
     """
     most = max(getattr(retrieval, key).candidates.shape[1] for key in DIRECTIONS)
     return {
@@ -148,7 +156,7 @@ def k_sweep(retrieval: Retrieval, depths: Sequence[int], pairs_per_second: float
 
 
 def weight_sweep(retrieval: Retrieval, weights: Sequence[float]) -> list[dict[str, Any]]:
-    """[{"similarity_weight", "t2i", "i2t"}, ...]: how much the first stage still says.
+    """Measures at every weight of the cosine: [{"similarity_weight", "t2i", "i2t"}, ...].
 
     Choose a weight on a validation set; the best of several on the test set is fitted to it.
     """

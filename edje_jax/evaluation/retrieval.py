@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from edje_jax.evaluation import metrics
+from edje_jax.evaluation.measures import measure_ranks
+from edje_jax.evaluation.ranks import best_positive, candidate_ceiling
 from edje_jax.evaluation.scores import mixed
 
 ScorePairs = Callable[
@@ -34,13 +35,13 @@ BLOCK_SIMILARITIES = 1 << 22
 
 @dataclass(frozen=True, eq=False)
 class Gallery:
-    """The pictures and captions that are searched. What could not be read is simply not here.
+    """Images and captions that are searched; an image that could not be read is left out.
 
-    `captions` are all pictures' captions in one list and `caption_image` int32 [T] tells whose
-    each is. A picture without captions is a distractor: a candidate, never a counted query.
+    `captions` are the captions of all images in one list and `caption_image` int32 [T] numbers the
+    image of each. An image without captions is a distractor: a candidate, never a counted query.
 
     Raises:
-        ValueError: there is nothing to search, a picture id is empty or stands twice, or
+        ValueError: there is nothing to search, an image id is empty or stands twice, or
             `caption_image` does not fit the lists.
     """
 
@@ -69,7 +70,7 @@ class Gallery:
 
     @classmethod
     def of(cls, image_ids: Sequence[str], captions: Sequence[Sequence[str]]) -> "Gallery":
-        """From each picture's id and its captions."""
+        """Make a gallery of each image's id and captions."""
         owner = [i for i, texts in enumerate(captions) for _ in texts]
         return cls(
             list(image_ids),
@@ -79,7 +80,7 @@ class Gallery:
 
     @cached_property
     def text_ids(self) -> list[str]:
-        """A name for each caption: its picture's id, '#', and its number within the picture."""
+        """Ids of the captions: the image's id, '#', and the caption's number within the image."""
         count = [0] * len(self.image_ids)
         ids = []
         for i in self.caption_image.tolist():
@@ -89,9 +90,9 @@ class Gallery:
 
     @property
     def fingerprint(self) -> str:
-        """Equal for galleries with the same pictures and captions in the same order."""
-        told = json.dumps([self.image_ids, self.captions, self.caption_image.tolist()])
-        return hashlib.sha256(told.encode()).hexdigest()[:16]
+        """Digest, equal for galleries with the same images and captions in the same order."""
+        content = json.dumps([self.image_ids, self.captions, self.caption_image.tolist()])
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,13 +113,13 @@ class Direction:
     order: Int[np.ndarray, "q k"]
     """Places in `candidates`, best first: `candidates[q, order[q]]` is the reranked list."""
     hits: Bool[np.ndarray, "q k"]
-    """Which candidates are right answers."""
+    """Whether each candidate is a right answer."""
     base_rank: Int[np.ndarray, " q"]
-    """Exact over the whole gallery, however small k is."""
+    """Rank over the whole gallery, exact however small k is."""
     reranked_rank: Int[np.ndarray, " q"]
-    """Within the candidates where one of them is right, else the base rank."""
+    """Rank within the candidates where one of them is right, else the base rank."""
     base_best: Int[np.ndarray, " q"]
-    """The right answer that `base_rank` is the rank of; -1 for none."""
+    """Item whose rank `base_rank` is: the best right answer, or -1 for none."""
 
     @property
     def answered(self) -> Bool[np.ndarray, " q"]:
@@ -126,15 +127,15 @@ class Direction:
         return self.base_rank > 0
 
     def reranked(self, values: np.ndarray) -> np.ndarray:
-        """Any of the [q, k] fields in reranked order."""
+        """Reorder one of the [q, k] fields as the reranking does."""
         return np.take_along_axis(values, self.order, axis=1)
 
     def metrics(self) -> dict[str, Any]:
-        """{"base": {"R@1", ...}, "reranked": {...}, "ceiling"}, in percent."""
+        """Measures: {"base": {"R@1", ...}, "reranked": {...}, "ceiling"}, each in its unit."""
         return {
-            "base": metrics.recalls(self.base_rank),
-            "reranked": metrics.recalls(self.reranked_rank),
-            "ceiling": metrics.candidate_ceiling(self.hits, self.answered),
+            "base": measure_ranks(self.base_rank),
+            "reranked": measure_ranks(self.reranked_rank),
+            "ceiling": candidate_ceiling(self.hits[self.answered]),
         }
 
     def at(self, k: int, similarity_weight: float) -> "Direction":
@@ -151,7 +152,7 @@ class Direction:
 
 @dataclass(frozen=True, eq=False)
 class Retrieval:
-    """Both directions' results, the depth that was asked for and the weight of the cosine."""
+    """Results of both directions, with the depth that was asked for and the cosine's weight."""
 
     t2i: Direction
     i2t: Direction
@@ -159,7 +160,7 @@ class Retrieval:
     similarity_weight: float
 
     def metrics(self) -> dict[str, Any]:
-        """{"k", "t2i": {"base": {"R@1", ...}, "reranked": {...}, "ceiling"}, "i2t": {...}}."""
+        """Measures: {"k", "t2i": {"base": {"R@1", ...}, "reranked": {...}, "ceiling"}, "i2t"}."""
         return {"k": self.k, "t2i": self.t2i.metrics(), "i2t": self.i2t.metrics()}
 
     def at(self, k: int | None = None, similarity_weight: float | None = None) -> "Retrieval":
@@ -183,10 +184,10 @@ def rerank(
     k: int,
     similarity_weight: float = 0.0,
 ) -> Retrieval:
-    """Retrieve in both directions and rerank the first k of each.
+    """Retrieve in both directions and rerank the first k candidates of each query.
 
     Embeddings are unit length. `score_pairs` is called once, with every pair that either direction
-    asks for, each once, sorted by picture and then by caption. A picture without captions asks for
+    asks for, each once, sorted by image and then by caption. An image without captions asks for
     none.
 
     Raises:
@@ -202,9 +203,9 @@ def rerank(
             f"pictures are embedded in {images.shape[1]} dimensions and captions in "
             f"{texts.shape[1]}; both must come from one backbone"
         )
-    owner, pictures = gallery.caption_image, np.arange(len(images), dtype=np.int32)
-    t2i = first_stage(texts, images, owner, pictures, k)
-    i2t = first_stage(images, texts, pictures, owner, k)
+    owner, numbers = gallery.caption_image, np.arange(len(images), dtype=np.int32)
+    t2i = first_stage(texts, images, owner, numbers, k)
+    i2t = first_stage(images, texts, numbers, owner, k)
     asked, captions = np.unique(owner), np.arange(len(texts), dtype=np.int32)
     t2i_scores, asked_scores = score_each_once(
         captions, t2i.candidates, asked, i2t.candidates[asked], score_pairs
@@ -212,8 +213,8 @@ def rerank(
     i2t_scores = np.zeros(i2t.candidates.shape, np.float32)
     i2t_scores[asked] = asked_scores
     return Retrieval(
-        rank_candidates(t2i, t2i_scores, owner, pictures, similarity_weight),
-        rank_candidates(i2t, i2t_scores, pictures, owner, similarity_weight),
+        rank_candidates(t2i, t2i_scores, owner, numbers, similarity_weight),
+        rank_candidates(i2t, i2t_scores, numbers, owner, similarity_weight),
         k,
         similarity_weight,
     )
@@ -221,7 +222,7 @@ def rerank(
 
 @dataclass(frozen=True, eq=False)
 class FirstStage:
-    """Each query's nearest items, and where its best right answer stands among all of them."""
+    """Nearest items of each query, and the place of its best right answer among all items."""
 
     candidates: Int[np.ndarray, "q k"]
     similarities: Float[np.ndarray, "q k"]
@@ -232,11 +233,11 @@ class FirstStage:
 def first_stage(
     queries: Float[np.ndarray, "q e"],
     items: Float[np.ndarray, "g e"],
-    query_picture: Int[np.ndarray, " q"],
-    item_picture: Int[np.ndarray, " g"],
+    query_image: Int[np.ndarray, " q"],
+    item_image: Int[np.ndarray, " g"],
     k: int,
 ) -> FirstStage:
-    """Exact search by inner product; an item is a right answer if it has the query's picture.
+    """Exact search by inner product; an item is a right answer if it has the query's image.
 
     Works through the queries in blocks, so memory does not grow with q * g.
     """
@@ -247,8 +248,8 @@ def first_stage(
     for rows, near in similarity_blocks(queries, items):
         candidates[rows] = top_k(near, k)
         similarities[rows] = np.take_along_axis(near, candidates[rows], axis=1)
-        positive = query_picture[rows, None] == item_picture[None]
-        best[rows], rank[rows] = metrics.best_positive(near, positive)
+        positive = query_image[rows, None] == item_image[None]
+        best[rows], rank[rows] = best_positive(near, positive)
     return FirstStage(candidates, similarities, best, rank)
 
 
@@ -265,7 +266,7 @@ def similarity_blocks(
 def top_k(values: Float[np.ndarray, "q g"], k: int) -> Int[np.ndarray, "q k"]:
     """Columns of each row's k largest values, largest first, equal ones by lower column.
 
-    The same as the first k of a stable sort, at the price of a partition.
+    Equal to the first k of a stable sort, at the price of a partition.
     """
     g = values.shape[1]
     columns = np.sort(np.argpartition(values, g - k, axis=1)[:, g - k :], axis=1)
@@ -316,19 +317,19 @@ def score_each_once(
 def rank_candidates(
     stage: FirstStage,
     scores: Float[np.ndarray, "q k"],
-    query_picture: Int[np.ndarray, " q"],
-    item_picture: Int[np.ndarray, " g"],
+    query_image: Int[np.ndarray, " q"],
+    item_image: Int[np.ndarray, " g"],
     similarity_weight: float,
 ) -> Direction:
     """Reorder a first stage's candidates by their match logits, with the weighted cosine mixed in.
 
-    `query_picture` and `item_picture` number the image of each query and of each item.
+    `query_image` and `item_image` number the image of each query and of each item.
     """
     return _reordered(
         candidates=stage.candidates,
         similarities=stage.similarities,
         scores=scores,
-        hits=item_picture[stage.candidates] == query_picture[:, None],
+        hits=item_image[stage.candidates] == query_image[:, None],
         base_rank=stage.rank,
         base_best=stage.best,
         similarity_weight=similarity_weight,

@@ -12,7 +12,7 @@ def cosines(
     text_index: Int[np.ndarray, " p"],
     image_index: Int[np.ndarray, " p"],
 ) -> Float[np.ndarray, " p"]:
-    """First-stage cosines of pairs, from unit-length embeddings."""
+    """Cosines of pairs in the first stage, from unit-length embeddings."""
     return np.einsum("pe,pe->p", texts[text_index], images[image_index])
 
 
@@ -21,7 +21,7 @@ def mixed(
 ) -> Float32[np.ndarray, "..."]:
     """Match logits with the weighted cosine of the first stage added, float32.
 
-    Fast & Slow mixes two scores that way (our reconstruction). The weight is a constant of the
+    Fast & Slow mixes two scores in this way (our reconstruction). The weight is a constant of the
     model, so that a pair's value depends on the pair alone, and one weight serves every depth; with
     scores z-normalised over each query's candidates it does not (docs/rerank-depth.md).
     """
@@ -32,7 +32,7 @@ def mixed(
 def calibrated_logits(
     logits: Float[np.ndarray, "..."], calibration: Calibration
 ) -> Float[np.ndarray, "..."]:
-    """Logits whose sigmoid is the score: logit / temperature + bias, in the dtype given."""
+    """Logits whose sigmoid is the score: logit / temperature + bias, in the dtype of `logits`."""
     kind = logits.dtype.type
     return logits / kind(calibration.temperature) + kind(calibration.bias)
 
@@ -40,8 +40,8 @@ def calibrated_logits(
 def probability(
     logits: Float[np.ndarray, "..."], calibration: Calibration
 ) -> Float32[np.ndarray, "..."]:
-    """Scores from 0 to 1 of match logits: the calibrated probability of a match, float32; of a
-    model that was never tuned, the sigmoid of the logit."""
+    """Scores of match logits, from 0 to 1, float32: calibrated probabilities of a match, or plain
+    sigmoids for a model that was never tuned."""
     return sigmoid(calibrated_logits(np.asarray(logits, np.float32), calibration))
 
 

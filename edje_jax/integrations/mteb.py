@@ -24,7 +24,7 @@ from edje_jax.data.image_reader import cut_into, read_batches, stack_images
 from edje_jax.data.images import BadImage, decode, image_pixels, resize
 from edje_jax.evaluation.retrieval import similarity_blocks, top_k
 from edje_jax.evaluation.scores import mixed
-from edje_jax.evaluation.trec import falling
+from edje_jax.evaluation.trec import strictly_decreasing
 from edje_jax.runtimes.jax import Encoded
 from edje_jax.search.reranker import Reranker
 
@@ -207,7 +207,7 @@ class MtebSearch:
         least = np.min(head, axis=1, keepdims=True, where=np.isfinite(head), initial=0.0)
         scores = np.hstack([np.take_along_axis(head, order, axis=1), near[:, depth:] - 2 + least])
         ranked = np.hstack([np.take_along_axis(items[:, :depth], order, axis=1), items[:, depth:]])
-        ranked, values = ranked[:, :top_k].tolist(), falling(scores[:, :top_k]).tolist()
+        ranked, values = ranked[:, :top_k].tolist(), strictly_decreasing(scores[:, :top_k]).tolist()
         return {
             name: {corpus.ids[i]: value for i, value in zip(*row, strict=True) if i >= 0}
             for name, *row in zip(asked.ids, ranked, values, strict=True)

@@ -1,4 +1,4 @@
-"""The table and the files of a compositional evaluation."""
+"""Table and files of a compositional evaluation."""
 
 import csv
 import json
@@ -9,15 +9,15 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from edje_jax.evaluation.compositional import STAGES, Item, Scored, right, summarise
+from edje_jax.evaluation.compositional import STAGES, Item, Scored, is_right, summarise
 from edje_jax.system.files import replacing_text, write_json
 
 SHOWN = 30
-"""Categories that the table has room for; compositional.json has all."""
+"""Categories shown in the table; compositional.json has all."""
 
 
 def compositional_table(result: dict[str, Any]) -> Table:
-    """Base beside reranked: over all items, over categories, and of each category."""
+    """Table of base beside reranked: over all items, over categories, and of each category."""
     kinds = [kind for kind in ("text", "image", "group") if kind in result]
     out = Table(title="Compositional, base and reranked (percent)", title_justify="left")
     for name in ("", "items", *(f"{kind} {stage}" for kind in kinds for stage in STAGES)):
@@ -42,14 +42,14 @@ def write_compositional(
     out: Path,
     items: Sequence[Item],
     scored: Sequence[Scored],
-    about: dict[str, Any],
+    settings: dict[str, Any],
 ) -> dict[str, Any]:
-    """Write `per_item.csv` and `compositional.json`; return what the latter says.
+    """Write `per_item.csv` and `compositional.json`; return the content of the latter.
 
     Raises:
         OSError: a file cannot be written; none is left half-written.
     """
-    metrics = {**about, **summarise(items, scored)}
+    metrics = {**settings, **summarise(items, scored)}
     out.mkdir(parents=True, exist_ok=True)
     with replacing_text(out / "per_item.csv") as file:
         rows = csv.writer(file)
@@ -57,9 +57,9 @@ def write_compositional(
         names = [f"{stage}_{kind}" for stage in STAGES for kind in kinds]
         rows.writerow(("item", "category", *names, "base_scores", "reranked_scores"))
         for item, one in zip(items, scored, strict=True):
-            told = {stage: right(getattr(one, stage)) for stage in STAGES}
+            outcome = {stage: is_right(getattr(one, stage)) for stage in STAGES}
             flags = [
-                int(told[stage][kind]) if kind in told[stage] else ""
+                int(outcome[stage][kind]) if kind in outcome[stage] else ""
                 for stage in STAGES
                 for kind in kinds
             ]

@@ -1,4 +1,4 @@
-"""Example queries of the report: their choice, and a card of HTML for each.
+"""Example queries of the report, chosen by what reranking did to them, and a card of HTML for each.
 
 A card holds the first places of a query's list before and after reranking. Right answers are
 marked; one that stands outside the places shown stands apart, with its rank.
@@ -20,7 +20,7 @@ from edje_jax.evaluation.retrieval import Direction, Gallery
 TOP = 5
 """Places shown of every list."""
 THUMBNAIL = 208
-"""Longest side of an embedded picture in pixels: about twice what it is shown at."""
+"""Longest side of an embedded image in pixels: about twice the size that it is shown at."""
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ MOVES = 20
 
 @dataclass(frozen=True, eq=False)
 class Section:
-    """Queries of one kind: those shown, and how many there are of the kind in all."""
+    """Queries of one kind: some to show, and the number of all."""
 
     key: str
     title: str
@@ -41,10 +41,11 @@ class Section:
     total: int
 
 
-def sections(direction: Direction, examples: int, seed: int, queries: str) -> list[Section]:
-    """Gains, losses, what is still wrong, and random queries; right means right at rank 1.
+def sections(direction: Direction, examples: int, queries: str, seed: int = 0) -> list[Section]:
+    """Choose gains, losses, queries still wrong, and random ones; right means right at rank 1.
 
-    Gains and losses by places moved, equal moves as in `moves`.
+    Gains and losses are sorted by places moved, equal moves as in `moves`. `seed` draws the queries
+    of the other two kinds.
     """
     base, after, counted = direction.base_rank, direction.reranked_rank, direction.answered
     rng = np.random.default_rng(seed)
@@ -87,11 +88,11 @@ def sections(direction: Direction, examples: int, seed: int, queries: str) -> li
 
 
 def moves(direction: Direction) -> tuple[np.ndarray, np.ndarray]:
-    """Queries whose best right answer rose by the most places, and those where it fell by the most.
+    """Find the queries whose best right answer rose the most places, and those where it fell most.
 
     Furthest first; at most `MOVES` of either. Most moves tie, so of equal ones the most decided
-    come first: where the best right candidate's score stands furthest above the best wrong one's,
-    or, of those that fell, furthest below it.
+    come first: queries whose best right candidate scores furthest above the best wrong one or,
+    among those that fell, furthest below it.
     """
     risen, won = direction.base_rank - direction.reranked_rank, _margins(direction)
     sides = []
@@ -102,8 +103,8 @@ def moves(direction: Direction) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _margins(direction: Direction) -> Float[np.ndarray, " q"]:
-    """The best right candidate's reranking score less the best wrong one's; infinite where all
-    candidates are of one kind."""
+    """Margin of each query: the best right candidate's reranking score less the best wrong one's,
+    infinite where all candidates are right or all are wrong."""
     right, wrong = (
         np.where(kind, direction.combined, -np.inf).max(axis=1)
         for kind in (direction.hits, ~direction.hits)
@@ -112,7 +113,7 @@ def _margins(direction: Direction) -> Float[np.ndarray, " q"]:
 
 
 def moves_html(direction: Direction, gallery: Gallery, album: "Album", texts: bool) -> str:
-    """Both lists side by side; queries are captions where `texts`, else pictures."""
+    """Lists of the furthest moves side by side; queries are captions where `texts`, else images."""
     columns = []
     for title, rows in zip(("Rose", "Fell"), moves(direction), strict=True):
         lines = "".join(_moved(direction, q, gallery, album, texts) for q in rows.tolist())
@@ -121,28 +122,29 @@ def moves_html(direction: Direction, gallery: Gallery, album: "Album", texts: bo
 
 
 def _moved(direction: Direction, q: int, gallery: Gallery, album: "Album", texts: bool) -> str:
-    picture = int(gallery.caption_image[q]) if texts else q
-    said = gallery.captions[q] if texts else gallery.image_ids[q]
+    """Line of a query that moved: image, name, rank before and after."""
+    image = int(gallery.caption_image[q]) if texts else q
+    name = gallery.captions[q] if texts else gallery.image_ids[q]
     before, after = int(direction.base_rank[q]), int(direction.reranked_rank[q])
     note = "The right picture" if texts else "The query"
     return (
-        f"<li>{album.thumbnail(picture, note)}<span>{escape(said)}</span>"
+        f"<li>{album.thumbnail(image, note)}<span>{escape(name)}</span>"
         f"<p>{before:,} → <b>{after:,}</b> {_move(before - after)}</p></li>"
     )
 
 
 class Album:
-    """The pictures of a page: each is loaded and embedded once, when it is first asked for."""
+    """Images of a page; each is loaded and embedded once, when it is first asked for."""
 
-    def __init__(self, gallery: Gallery, load_picture: Callable[[int], Image.Image]):
+    def __init__(self, gallery: Gallery, load_image: Callable[[int], Image.Image]):
         self._gallery = gallery
-        self._load = load_picture
+        self._load = load_image
         self._uris: dict[int, str | None] = {}
         owners, first = np.unique(gallery.caption_image, return_index=True)
         self._first_caption = dict(zip(owners.tolist(), first.tolist(), strict=True))
 
     def thumbnail(self, index: int, note: str = "") -> str:
-        """Markup of a picture, or of its placeholder. Its first caption is the text alternative."""
+        """HTML of an image or of its placeholder, with the first caption as text alternative."""
         name = self._gallery.image_ids[index]
         caption = self._first_caption.get(index)
         about = f"{name}: {self._gallery.captions[caption]}" if caption is not None else name
@@ -165,32 +167,31 @@ class Album:
         )
 
     def _uri(self, index: int) -> str | None:
+        """Data URI of a thumbnail; None, and a warning, if the image cannot be read."""
         try:
-            picture = self._load(index).convert("RGB")
-            picture.thumbnail((THUMBNAIL, THUMBNAIL))
+            image = self._load(index).convert("RGB")
+            image.thumbnail((THUMBNAIL, THUMBNAIL))
             data = io.BytesIO()
-            picture.save(data, "JPEG", quality=85)
-        except Exception as error:  # A decoder may raise anything; no report is lost to a picture.
+            image.save(data, "JPEG", quality=85)
+        except Exception as error:  # A decoder may raise anything; no report is lost to an image.
             log.warning("report: picture %s left out: %s", self._gallery.image_ids[index], error)
             return None
         return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
 def text_card(direction: Direction, q: int, gallery: Gallery, album: Album) -> str:
-    """A caption; its first pictures before, and below them after."""
+    """Card of a caption with its first images before reranking and, below them, after it."""
 
-    def slot(place: int, aside: str) -> str:
-        kind, note = ("hit", "Right") if direction.hits[q, place] else ("miss", "")
-        picture = album.thumbnail(int(direction.candidates[q, place]), note)
-        return f'<li><div class="{kind}">{picture}</div><p>{aside}</p></li>'
+    def slot(place: int, note: str) -> str:
+        kind, mark = ("hit", "Right") if direction.hits[q, place] else ("miss", "")
+        image = album.thumbnail(int(direction.candidates[q, place]), mark)
+        return f'<li><div class="{kind}">{image}</div><p>{note}</p></li>'
 
     base, after = ([slot(*place) for place in row] for row in _places(direction, q))
     for row, rank in ((base, direction.base_rank[q]), (after, direction.reranked_rank[q])):
         if rank > len(row):
-            picture = album.thumbnail(int(gallery.caption_image[q]), "The right picture")
-            row.append(
-                f'<li class="apart"><div class="hit">{picture}</div><p>rank {rank:,}</p></li>'
-            )
+            image = album.thumbnail(int(gallery.caption_image[q]), "The right picture")
+            row.append(f'<li class="apart"><div class="hit">{image}</div><p>rank {rank:,}</p></li>')
     return f"""
 <article><header><h4>{escape(gallery.captions[q])}</h4>{_verdict(direction, q)}</header>
 <div class="row"><h5>Base <small>cosine</small></h5><ol class="thumbs">{"".join(base)}</ol></div>
@@ -199,13 +200,13 @@ def text_card(direction: Direction, q: int, gallery: Gallery, album: Album) -> s
 </article>"""
 
 
-def picture_card(direction: Direction, q: int, gallery: Gallery, album: Album) -> str:
-    """A picture; its first captions before, and beside them after."""
+def image_card(direction: Direction, q: int, gallery: Gallery, album: Album) -> str:
+    """Card of an image with its first captions before reranking and, beside them, after it."""
 
-    def line(place: int, aside: str) -> str:
+    def line(place: int, note: str) -> str:
         kind = ' class="hit"' if direction.hits[q, place] else ""
         caption = escape(gallery.captions[direction.candidates[q, place]])
-        return f"<li{kind}><span>{caption}</span><p>{aside}</p></li>"
+        return f"<li{kind}><span>{caption}</span><p>{note}</p></li>"
 
     base, after = ([line(*place) for place in row] for row in _places(direction, q))
     best_base = best_after = direction.base_best[q]
@@ -227,10 +228,11 @@ def picture_card(direction: Direction, q: int, gallery: Gallery, album: Album) -
 
 
 Place = tuple[int, str]
+"""Column in `candidates`, and the note under it."""
 
 
 def _places(direction: Direction, q: int) -> tuple[list[Place], list[Place]]:
-    """The first places before and after: where in `candidates`, and what is said of it."""
+    """First places of a query's list before and after reranking."""
     cosines, scores = direction.similarities[q].tolist(), direction.combined[q].tolist()
     base = [(place, _number(cosine, 3)) for place, cosine in enumerate(cosines)]
     after = [
@@ -241,6 +243,7 @@ def _places(direction: Direction, q: int) -> tuple[list[Place], list[Place]]:
 
 
 def _verdict(direction: Direction, q: int) -> str:
+    """HTML of the rank of a query's best right answer before and after."""
     before, after = int(direction.base_rank[q]), int(direction.reranked_rank[q])
     kind = "better" if after < before else "worse" if after > before else "same"
     reach = "" if direction.hits[q].any() else "<br>out of reach"
@@ -248,7 +251,7 @@ def _verdict(direction: Direction, q: int) -> str:
 
 
 def _move(places: int) -> str:
-    """How many places a candidate has risen."""
+    """HTML of the number of places that a candidate has risen."""
     if places > 0:
         return f'<em class="up"><span class="vh">up </span>▲{places}</em>'
     if places < 0:

@@ -1,4 +1,4 @@
-"""The report's figures, by matplotlib, as SVG that takes its colours from the page.
+"""Figures of the report, by matplotlib, as SVG that takes its colours from the page.
 
 Every colour drawn is a stand-in for one of the page's CSS variables, so that a figure is light or
 dark as the page is. Matplotlib is optional (`pip install 'edje-jax[eval]'`).
@@ -8,9 +8,10 @@ import io
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
-from edje_jax.evaluation.metrics import RECALLS
+from edje_jax.evaluation.measures import MEASURES
 from edje_jax.evaluation.retrieval import DIRECTIONS
 
 if TYPE_CHECKING:
@@ -20,12 +21,14 @@ COLOURS = {
     "ink": "#010101", "soft": "#020202", "line": "#030303", "base": "#040404",
     "accent": "#050505", "tile": "#060606",
 }  # fmt: skip
-"""A stand-in for each of the page's variables."""
+"""Stand-ins for the page's variables, as matplotlib takes them."""
+LINES = ("accent", "ink", "soft")
+"""Colours of the measures' lines."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """Markup, and what it shows in words."""
+    """SVG of a figure, with its title and a sentence on how to read it."""
 
     title: str
     about: str
@@ -33,7 +36,7 @@ class Figure:
 
 
 def figures(metrics: Mapping[str, Any]) -> list[Figure]:
-    """Figures for which metrics.json has numbers: recalls, depths, calibration.
+    """Draw the figures for which metrics.json has numbers: measures, depths, calibration.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -65,9 +68,14 @@ def figures(metrics: Mapping[str, Any]) -> list[Figure]:
     return [Figure(title, about, _panels(draw, metrics, title)) for title, about, draw in made]
 
 
+def _in_percent() -> list[str]:
+    """Names of the measures that figures show."""
+    return [measure.name for measure in MEASURES if measure.unit == "percent"]
+
+
 def _bars(axes: "Axes", metrics: Mapping[str, Any], key: str) -> None:
-    side = metrics[key]
-    names = [f"R@{n}" for n in RECALLS]
+    """Bars of every measure, base beside reranked, with the interval of the gain."""
+    side, names = metrics[key], _in_percent()
     tops = {stage: [side[stage][name] for name in names] for stage in ("base", "reranked")}
     for shift, stage, colour in ((-0.2, "base", "base"), (0.2, "reranked", "accent")):
         places = [i + shift for i in range(len(names))]
@@ -87,12 +95,12 @@ def _bars(axes: "Axes", metrics: Mapping[str, Any], key: str) -> None:
 
 
 def _depths(axes: "Axes", metrics: Mapping[str, Any], key: str) -> None:
+    """Lines of every measure, and of the ceiling, against the depth."""
     at = metrics["k_sweep"]["at"]
     depths = [one["k"] for one in at]
-    lines = (("R@1", "-o", "accent"), ("R@5", "-s", "ink"), ("R@10", "-^", "soft"))
-    for name, style, colour in lines:
+    for name, mark, colour in zip(_in_percent(), cycle("os^Dv"), cycle(LINES), strict=False):
         values = [one[key]["reranked"][name] for one in at]
-        axes.plot(depths, values, style, color=COLOURS[colour], label=name, markersize=4.5)
+        axes.plot(depths, values, f"-{mark}", color=COLOURS[colour], label=name, markersize=4.5)
     ceiling = [one[key]["ceiling"] for one in at]
     axes.plot(depths, ceiling, "--", color=COLOURS["base"], label="ceiling of R@1")
     axes.set_xscale("log")
@@ -101,6 +109,7 @@ def _depths(axes: "Axes", metrics: Mapping[str, Any], key: str) -> None:
 
 
 def _calibration(axes: "Axes", metrics: Mapping[str, Any], key: str) -> None:
+    """Share of right candidates against their score, before and after the calibration."""
     axes.plot([0, 1], [0, 1], "--", color=COLOURS["base"], linewidth=1)
     lines = [(metrics["calibration"][key], "accent", "calibrated")]
     if "uncalibrated" in metrics:
@@ -125,7 +134,7 @@ def _calibration(axes: "Axes", metrics: Mapping[str, Any], key: str) -> None:
 
 
 def _panels(draw, metrics: Mapping[str, Any], label: str) -> str:
-    """A panel for each direction, as SVG of this name."""
+    """SVG called `label` with a panel for each direction, which `draw` fills."""
     import matplotlib
     from matplotlib.figure import Figure as Canvas
 
@@ -136,7 +145,7 @@ def _panels(draw, metrics: Mapping[str, Any], label: str) -> str:
         panels = canvas.subplots(1, len(DIRECTIONS))
         for axes, (key, title) in zip(panels, DIRECTIONS.items(), strict=True):
             draw(axes, metrics, key)
-            _dress(axes, title)
+            _style(axes, title)
         marks, names = panels[0].get_legend_handles_labels()
         if names and not panels[0].get_legend():
             canvas.legend(
@@ -148,7 +157,8 @@ def _panels(draw, metrics: Mapping[str, Any], label: str) -> str:
     return _inline(data.getvalue().decode(), label)
 
 
-def _dress(axes: "Axes", title: str) -> None:
+def _style(axes: "Axes", title: str) -> None:
+    """Give a panel its title and the page's colours."""
     axes.set_title(title, color=COLOURS["ink"], loc="left", fontsize=11)
     axes.patch.set_alpha(0)
     axes.grid(axis="y", color=COLOURS["line"], linewidth=0.8)
@@ -160,14 +170,14 @@ def _dress(axes: "Axes", title: str) -> None:
 
 
 def _inline(svg: str, label: str) -> str:
-    """An SVG file as an element of an HTML page: no prologue, the page's fonts and colours."""
+    """Turn an SVG file into an element of an HTML page, with the page's fonts and colours."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # It would style the whole page.
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-    told = f'role="img" aria-label="{label}"'
-    svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', rf"<svg \1 {told}>", svg)
+    name = f'role="img" aria-label="{label}"'
+    svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', rf"<svg \1 {name}>", svg)
     svg = svg.replace("xlink:href", "href")
     svg = re.sub(r"font-family:[^;\"]*;?", "", svg)
     svg = re.sub(r"font: ([^;\"]*?)([\d.]+px)[^;\"]*", r"font-size: \2", svg)

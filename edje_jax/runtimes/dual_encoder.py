@@ -15,7 +15,7 @@ from edje_jax.data.buckets import batches
 from edje_jax.data.image_reader import read_gallery
 from edje_jax.data.images import normalise
 from edje_jax.data.text import BackboneTokenizer
-from edje_jax.evaluation.metrics import recalls
+from edje_jax.evaluation.measures import measure_ranks
 from edje_jax.evaluation.retrieval import Gallery, first_stage
 from edje_jax.models.backbone import DualTower, make_backbone
 from edje_jax.types import Source
@@ -73,8 +73,8 @@ class DualEncoder:
         images, texts = np.concatenate(parts), self.embed_texts(gallery.captions)
         owner, own = gallery.caption_image, np.arange(len(images), dtype=np.int32)
         return {
-            "t2i": recalls(first_stage(texts, images, owner, own, 1).rank),
-            "i2t": recalls(first_stage(images, texts, own, owner, 1).rank),
+            "t2i": measure_ranks(first_stage(texts, images, owner, own, 1).rank),
+            "i2t": measure_ranks(first_stage(images, texts, own, owner, 1).rank),
         }
 
 

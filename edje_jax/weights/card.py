@@ -7,6 +7,7 @@ from typing import Any
 
 from edje_jax.config.model import BertConfig, ImageRecipe
 from edje_jax.config.run import EdjeRun, RunConfig, run_to_dict
+from edje_jax.system.files import replacing
 from edje_jax.weights.folder import Model
 from edje_jax.weights.hub import is_hub_id
 
@@ -30,6 +31,24 @@ def model_card(
     return "\n".join(parts)
 
 
+def state_calibration(folder: Path) -> None:
+    """Say in the model card of a folder, if there is one, that its scores are calibrated.
+
+    The rest of the card stays as it is, and the passage stands where `model_card` puts it: at the
+    end of the section "Use", or of a card without that section.
+    """
+    path = folder / "README.md"
+    # As bytes, so that a card of another encoding stays as it is too.
+    card, passage = path.read_bytes() if path.exists() else b"", _CALIBRATED.encode()
+    if not card or passage.strip() in card:
+        return
+    use = card.find(b"## Use\n")
+    end = card.find(b"\n## ", use + 1) if use >= 0 else -1
+    before, after = (card[:end], card[end:]) if end >= 0 else (card.rstrip(b"\n") + b"\n", b"")
+    with replacing(path) as temporary:
+        temporary.write_bytes(before + passage + after)
+
+
 def _front_matter(model: Model, run: RunConfig | None) -> str:
     lines = [
         "---",
@@ -43,7 +62,7 @@ def _front_matter(model: Model, run: RunConfig | None) -> str:
 
 
 def _base_models(model: Model, run: RunConfig | None) -> list[str]:
-    """Hub ids that this one was made from; folders on somebody's disk say nothing to others."""
+    """Hub ids that the model was made from; folders on a disk say nothing to others."""
     spec = run.model if isinstance(run, EdjeRun) else None
     named = [spec.backbone, spec.joint_encoder] if spec else []
     return [name for name in named if name and is_hub_id(name) and not Path(name).exists()]
@@ -70,7 +89,7 @@ edje_jax.
 
 
 def _reading(image: ImageRecipe) -> str:
-    """How image files are read, where it is not as the Hugging Face processors do."""
+    """Row on the reading of image files, where it differs from the Hugging Face processors."""
     told = ", ".join(f"{name} {value}" for name, value in image.reading.items())
     return f"| images | {told} |\n" if told else ""
 
@@ -132,7 +151,7 @@ _ONLINE = {
 
 
 def _results(metrics: Mapping[str, Any]) -> str:
-    """Base beside reranked, in percent."""
+    """Section on an evaluation: base beside reranked, with the settings that it was made under."""
     names = list(metrics["t2i"]["base"])
     rows = [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for direction, label in (("t2i", "text to image"), ("i2t", "image to text")):
@@ -140,4 +159,7 @@ def _results(metrics: Mapping[str, Any]) -> str:
             figures = " | ".join(f"{metrics[direction][kind][n]:.1f}" for n in names)
             rows.append(f"| {label}, {kind} | {figures} |")
     table = "\n".join(rows)
-    return f"## Results\n\nOn `{metrics['data']}`, top {metrics['k']} reranked:\n\n{table}\n"
+    settings = f"On `{metrics['data']}`, top {metrics['k']} reranked"
+    if "similarity_weight" in metrics:  # A later calibration may choose another
+        settings += f", similarity weight {metrics['similarity_weight']:g}"
+    return f"## Results\n\n{settings}:\n\n{table}\n"

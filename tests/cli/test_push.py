@@ -10,7 +10,7 @@ from edje_jax.cli.program import UsageError
 from edje_jax.cli.push import push
 
 METRICS = {
-    "k": 10, "data": "blip:val.json",
+    "k": 10, "data": "blip:val.json", "similarity_weight": 2.5,
     "t2i": {"base": {"R@1": 12.34, "R@5": 50.0}, "reranked": {"R@1": 56.78, "R@5": 60.0}},
     "i2t": {"base": {"R@1": 1.0, "R@5": 2.0}, "reranked": {"R@1": 3.0, "R@5": 4.0}},
 }  # fmt: skip
@@ -29,7 +29,7 @@ def test_the_card_says_what_where_how_and_how_well(trained, tmp_path):
         'Reranker.from_pretrained("me/mine")',
         'AutoModel.from_pretrained("me/mine", trust_remote_code=True)',
         "edje convert me/mine onnx/ --to onnx",
-        "On `blip:val.json`, top 10 reranked",
+        "On `blip:val.json`, top 10 reranked, similarity weight 2.5:",
         "| text to image, base | 12.3 | 50.0 |",
         "| text to image, reranked | 56.8 | 60.0 |",
         '"batch_size"',

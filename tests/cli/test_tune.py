@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edje_jax.cli import edje, tune
-from edje_jax.cli.choice import Choice, front_of, short_names
+from edje_jax.cli import edje
 from edje_jax.cli.evaluate import evaluate_model
 from edje_jax.cli.program import UsageError
-from edje_jax.cli.tune_plot import draw
+from edje_jax.config.run import read_run
+from edje_jax.evaluate import tuning
 from edje_jax.evaluate.measure import Protocol
-from edje_jax.evaluation.metrics import pareto_front
 from edje_jax.scenes.shapes import Shapes
 from edje_jax.search.reranker import Reranker
+from edje_jax.weights.card import model_card
+from edje_jax.weights.folder import load_model
 from edje_jax.weights.tensors import BadWeights
 
 
@@ -79,38 +80,6 @@ def test_models_compare(trained, data, tmp_path, capsys):
     assert "trained" in out
 
 
-def a_choice(recall: float, speed: float, size: int, model: str = "a") -> Choice:
-    return Choice(model, 0, "updated", "int8", 10, recall, recall, size, 10 * speed)
-
-
-def test_the_front_is_of_recall_time_and_bytes():
-    choices = [
-        a_choice(80, 100, 50),
-        a_choice(80, 100, 100),  # as good, and larger
-        a_choice(79, 101, 50),  # its time is another's but for noise
-        a_choice(79, 200, 100),
-        a_choice(90, 50, 100),
-        a_choice(90, 40, 100),
-    ]
-    assert front_of(choices) == [True, False, False, True, True, False]
-
-
-def test_the_plot_names_every_model_once(tmp_path):
-    choices = [
-        a_choice(80, 100, 50, "x/s2/model"),
-        a_choice(70, 200, 50, "y/s2/model"),
-        a_choice(60, 300, 25, "z/model"),
-    ]
-    assert short_names(["."]) == {".": "."}
-    names = short_names([choice.model for choice in choices])
-    assert list(names.values()) == ["x/s2/model", "y/s2/model", "z"]
-    draw(choices, front_of(choices), tmp_path / "tune.png")
-    with Image.open(tmp_path / "tune.png") as picture:
-        pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
-    for colour in ((31, 119, 180), (255, 127, 14), (44, 160, 44)):  # C0, C1, C2 at full strength
-        assert (pixels == colour).all(axis=1).sum() > 100
-
-
 def test_a_model_that_fails_loses_nothing_before_it(trained, data, tmp_path, capsys, caplog):
     broken = shutil.copytree(trained / "model", tmp_path / "broken")
     (broken / "model.safetensors").write_bytes(b"\0" * 100)
@@ -139,16 +108,6 @@ def test_depths_start_at_one(trained, data):
         edje.main(["tune", str(trained), "--data", data, "--k", "0", "5"])
 
 
-def test_the_front():
-    points = [(3, 1), (2, 2), (1, 3), (1, 2), (2, 2), (0, 0)]
-    assert pareto_front(points).tolist() == [True, True, True, False, True, False]
-    rng = np.random.default_rng(0)
-    many = rng.integers(0, 6, (60, 3))
-    for point, best in zip(many, pareto_front(many), strict=True):
-        beaten = any((o >= point).all() and (o > point).any() for o in many)
-        assert best != beaten
-
-
 # --- calibration ----------------------------------------------------------------------------------
 
 
@@ -171,7 +130,7 @@ def tuned(trained, data, tmp_path_factory) -> Path:
     model = shutil.copytree(trained / "model", folder / "model")
     arguments = ["--k", "5", "30", "--token-dtypes", "float16", "--precision", "0.3", "--save"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tune, "second_stage", ranking)
+        patch.setattr(tuning, "pair_scorer", ranking)
         edje.main(["tune", str(model), "--data", data, "--out", str(folder), *arguments])
     return folder
 
@@ -211,6 +170,14 @@ def test_evaluation_uses_the_calibration(tuned, trained, data, tmp_path):
     # A weight that is given goes before the model's own.
     other = evaluate_model(str(tuned / "model"), data, Protocol(k=30, similarity_weight=0.0))
     assert other["t2i"] == plain["t2i"]
+
+
+def test_the_model_card_says_that_scores_are_calibrated(tuned, trained):
+    before, after = (folder / "model" / "README.md" for folder in (trained, tuned))
+    run = read_run(trained / "config.json")
+    assert before.read_text("utf-8") == model_card(load_model(str(trained)), run)
+    assert after.read_text("utf-8") == model_card(load_model(str(tuned / "model")), run)
+    assert "Scores are calibrated" in after.read_text("utf-8")
 
 
 def test_a_model_that_ranks_nothing_is_not_calibrated(trained, data, tmp_path, caplog):

@@ -14,7 +14,7 @@ def test_a_map_for_each_word(engine):
     side = engine.config.backbone.vision.image_size // engine.config.backbone.vision.patch_size
     assert found.maps.shape == (6, side, side)
     np.testing.assert_allclose(found.maps.sum(axis=(1, 2)), 1, atol=1e-5)
-    np.testing.assert_array_equal(found.picture, resize(picture, engine.config.image))
+    np.testing.assert_array_equal(found.image, resize(picture, engine.config.image))
 
 
 def test_a_word_of_many_pieces_is_their_mean(engine):
@@ -29,7 +29,7 @@ def test_a_word_of_many_pieces_is_their_mean(engine):
     found = word_maps(engine, picture, caption)
     rows = _patch_attention(
         engine.backbone, engine.model, engine.config.image, engine.backbone_params,
-        engine.params, ids, found.picture[None],
+        engine.params, ids, found.image[None],
     )[0]  # fmt: skip
     for (_, pieces), patches in zip(words, found.maps, strict=True):
         np.testing.assert_allclose(

@@ -11,7 +11,7 @@ from edje_jax.data.compositional import read_items
 from edje_jax.data.images import resize
 from edje_jax.evaluate import compositional
 from edje_jax.evaluate.compositional import score_items
-from edje_jax.evaluation.compositional import Item, Picture, Scored, right, summarise
+from edje_jax.evaluation.compositional import Item, Picture, Scored, is_right, summarise
 from edje_jax.reports.compositional import compositional_table, write_compositional
 from edje_jax.scenes.shapes import Shapes
 from edje_jax.search.reranker import Reranker
@@ -31,16 +31,16 @@ from edje_jax.search.reranker import Reranker
     ],
 )
 def test_two_pictures_by_hand(scores, text, image):
-    found = right(np.array(scores, np.float32))
+    found = is_right(np.array(scores, np.float32))
     assert found == {"text": text, "image": image, "group": text and image}
 
 
 def test_one_picture_by_hand():
-    assert right(np.array([[1.0], [0.0]])) == {"text": True}
-    assert right(np.array([[1.0], [1.0]])) == {"text": False}
-    assert right(np.array([[2.0], [1.0], [3.0]])) == {"text": False}
+    assert is_right(np.array([[1.0], [0.0]])) == {"text": True}
+    assert is_right(np.array([[1.0], [1.0]])) == {"text": False}
+    assert is_right(np.array([[2.0], [1.0], [3.0]])) == {"text": False}
     with pytest.raises(ValueError, match="NaN"):
-        right(np.array([[1.0], [np.nan]]))
+        is_right(np.array([[1.0], [np.nan]]))
 
 
 def item(name: str, category: str, pictures: int) -> Item:
@@ -191,7 +191,7 @@ def test_scores_are_those_of_the_model_pair_by_pair(engine, pictures, monkeypatc
         logits = engine.score_pairs(ids, encoded.tokens, text, image).reshape(cosines.shape)
         np.testing.assert_allclose(scored.reranked, logits + 0.5 * cosines, rtol=0, atol=1e-5)
     # The same caption to the model: a tie, to the bit.
-    assert right(found[1].base) == right(found[1].reranked) == {"text": False}
+    assert is_right(found[1].base) == is_right(found[1].reranked) == {"text": False}
 
 
 def test_files(engine, pictures, tmp_path):

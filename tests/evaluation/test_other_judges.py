@@ -7,16 +7,18 @@ import numpy as np
 import pytest
 from ir_measures import R, Success
 
-from edje_jax.evaluation.eccv import coco_ids, eccv_metrics
+from edje_jax.evaluate.coco_ids import coco_ids
+from edje_jax.evaluation import trec
+from edje_jax.evaluation.eccv import eccv_metrics
 from edje_jax.evaluation.retrieval import Gallery, rerank
-from edje_jax.reports import report
+from edje_jax.reports.evaluation_files import write_metrics
 from edje_jax.reports.tables import eccv_table
 
 
 @pytest.mark.parametrize("weight", [0.0, 2.0])
 def test_ir_measures_finds_the_same_recalls(tmp_path, make_case, weight):
     gallery, retrieval = make_case(pictures=80, k=10, weight=weight)
-    report.write_metrics(tmp_path, retrieval, gallery, model="m", data="d", seconds={})
+    write_metrics(tmp_path, retrieval, gallery, model="m", data="d", seconds={})
     for key in ("t2i", "i2t"):
         direction = getattr(retrieval, key)
         names = gallery.text_ids if key == "t2i" else gallery.image_ids
@@ -32,7 +34,7 @@ def test_ir_measures_finds_the_same_recalls(tmp_path, make_case, weight):
             }
             # Query by query, so that two errors cannot cancel.
             for k, measure in zip((1, 5, 10), measures, strict=True):
-                ours = dict(zip(map(report.trec.safe_id, names), ranks <= k, strict=True))
+                ours = dict(zip(map(trec.safe_id, names), ranks <= k, strict=True))
                 assert {query: bool(found[query, measure]) for query in ours} == ours
                 total = ir_measures.calc_aggregate([measure], qrels, lines)[measure]
                 stage = "base" if run == "base.run" else "reranked"
@@ -47,7 +49,7 @@ def test_ir_measures_finds_the_same_recalls(tmp_path, make_case, weight):
 def test_runs_are_as_deep_as_what_was_reranked(tmp_path, make_case):
     """Up to that depth `Success@k` is our R@k; past it, a run of TREC has nothing more to find."""
     gallery, retrieval = make_case(pictures=80, k=3)
-    report.write_metrics(tmp_path, retrieval, gallery, model="m", data="d", seconds={})
+    write_metrics(tmp_path, retrieval, gallery, model="m", data="d", seconds={})
     for key in ("t2i", "i2t"):
         qrels = list(ir_measures.read_trec_qrels(str(tmp_path / f"{key}.qrels")))
         lines = list(ir_measures.read_trec_run(str(tmp_path / f"{key}.run")))
@@ -94,7 +96,8 @@ def coco(tmp_path_factory):
 @pytest.mark.slow
 def test_coco_recalls_are_ours_and_eccv_is_told(coco):
     _, gallery, images, texts, retrieval, path = coco
-    found = eccv_metrics(retrieval, images, texts, gallery, path)
+    ids = coco_ids(gallery, path)
+    found = eccv_metrics(retrieval, images, texts, gallery.caption_image, ids)
     assert eccv_table(found).row_count == len(found["base"]) == 9
     for key in ("t2i", "i2t"):
         ours = getattr(retrieval, key).metrics()

@@ -1,14 +1,10 @@
-import os
-
 import numpy as np
 import pytest
 from PIL import Image
-from rich.console import Console
 
 from edje_jax.data.sources.pooled import Pooled
 from edje_jax.evaluation import protocols
 from edje_jax.evaluation.retrieval import Gallery, rerank
-from edje_jax.reports import tables
 from edje_jax.scenes.shapes import Shapes
 
 FIELDS = ("candidates", "scores", "combined", "order", "hits", "base_rank", "reranked_rank")
@@ -169,30 +165,3 @@ class Few:
 
     def image(self, index: int) -> Image.Image:
         return Image.new("L", (1, 1), ord(self.names[index]))
-
-
-def test_tables_show_every_setting():
-    gallery, images, texts, logits = world()
-    deep = rerank(gallery, images, texts, lambda t, i: logits[t, i], 9)
-    sweep = protocols.k_sweep(deep, (1, 9), 500.0)
-    folds = protocols.rerank_folds(gallery, images, texts, lambda t, i: logits[t, i], 5, 4)
-    shown = [
-        _lines(tables.k_table(sweep)),
-        _lines(tables.weight_table(protocols.weight_sweep(deep, (0.0, 3.5)))),
-        _lines(tables.folds_table(protocols.folds_summary(folds))),
-    ]
-    assert "500.0 pairs a second" in shown[0][0]
-    for row, at in zip(shown[0][-3:-1], sweep["at"], strict=True):
-        values = [*at["t2i"]["reranked"].values(), at["t2i"]["ceiling"]]
-        expected = [str(at["k"]), f"{at['ms_per_query']:.1f}", *(f"{v:.2f}" for v in values)]
-        assert row.split()[:6] == expected
-    assert [row.split()[0] for row in shown[1][-3:-1]] == ["0", "3.5"]
-    assert "Mean of 4 folds of 5 to 6 pictures, k = 5" in shown[2][0]
-
-
-def _lines(table) -> list[str]:
-    console = Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
-    console.print(table)
-    text = console.export_text()
-    assert "…" not in text
-    return text.splitlines()

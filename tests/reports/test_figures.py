@@ -121,7 +121,7 @@ def test_equal_moves_by_how_decided_they_are():
     assert set(risen[rose]) == {1} and set(risen[fell]) == {-1} and len(rose) == len(fell) == 20
     assert sure[rose].tolist() == sorted(sure[risen > 0].tolist(), reverse=True)[:20]
     assert sure[fell].tolist() == sorted(sure[risen < 0].tolist(), reverse=True)[:20]
-    chosen = {one.key: one.shown for one in sections(side, 5, 0, "captions")}
+    chosen = {one.key: one.shown for one in sections(side, 5, "captions")}
     assert chosen["gains"].tolist() == rose[:5].tolist()
     assert chosen["losses"].tolist() == fell[:5].tolist()
 

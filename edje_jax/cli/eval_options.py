@@ -36,29 +36,29 @@ class Options:
     image_root: str = ""
     """Folder that relative image paths start from (default: the JSON's own)."""
     similarity_weight: float | None = None
-    """The first stage's cosine times this is added to the match logit (default: the model's own,
-    which `edje tune` chose, or else 0)."""
+    """Weight of the first stage's cosine, which is added to the match logit (default: the model's
+    own, which `edje tune` chose, or else 0)."""
     max_bad: float = 0.01
     """Share of the set's images, and of the pool's, that may turn out unreadable before the
     evaluation stops."""
     folds: int = 0
-    """Also the mean over so many disjoint parts of the gallery; 5 is COCO's 1k protocol."""
+    """Parts of the gallery to evaluate as well, each on its own; 5 is COCO's 1k protocol."""
     pool: str = ""
     """SPEC whose images join the gallery as distractors; its captions are not read."""
     k_sweep: str = ""
-    """Depths to tell the recalls and the cost of, such as 1,5,10,20,50,100; scored once."""
+    """Depths to measure as well, with their cost, such as 1,5,10,20,50,100; scored once."""
     similarity_weights: str = ""
-    """Weights of the first stage to tell the recalls of, such as 0,1,3,10; scored once."""
+    """Weights of the first stage to measure as well, such as 0,1,3,10; scored once."""
     eccv: str = ""
     """COCO's captions_val2014.json: judge COCO's test set by CxC and ECCV Caption as well."""
     compositional: tuple[str, ...] = ()
     """Files in SugarCrepe's, ARO's or Winoground's form: text, image and group scores instead."""
     compare: Annotated[tuple[str, str] | None, tyro.conf.arg(metavar="A B")] = None
-    """Two folders of --out: paired differences of their recalls, second less first."""
+    """Folders of two evaluations: paired differences of their measures, second less first."""
 
 
 def main(arguments: list[str], program: str = "edje eval") -> int:
-    """Parse, load, evaluate, write."""
+    """Parse and check the options, and run the evaluation that they ask for."""
     described = (__doc__ or "").format(program=program)
     options = tyro.cli(Options, args=arguments, prog=program, description=described)
     check(options)
@@ -107,10 +107,10 @@ def main(arguments: list[str], program: str = "edje eval") -> int:
 
 
 def check(options: Options) -> None:
-    """Refuse what does not go together.
+    """Refuse options that do not go together.
 
     Raises:
-        UsageError: something does not.
+        UsageError: some do not.
     """
     o = options
     if o.compare:
@@ -135,14 +135,14 @@ def check(options: Options) -> None:
 
 
 def _others(options: Options, *taken: str) -> str:
-    """Options that were given and are not among those taken, as they are typed."""
+    """Names of the options that were given and are not in `taken`, as they are typed."""
     given = [f.name for f in fields(options) if getattr(options, f.name) != f.default]
     names = ("MODEL" if x == "model" else "--" + x.replace("_", "-") for x in given)
     return ", ".join(name for x, name in zip(given, names, strict=True) if x not in taken)
 
 
 def _numbers(flag: str, text: str, kind: type, least: float = float("-inf")) -> tuple:
-    """Comma-separated numbers, each once, rising."""
+    """Parse comma-separated numbers into a rising tuple, each number once."""
     try:
         values = sorted({kind(part) for part in text.split(",")} if text else ())
     except ValueError as error:

@@ -1,0 +1,138 @@
+"""Measurements of `edje tune`: recall and speed of token dtypes and depths, and calibrations."""
+
+import dataclasses
+import logging
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+
+from edje_jax.config.calibration import Calibration
+from edje_jax.evaluate.gallery import EncodedGallery, Progress, pair_scorer
+from edje_jax.evaluation.calibration import calibrate
+from edje_jax.evaluation.protocols import SomeQueries, rerank_some
+from edje_jax.evaluation.tuning import TuneResult
+from edje_jax.models.token_formats import PackedTokens, TokenDtype, pack, row_bytes
+from edje_jax.runtimes.jax import Engine
+
+log = logging.getLogger(__name__)
+
+ROUNDS = 5
+"""Timings of each result, of which the median counts."""
+QUERIES = 8
+"""Captions that are timed together, from all over the set, each with its own k candidates."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Untimed:
+    """Result whose speed is still to be measured."""
+
+    result: TuneResult
+    pairs: int
+    """Pairs that `rerank` scores."""
+    rerank: Callable[[], object]
+    """Reranking of a few queries."""
+
+
+def measure_recalls(
+    runtime: Engine,
+    model: str,
+    encoded: EncodedGallery,
+    depths: Sequence[int],
+    token_dtypes: Sequence[TokenDtype],
+    queries: int = 0,
+    progress: Progress | None = None,
+) -> tuple[list[Untimed], SomeQueries]:
+    """Recalls of one model, called `model`, for each token dtype and depth.
+
+    Each dtype is scored once, at the largest depth, without the first stage's cosine. `queries` is
+    the number of captions, and of images, that are asked for; 0 asks for all.
+
+    Returns the results, and the retrieval at the largest depth with the first of the dtypes.
+    """
+    assert isinstance(encoded.tokens, np.ndarray)
+    captions = encoded.gallery.captions
+    texts = runtime.embed_texts(captions)
+    some_captions = np.unique(np.linspace(0, len(captions) - 1, QUERIES).astype(int))
+    ids = runtime.joint_tokenizer([captions[i] for i in some_captions])
+    # Timed later, when nothing but the joint encoder shall be held.
+    reranker = dataclasses.replace(runtime, backbone_params={})
+    joint = runtime.config.joint_encoder
+    untimed: list[Untimed] = []
+    asked: list[SomeQueries] = []
+    for dtype in token_dtypes:
+        tokens = pack(encoded.tokens, dtype)
+        stored = dataclasses.replace(encoded, tokens=tokens)
+        score_pairs = pair_scorer(runtime, stored, progress)
+        asked.append(
+            rerank_some(
+                encoded.gallery,
+                encoded.embeddings,
+                texts,
+                score_pairs,
+                max(depths),
+                queries or len(captions),
+            )
+        )
+        some_tokens = tokens[np.arange(min(len(tokens), max(depths)))]
+        for k in depths:
+            metrics = asked[-1].retrieval.at(k=k).metrics()
+            result = TuneResult(
+                model,
+                joint.deferred_layers,
+                joint.online_vision,
+                dtype,
+                k,
+                metrics["t2i"]["reranked"]["R@1"],
+                metrics["i2t"]["reranked"]["R@1"],
+                row_bytes(dtype, runtime.config.num_tokens, joint.hidden_size),
+            )
+            untimed.append(Untimed(result, len(ids) * k, _reranking(reranker, ids, some_tokens, k)))
+    return untimed, asked[0]
+
+
+def _reranking(
+    runtime: Engine, ids: np.ndarray, tokens: PackedTokens, k: int
+) -> Callable[[], object]:
+    """Reranking of k candidates for each of some captions, to be timed."""
+    text = np.repeat(np.arange(len(ids)), k)
+    image = np.arange(len(text)) % len(tokens)
+    cosines = np.zeros(len(text), np.float32)
+    return partial(runtime.score_pairs, ids, tokens, text, image, cosines)
+
+
+def measure_speeds(
+    untimed: Sequence[Untimed], progress: Progress | None = None
+) -> list[TuneResult]:
+    """Results with their speeds, timed in turns: a slow spell of the machine slows all of them."""
+    seconds: list[list[float]] = [[] for _ in untimed]
+    for number in range(ROUNDS + 1):
+        for one, own in zip(untimed, seconds, strict=True):
+            began = time.perf_counter()
+            one.rerank()
+            if number:  # The first compiles
+                own.append(time.perf_counter() - began)
+        if progress:
+            progress("timings", number, ROUNDS)
+    return [
+        dataclasses.replace(
+            one.result,
+            pairs_per_second=one.pairs / statistics.median(own),
+            slowest_pairs_per_second=one.pairs / max(own),
+            fastest_pairs_per_second=one.pairs / min(own),
+        )
+        for one, own in zip(untimed, seconds, strict=True)
+    ]
+
+
+def fit_calibration(asked: SomeQueries, precision: float, data: str) -> Calibration | None:
+    """Calibration that suits a retrieval on a set called `data`; None, and a warning, if its scores
+    do not tell right from wrong."""
+    try:
+        found = calibrate(*asked, precision)
+    except ValueError as error:
+        log.warning("no calibration: %s", error)
+        return None
+    return dataclasses.replace(found, fitted={"data": data, **found.fitted})

@@ -1,0 +1,65 @@
+"""Results of `edje tune`: ways to rerank, with what they find and cost, and the best of them."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from edje_jax.config.model import OnlineVision, TokenDtype
+
+TIE = 0.05
+"""The Pareto front tells times apart in steps of this share: another run may swap nearer ones."""
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """A model, a token dtype and a depth, with what they find and cost."""
+
+    model: str
+    deferred_layers: int
+    online_vision: OnlineVision
+    token_dtype: TokenDtype
+    k: int
+    t2i: float
+    """Text-to-image R@1 in percent."""
+    i2t: float
+    """Image-to-text R@1 in percent."""
+    bytes_per_picture: int
+    """Bytes of one image's tokens."""
+    pairs_per_second: float = 0.0
+    """Median of several timings of queries with k candidates each, on this machine."""
+    slowest_pairs_per_second: float = 0.0
+    fastest_pairs_per_second: float = 0.0
+
+    @property
+    def recall(self) -> float:
+        """Mean of both directions' R@1."""
+        return (self.t2i + self.i2t) / 2
+
+    @property
+    def queries_per_second(self) -> float:
+        """Queries of k candidates per second, reranking alone."""
+        return self.pairs_per_second / self.k
+
+
+def on_front(results: Sequence[TuneResult]) -> list[bool]:
+    """Whether each result is on the Pareto front of recall, queries per second and bytes."""
+    values = [
+        (r.recall, round(math.log(r.queries_per_second) / TIE), -r.bytes_per_picture)
+        for r in results
+    ]
+    return pareto_front(values).tolist()
+
+
+def pareto_front(values: Sequence[Sequence[float]]) -> Bool[np.ndarray, " n"]:
+    """Whether each of n points [n, d] is not dominated; larger is better in each of the d.
+
+    A point is dominated by one that is at least as good in all and better in one; of equal points
+    none dominates the other.
+    """
+    points: Float[np.ndarray, "n d"] = np.asarray(values, float)
+    no_worse = (points[:, None] >= points[None]).all(axis=2)
+    better = (points[:, None] > points[None]).any(axis=2)
+    return np.logical_not(np.any(no_worse & better, axis=0))
