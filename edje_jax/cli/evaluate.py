@@ -33,7 +33,7 @@ from edje_jax.reports.tables import (
     weight_table,
 )
 from edje_jax.reports.word_maps import WordMaps
-from edje_jax.runtimes.jax import Engine
+from edje_jax.runtimes.jax import JaxRuntime
 from edje_jax.search.reranker import Reranker
 from edje_jax.system.files import naming, write_json
 from edje_jax.types import Source
@@ -63,11 +63,11 @@ def evaluate_model(
     seconds = {"load": time.perf_counter() - started}
     with Bars() as bars:
         mark = time.perf_counter()
-        encoded = encode_gallery(reranker.engine, source, max_bad, bars.show)
+        encoded = encode_gallery(reranker.runtime, source, max_bad, bars.show)
         seconds["encode"] = time.perf_counter() - mark
         mark = time.perf_counter()
         retrieval, extra = measure(
-            reranker.engine, encoded, protocol, bars.show, reranker.calibration
+            reranker.runtime, encoded, protocol, bars.show, reranker.calibration
         )
         seconds["rerank"] = time.perf_counter() - mark
     seconds["total"] = time.perf_counter() - started
@@ -95,7 +95,7 @@ def evaluate_model(
                 title=f"{data}, reranked by {model}",
                 facts={"model": model, "data": data, **({"pool": pool} if pool else {})},
                 metrics=metrics,
-                word_maps=partial(caption_words, reranker.engine, encoded, source),
+                word_maps=partial(caption_words, reranker.runtime, encoded, source),
             )
     Console().print(f"report: {page}", markup=False)
     return metrics
@@ -123,7 +123,7 @@ def open_gallery(data: str, pool: str, image_root: str) -> Source:
     return Pooled(source, open_source(pool, image_root)) if pool else source
 
 
-def caption_words(engine: Engine, encoded: EncodedGallery, source: Source, q: int) -> WordMaps:
+def caption_words(runtime: JaxRuntime, encoded: EncodedGallery, source: Source, q: int) -> WordMaps:
     """Attention maps of the words of caption q over its image.
 
     Raises:
@@ -131,8 +131,8 @@ def caption_words(engine: Engine, encoded: EncodedGallery, source: Source, q: in
     """
     gallery = encoded.gallery
     record = int(encoded.record[int(gallery.caption_image[q])])
-    picture = image_of(source, record, engine.config.image)
-    return word_maps(engine, picture, gallery.captions[q])
+    picture = image_of(source, record, runtime.config.image)
+    return word_maps(runtime, picture, gallery.captions[q])
 
 
 def tables(metrics: dict[str, Any]) -> Iterator[Table]:
@@ -183,7 +183,7 @@ def evaluate_compositional(
     if similarity_weight is None:
         similarity_weight = reranker.calibration.similarity_weight
     with Bars() as bars:
-        scored = score_items(reranker.engine, items, similarity_weight, bars.show)
+        scored = score_items(reranker.runtime, items, similarity_weight, bars.show)
     result = summarise(items, scored)
     about = {
         "model": model,

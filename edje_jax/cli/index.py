@@ -81,7 +81,7 @@ def build(
                 )  # fmt: skip
 
         report = building.build(
-            reranker.engine, reranker.stamp, source, spec, folder,
+            reranker.runtime, reranker.stamp, source, spec, folder,
             token_dtype=token_dtype, share=share, workers=workers,
             max_bad=max_bad, prune=prune, restore=restore, progress=show,
         )  # fmt: skip

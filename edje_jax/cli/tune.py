@@ -100,7 +100,7 @@ def tune(
         with Bars() as bars:
             for model in models:
                 reranker = Reranker.from_pretrained(model)
-                encoded = encode_gallery(reranker.engine, source, max_bad, bars.show)
+                encoded = encode_gallery(reranker.runtime, source, max_bad, bars.show)
                 found, first = recalled(reranker, encoded, depths, token_dtypes, queries, bars)
                 scored += found
                 warn_of_training_data(model, data)
@@ -183,17 +183,17 @@ def recalled(
     config, joint = reranker.config, reranker.config.joint_encoder
     assert isinstance(encoded.tokens, np.ndarray)
     captions = encoded.gallery.captions
-    texts = reranker.engine.embed_texts(captions)
+    texts = reranker.runtime.embed_texts(captions)
     some_captions = np.unique(np.linspace(0, len(captions) - 1, QUERIES).astype(int))
-    ids = reranker.engine.joint_tokenizer([captions[i] for i in some_captions])
+    ids = reranker.runtime.joint_tokenizer([captions[i] for i in some_captions])
     # Timed later, when nothing but the joint encoder shall be held.
-    engine = dataclasses.replace(reranker.engine, backbone_params={})
+    runtime = dataclasses.replace(reranker.runtime, backbone_params={})
     found: list[Scored] = []
     every: list[Asked] = []
     for dtype in token_dtypes:
         tokens = pack(encoded.tokens, dtype)
         stored = dataclasses.replace(encoded, tokens=tokens)
-        score = second_stage(reranker.engine, stored, bars.show)
+        score = second_stage(reranker.runtime, stored, bars.show)
         asked = encoded.gallery, encoded.embeddings, texts, score, max(depths)
         every.append(rerank_some(*asked, queries or len(captions)))
         retrieval = every[-1][0]
@@ -213,7 +213,7 @@ def recalled(
             text = np.repeat(np.arange(len(ids)), k)
             pictures = np.arange(len(text)) % len(some)
             known = np.zeros(len(text), np.float32)
-            run = partial(engine.score_pairs, ids, some, text, pictures, known)
+            run = partial(runtime.score_pairs, ids, some, text, pictures, known)
             found.append((choice, len(text), run))
     return found, every[0]
 

@@ -10,14 +10,14 @@ from edje_jax.data.text import canonicalise
 from edje_jax.evaluate.gallery import Progress
 from edje_jax.evaluation.compositional import Item, Picture, Scored
 from edje_jax.evaluation.scores import cosines, mixed
-from edje_jax.runtimes.jax import Engine
+from edje_jax.runtimes.base import Runtime
 
 CHUNK = 256
 """Items whose pictures and tokens are in memory at once."""
 
 
 def score_items(
-    engine: Engine,
+    runtime: Runtime,
     items: Sequence[Item],
     similarity_weight: float = 0.0,
     progress: Progress | None = None,
@@ -34,7 +34,7 @@ def score_items(
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(order), CHUNK):
             part = order[start : start + CHUNK]
-            found = _score(engine, [items[i] for i in part], similarity_weight, pool)
+            found = _score(runtime, [items[i] for i in part], similarity_weight, pool)
             scored.update(zip(part, found, strict=True))
             if progress:
                 progress("items", len(scored), len(items))
@@ -42,15 +42,15 @@ def score_items(
 
 
 def _score(
-    engine: Engine, items: Sequence[Item], weight: float, pool: ThreadPoolExecutor
+    runtime: Runtime, items: Sequence[Item], weight: float, pool: ThreadPoolExecutor
 ) -> list[Scored]:
     # Each canonical caption and each picture once: two that are equal to the model tie exactly.
     pictures = _numbered(picture for item in items for picture in item.pictures)
     texts = _numbered(canonicalise(text) for item in items for text in item.captions)
-    pixels = pool.map(lambda picture: _pixels(engine, picture), pictures)
-    encoded = engine.encode_images(np.stack(list(pixels)))
-    embeddings = engine.embed_texts(list(texts))
-    ids = engine.joint_tokenizer(list(texts))
+    pixels = pool.map(lambda picture: _pixels(runtime, picture), pictures)
+    encoded = runtime.encode_images(np.stack(list(pixels)))
+    embeddings = runtime.embed_texts(list(texts))
+    ids = runtime.joint_tokenizer(list(texts))
     grids = [
         np.meshgrid(
             [texts[canonicalise(text)] for text in item.captions],
@@ -65,7 +65,7 @@ def _score(
         return_inverse=True,
     )
     similarities = cosines(embeddings, encoded.embeddings, *pairs)
-    logits = engine.score_pairs(ids, encoded.tokens, pairs[0], pairs[1], similarities)
+    logits = runtime.score_pairs(ids, encoded.tokens, pairs[0], pairs[1], similarities)
     combined = mixed(logits, similarities, weight)
     ends = np.cumsum([grid[0].size for grid in grids])[:-1]
     rows = np.split(place.ravel(), ends)
@@ -75,9 +75,9 @@ def _score(
     ]
 
 
-def _pixels(engine: Engine, picture: Picture) -> np.ndarray:
-    image = load_image(picture.path, engine.config.image)
-    return resize(image.crop(picture.box) if picture.box else image, engine.config.image)
+def _pixels(runtime: Runtime, picture: Picture) -> np.ndarray:
+    image = load_image(picture.path, runtime.config.image)
+    return resize(image.crop(picture.box) if picture.box else image, runtime.config.image)
 
 
 def _numbered(values) -> dict:

@@ -17,7 +17,7 @@ from edje_jax.data.sources.pooled import Pooled
 from edje_jax.evaluation.retrieval import Gallery, Retrieval, ScorePairs, rerank
 from edje_jax.evaluation.scores import cosines
 from edje_jax.models.token_formats import PackedTokens
-from edje_jax.runtimes.jax import Engine
+from edje_jax.runtimes.base import Runtime
 from edje_jax.types import Source
 
 IN_MEMORY = 2 << 30
@@ -39,7 +39,7 @@ class EncodedGallery:
 
 
 def encode_gallery(
-    engine: Engine, source: Source, max_bad: float, progress: Progress | None = None
+    runtime: Runtime, source: Source, max_bad: float, progress: Progress | None = None
 ) -> EncodedGallery:
     """Read and encode every picture of a source once.
 
@@ -49,7 +49,7 @@ def encode_gallery(
             where there is one, of the pool: a large pool hides no damage to the set.
         OSError: the tokens need a temporary file, and there is no room for it.
     """
-    config = engine.config
+    config = runtime.config
     record: list[int] = []
     size = (config.num_tokens, config.joint_encoder.hidden_size)
     tokens = _room((len(source), *size))
@@ -64,7 +64,7 @@ def encode_gallery(
         )
     )
     for indices, images in chunks:
-        encoded = engine.encode_images(images)
+        encoded = runtime.encode_images(images)
         rows = slice(len(record), len(record) + len(indices))
         tokens[rows], embeddings[rows] = encoded.tokens, encoded.embeddings
         record += indices
@@ -93,12 +93,12 @@ def _room(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def second_stage(
-    engine: Engine, encoded: EncodedGallery, progress: Progress | None = None
+    runtime: Runtime, encoded: EncodedGallery, progress: Progress | None = None
 ) -> ScorePairs:
     """The joint encoder as a function of (caption, picture) numbers of the gallery."""
     captions = encoded.gallery.captions
-    ids = engine.joint_tokenizer(captions)
-    embedded = engine.embed_texts(captions) if engine.config.similarity_prior else None
+    ids = runtime.joint_tokenizer(captions)
+    embedded = runtime.embed_texts(captions) if runtime.config.similarity_prior else None
     # What is on disk stays there, a batch's rows are read while the one before is computed; and a
     # CPU would keep a second copy in the same memory.
     stays = isinstance(encoded.tokens, np.memmap) or jax.default_backend() == "cpu"
@@ -107,7 +107,7 @@ def second_stage(
     def score_pairs(text_index: np.ndarray, image_index: np.ndarray) -> np.ndarray:
         out = np.empty(len(text_index), np.float32)
         order = np.arange(len(out))
-        if engine.config.joint_encoder.deferred_layers:
+        if runtime.config.joint_encoder.deferred_layers:
             order = np.argsort(text_index, kind="stable")  # A caption's pairs together: read once
         step = 16_384
         for start in range(0, len(out), step):
@@ -116,7 +116,7 @@ def second_stage(
             known = None
             if embedded is not None:
                 known = cosines(embedded, encoded.embeddings, *pairs)
-            out[part] = engine.score_pairs(ids, tokens, *pairs, known)
+            out[part] = runtime.score_pairs(ids, tokens, *pairs, known)
             if progress:
                 progress("pairs", min(start + step, len(out)), len(out))
         return out
@@ -125,7 +125,7 @@ def second_stage(
 
 
 def evaluate(
-    engine: Engine,
+    runtime: Runtime,
     encoded: EncodedGallery,
     k: int,
     similarity_weight: float = 0.0,
@@ -135,8 +135,8 @@ def evaluate(
     return rerank(
         encoded.gallery,
         encoded.embeddings,
-        engine.embed_texts(encoded.gallery.captions),
-        second_stage(engine, encoded, progress),
+        runtime.embed_texts(encoded.gallery.captions),
+        second_stage(runtime, encoded, progress),
         k,
         similarity_weight,
     )

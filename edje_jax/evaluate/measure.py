@@ -12,7 +12,7 @@ from edje_jax.evaluation.eccv import coco_ids, eccv_metrics
 from edje_jax.evaluation.intervals import gain_intervals
 from edje_jax.evaluation.protocols import Timed, folds_summary, k_sweep, rerank_folds, weight_sweep
 from edje_jax.evaluation.retrieval import DIRECTIONS, Retrieval, rerank
-from edje_jax.runtimes.jax import Engine
+from edje_jax.runtimes.base import Runtime
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Protocol:
 
 
 def measure(
-    engine: Engine,
+    runtime: Runtime,
     encoded: EncodedGallery,
     protocol: Protocol,
     progress: Progress | None = None,
@@ -47,11 +47,11 @@ def measure(
         coco_ids(encoded.gallery, protocol.eccv)  # Refuse another data set before the work
     if protocol.k_sweep:
         # Compile first, or the rate would include compilation.
-        engine.warm(encoded.tokens)
-    score_pairs = Timed(second_stage(engine, encoded, progress))
+        runtime.warm(encoded.tokens)
+    score_pairs = Timed(second_stage(runtime, encoded, progress))
     gallery, weight = encoded.gallery, protocol.similarity_weight
     weight = calibration.similarity_weight if weight is None else weight
-    images, texts = encoded.embeddings, engine.embed_texts(gallery.captions)
+    images, texts = encoded.embeddings, runtime.embed_texts(gallery.captions)
     deep = rerank(gallery, images, texts, score_pairs, protocol.depth, weight)
     rate = score_pairs.pairs / score_pairs.seconds
     retrieval = deep.at(k=protocol.k)

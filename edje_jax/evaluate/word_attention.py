@@ -9,23 +9,23 @@ from PIL import Image
 from edje_jax.data.images import normalise, resize
 from edje_jax.models.attention_maps import patch_attention
 from edje_jax.reports.word_maps import WordMaps
-from edje_jax.runtimes.jax import Engine
+from edje_jax.runtimes.jax import JaxRuntime
 
 
-def word_maps(engine: Engine, image: Image.Image, caption: str) -> WordMaps:
+def word_maps(runtime: JaxRuntime, image: Image.Image, caption: str) -> WordMaps:
     """Each word's view, the mean over its pieces; a class token's share is left out."""
-    picture = resize(image, engine.config.image)
-    places = engine.joint_tokenizer.words(caption)
+    picture = resize(image, runtime.config.image)
+    places = runtime.joint_tokenizer.words(caption)
     rows = _patch_attention(
-        engine.backbone,
-        engine.model,
-        engine.config.image,
-        engine.backbone_params,
-        engine.params,
-        engine.joint_tokenizer([caption]),
+        runtime.backbone,
+        runtime.model,
+        runtime.config.image,
+        runtime.backbone_params,
+        runtime.params,
+        runtime.joint_tokenizer([caption]),
         picture[None],
     )[0]
-    patches = np.asarray(rows, np.float32)[:, -engine.config.backbone.vision.num_patches :]
+    patches = np.asarray(rows, np.float32)[:, -runtime.config.backbone.vision.num_patches :]
     side = round(patches.shape[1] ** 0.5)
     words = np.array([patches[pieces].mean(axis=0) for _, pieces in places])
     words = words.reshape(len(places), side, side)

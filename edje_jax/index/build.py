@@ -23,15 +23,14 @@ from edje_jax.index.shard_content import Pictures, encode
 from edje_jax.index.shard_files import BadStore, write_shard
 from edje_jax.index.store import Manifest, Store, check_model, next_number
 from edje_jax.models.token_formats import TokenDtype, pack
-from edje_jax.runtimes.dual_encoder import IMAGE_BATCHES
-from edje_jax.runtimes.jax import Engine
+from edje_jax.runtimes.base import IMAGE_BATCH, Runtime
 from edje_jax.system.allocator import give_back_freed_memory
 from edje_jax.system.files import read_json, write_json
 from edje_jax.types import Source
 
 log = logging.getLogger(__name__)
 
-BATCH = max(IMAGE_BATCHES)
+BATCH = IMAGE_BATCH
 """Images decoded together, and encoded in one call."""
 SHARD_ROWS = 1024
 SHARD_BYTES = 64 << 20
@@ -41,7 +40,7 @@ Progress = Callable[[int, int], None]
 
 
 def build(
-    engine: Engine,
+    runtime: Runtime,
     stamp: dict[str, Any],
     source: Source,
     spec: str,
@@ -61,7 +60,7 @@ def build(
     completes the index. Images that are as they were indexed are left as they are.
 
     Args:
-        stamp: which model `engine` runs, as `Reranker.stamp` has it.
+        stamp: which model `runtime` runs, as `Reranker.stamp` has it.
         max_bad: share of the source's images that may be bad; if all are, it is an error anyway.
         prune: drop images that are gone from the source, which else keep answering.
         restore: take removed images in again.
@@ -73,7 +72,7 @@ def build(
             as it was.
     """
     out.mkdir(parents=True, exist_ok=True)
-    manifest = _manifest(engine, stamp, spec, out, token_dtype)
+    manifest = _manifest(runtime, stamp, spec, out, token_dtype)
     manifest, changes = _settle(out, manifest, lambda now: compare(source, out, now, restore))
     shards = _begin(out, manifest, changes)
     part, parts = share
@@ -92,12 +91,12 @@ def build(
     note(sum(len(shards[number]) for number, path in paths.items() if path.exists()))
     left = {number: _cut(shards[number]) for number, path in paths.items() if not path.exists()}
     batches = [batch for cut in left.values() for batch in cut]
-    pictures = Pictures(source, batches, engine.config.image)
+    pictures = Pictures(source, batches, runtime.config.image)
     rejected = dict(changes.bad)
     # One stream for all shards: the next one's images are decoded while one is written.
     with closing(iterate(pictures, 0, BadPictures(0, 0.0), workers)) as decoded:
         for number, cut in left.items():
-            built = encode(engine, changes, islice(decoded, len(cut)), note)
+            built = encode(runtime, changes, islice(decoded, len(cut)), note)
             rejected |= built.rejected
             refuse_many(out, rejected, changes, max_bad)
             rows, tokens = built.rows, pack(built.tokens, token_dtype)
@@ -108,7 +107,7 @@ def build(
             give_back_freed_memory()
     return finish(
         out, manifest, changes, list(shards),
-        spec=spec, max_bad=max_bad, prune=prune, embed=engine.embed_texts,
+        spec=spec, max_bad=max_bad, prune=prune, embed=runtime.embed_texts,
     )  # fmt: skip
 
 
@@ -117,10 +116,10 @@ def _cut(records: np.ndarray) -> list[np.ndarray]:
 
 
 def _manifest(
-    engine: Engine, stamp: dict[str, Any], spec: str, out: Path, token_dtype: TokenDtype
+    runtime: Runtime, stamp: dict[str, Any], spec: str, out: Path, token_dtype: TokenDtype
 ) -> Manifest:
     """Manifest of the index as it is, or of an empty one."""
-    config = engine.config
+    config = runtime.config
     fresh = Manifest(
         stamp,
         token_dtype,

@@ -13,7 +13,7 @@ from edje_jax.data.sources.texts import printable
 from edje_jax.data.stamps import digest_of
 from edje_jax.index.changes import Changes
 from edje_jax.index.shard_files import Row
-from edje_jax.runtimes.jax import Encoded, Engine
+from edje_jax.runtimes.base import Encoded, Runtime
 from edje_jax.types import Encoded as HasFiles
 from edje_jax.types import Source, Stamped
 
@@ -88,7 +88,7 @@ class Built:
 
 
 def encode(
-    engine: Engine,
+    runtime: Runtime,
     changes: Changes,
     batches: Iterable[tuple[Decoded, dict[int, str]]],
     note: Callable[[int], None],
@@ -98,7 +98,7 @@ def encode(
     thumbnails: list[bytes] = []
     rows: list[Row] = []
     rejected: dict[str, str] = {}
-    each = engine.encode_each(batches, lambda batch: batch[0].images)
+    each = runtime.encode_each(batches, lambda batch: batch[0].images)
     for (decoded, bad), encoded in each:
         parts.append(encoded)
         thumbnails += decoded.thumbnails
@@ -110,7 +110,7 @@ def encode(
         rows,
         np.concatenate([part.tokens for part in parts]),
         np.concatenate([part.embeddings for part in parts]),
-        engine.embed_texts([caption for row in rows for caption in row.captions]),
+        runtime.embed_texts([caption for row in rows for caption in row.captions]),
         thumbnails,
         rejected,
     )

@@ -24,7 +24,7 @@ from edje_jax.data.images import BadImage, decode, load_image, resize
 from edje_jax.evaluation.retrieval import similarity_blocks, top_k
 from edje_jax.evaluation.scores import mixed
 from edje_jax.evaluation.trec import falling
-from edje_jax.runtimes.jax import Encoded
+from edje_jax.runtimes.base import Encoded
 from edje_jax.search.reranker import Reranker
 
 CHUNK = 256
@@ -163,10 +163,10 @@ class MtebSearch:
         return _Side(good, self.reranker.embed_texts(texts), bad, texts=texts)
 
     def _images(self, ids: list[str], rows: Any, bad: dict[str, str]) -> "_Side":
-        recipe, engine, rows = self.reranker.config.image, self.reranker.engine, _undecoded(rows)
+        recipe, runtime, rows = self.reranker.config.image, self.reranker.runtime, _undecoded(rows)
         nothing = np.zeros((0, recipe.size, recipe.size, 3), np.uint8)
         good: list[str] = []
-        parts: list[Encoded] = [engine.encode_images(nothing)]
+        parts: list[Encoded] = [runtime.encode_images(nothing)]
         for start in range(0, len(rows), CHUNK):
             names, pixels = ids[start : start + CHUNK], []
             for name, image in zip(names, rows[start : start + CHUNK]["image"], strict=True):
@@ -176,7 +176,7 @@ class MtebSearch:
                 except BadImage as error:
                     bad[name] = str(error)
             if pixels:
-                parts.append(engine.encode_images(np.stack(pixels)))
+                parts.append(runtime.encode_images(np.stack(pixels)))
         tokens = np.concatenate([part.tokens for part in parts])
         embeddings = np.concatenate([part.embeddings for part in parts])
         return _Side(good, embeddings, bad, tokens=tokens)
@@ -198,10 +198,10 @@ class MtebSearch:
         item = items[query, place]
         texts, pictures = (corpus, asked) if asked.texts is None else (asked, corpus)
         pairs = (item, query) if asked.texts is None else (query, item)
-        engine = self.reranker.engine
+        runtime = self.reranker.runtime
         assert texts.texts is not None
-        ids, known = engine.joint_tokenizer(texts.texts), near[query, place]
-        logits = engine.score_pairs(ids, pictures.tokens, *pairs, known)
+        ids, known = runtime.joint_tokenizer(texts.texts), near[query, place]
+        logits = runtime.score_pairs(ids, pictures.tokens, *pairs, known)
         if not np.isfinite(logits).all():
             i = int(np.flatnonzero(~np.isfinite(logits))[0])
             raise ValueError(

@@ -11,7 +11,7 @@ from edje_jax.config.calibration import UNTUNED, Calibration
 from edje_jax.evaluation.scores import mixed, probability
 from edje_jax.first_stage.base import Nearest
 from edje_jax.index.image_index import ImageIndex
-from edje_jax.runtimes.jax import Engine
+from edje_jax.runtimes.base import Runtime
 from edje_jax.search.results import Found, Seconds
 
 
@@ -29,7 +29,7 @@ class _Timed:
 
 
 def search_images(
-    engine: Engine,
+    runtime: Runtime,
     index: ImageIndex,
     queries: Sequence[str],
     k: int,
@@ -37,19 +37,19 @@ def search_images(
 ) -> tuple[list[Found], Seconds]:
     """The k nearest images of each text, reranked."""
     began = time.perf_counter()
-    near = index.images.nearest(engine.embed_texts(queries), k)
+    near = index.images.nearest(runtime.embed_texts(queries), k)
     first_stage = time.perf_counter() - began
     owner, rows = _pairs(near)
     tokens = _Timed(index.tokens)
     began = time.perf_counter()
-    ids, known = engine.joint_tokenizer(list(queries)), near.similarities[near.rows >= 0]
-    logits = engine.score_pairs(ids, tokens, owner, rows, known)
+    ids, known = runtime.joint_tokenizer(list(queries)), near.similarities[near.rows >= 0]
+    logits = runtime.score_pairs(ids, tokens, owner, rows, known)
     rerank = time.perf_counter() - began
     return _split(near, owner, logits, calibration), Seconds(first_stage, tokens.seconds, rerank)
 
 
 def search_texts(
-    engine: Engine,
+    runtime: Runtime,
     index: ImageIndex,
     tokens: Float32[np.ndarray, "q m d"],
     embeddings: Float32[np.ndarray, "q e"],
@@ -65,8 +65,8 @@ def search_texts(
     # Only those captions that are candidates are tokenised.
     wanted, place = np.unique(rows, return_inverse=True)
     captions = [index.store.captions[int(row)][1] for row in wanted]
-    ids, known = engine.joint_tokenizer(captions), near.similarities[near.rows >= 0]
-    logits = engine.score_pairs(ids, tokens, place, owner, known)
+    ids, known = runtime.joint_tokenizer(captions), near.similarities[near.rows >= 0]
+    logits = runtime.score_pairs(ids, tokens, place, owner, known)
     rerank = time.perf_counter() - began
     return _split(near, owner, logits, calibration), Seconds(first_stage, 0.0, rerank)
 

@@ -152,7 +152,7 @@ def test_the_front():
 # --- calibration ----------------------------------------------------------------------------------
 
 
-def ranking(engine, encoded, progress=None):
+def ranking(runtime, encoded, progress=None):
     """Scores that rank a set, in the place of a model that has learned next to nothing."""
     owner = encoded.gallery.caption_image
     noise = np.random.default_rng(0).normal(size=(len(owner), len(encoded.tokens)))

@@ -66,7 +66,7 @@ def built(reranker, tmp_path_factory) -> tuple[Source, Path]:
         patch.setattr(building, "SHARD_ROWS", 5)
         patch.setattr(building, "BATCH", 2)
         source = write_set(folder / "set")
-        assert build(reranker.engine, reranker.stamp, source, "blip:set", folder / "index")
+        assert build(reranker.runtime, reranker.stamp, source, "blip:set", folder / "index")
     return source, folder / "index"
 
 
@@ -153,7 +153,7 @@ def test_a_picture_finds_captions(reranker, built):
 @pytest.mark.parametrize("dtype", TOKEN_DTYPES)
 def test_every_token_dtype_searches(reranker, built, tmp_path, dtype):
     source, _ = built
-    assert build(reranker.engine, reranker.stamp, source, "blip:set", tmp_path, token_dtype=dtype)
+    assert build(reranker.runtime, reranker.stamp, source, "blip:set", tmp_path, token_dtype=dtype)
     store = Store(tmp_path)
     kept = sum(path.stat().st_size for path in tmp_path.glob("tokens-*"))
     kept += sum(path.stat().st_size for path in tmp_path.glob("scales-*"))
@@ -171,7 +171,7 @@ def test_building_again_changes_nothing(reranker, built, tmp_path):
     source, folder = built
     shutil.copytree(folder, tmp_path / "index")
     before = files(tmp_path / "index")
-    assert build(reranker.engine, reranker.stamp, source, "blip:set", tmp_path / "index")
+    assert build(reranker.runtime, reranker.stamp, source, "blip:set", tmp_path / "index")
     assert files(tmp_path / "index") == before
 
 
@@ -185,18 +185,18 @@ def test_one_stream_of_pictures_fills_all_shards(reranker, built, tmp_path, monk
         return iterate(reader, *arguments)
 
     monkeypatch.setattr(building, "iterate", spied)
-    assert not build(reranker.engine, reranker.stamp, source, "blip:set", tmp_path, share=(0, 2))
-    assert build(reranker.engine, reranker.stamp, source, "blip:set", tmp_path)
+    assert not build(reranker.runtime, reranker.stamp, source, "blip:set", tmp_path, share=(0, 2))
+    assert build(reranker.runtime, reranker.stamp, source, "blip:set", tmp_path)
     assert read == [6, 4] and files(tmp_path) == files(folder)
 
 
 def test_many_machines_fill_one_index(reranker, built, tmp_path):
     source, folder = built
-    assert not build(reranker.engine, reranker.stamp, source, "blip:set", tmp_path, share=(1, 3))
+    assert not build(reranker.runtime, reranker.stamp, source, "blip:set", tmp_path, share=(1, 3))
     with pytest.raises(BadStore, match="this index is unfinished; run the same"):
         Store(tmp_path)
-    assert not build(reranker.engine, reranker.stamp, source, "blip:set", tmp_path, share=(0, 3))
-    assert build(reranker.engine, reranker.stamp, source, "blip:set", tmp_path, share=(2, 3))
+    assert not build(reranker.runtime, reranker.stamp, source, "blip:set", tmp_path, share=(0, 3))
+    assert build(reranker.runtime, reranker.stamp, source, "blip:set", tmp_path, share=(2, 3))
     assert files(tmp_path) == files(folder)
 
 
@@ -228,11 +228,11 @@ def test_a_build_that_was_killed_anywhere_goes_on(reranker, built, tmp_path, mon
             patch.setattr(Path, "unlink", dying(Path.unlink, at))
             touched = 0
             try:
-                build(reranker.engine, reranker.stamp, source, "blip:set", index)
+                build(reranker.runtime, reranker.stamp, source, "blip:set", index)
                 break
             except Killed:
                 deaths += 1
-        assert build(reranker.engine, reranker.stamp, source, "blip:set", index)
+        assert build(reranker.runtime, reranker.stamp, source, "blip:set", index)
         assert files(index) == expected, f"killed after {at} files"
         shutil.rmtree(index)
     assert deaths > 25
@@ -240,11 +240,11 @@ def test_a_build_that_was_killed_anywhere_goes_on(reranker, built, tmp_path, mon
 
 def test_a_set_that_changed_under_a_build_keeps_what_is_done(reranker, tmp_path):
     source, index = write_set(tmp_path / "set"), tmp_path / "index"
-    build(reranker.engine, reranker.stamp, source, "blip:set", index, share=(0, 2))
+    build(reranker.runtime, reranker.stamp, source, "blip:set", index, share=(0, 2))
     done = {path.name: path.read_bytes() for path in index.glob("tokens-*")}
     assert len(done) == 2
     more = write_set(tmp_path / "set", PICTURES + 2)
-    assert build(reranker.engine, reranker.stamp, more, "blip:set", index)
+    assert build(reranker.runtime, reranker.stamp, more, "blip:set", index)
     store = Store(index)
     assert set(store.numbers) == {more.image_id(i) for i in range(len(more))}
     assert done.items() <= files(index).items() and list(verify(index)) == []
@@ -252,20 +252,20 @@ def test_a_set_that_changed_under_a_build_keeps_what_is_done(reranker, tmp_path)
 
 def test_what_is_removed_during_a_build_stays_removed(reranker, tmp_path):
     index = tmp_path / "index"
-    build(reranker.engine, reranker.stamp, write_set(tmp_path / "set", 12), "blip:set", index)
+    build(reranker.runtime, reranker.stamp, write_set(tmp_path / "set", 12), "blip:set", index)
     more = write_set(tmp_path / "set", 26)
-    assert not build(reranker.engine, reranker.stamp, more, "blip:set", index, share=(0, 2))
+    assert not build(reranker.runtime, reranker.stamp, more, "blip:set", index, share=(0, 2))
     with pytest.raises(BadStore, match="a build is under way"):
         compact(index)
     remove(index, ["001.png"])
-    assert build(reranker.engine, reranker.stamp, more, "blip:set", index, share=(1, 2))
+    assert build(reranker.runtime, reranker.stamp, more, "blip:set", index, share=(1, 2))
     assert "001.png" not in Store(index).numbers and "019.png" in Store(index).numbers
 
 
 def test_an_index_may_be_empty(reranker, tmp_path):
     index = tmp_path / "index"
     source = write_set(tmp_path / "set", 2)
-    build(reranker.engine, reranker.stamp, source, "blip:set", index)
+    build(reranker.runtime, reranker.stamp, source, "blip:set", index)
     remove(index, list(Store(index).numbers))
 
     def check(tokens_on: TokensOn, first_stage: str) -> None:
@@ -286,10 +286,10 @@ def test_an_index_may_be_empty(reranker, tmp_path):
 def test_pictures_are_added_removed_and_compacted(reranker, tmp_path):
     source = write_set(tmp_path / "set", 12)
     index = tmp_path / "index"
-    build(reranker.engine, reranker.stamp, source, "blip:set", index)
+    build(reranker.runtime, reranker.stamp, source, "blip:set", index)
     first = {name: data for name, data in files(index).items() if name.startswith("tokens")}
     more = write_set(tmp_path / "set", 20)
-    build(reranker.engine, reranker.stamp, more, "blip:set", index)
+    build(reranker.runtime, reranker.stamp, more, "blip:set", index)
     grown = Store(index)
     assert {grown.row(i).id for i in range(len(grown))} == {
         more.image_id(i) for i in range(len(more))
@@ -330,16 +330,16 @@ def test_pictures_are_added_removed_and_compacted(reranker, tmp_path):
     same(after, order)
     assert list(verify(index)) == [] and compact(index) == 0
     # Removed stays removed, until it is asked for.
-    build(reranker.engine, reranker.stamp, more, "blip:set", index)
+    build(reranker.runtime, reranker.stamp, more, "blip:set", index)
     assert "001.png" not in Store(index).numbers
-    build(reranker.engine, reranker.stamp, more, "blip:set", index, restore=True)
+    build(reranker.runtime, reranker.stamp, more, "blip:set", index, restore=True)
     assert {"001.png", "004.png", "019.png"} < Store(index).numbers.keys()
 
 
 def test_bad_pictures_are_listed_and_can_be_mended(reranker, tmp_path):
     source = write_set(tmp_path / "set", bad=(2, 4, 5, 7, 8, 10))
     index = tmp_path / "index"
-    assert build(reranker.engine, reranker.stamp, source, "blip:set", index)
+    assert build(reranker.runtime, reranker.stamp, source, "blip:set", index)
     store = Store(index)
     assert "004.png" not in store.numbers and len(store) == len(source) - 6
     with (index / "rejected.csv").open(newline="") as file:
@@ -349,10 +349,10 @@ def test_bad_pictures_are_listed_and_can_be_mended(reranker, tmp_path):
     assert sorted(row[0] for row in listed[1:]) == bad
     assert all("not a picture" in reason for _, reason in listed[1:])
     before = files(index)
-    build(reranker.engine, reranker.stamp, source, "blip:set", index)
+    build(reranker.runtime, reranker.stamp, source, "blip:set", index)
     assert files(index) == before
     Shapes("val").image(4).save(tmp_path / "set" / "004.png")
-    build(reranker.engine, reranker.stamp, source, "blip:set", index)
+    build(reranker.runtime, reranker.stamp, source, "blip:set", index)
     assert "004.png" in Store(index).numbers
     assert "004.png" not in (index / "rejected.csv").read_text()
 
@@ -386,7 +386,7 @@ def test_what_does_not_belong_together_is_refused(reranker, built, tmp_path):
     manifest = json.loads((tmp_path / "index" / "manifest.json").read_text())
     with pytest.raises(BadStore, match="keeps tokens as bfloat16, asked for int8"):
         build(
-            reranker.engine,
+            reranker.runtime,
             reranker.stamp,
             source,
             "blip:set",
@@ -397,7 +397,7 @@ def test_what_does_not_belong_together_is_refused(reranker, built, tmp_path):
     (tmp_path / "index" / "manifest.json").write_text(json.dumps(foreign))
     told = r"another model \(another/model, 0 deferred layers\) than this one \(.*, 0 deferred"
     with pytest.raises(BadStore, match=told):
-        build(reranker.engine, reranker.stamp, source, "blip:set", tmp_path / "index")
+        build(reranker.runtime, reranker.stamp, source, "blip:set", tmp_path / "index")
     with pytest.raises(BadStore, match="built with another model"):
         reranker.search(ImageIndex.open(tmp_path / "index"), TEXTS)
     with pytest.raises(BadStore, match="built with another model"):
@@ -411,10 +411,10 @@ def test_what_does_not_belong_together_is_refused(reranker, built, tmp_path):
     with pytest.raises(BadStore, match="no index here"):
         ImageIndex.open(tmp_path / "nothing")
     # A build with another token dtype was begun.
-    build(reranker.engine, reranker.stamp, source, "blip:set", tmp_path / "two", share=(0, 2))
+    build(reranker.runtime, reranker.stamp, source, "blip:set", tmp_path / "two", share=(0, 2))
     with pytest.raises(BadStore, match=r"unfinished build of another kind \(token_dtype differ"):
         build(
-            reranker.engine,
+            reranker.runtime,
             reranker.stamp,
             source,
             "blip:set",
@@ -426,7 +426,7 @@ def test_what_does_not_belong_together_is_refused(reranker, built, tmp_path):
 def test_no_captions_no_answers_to_a_picture(reranker, tmp_path):
     write_set(tmp_path / "set", 6)
     build(
-        reranker.engine,
+        reranker.runtime,
         reranker.stamp,
         Folder(str(tmp_path / "set")),
         "folder:set",

@@ -53,7 +53,7 @@ def test_images_are_added_to_an_old_index(reranker, dtype, tmp_path):
     shutil.copytree(OLD / dtype, index)
     old = Store(OLD / dtype)
     report = build(
-        reranker.engine, reranker.stamp, open_source(spec), spec, index, token_dtype=dtype
+        reranker.runtime, reranker.stamp, open_source(spec), spec, index, token_dtype=dtype
     )
     assert report and report.new == ["08.png", "09.png"] and not report.changed
     for step in (lambda index: 0, compact):
