@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from side_by_side import machine
 
-from edje_jax.first_stage.registry import ENGINES
+from edje_jax.first_stage.registry import find_first_stage
 from edje_jax.models.token_formats import PackedTokens
 from edje_jax.system.allocator import keep_freed_memory
 
@@ -53,7 +53,7 @@ def main() -> None:
             if name == "faiss-hnsw" and size > 200_000:
                 continue  # Building it takes hours on two cores
             began = time.perf_counter()
-            stage = ENGINES[name](embeddings)
+            stage = find_first_stage(name).build(embeddings, None)
             stage.nearest(unit(rng, 1), K)
             row[f"{name} ready in seconds"] = time.perf_counter() - began
             row[name] = spread(partial(stage.nearest, unit(rng, 1), K), options.queries)

@@ -19,9 +19,10 @@ from edje_jax.data.bad_pictures import BadPictures
 from edje_jax.data.loader import iterate
 from edje_jax.index.changes import Changes, compare
 from edje_jax.index.commit import Report, commit, finish, record_of, refuse_many, taken_in
+from edje_jax.index.manifest import Manifest, token_columns
 from edje_jax.index.shard_content import Pictures, encode
 from edje_jax.index.shard_files import BadStore, write_shard
-from edje_jax.index.store import Manifest, Store, check_model, next_number
+from edje_jax.index.store import Store, check_model, next_number
 from edje_jax.models.token_formats import TokenDtype, pack
 from edje_jax.runtimes.base import IMAGE_BATCH, Runtime
 from edje_jax.system.allocator import give_back_freed_memory
@@ -99,10 +100,12 @@ def build(
             built = encode(runtime, changes, islice(decoded, len(cut)), note)
             rejected |= built.rejected
             refuse_many(out, rejected, changes, max_bad)
-            rows, tokens = built.rows, pack(built.tokens, token_dtype)
-            record = write_shard(
-                out, number, tokens, built.embeddings, built.captions, rows, built.thumbnails
-            )
+            columns = {
+                **token_columns(pack(built.tokens, token_dtype)),
+                "embeddings": built.embeddings,
+                "captions": built.captions,
+            }
+            record = write_shard(out, number, columns, built.rows, built.thumbnails)
             write_json(paths[number], {"shard": record, "rejected": built.rejected})
             give_back_freed_memory()
     return finish(

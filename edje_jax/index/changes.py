@@ -15,8 +15,9 @@ from edje_jax.data.bad_pictures import caption_faults, left_out
 from edje_jax.data.images import BadImage
 from edje_jax.data.sources.texts import printable, text_fault, usable
 from edje_jax.data.stamps import digest_of, stamp_of
+from edje_jax.index.manifest import Manifest
 from edje_jax.index.shard_files import Row
-from edje_jax.index.store import Manifest, current_rows
+from edje_jax.index.store import current_rows
 from edje_jax.types import OnDisk, Source
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Int
 
 from edje_jax.first_stage.base import FirstStage
-from edje_jax.first_stage.registry import ENGINES
+from edje_jax.first_stage.registry import find_first_stage
+from edje_jax.index.first_stages import first_stage_of
 from edje_jax.index.store import Store
 from edje_jax.models.token_formats import PackedTokens
 
@@ -28,13 +29,10 @@ class ImageIndex:
     """
 
     def __init__(self, store: Store, tokens_on: TokensOn = "disk", first_stage: str = "exact"):
-        if first_stage not in ENGINES:
-            raise ValueError(
-                f"no first stage called {first_stage!r}; there are {', '.join(ENGINES)}"
-            )
+        find_first_stage(first_stage)  # An unknown name is told at once
         self.store = store
         self.tokens = StoredTokens(store, tokens_on)
-        self._engine = ENGINES[first_stage]
+        self._first_stage = first_stage
 
     @classmethod
     def open(
@@ -49,7 +47,8 @@ class ImageIndex:
         Args:
             tokens_on: where tokens rest: on "disk" (memory-mapped), or in the memory of the "host"
                 or of the "device". Results are the same.
-            first_stage: "exact", "faiss-flat", "faiss-hnsw" or "faiss-ivf".
+            first_stage: a name in `edje_jax.first_stage.registry.FIRST_STAGES`. All but "exact" are
+                kept in the index: the first opening with one builds it.
 
         Raises:
             BadStore: no finished index, or a damaged one.
@@ -63,7 +62,7 @@ class ImageIndex:
     @cached_property
     def images(self) -> FirstStage:
         """The first stage over pictures."""
-        return self._engine(self.store.embeddings)
+        return first_stage_of(self.store, self._first_stage, "embeddings")
 
     @cached_property
     def texts(self) -> FirstStage:
@@ -77,7 +76,7 @@ class ImageIndex:
                 f"{self.store.folder}: no captions in this index, so a picture finds none; build it"
                 " from a SPEC that has them, such as blip:captions.json"
             )
-        return self._engine(self.store.caption_embeddings)
+        return first_stage_of(self.store, self._first_stage, "captions")
 
 
 class StoredTokens:

@@ -19,108 +19,39 @@ written anew as `rows-00000.1.jsonl` and `captions-00000.1.npy`, and the manifes
 counts no more stays until the index is compacted.
 """
 
-import dataclasses
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
-from jaxtyping import Float32, Int
+from jaxtyping import Int
 
+from edje_jax.index.column import Column
+from edje_jax.index.manifest import Manifest
 from edje_jax.index.mapped_files import map_bytes
-from edje_jax.index.shard_files import BadStore, Row, checksum, file_of, map_file, read_rows
-from edje_jax.models.token_formats import PackedTokens, TokenDtype, pack, row_bytes
-from edje_jax.system.files import BadJson, read_json, write_json
-
-FORMAT = 2
-"""1 knew no stamps, digests, dropped images and faults."""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """Content of `manifest.json`."""
-
-    model: dict[str, Any]
-    """`fingerprint`, `source`, and `deferred_layers`: those that the tokens have been through."""
-    token_dtype: TokenDtype
-    num_tokens: int
-    width: int
-    embedding_size: int
-    spec: str
-    """SPEC from which the images were read."""
-    shards: tuple[dict[str, Any], ...] = ()
-    """{"number", "rows", "captions", "files": {name: {"bytes", "sha256"}}} of each."""
-    removed: tuple[str, ...] = ()
-    """Ids that are no longer part of the index."""
-    rejected: dict[str, str] = dataclasses.field(default_factory=dict)
-    """{id: why the picture could not be read}"""
-    dropped: tuple[str, ...] = ()
-    """Ids of rows whose images are no longer in the source; back when the source has them again."""
-    faults: dict[str, str] = dataclasses.field(default_factory=dict)
-    """{record that the source left out, or id without some of its captions: why}"""
-
-    @property
-    def hidden(self) -> frozenset[str]:
-        """Ids that have rows, perhaps, but no part in any answer."""
-        return frozenset((*self.removed, *self.rejected, *self.dropped))
-
-    @property
-    def bytes_per_picture(self) -> int:
-        """Bytes of the tokens and scales of an image."""
-        return row_bytes(self.token_dtype, self.num_tokens, self.width)
-
-    def write(self, folder: Path) -> None:
-        """Make it the index's."""
-        write_json(folder / "manifest.json", {"format": FORMAT, **dataclasses.asdict(self)})
-
-    @classmethod
-    def read(cls, folder: Path) -> "Manifest":
-        """An index's manifest.
-
-        Raises:
-            BadStore: there is none, or a newer version wrote it.
-        """
-        path = folder / "manifest.json"
-        if not path.exists():
-            begun = (folder / "build.json").exists()
-            raise BadStore(
-                f"{folder}: this index is unfinished; run the same `edje index build` again"
-                if begun
-                else f"{folder}: no index here (no manifest.json); make one with"
-                f" `edje index build MODEL IMAGES --out {folder}`"
-            )
-        try:
-            raw = read_json(path)
-        except BadJson as error:
-            raise BadStore(str(error)) from error
-        if (written := raw.pop("format", None)) not in (1, FORMAT):
-            raise BadStore(f"{path}: written by another version of edje_jax; update it")
-        if written == 1:
-            raw |= {"dropped": [], "faults": {}}
-        known = {field.name for field in dataclasses.fields(cls)}
-        if raw.keys() != known:
-            strange = ", ".join(sorted(raw.keys() ^ known))
-            raise BadStore(f"{path}: damaged ({strange}); build the index again")
-        for name in ("shards", "removed", "dropped"):
-            raw[name] = tuple(raw[name])
-        return cls(**raw)
+from edje_jax.index.shard_files import (
+    BadStore,
+    Row,
+    checksum,
+    file_of,
+    kind_of,
+    map_file,
+    read_rows,
+)
+from edje_jax.models.token_formats import PackedTokens
 
 
 class Shard:
     """Files of a shard, memory-mapped."""
 
-    def __init__(self, folder: Path, record: dict[str, Any], token_dtype: TokenDtype):
-        values = map_file(file_of(folder, record, "tokens"))
-        if token_dtype == "bfloat16":
-            values = values.view(ml_dtypes.bfloat16)
-        integers = token_dtype in ("int8", "int4")
-        scales = map_file(file_of(folder, record, "scales")) if integers else None
-        self.tokens = PackedTokens(values, scales)
-        self.embeddings = map_file(file_of(folder, record, "embeddings"))
-        self.caption_embeddings = map_file(file_of(folder, record, "captions"))
+    def __init__(self, folder: Path, record: dict[str, Any], manifest: Manifest):
+        there = {kind_of(name) for name in record["files"]}
+        self.columns = {
+            name: map_file(file_of(folder, record, name)).view(np.dtype(type.dtype))
+            for name, type in manifest.column_types.items()
+            if name in there or name not in manifest.columns
+        }
         # Mapped too: a file that is deleted meanwhile is here until this is closed.
         self._thumbnails = map_bytes(file_of(folder, record, "thumbnails"))
         self.rows = list(read_rows(file_of(folder, record, "rows")))
@@ -145,9 +76,7 @@ class Store:
         for record in self.manifest.shards:
             for name, expected in record["files"].items():
                 _check_size(folder / name, expected["bytes"])
-        self.shards = [
-            Shard(folder, record, self.manifest.token_dtype) for record in self.manifest.shards
-        ]
+        self.shards = [Shard(folder, record, self.manifest) for record in self.manifest.shards]
         hidden = self.manifest.hidden
         rows = current(shard.rows for shard in self.shards)
         places = sorted(place for name, (place, _) in rows.items() if name not in hidden)
@@ -172,27 +101,44 @@ class Store:
         shard, row = self.places[picture]
         return self.shards[shard].thumbnail(row)
 
-    def tokens(self, pictures: Int[np.ndarray, " k"]) -> PackedTokens:
-        """Tokens of some pictures, read from disk: the rows asked for and no others."""
-        places, manifest = self.places[pictures], self.manifest
-        nothing = np.empty((0, manifest.num_tokens, manifest.width), np.float32)
-        first = pack(nothing, manifest.token_dtype)
-        values = np.empty((len(places), *first.values.shape[1:]), first.values.dtype)
-        scales = None
-        if first.scales is not None:
-            scales = np.empty((len(places), *first.scales.shape[1:]), first.scales.dtype)
-        for number in np.unique(places[:, 0]):
-            chosen = np.flatnonzero(places[:, 0] == number)
-            found = self.shards[number].tokens[places[chosen, 1]]
-            values[chosen] = found.values
-            if scales is not None:
-                scales[chosen] = found.scales
-        return PackedTokens(values, scales)
+    def column(self, name: str) -> Column:
+        """A column, with a row for each image or, if it is one of captions, for each caption.
+
+        Raises:
+            BadStore: the index has no such column, or a shard lacks it.
+        """
+        types = self.manifest.column_types
+        if name not in types:
+            raise BadStore(f"{self.folder}: no column {name!r}; there are {', '.join(types)}")
+        for shard, record in zip(self.shards, self.manifest.shards, strict=True):
+            if name not in shard.columns:
+                file_of(self.folder, record, name)  # Says which it is
+        per_image = types[name].per == "image"
+        locations = self.places if per_image else self._caption_places
+        return Column([shard.columns[name] for shard in self.shards], locations, types[name])
+
+    def tokens(self, images: Int[np.ndarray, " k"]) -> PackedTokens:
+        """Tokens of some images, read from disk: the rows asked for and no others."""
+        scales = self._scales
+        return PackedTokens(self._token_values[images], None if scales is None else scales[images])
 
     @cached_property
-    def embeddings(self) -> Float32[np.ndarray, "n e"]:
-        """Embeddings of all images, in memory."""
-        return self._stacked([shard.embeddings for shard in self.shards], self.places)
+    def _token_values(self) -> Column:
+        return self.column("tokens")
+
+    @cached_property
+    def _scales(self) -> Column | None:
+        return self.column("scales") if "scales" in self.manifest.column_types else None
+
+    @cached_property
+    def embeddings(self) -> Column:
+        """Embeddings of all images, float32 [n, e]."""
+        return self.column("embeddings")
+
+    @cached_property
+    def caption_embeddings(self) -> Column:
+        """Embeddings of all captions, float32 [t, e], in the order of `captions`."""
+        return self.column("captions")
 
     @cached_property
     def captions(self) -> list[tuple[int, str]]:
@@ -204,25 +150,16 @@ class Store:
         ]
 
     @cached_property
-    def caption_embeddings(self) -> Float32[np.ndarray, "t e"]:
-        """Embeddings of all captions, in the order of `captions`, in memory."""
-        firsts = [
-            np.cumsum([0, *(len(words.captions) for words in shard.rows)]) for shard in self.shards
+    def _caption_places(self) -> Int[np.ndarray, "t 2"]:
+        """(shard, row among its captions) of each caption."""
+        parts = []
+        starts = [
+            np.cumsum([0, *(len(row.captions) for row in shard.rows)]) for shard in self.shards
         ]
-        places = [
-            (shard, row)
-            for shard, picture in self.places
-            for row in range(firsts[shard][picture], firsts[shard][picture + 1])
-        ]
-        arrays = [shard.caption_embeddings for shard in self.shards]
-        return self._stacked(arrays, np.array(places, np.int64).reshape(-1, 2))
-
-    def _stacked(self, arrays: list[np.ndarray], places: np.ndarray) -> np.ndarray:
-        out = np.empty((len(places), self.manifest.embedding_size), np.float32)
-        for number, array in enumerate(arrays):
-            chosen = places[:, 0] == number
-            out[chosen] = array[places[chosen, 1]]
-        return out
+        for shard, row in self.places:
+            rows = np.arange(starts[shard][row], starts[shard][row + 1])
+            parts.append(np.stack([np.full(len(rows), shard), rows], axis=1))
+        return np.concatenate([np.empty((0, 2), np.int64), *parts])
 
 
 def check_model(store: Store, stamp: dict[str, Any]) -> None:

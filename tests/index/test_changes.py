@@ -414,7 +414,7 @@ def test_every_kind_of_set_is_compared(kind, reranker, tmp_path, monkeypatch):
     assert (report.changed, report.recaptioned, report.gone) == (["1"], ["3"], ["5"])
     store = Store(index)
     of = store.numbers
-    np.testing.assert_allclose(store.embeddings[of["1"]], store.embeddings[of["2"]], atol=1e-5)
+    np.testing.assert_allclose(*store.embeddings[[of["1"], of["2"]]], atol=1e-5)
     assert store.row(of["3"]).captions == ["corrected"] and "5" in of
 
 

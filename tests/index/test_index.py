@@ -14,7 +14,7 @@ from PIL import Image
 from edje_jax import ImageIndex, Reranker
 from edje_jax.data.sources.blip_json import BlipJson
 from edje_jax.data.sources.folder import Folder
-from edje_jax.first_stage.registry import ENGINES
+from edje_jax.first_stage.registry import FIRST_STAGES
 from edje_jax.index import build as building
 from edje_jax.index.build import build
 from edje_jax.index.image_index import TokensOn
@@ -95,7 +95,7 @@ def test_search_is_the_first_stage_reranked(reranker, built):
     _, folder = built
     index = ImageIndex.open(folder)
     tokens = np.asarray(unpack(index.tokens[np.arange(len(index))]), np.float32)
-    cosines = reranker.embed_texts(TEXTS) @ index.store.embeddings.T
+    cosines = reranker.embed_texts(TEXTS) @ index.store.embeddings[:].T
     logits = reranker.score_matrix(TEXTS, tokens)
     found = reranker.search(index, TEXTS, k=7, top_k=4)
     assert [len(results) for results in found] == [4, 4, 4]
@@ -276,7 +276,7 @@ def test_an_index_may_be_empty(reranker, tmp_path):
     for _ in ("with its rows", "compacted"):
         for tokens_on in get_args(TokensOn):
             check(tokens_on, "exact")
-        for first_stage in ENGINES:
+        for first_stage in FIRST_STAGES:
             check("disk", first_stage)
         assert list(verify(index)) == []
         compact(index)
@@ -310,7 +310,7 @@ def test_pictures_are_added_removed_and_compacted(reranker, tmp_path):
             one = getattr(a.tokens(np.arange(len(a))), name)
             other = getattr(grown_tokens[np.array(rows)], name)
             assert (one is None and other is None) or np.array_equal(one, other)
-        np.testing.assert_array_equal(a.embeddings, grown_embeddings[rows])
+        np.testing.assert_array_equal(a.embeddings[:], grown_embeddings[rows])
         assert [text for _, text in a.captions] == [
             text for row in rows for text in grown.row(row).captions
         ]
@@ -320,7 +320,7 @@ def test_pictures_are_added_removed_and_compacted(reranker, tmp_path):
         )
         assert [a.thumbnail(i) for i in range(len(a))] == [thumbnails[row] for row in rows]
 
-    grown_tokens, grown_embeddings = grown.tokens(np.arange(len(grown))), grown.embeddings
+    grown_tokens, grown_embeddings = grown.tokens(np.arange(len(grown))), grown.embeddings[:]
     thumbnails = [grown.thumbnail(i) for i in range(len(grown))]
     same(left, kept)
     assert compact(index) == 3

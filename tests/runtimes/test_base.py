@@ -1,127 +1,28 @@
 """The protocol of a runtime: one of NumPy alone builds an index and searches it."""
 
-import dataclasses
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
-
 import numpy as np
 import pytest
-from PIL import Image
 
 from edje_jax import ImageIndex
-from edje_jax.config.model import (
-    AdapterConfig,
-    BackboneConfig,
-    BertConfig,
-    EdjeConfig,
-    ImageRecipe,
-    TextConfig,
-    VisionConfig,
-)
 from edje_jax.index.build import build
-from edje_jax.models.token_formats import PackedTokens, unpack
-from edje_jax.runtimes.base import Encoded, Runtime
+from edje_jax.runtimes.base import Runtime
 from edje_jax.search.cascade import search_images, search_texts
-from edje_jax.weights.model_stamp import model_stamp
-
-T = TypeVar("T")
-COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
-CONFIG = EdjeConfig(
-    BackboneConfig("siglip", VisionConfig(image_size=8), TextConfig(projection_size=3)),
-    AdapterConfig(num_tokens=2),
-    BertConfig(hidden_size=4),
-    ImageRecipe(size=8),
-)
+from tests.colour_runtime import COLOURS, RUNTIME, STAMP, Colours
 
 
-@dataclasses.dataclass(frozen=True)
-class ColourRuntime:
-    """A runtime without JAX: an image is its mean colour, a text is the colours that it names."""
-
-    config: EdjeConfig = CONFIG
-
-    def fingerprint(self) -> str:
-        return hashlib.sha256(b"colours").hexdigest()[:32]
-
-    def count_parameters(self) -> dict[str, int]:
-        return {"offline": 0, "online": 0}
-
-    @property
-    def joint_tokenizer(self) -> Callable[[Sequence[str]], np.ndarray]:
-        return lambda texts: np.array(
-            [[name in text for name in COLOURS] for text in texts], np.int32
-        ).reshape(-1, 3)
-
-    def encode_images(self, images: np.ndarray) -> Encoded:
-        return self.encode_pixels(images.astype(np.float32) / 255)
-
-    def encode_pixels(self, pixel_values: np.ndarray) -> Encoded:
-        colours = pixel_values.reshape(len(pixel_values), -1, 3).mean(axis=1)
-        tokens = np.zeros((len(colours), 2, 4), np.float32)
-        tokens[:, 1, :3] = colours
-        return Encoded(tokens, colours / np.linalg.norm(colours, axis=1, keepdims=True))
-
-    def encode_each(
-        self, batches: Iterable[T], images: Callable[[T], np.ndarray]
-    ) -> Iterator[tuple[T, Encoded]]:
-        return ((batch, self.encode_images(images(batch))) for batch in batches)
-
-    def embed_texts(self, captions: Sequence[str]) -> np.ndarray:
-        named = self.joint_tokenizer(captions).astype(np.float32)
-        return named / np.maximum(np.linalg.norm(named, axis=1, keepdims=True), 1e-6)
-
-    def score_pairs(
-        self,
-        ids: np.ndarray,
-        tokens: Any,
-        text_index: np.ndarray,
-        image_index: np.ndarray,
-        similarities: np.ndarray | None = None,
-    ) -> np.ndarray:
-        chosen = tokens[image_index]
-        rows = unpack(chosen) if isinstance(chosen, PackedTokens) else chosen
-        return 2 - np.abs(np.asarray(rows)[:, 1, :3] - ids[text_index]).sum(axis=1)
-
-    def warm(self, tokens: Any) -> None: ...
-
-    def warm_images(self) -> None: ...
-
-
-class Plain:
-    """A source with an image of each colour, and a caption that names it."""
-
-    def __len__(self) -> int:
-        return len(COLOURS)
-
-    def image_id(self, index: int) -> str:
-        return list(COLOURS)[index]
-
-    def captions(self, index: int) -> list[str]:
-        return [f"something {self.image_id(index)}"]
-
-    def image(self, index: int) -> Image.Image:
-        return Image.new("RGB", (8, 8), COLOURS[self.image_id(index)])
-
-
-@pytest.fixture
-def runtime() -> Runtime:
-    return ColourRuntime()
-
-
-def test_another_runtime_builds_an_index_and_searches_it(runtime, tmp_path):
-    stamp = model_stamp(runtime.config, runtime.fingerprint(), "colours")
-    report = build(runtime, stamp, Plain(), "plain", tmp_path / "index")
-    assert report and report.new == list(COLOURS)
+def test_another_runtime_builds_an_index_and_searches_it(tmp_path):
+    runtime: Runtime = RUNTIME
+    report = build(runtime, STAMP, Colours(3), "colours", tmp_path / "index")
+    assert report and report.new == ["00", "01", "02"]
     index = ImageIndex.open(tmp_path / "index")
-    assert index.store.manifest.model == stamp
+    assert index.store.manifest.model == STAMP
 
     found, _ = search_images(runtime, index, ["blue", "green sea"], k=2)
-    assert [index.store.row(int(one.rows[0])).id for one in found] == ["blue", "green"]
+    assert [int(one.rows[0]) for one in found] == [2, 1]
     for one in found:
         assert one.logits[0] == pytest.approx(2, abs=0.01) and len(one.rows) == 2
 
     red = runtime.encode_images(np.full((1, 8, 8, 3), COLOURS["red"], np.uint8))
     (captions,), _ = search_texts(runtime, index, red.tokens, red.embeddings, k=3)
-    assert index.store.captions[captions.rows[0]] == (0, "something red")
+    assert index.store.captions[captions.rows[0]] == (0, "red 0")
     np.testing.assert_allclose(captions.logits, [2, 0, 0], atol=0.01)

@@ -413,7 +413,7 @@ def test_a_calibrated_model_serves_calibrated_scores(service):
             ]
             for raw in (False, True)
         )
-        cosine = float(reranker.embed_texts([QUERY])[0] @ service.index.store.embeddings[2])
+        cosine = float(reranker.embed_texts([QUERY])[0] @ service.index.store.embeddings[[2]][0])
         assert score == pytest.approx(1 / (1 + np.exp(-((logit + cosine / 2) / 2 - 1))), abs=1e-5)
         found = client.post("/search", json={"query": QUERY, "k": 9, "top_k": 9}).json()["results"]
     expected = reranker.search(service.index, [QUERY], k=9, top_k=9)[0]
