@@ -1,4 +1,4 @@
-"""`edje index`: build an index of pictures and look after it."""
+"""`edje index`: build an index of images and look after it."""
 
 import logging
 import os

@@ -18,7 +18,7 @@ import numpy as np
 from edje_jax.data.bad_pictures import BadPictures
 from edje_jax.data.loader import iterate
 from edje_jax.index.changes import Changes, compare
-from edje_jax.index.commit import Report, commit, finish, record_of, refuse_many, taken_in
+from edje_jax.index.commit import Report, commit, finish, record_of, refuse_many, with_shards
 from edje_jax.index.manifest import Manifest, token_columns
 from edje_jax.index.shard_content import Pictures, encode
 from edje_jax.index.shard_files import BadStore, write_shard
@@ -37,7 +37,7 @@ SHARD_ROWS = 1024
 SHARD_BYTES = 64 << 20
 """Most images, and most bytes of tokens, of a shard: it is built in memory."""
 Progress = Callable[[int, int], None]
-"""Called with (images done, images to do), of this process's share."""
+"""Function of (images done, images to do) of this process's share."""
 
 
 def build(
@@ -61,7 +61,7 @@ def build(
     completes the index. Images that are as they were indexed are left as they are.
 
     Args:
-        stamp: which model `runtime` runs, as `Reranker.stamp` has it.
+        stamp: stamp of the model that `runtime` runs (`weights.model_stamp`).
         max_bad: share of the source's images that may be bad; if all are, it is an error anyway.
         prune: drop images that are gone from the source, which else keep answering.
         restore: take removed images in again.
@@ -74,8 +74,10 @@ def build(
     """
     out.mkdir(parents=True, exist_ok=True)
     manifest = _manifest(runtime, stamp, spec, out, token_dtype)
-    manifest, changes = _settle(out, manifest, lambda now: compare(source, out, now, restore))
-    shards = _begin(out, manifest, changes)
+    manifest, changes = _recover_previous_build(
+        out, manifest, lambda now: compare(source, out, now, restore)
+    )
+    shards = _plan_shards(out, manifest, changes)
     part, parts = share
     if part and not shards:
         return None  # Only captions and paths are left to write; the first process writes them.
@@ -97,16 +99,16 @@ def build(
     # One stream for all shards: the next one's images are decoded while one is written.
     with closing(iterate(pictures, 0, BadPictures(0, 0.0), workers)) as decoded:
         for number, cut in left.items():
-            built = encode(runtime, changes, islice(decoded, len(cut)), note)
-            rejected |= built.rejected
+            encoded = encode(runtime, changes, islice(decoded, len(cut)), note)
+            rejected |= encoded.rejected
             refuse_many(out, rejected, changes, max_bad)
             columns = {
-                **token_columns(pack(built.tokens, token_dtype)),
-                "embeddings": built.embeddings,
-                "captions": built.captions,
+                **token_columns(pack(encoded.tokens, token_dtype)),
+                "embeddings": encoded.embeddings,
+                "captions": encoded.captions,
             }
-            record = write_shard(out, number, columns, built.rows, built.thumbnails)
-            write_json(paths[number], {"shard": record, "rejected": built.rejected})
+            record = write_shard(out, number, columns, encoded.rows, encoded.thumbnails)
+            write_json(paths[number], {"shard": record, "rejected": encoded.rejected})
             give_back_freed_memory()
     return finish(
         out, manifest, changes, list(shards),
@@ -144,8 +146,11 @@ def _manifest(
     return found
 
 
-def _begin(out: Path, manifest: Manifest, changes: Changes) -> dict[int, np.ndarray]:
-    """{shard: its records}; what a build left that was begun here is taken up.
+def _plan_shards(out: Path, manifest: Manifest, changes: Changes) -> dict[int, np.ndarray]:
+    """Assign the records to encode to shards, as an unfinished build of them did.
+
+    Returns:
+        {number of the shard: its records}.
 
     Raises:
         BadStore: it was begun with another model or token dtype.
@@ -177,13 +182,13 @@ def _begin(out: Path, manifest: Manifest, changes: Changes) -> dict[int, np.ndar
     return {first + i: records[start : start + size] for i, start in enumerate(starts)}
 
 
-def _settle(
+def _recover_previous_build(
     out: Path, manifest: Manifest, compared: Callable[[Manifest], Changes]
 ) -> tuple[Manifest, Changes]:
-    """Take in, or clear away, what an earlier build left.
+    """Take the finished shards of an earlier build into the index, or clear them away.
 
     Returns:
-        The manifest after that, and what there is to do.
+        The manifest after that, and the changes left to make.
 
     A build may have been killed while it was being committed, or its set may have changed since:
     its finished shards are kept then, and the rest is planned anew.
@@ -203,6 +208,6 @@ def _settle(
         return manifest, changes
     log.info("%s: the images have changed since this build began; what is done is kept", out)
     parts = [read_json(path) for path in sorted(out.glob("shard-*.json"))]
-    now = taken_in(out, manifest, parts)
+    now = with_shards(out, manifest, parts)
     commit(out, manifest, now, parts)
     return now, compared(now)

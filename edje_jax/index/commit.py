@@ -86,7 +86,7 @@ def finish(
     except TooManyBadPictures:
         _forget_rejected(out, parts)
         raise
-    now = taken_in(out, before, parts)
+    now = with_shards(out, before, parts)
     now = dataclasses.replace(
         now,
         spec=spec,
@@ -144,7 +144,7 @@ def _forget_rejected(out: Path, parts: list[dict[str, Any]]) -> None:
         _clear(out, parts)
 
 
-def taken_in(out: Path, manifest: Manifest, parts: list[dict[str, Any]]) -> Manifest:
+def with_shards(out: Path, manifest: Manifest, parts: list[dict[str, Any]]) -> Manifest:
     """Manifest of an index with finished shards added."""
     if (out / "manifest.json").exists():
         # Images may have been removed while this ran.

@@ -20,12 +20,12 @@ TokensOn = Literal["disk", "host", "device"]
 
 
 class ImageIndex:
-    """Pictures that were encoded once, and the first stage over them.
+    """Images that were encoded once, and the first stage over them.
 
         index = ImageIndex.open("my-index")
         reranker.search(index, ["two dogs"], k=100, top_k=10)
 
-    Pictures count from 0 in the order they were indexed; removed ones are left out.
+    Images count from 0 in the order in which they were indexed; removed ones are left out.
     """
 
     def __init__(self, store: Store, tokens_on: TokensOn = "disk", first_stage: str = "exact"):
@@ -61,15 +61,15 @@ class ImageIndex:
 
     @cached_property
     def images(self) -> FirstStage:
-        """The first stage over pictures."""
+        """First stage over images."""
         return first_stage_of(self.store, self._first_stage, "embeddings")
 
     @cached_property
     def texts(self) -> FirstStage:
-        """The first stage over captions.
+        """First stage over captions.
 
         Raises:
-            ValueError: the pictures were indexed without any.
+            ValueError: the images were indexed without any.
         """
         if len(self) and not self.store.captions:
             raise ValueError(
@@ -80,7 +80,7 @@ class ImageIndex:
 
 
 class StoredTokens:
-    """The tokens of an index: `tokens[pictures]` reads those of some pictures."""
+    """Tokens of an index: `tokens[images]` reads the tokens of some images."""
 
     def __init__(self, store: Store, place: TokensOn):
         self._store = store
@@ -93,12 +93,12 @@ class StoredTokens:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(pictures, tokens, width)"""
+        """(images, tokens, width)"""
         manifest = self._store.manifest
         return len(self._store), manifest.num_tokens, manifest.width
 
     def __len__(self) -> int:
         return len(self._store)
 
-    def __getitem__(self, pictures: Int[np.ndarray, " k"]) -> PackedTokens:
-        return self._store.tokens(pictures) if self._held is None else self._held[pictures]
+    def __getitem__(self, images: Int[np.ndarray, " k"]) -> PackedTokens:
+        return self._store.tokens(images) if self._held is None else self._held[images]

@@ -9,7 +9,14 @@ from jaxtyping import Bool
 
 from edje_jax.index.first_stages import clear_first_stages
 from edje_jax.index.manifest import Manifest
-from edje_jax.index.shard_files import BadStore, Row, file_of, kind_of, read_rows, write_shard
+from edje_jax.index.shard_files import (
+    BadStore,
+    ImageRecord,
+    file_of,
+    kind_of,
+    read_rows,
+    write_shard,
+)
 from edje_jax.index.store import current_rows, next_number
 
 
@@ -33,7 +40,10 @@ def remove(out: Path, ids: list[str]) -> int:
 
 
 def compact(out: Path) -> int:
-    """Write shards anew that hold images which no longer count, without them; how many these were.
+    """Write shards anew that hold images which no longer count, without these images.
+
+    Returns:
+        Number of rows that were left out.
 
     Removed ids stay removed: a build leaves them out.
 
@@ -45,7 +55,7 @@ def compact(out: Path) -> int:
         raise BadStore(f"{out}: a build is under way or unfinished; run it to its end first")
     hidden, following = manifest.hidden, next_number(manifest)
     rows_now = current_rows(out, manifest)
-    counting = {place for name, (place, _) in rows_now.items() if name not in hidden}
+    counting = {location for name, (location, _) in rows_now.items() if name not in hidden}
     kept, gone = [], 0
     for shard, record in enumerate(manifest.shards):
         rows = list(read_rows(file_of(out, record, "rows")))
@@ -72,7 +82,7 @@ def _without(
     manifest: Manifest,
     record: dict[str, Any],
     following: int,
-    rows: list[Row],
+    rows: list[ImageRecord],
     stay: Bool[np.ndarray, " n"],
 ) -> dict[str, Any]:
     """A shard's rows that stay, as another shard, and the captions of these."""

@@ -12,7 +12,7 @@ from edje_jax.data.images import image_of, resize
 from edje_jax.data.sources.texts import printable
 from edje_jax.data.stamps import digest_of
 from edje_jax.index.changes import Changes
-from edje_jax.index.shard_files import Row
+from edje_jax.index.shard_files import ImageRecord
 from edje_jax.runtimes.base import Encoded, Runtime
 from edje_jax.types import Encoded as HasFiles
 from edje_jax.types import Source, Stamped
@@ -76,10 +76,10 @@ def thumbnail(image: Image.Image) -> bytes:
 
 
 @dataclass(frozen=True)
-class Built:
+class EncodedShard:
     """Encoded content of a shard."""
 
-    rows: list[Row]
+    rows: list[ImageRecord]
     tokens: np.ndarray
     embeddings: np.ndarray
     captions: np.ndarray
@@ -92,11 +92,11 @@ def encode(
     changes: Changes,
     batches: Iterable[tuple[Decoded, dict[int, str]]],
     note: Callable[[int], None],
-) -> Built:
+) -> EncodedShard:
     """Encode a shard's images as they come; `note` is called with the number of records done."""
     parts: list[Encoded] = []
     thumbnails: list[bytes] = []
-    rows: list[Row] = []
+    rows: list[ImageRecord] = []
     rejected: dict[str, str] = {}
     each = runtime.encode_each(batches, lambda batch: batch[0].images)
     for (decoded, bad), encoded in each:
@@ -106,7 +106,7 @@ def encode(
             rows.append(changes.row(record, changes.stamps[record], digest))
         rejected |= {changes.source.image_id(record): printable(bad[record]) for record in bad}
         note(len(decoded.records) + len(bad))
-    return Built(
+    return EncodedShard(
         rows,
         np.concatenate([part.tokens for part in parts]),
         np.concatenate([part.embeddings for part in parts]),

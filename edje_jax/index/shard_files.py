@@ -23,7 +23,7 @@ class BadStore(ValueError):
     """An index is unfinished, damaged, or of another model; the message names the remedy."""
 
 
-class Row(NamedTuple):
+class ImageRecord(NamedTuple):
     """Metadata of an image in an index."""
 
     id: str
@@ -75,7 +75,7 @@ def write_shard(
     folder: Path,
     number: int,
     columns: Mapping[str, np.ndarray],
-    rows: Sequence[Row],
+    rows: Sequence[ImageRecord],
     thumbnails: Sequence[bytes],
 ) -> dict[str, Any]:
     """Write a shard's files and return its record; the shard counts once a manifest holds it.
@@ -92,21 +92,21 @@ def write_shard(
         temporary.write_bytes(b"".join(thumbnails))
     written.append(folder / f"rows-{number:05d}.jsonl")
     starts = np.cumsum([0, *map(len, thumbnails)]).tolist()
-    places = [(start, len(thumbnail)) for start, thumbnail in zip(starts, thumbnails, strict=False)]
-    placed = [row._replace(thumbnail=place) for row, place in zip(rows, places, strict=True)]
-    _write_rows(written[-1], placed)
+    spans = [(start, len(thumbnail)) for start, thumbnail in zip(starts, thumbnails, strict=False)]
+    pairs = zip(rows, spans, strict=True)
+    _write_rows(written[-1], [row._replace(thumbnail=span) for row, span in pairs])
     return {
         "number": number,
         "rows": len(rows),
         "captions": sum(len(row.captions) for row in rows),
-        "files": {path.name: _told(path) for path in written},
+        "files": {path.name: _file_entry(path) for path in written},
     }
 
 
 def rewrite_words(
     folder: Path,
     record: dict[str, Any],
-    rows: Sequence[Row],
+    rows: Sequence[ImageRecord],
     embed: Callable[[list[str]], Float32[np.ndarray, "t e"]],
     per_caption: Collection[str] = ("captions",),
 ) -> dict[str, Any]:
@@ -124,12 +124,12 @@ def rewrite_words(
         BadStore: captions differ, and the shard has a column of them that `embed` does not compute.
     """
     before, files = file_of(folder, record, "rows"), dict(record["files"])
-    told = [text for row in read_rows(before) for text in row.captions]
+    previous = [text for row in read_rows(before) for text in row.captions]
     texts = [text for row in rows for text in row.captions]
     written = [_next_name(before)]
     _write_rows(written[0], rows)
     del files[before.name]
-    if texts != told:
+    if texts != previous:
         if more := {kind_of(name) for name in files} & {*per_caption} - {"captions"}:
             raise BadStore(
                 f"{folder}: captions have changed, and this version of edje_jax cannot compute"
@@ -137,14 +137,14 @@ def rewrite_words(
             )
         kept = file_of(folder, record, "captions")
         vectors = np.load(kept, allow_pickle=False)
-        known = dict(zip(told, vectors, strict=True))
+        known = dict(zip(previous, vectors, strict=True))
         unknown = [text for text in dict.fromkeys(texts) if text not in known]
         known |= dict(zip(unknown, embed(unknown), strict=True))
         written.append(_next_name(kept))
         array = np.array([known[text] for text in texts], np.float32)
         _write_array(written[1], array.reshape(-1, vectors.shape[1]))
         del files[kept.name]
-    files |= {path.name: _told(path) for path in written}
+    files |= {path.name: _file_entry(path) for path in written}
     return record | {"captions": len(texts), "files": files}
 
 
@@ -161,7 +161,7 @@ def _write_array(path: Path, array: np.ndarray) -> None:
         np.save(file, array, allow_pickle=False)
 
 
-def _write_rows(path: Path, rows: Sequence[Row]) -> None:
+def _write_rows(path: Path, rows: Sequence[ImageRecord]) -> None:
     # A path may hold bytes that are not UTF-8: they are written as JSON escapes.
     with (
         replacing(path) as temporary,
@@ -170,12 +170,12 @@ def _write_rows(path: Path, rows: Sequence[Row]) -> None:
         file.writelines(json.dumps(row._asdict(), ensure_ascii=False) + "\n" for row in rows)
 
 
-def _told(path: Path) -> dict[str, Any]:
+def _file_entry(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": checksum(path)}
 
 
-def read_rows(path: Path) -> Iterator[Row]:
-    """The lines of a rows file.
+def read_rows(path: Path) -> Iterator[ImageRecord]:
+    """Read the lines of a rows file.
 
     Raises:
         BadStore: the file is damaged.
@@ -184,7 +184,7 @@ def read_rows(path: Path) -> Iterator[Row]:
         with path.open(encoding="utf-8") as file:
             for line in file:
                 words = json.loads(line)
-                yield Row(**words | {"thumbnail": tuple(words["thumbnail"])})
+                yield ImageRecord(**words | {"thumbnail": tuple(words["thumbnail"])})
     except (ValueError, TypeError, KeyError) as error:
         raise BadStore(f"{path}: damaged ({error}); build the index again") from error
 

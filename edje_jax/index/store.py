@@ -1,17 +1,20 @@
-"""The token store: compressed tokens, embeddings, ids and captions of many pictures on disk.
+"""The token store: compressed tokens, embeddings, ids and captions of many images on disk.
 
     manifest.json             the model, the formats, every file with its size and SHA-256; replaced
                               in one go, so that an index is always a whole one
     tokens-00000.npy          [rows, m, d] in the token dtype (bfloat16 as its bits, uint16);
                               after the deferred layers, where the model has any
     scales-00000.npy          [rows, m] float16, for int8 and int4
-    embeddings-00000.npy      [rows, e] float32, unit length: the first stage
-    captions-00000.npy        [captions, e] float32: those of the captions, picture by picture
+    embeddings-00000.npy      [rows, e] float32, unit length: embeddings of the images
+    captions-00000.npy        [captions, e] float32: embeddings of the captions, image by image
     rows-00000.jsonl          {"id", "path", "captions", "thumbnail": [start, bytes], "stamp",
                               "digest"} a line
     thumbnails-00000.bin      JPEG files after each other
-    rejected.csv              pictures that could not be read, records that the source left out,
+    rejected.csv              images that could not be read, records that the source left out,
                               images without some of their captions, and why
+    first-stage/NAME/         first stages that were built from these files (`first_stages`)
+
+The .npy files are columns. A shard may have more of them: `manifest.Manifest.columns` lists those.
 
 A shard is written whole or not at all. An image that changed has a row in a later shard, which
 counts. Where only words changed (captions, paths, stamps), the shard's rows and captions are
@@ -32,7 +35,7 @@ from edje_jax.index.manifest import Manifest
 from edje_jax.index.mapped_files import map_bytes
 from edje_jax.index.shard_files import (
     BadStore,
-    Row,
+    ImageRecord,
     checksum,
     file_of,
     kind_of,
@@ -55,7 +58,7 @@ class Shard:
         # Mapped too: a file that is deleted meanwhile is here until this is closed.
         self._thumbnails = map_bytes(file_of(folder, record, "thumbnails"))
         self.rows = list(read_rows(file_of(folder, record, "rows")))
-        """In the order of the arrays."""
+        """Metadata of the images, in the order of the arrays."""
 
     def thumbnail(self, row: int) -> bytes:
         """A JPEG file."""
@@ -64,7 +67,7 @@ class Shard:
 
 
 class Store:
-    """A finished index's arrays and words; pictures count from 0, removed ones left out.
+    """Arrays and metadata of a finished index; images count from 0, removed ones left out.
 
     Raises:
         BadStore: no finished index, or a file is missing or of another size than it had.
@@ -79,26 +82,26 @@ class Store:
         self.shards = [Shard(folder, record, self.manifest) for record in self.manifest.shards]
         hidden = self.manifest.hidden
         rows = current(shard.rows for shard in self.shards)
-        places = sorted(place for name, (place, _) in rows.items() if name not in hidden)
-        self.places: Int[np.ndarray, "n 2"] = np.array(places, np.int64).reshape(-1, 2)
-        """(shard, row in it) of each picture."""
+        locations = sorted(location for name, (location, _) in rows.items() if name not in hidden)
+        self.locations: Int[np.ndarray, "n 2"] = np.array(locations, np.int64).reshape(-1, 2)
+        """(shard, row in it) of each image."""
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.locations)
 
-    def row(self, picture: int) -> Row:
-        """A picture's id, path and captions."""
-        shard, row = self.places[picture]
+    def row(self, image: int) -> ImageRecord:
+        """Id, path and captions of an image."""
+        shard, row = self.locations[image]
         return self.shards[shard].rows[row]
 
     @cached_property
-    def numbers(self) -> dict[str, int]:
-        """Id -> picture."""
-        return {self.row(picture).id: picture for picture in range(len(self))}
+    def image_of_id(self) -> dict[str, int]:
+        """Id -> image."""
+        return {self.row(image).id: image for image in range(len(self))}
 
-    def thumbnail(self, picture: int) -> bytes:
-        """A JPEG file."""
-        shard, row = self.places[picture]
+    def thumbnail(self, image: int) -> bytes:
+        """Thumbnail of an image, a JPEG file."""
+        shard, row = self.locations[image]
         return self.shards[shard].thumbnail(row)
 
     def column(self, name: str) -> Column:
@@ -114,7 +117,7 @@ class Store:
             if name not in shard.columns:
                 file_of(self.folder, record, name)  # Says which it is
         per_image = types[name].per == "image"
-        locations = self.places if per_image else self._caption_places
+        locations = self.locations if per_image else self._caption_locations
         return Column([shard.columns[name] for shard in self.shards], locations, types[name])
 
     def tokens(self, images: Int[np.ndarray, " k"]) -> PackedTokens:
@@ -142,21 +145,17 @@ class Store:
 
     @cached_property
     def captions(self) -> list[tuple[int, str]]:
-        """(picture, caption) of every caption."""
-        return [
-            (picture, caption)
-            for picture in range(len(self))
-            for caption in self.row(picture).captions
-        ]
+        """(image, caption) of every caption."""
+        return [(image, text) for image in range(len(self)) for text in self.row(image).captions]
 
     @cached_property
-    def _caption_places(self) -> Int[np.ndarray, "t 2"]:
+    def _caption_locations(self) -> Int[np.ndarray, "t 2"]:
         """(shard, row among its captions) of each caption."""
         parts = []
         starts = [
             np.cumsum([0, *(len(row.captions) for row in shard.rows)]) for shard in self.shards
         ]
-        for shard, row in self.places:
+        for shard, row in self.locations:
             rows = np.arange(starts[shard][row], starts[shard][row + 1])
             parts.append(np.stack([np.full(len(rows), shard), rows], axis=1))
         return np.concatenate([np.empty((0, 2), np.int64), *parts])
@@ -170,24 +169,24 @@ def check_model(store: Store, stamp: dict[str, Any]) -> None:
     """
     own = store.manifest.model
     if own["fingerprint"] != stamp["fingerprint"]:
-        built, given = map(_told, (own, stamp))
+        built, given = map(_describe, (own, stamp))
         raise BadStore(
             f"{store.folder}: built with another model ({built}) than this one ({given}); open it"
             " with its own, or build another index"
         )
 
 
-def _told(stamp: dict[str, Any]) -> str:
+def _describe(stamp: dict[str, Any]) -> str:
     image = "".join(f", {name} {value}" for name, value in stamp.get("image", {}).items())
     return f"{stamp['source']}, {stamp.get('deferred_layers', 0)} deferred layers{image}"
 
 
-Place = tuple[int, int]
-"""(shard's place in the manifest, row in it)"""
+Location = tuple[int, int]
+"""(position of the shard in the manifest, row in it)"""
 
 
-def current(parts: Iterable[Iterable[Row]]) -> dict[str, tuple[Place, Row]]:
-    """Every id's row that counts, of the rows of all shards: the last one."""
+def current(parts: Iterable[Iterable[ImageRecord]]) -> dict[str, tuple[Location, ImageRecord]]:
+    """Row that counts of each id, which is its last one, from the rows of all shards."""
     return {
         row.id: ((shard, number), row)
         for shard, rows in enumerate(parts)
@@ -195,18 +194,18 @@ def current(parts: Iterable[Iterable[Row]]) -> dict[str, tuple[Place, Row]]:
     }
 
 
-def current_rows(folder: Path, manifest: Manifest) -> dict[str, tuple[Place, Row]]:
-    """Every id's row that counts, those of hidden ids too."""
+def current_rows(folder: Path, manifest: Manifest) -> dict[str, tuple[Location, ImageRecord]]:
+    """Row that counts of each id, hidden ids included."""
     return current(read_rows(file_of(folder, record, "rows")) for record in manifest.shards)
 
 
 def next_number(manifest: Manifest) -> int:
-    """The first shard that the index has not."""
+    """Number of the next shard of an index."""
     return max((record["number"] for record in manifest.shards), default=-1) + 1
 
 
 def verify(folder: Path) -> Iterator[tuple[str, str]]:
-    """(file, what is wrong with it) for every file of a finished index that is not as written.
+    """(file, its fault) for every file of a finished index that is not as it was written.
 
     Raises:
         BadStore: there is no finished index.

@@ -1,4 +1,4 @@
-"""`Reranker`: the model as users hold it. Pictures, texts, and the scores between them."""
+"""`Reranker`: the model as users hold it. Images, texts, and the scores between them."""
 
 import os
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ from edje_jax.runtimes.jax import JaxRuntime
 from edje_jax.runtimes.round_robin import default_devices
 from edje_jax.search.cascade import search_images, search_texts
 from edje_jax.search.inputs import Pair, as_pairs, as_text, as_texts, as_tokens, read_images
-from edje_jax.search.results import listed
+from edje_jax.search.results import to_results
 from edje_jax.weights.folder import Model, load_model
 from edje_jax.weights.model_stamp import model_stamp
 
@@ -30,7 +30,7 @@ Tokens = Float[Array, "n m d"] | Float[np.ndarray, "n m d"] | Iterable[Float[np.
 
 
 class Reranker:
-    """Scores texts against pictures that were encoded once.
+    """Scores texts against images that were encoded once.
 
         reranker = Reranker.from_pretrained("runs/demo/model")
         tokens = reranker.encode_images(["dogs.jpg", "boat.jpg"])
@@ -76,7 +76,7 @@ class Reranker:
         pixel_values: Float32[np.ndarray, "n s s 3"] | None = None,
         dtype: jax.typing.DTypeLike = np.float32,
     ) -> Float[np.ndarray, "n m d"]:
-        """Compressed tokens of pictures, or of pixels that are normalised already; after the
+        """Compressed tokens of images, or of pixels that are normalised already; after the
         deferred layers, where the model has any.
 
         Raises:
@@ -96,7 +96,7 @@ class Reranker:
         return self._encode(images, pixel_values).embeddings
 
     def embed_texts(self, texts: Iterable[str]) -> Float32[np.ndarray, "n e"]:
-        """First-stage embeddings, unit length; their products with pictures' are cosines."""
+        """First-stage embeddings, unit length; their products with images' are cosines."""
         return self.runtime.embed_texts(as_texts(texts))
 
     # --- online -----------------------------------------------------------------------------------
@@ -151,11 +151,11 @@ class Reranker:
             BadImage: an image cannot be read; the message says of which pair.
             ValueError: something is no pair of a text and an image.
         """
-        listed, single = as_pairs(pairs)
+        checked, single = as_pairs(pairs)
         images: list[ImageLike] = []
         place: dict[Any, int] = {}
         names, rows = [], []
-        for i, (_, image) in enumerate(listed):
+        for i, (_, image) in enumerate(checked):
             key = os.fspath(image) if isinstance(image, str | os.PathLike) else id(image)
             if key not in place:
                 place[key] = len(images)
@@ -164,8 +164,11 @@ class Reranker:
             rows.append(place[key])
         pixels = read_images(images, self.config.image, names)
         encoded = self.runtime.encode_images(pixels)
-        number = {text: i for i, text in enumerate(dict.fromkeys(text for text, _ in listed))}
-        text_index, image_index = np.array([number[t] for t, _ in listed], int), np.array(rows, int)
+        number = {text: i for i, text in enumerate(dict.fromkeys(text for text, _ in checked))}
+        text_index, image_index = (
+            np.array([number[t] for t, _ in checked], int),
+            np.array(rows, int),
+        )
         known = self._cosines(list(number), encoded, text_index, image_index)
         logits = self._score(list(number), encoded.tokens, text_index, image_index, known)
         scores = logits
@@ -220,7 +223,7 @@ class Reranker:
         return [
             [
                 {"id": index.store.row(image).id, **scores}
-                for image, scores in listed(one, top_k, min_score)
+                for image, scores in to_results(one, top_k, min_score)
             ]
             for one in found
         ]
@@ -252,9 +255,9 @@ class Reranker:
         out = []
         for one in found:
             results = []
-            for row, scores in listed(one, top_k, min_score):
-                picture, caption = index.store.captions[row]
-                results.append({"id": index.store.row(picture).id, "caption": caption, **scores})
+            for row, scores in to_results(one, top_k, min_score):
+                image, caption = index.store.captions[row]
+                results.append({"id": index.store.row(image).id, "caption": caption, **scores})
             out.append(results)
         return out
 

@@ -15,7 +15,7 @@ from edje_jax.index.image_index import ImageIndex
 from edje_jax.models.token_formats import unpack
 from edje_jax.search.cascade import search_images, search_texts
 from edje_jax.search.reranker import Reranker
-from edje_jax.search.results import Found, listed
+from edje_jax.search.results import RankedCandidates, to_results
 from edje_jax.serving.jobs import Answer, Captions, Job, Rerank, Reranked, Search
 
 log = logging.getLogger(__name__)
@@ -99,16 +99,16 @@ class Service:
         return out
 
     def results(
-        self, found: Found, top_k: int, min_score: float | None = None
+        self, found: RankedCandidates, top_k: int, min_score: float | None = None
     ) -> list[dict[str, Any]]:
         """Metadata and scores of a search's best images."""
         store = self.index.store
         return [
             {"id": store.row(row).id, "captions": store.row(row).captions, **scores}
-            for row, scores in listed(found, top_k, min_score)
+            for row, scores in to_results(found, top_k, min_score)
         ]
 
-    def base_order(self, found: Found, top_k: int) -> list[dict[str, Any]]:
+    def base_order(self, found: RankedCandidates, top_k: int) -> list[dict[str, Any]]:
         """First stage's best images, with their ranks after reranking."""
         store, out = self.index.store, []
         for place in np.argsort(found.base_ranks, kind="stable")[:top_k]:

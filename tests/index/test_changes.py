@@ -84,7 +84,7 @@ class Set:
         store = Store(self.index)
         tokens = np.asarray(unpack(store.tokens(np.arange(len(store)))), np.float32)
         found = self.reranker.search(ImageIndex(store), ["a red circle"], k=99, top_k=99)[0]
-        assert {result["id"] for result in found} == set(store.numbers)
+        assert {result["id"] for result in found} == set(store.image_of_id)
         texts = [text for _, text in store.captions]
         expected = self.reranker.embed_texts(texts)
         np.testing.assert_allclose(store.caption_embeddings, expected, atol=1e-5)
@@ -413,7 +413,7 @@ def test_every_kind_of_set_is_compared(kind, reranker, tmp_path, monkeypatch):
     report = again([*made[:5], made[6]])
     assert (report.changed, report.recaptioned, report.gone) == (["1"], ["3"], ["5"])
     store = Store(index)
-    of = store.numbers
+    of = store.image_of_id
     np.testing.assert_allclose(*store.embeddings[[of["1"], of["2"]]], atol=1e-5)
     assert store.row(of["3"]).captions == ["corrected"] and "5" in of
 

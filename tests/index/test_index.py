@@ -246,7 +246,7 @@ def test_a_set_that_changed_under_a_build_keeps_what_is_done(reranker, tmp_path)
     more = write_set(tmp_path / "set", PICTURES + 2)
     assert build(reranker.runtime, reranker.stamp, more, "blip:set", index)
     store = Store(index)
-    assert set(store.numbers) == {more.image_id(i) for i in range(len(more))}
+    assert set(store.image_of_id) == {more.image_id(i) for i in range(len(more))}
     assert done.items() <= files(index).items() and list(verify(index)) == []
 
 
@@ -259,14 +259,14 @@ def test_what_is_removed_during_a_build_stays_removed(reranker, tmp_path):
         compact(index)
     remove(index, ["001.png"])
     assert build(reranker.runtime, reranker.stamp, more, "blip:set", index, share=(1, 2))
-    assert "001.png" not in Store(index).numbers and "019.png" in Store(index).numbers
+    assert "001.png" not in Store(index).image_of_id and "019.png" in Store(index).image_of_id
 
 
 def test_an_index_may_be_empty(reranker, tmp_path):
     index = tmp_path / "index"
     source = write_set(tmp_path / "set", 2)
     build(reranker.runtime, reranker.stamp, source, "blip:set", index)
-    remove(index, list(Store(index).numbers))
+    remove(index, list(Store(index).image_of_id))
 
     def check(tokens_on: TokensOn, first_stage: str) -> None:
         opened = ImageIndex.open(index, tokens_on=tokens_on, first_stage=first_stage)
@@ -302,8 +302,8 @@ def test_pictures_are_added_removed_and_compacted(reranker, tmp_path):
     with pytest.raises(BadStore, match="not in the index"):
         remove(index, ["001.png"])
     left = Store(index)
-    kept = [grown.numbers[left.row(i).id] for i in range(len(left))]
-    assert len(left) == len(grown) - 3 and "001.png" not in left.numbers
+    kept = [grown.image_of_id[left.row(i).id] for i in range(len(left))]
+    assert len(left) == len(grown) - 3 and "001.png" not in left.image_of_id
 
     def same(a: Store, rows: list[int]) -> None:
         for name in ("values", "scales"):
@@ -325,15 +325,15 @@ def test_pictures_are_added_removed_and_compacted(reranker, tmp_path):
     same(left, kept)
     assert compact(index) == 3
     after = Store(index)
-    order = [grown.numbers[after.row(i).id] for i in range(len(after))]
+    order = [grown.image_of_id[after.row(i).id] for i in range(len(after))]
     assert sorted(order) == sorted(kept)
     same(after, order)
     assert list(verify(index)) == [] and compact(index) == 0
     # Removed stays removed, until it is asked for.
     build(reranker.runtime, reranker.stamp, more, "blip:set", index)
-    assert "001.png" not in Store(index).numbers
+    assert "001.png" not in Store(index).image_of_id
     build(reranker.runtime, reranker.stamp, more, "blip:set", index, restore=True)
-    assert {"001.png", "004.png", "019.png"} < Store(index).numbers.keys()
+    assert {"001.png", "004.png", "019.png"} < Store(index).image_of_id.keys()
 
 
 def test_bad_pictures_are_listed_and_can_be_mended(reranker, tmp_path):
@@ -341,7 +341,7 @@ def test_bad_pictures_are_listed_and_can_be_mended(reranker, tmp_path):
     index = tmp_path / "index"
     assert build(reranker.runtime, reranker.stamp, source, "blip:set", index)
     store = Store(index)
-    assert "004.png" not in store.numbers and len(store) == len(source) - 6
+    assert "004.png" not in store.image_of_id and len(store) == len(source) - 6
     with (index / "rejected.csv").open(newline="") as file:
         listed = list(csv.reader(file))
     assert listed[0] == ["id", "reason"]
@@ -353,7 +353,7 @@ def test_bad_pictures_are_listed_and_can_be_mended(reranker, tmp_path):
     assert files(index) == before
     Shapes("val").image(4).save(tmp_path / "set" / "004.png")
     build(reranker.runtime, reranker.stamp, source, "blip:set", index)
-    assert "004.png" in Store(index).numbers
+    assert "004.png" in Store(index).image_of_id
     assert "004.png" not in (index / "rejected.csv").read_text()
 
 

@@ -59,10 +59,10 @@ def test_images_are_added_to_an_old_index(reranker, dtype, tmp_path):
     for step in (lambda index: 0, compact):
         step(index)
         store = Store(index)
-        assert store.numbers.keys() == {*old.numbers, "08.png", "09.png"}
-        for name, image in old.numbers.items():
-            before, now = old.tokens([image]), store.tokens([store.numbers[name]])
+        assert store.image_of_id.keys() == {*old.image_of_id, "08.png", "09.png"}
+        for name, image in old.image_of_id.items():
+            before, now = old.tokens([image]), store.tokens([store.image_of_id[name]])
             assert all(np.array_equal(a, b) for a, b in zip(before, now, strict=True))
         found = reranker.search(ImageIndex(store), ["two dogs"], top_k=20)[0]
-        assert {result["id"] for result in found} == store.numbers.keys()
+        assert {result["id"] for result in found} == store.image_of_id.keys()
         assert not list(verify(index))
