@@ -22,7 +22,7 @@ from edje_jax.system.files import is_abandoned, move, read_json, write_json
 log = logging.getLogger(__name__)
 
 
-def first_stage_of(store: Store, name: str, column: str) -> FirstStage:
+def open_first_stage(store: Store, name: str, column: str) -> FirstStage:
     """First stage over a column of embeddings: the stored one, if it is of these rows, else a new
     one.
 

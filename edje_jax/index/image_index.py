@@ -12,7 +12,7 @@ from jaxtyping import Int
 
 from edje_jax.first_stage.base import FirstStage
 from edje_jax.first_stage.registry import find_first_stage
-from edje_jax.index.first_stages import first_stage_of
+from edje_jax.index.first_stages import open_first_stage
 from edje_jax.index.store import Store
 from edje_jax.models.token_formats import PackedTokens
 
@@ -62,7 +62,7 @@ class ImageIndex:
     @cached_property
     def images(self) -> FirstStage:
         """First stage over images."""
-        return first_stage_of(self.store, self._first_stage, "embeddings")
+        return open_first_stage(self.store, self._first_stage, "embeddings")
 
     @cached_property
     def texts(self) -> FirstStage:
@@ -76,7 +76,7 @@ class ImageIndex:
                 f"{self.store.folder}: no captions in this index, so a picture finds none; build it"
                 " from a SPEC that has them, such as blip:captions.json"
             )
-        return first_stage_of(self.store, self._first_stage, "captions")
+        return open_first_stage(self.store, self._first_stage, "captions")
 
 
 class StoredTokens:

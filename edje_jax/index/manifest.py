@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,7 +72,7 @@ class Manifest:
         """Bytes of the tokens and scales of an image."""
         return row_bytes(self.token_dtype, self.num_tokens, self.width)
 
-    @property
+    @cached_property
     def column_types(self) -> dict[str, ColumnType]:
         """Types of all columns, by the name that begins the names of their files."""
         empty = pack(np.empty((0, self.num_tokens, self.width), np.float32), self.token_dtype)

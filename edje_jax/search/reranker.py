@@ -165,10 +165,8 @@ class Reranker:
         pixels = read_images(images, self.config.image, names)
         encoded = self.runtime.encode_images(pixels)
         number = {text: i for i, text in enumerate(dict.fromkeys(text for text, _ in checked))}
-        text_index, image_index = (
-            np.array([number[t] for t, _ in checked], int),
-            np.array(rows, int),
-        )
+        text_index = np.array([number[text] for text, _ in checked], int)
+        image_index = np.array(rows, int)
         known = self._cosines(list(number), encoded, text_index, image_index)
         logits = self._score(list(number), encoded.tokens, text_index, image_index, known)
         scores = logits
