@@ -69,7 +69,7 @@ class Index:
             path.write_bytes(png(8))
             self.rows.append(ImageRecord(name, str(path), [f"caption {number} \ud83d"], (0, 0)))
         self.store = SimpleNamespace(
-            numbers={name: number for number, name in enumerate(IDS)},
+            image_of_id={name: number for number, name in enumerate(IDS)},
             captions=[(number, f"caption {number} \ud83d") for number in range(len(IDS))],
             row=self.rows.__getitem__,
             thumbnail=lambda _: png(4),
