@@ -66,7 +66,7 @@ def peak_of(model: str, pictures: int) -> dict[str, Any]:
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         build(
-            reranker.engine, reranker.stamp, Some("train"), "shapes:train", Path(folder) / "index"
+            reranker.runtime, reranker.stamp, Some("train"), "shapes:train", Path(folder) / "index"
         )
     seconds = time.perf_counter() - began
     return {"pictures": pictures, "peak_bytes": resident_peak(), "seconds": round(seconds, 1)}

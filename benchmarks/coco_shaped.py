@@ -45,8 +45,9 @@ from edje_jax.evaluation.retrieval import Gallery
 from edje_jax.models.backbone import make_backbone
 from edje_jax.models.edje import Edje
 from edje_jax.reports.evaluation_files import write_metrics
+from edje_jax.runtimes.base import TokenTable
 from edje_jax.runtimes.devices import compute_dtype
-from edje_jax.runtimes.jax import Engine, TokenTable
+from edje_jax.runtimes.jax import JaxRuntime
 from edje_jax.runtimes.scoring import pair_batches
 from edje_jax.system.allocator import give_back_freed_memory, keep_freed_memory
 from edje_jax.weights.mapping import to_device
@@ -100,21 +101,21 @@ def evaluated(name: str, limit: int) -> dict[str, Any]:
 
     rng = np.random.default_rng(0)
     encoded = made_gallery(rng, pictures, captions)
-    engine = made_engine(layers, made_captions(rng, captions), made_texts(rng, encoded), limit)
+    runtime = made_runtime(layers, made_captions(rng, captions), made_texts(rng, encoded), limit)
     lap("made up")
     give_back_freed_memory()
     Path("/proc/self/clear_refs").write_text("5")
     held = resident_peak()
-    warm(engine, encoded.tokens)
+    warm(runtime, encoded.tokens)
     lap("compiled")
-    retrieval, extra = measure(engine, encoded, Protocol(k=K))
+    retrieval, extra = measure(runtime, encoded, Protocol(k=K))
     lap("measured")
     with tempfile.TemporaryDirectory() as folder:
         gallery = encoded.gallery
         about = {"model": "random", "data": name, "seconds": seconds, "extra": extra}
         write_metrics(folder, retrieval, gallery, **about)
     lap("files")
-    spent = engine.spent
+    spent = runtime.spent
     seconds["scoring"] = round(spent.seconds, 2)
     seconds["first stage, intervals, calibration"] = round(seconds["measured"] - spent.seconds, 2)
     rate = spent.scored / spent.seconds
@@ -123,10 +124,10 @@ def evaluated(name: str, limit: int) -> dict[str, Any]:
         "captions": captions,
         "backbone held": "SigLIP2-B/16-384, random weights",
         "joint_encoder": f"MiniLM-L{layers}-H384, random weights",
-        "compute_dtype": str(jnp.dtype(engine.dtype)),
+        "compute_dtype": str(jnp.dtype(runtime.dtype)),
         "token_bytes": encoded.tokens.nbytes,
         "parameter_bytes": sum(
-            leaf.nbytes for leaf in jax.tree.leaves((engine.params, engine.backbone_params))
+            leaf.nbytes for leaf in jax.tree.leaves((runtime.params, runtime.backbone_params))
         ),
         "pairs": spent.asked,
         "pairs_scored": spent.scored,
@@ -149,8 +150,8 @@ class Spent:
 
 
 @dataclass(frozen=True)
-class MadeUp(Engine):
-    """An engine whose captions come tokenised and embedded, and which may score some pairs only."""
+class MadeUp(JaxRuntime):
+    """A runtime whose captions come tokenised and embedded, and which may score some pairs only."""
 
     texts: Any = None
     limit: int = 0
@@ -216,7 +217,7 @@ def made_captions(rng: np.random.Generator, captions: int) -> np.ndarray:
     return ids
 
 
-def made_engine(layers: int, ids: np.ndarray, texts: np.ndarray, limit: int) -> MadeUp:
+def made_runtime(layers: int, ids: np.ndarray, texts: np.ndarray, limit: int) -> MadeUp:
     """An EDJE of random weights with all of its backbone."""
     config = EdjeConfig(
         BACKBONE, AdapterConfig("compress", TOKENS), BertConfig(num_hidden_layers=layers),
@@ -242,15 +243,17 @@ def made_weights(module: Any, *inputs: Any) -> Any:
     )
 
 
-def warm(engine: MadeUp, tokens: Any) -> None:
+def warm(runtime: MadeUp, tokens: Any) -> None:
     """Compile every shape that scoring these captions will ask for."""
-    ids = engine.joint_tokenizer([])
-    lengths = lengths_up_to(engine.config.max_text_length)
+    ids = runtime.joint_tokenizer([])
+    lengths = lengths_up_to(runtime.config.max_text_length)
     buckets = np.array([bucket(n, lengths) for n in np.count_nonzero(ids, axis=1)])
     for length in np.unique(buckets):
         row = np.flatnonzero(buckets == length)[0]
         for size in pair_batches():
-            Engine.score_pairs(engine, ids, tokens, np.full(size, row), np.zeros(size, np.int32))
+            JaxRuntime.score_pairs(
+                runtime, ids, tokens, np.full(size, row), np.zeros(size, np.int32)
+            )
 
 
 def resident_peak() -> int:

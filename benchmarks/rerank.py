@@ -3,7 +3,7 @@
     python benchmarks/rerank.py [--queries 4] [--k 100] [--rounds 3] [--out rerank.json]
                                 [--deferred-layers 6 9] [--attended] [--no-published]
 
-Ours: `Engine.score_pairs` on tokens in memory. The peers:
+Ours: `JaxRuntime.score_pairs` on tokens in memory. The peers:
   (a) `modeling_edje.py` of a model folder: last layer for [CLS] alone, SDPA, a query's candidates
       as one batch; float32 and bfloat16 (on a GPU also compiled);
   (b) the published way: BERT with its masked-LM vocabulary head on every position, padded to the
@@ -45,7 +45,7 @@ from edje_jax.config.model import (
 )
 from edje_jax.models.edje import Edje
 from edje_jax.runtimes.devices import compute_dtype
-from edje_jax.runtimes.jax import Engine
+from edje_jax.runtimes.jax import JaxRuntime
 from edje_jax.system.allocator import keep_freed_memory
 from edje_jax.weights import bert, edje
 from edje_jax.weights.mapping import to_theirs
@@ -143,16 +143,16 @@ class Pairs:
 
 
 def ours(task: Pairs) -> Callable[[], np.ndarray]:
-    """The engine that `Reranker` and the server use."""
-    engine = engine_of(task)
+    """The runtime that `Reranker` and the server use."""
+    runtime = runtime_of(task)
     rows = np.arange(len(task.tokens))
-    return lambda: engine.score_pairs(task.ids, task.tokens, task.owner, rows)
+    return lambda: runtime.score_pairs(task.ids, task.tokens, task.owner, rows)
 
 
-def engine_of(task: Pairs) -> Engine:
+def runtime_of(task: Pairs) -> JaxRuntime:
     """With the joint encoder alone: pairs come as ids."""
     none: Any = None
-    return Engine(task.config, task.params, {}, none, none, compute_dtype("auto"))
+    return JaxRuntime(task.config, task.params, {}, none, none, compute_dtype("auto"))
 
 
 def torch_module(task: Pairs) -> modeling_edje.EdjeModel:

@@ -65,9 +65,9 @@ def main() -> None:
 
 def retrieved(reranker: Reranker, data: str, queries: int, k: int):
     """`rerank_some` of a set, all of it with `queries` 0."""
-    encoded = encode_gallery(reranker.engine, joined(open_captioned(data)), 0.01)
-    gallery, score = encoded.gallery, pair_scorer(reranker.engine, encoded)
-    texts, images = reranker.engine.embed_texts(gallery.captions), encoded.embeddings
+    encoded = encode_gallery(reranker.runtime, joined(open_captioned(data)), 0.01)
+    gallery, score = encoded.gallery, pair_scorer(reranker.runtime, encoded)
+    texts, images = reranker.runtime.embed_texts(gallery.captions), encoded.embeddings
     return rerank_some(gallery, images, texts, score, k, queries or len(texts))
 
 

@@ -18,12 +18,12 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from rerank import CONFIG, Pairs, engine_of
+from rerank import CONFIG, Pairs, runtime_of
 from rich.console import Console
 from rich.table import Table
 from side_by_side import machine
 
-from edje_jax.first_stage.registry import ENGINES
+from edje_jax.first_stage.registry import find_first_stage
 from edje_jax.models.token_formats import PackedTokens
 from edje_jax.system.allocator import keep_freed_memory
 
@@ -36,24 +36,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--queries", type=int, default=20)
-    parser.add_argument("--engines", nargs="+", default=["exact", "faiss-flat", "faiss-hnsw"])
+    parser.add_argument("--first-stages", nargs="+", default=["exact", "faiss-flat", "faiss-hnsw"])
     parser.add_argument("--token-gigabytes", type=float, default=5.0)
     parser.add_argument("--folder", default="", help="where token files are made (default: /tmp)")
     parser.add_argument("--out", default="", help="JSON file to write")
     options = parser.parse_args()
     keep_freed_memory()
     task = Pairs(1, K)
-    engine = engine_of(task)
+    runtime = runtime_of(task)
     result: dict[str, Any] = {"machine": machine(), "k": K, "width": WIDTH, "sizes": {}}
     for size in options.sizes:
         rng = np.random.default_rng(size)
         row: dict[str, Any] = {}
         embeddings = unit(rng, size)
-        for name in options.engines:
+        for name in options.first_stages:
             if name == "faiss-hnsw" and size > 200_000:
                 continue  # Building it takes hours on two cores
             began = time.perf_counter()
-            stage = ENGINES[name](embeddings)
+            stage = find_first_stage(name).build(embeddings, None)
             stage.nearest(unit(rng, 1), K)
             row[f"{name} ready in seconds"] = time.perf_counter() - began
             row[name] = spread(partial(stage.nearest, unit(rng, 1), K), options.queries)
@@ -68,7 +68,7 @@ def main() -> None:
                 held = PackedTokens(np.array(table.values))
                 row["gather, host"] = spread(taking(held, chosen), options.queries)
             some = table[chosen[0]]
-        rerank = partial(engine.score_pairs, task.ids, some, np.zeros(K, np.int64), np.arange(K))
+        rerank = partial(runtime.score_pairs, task.ids, some, np.zeros(K, np.int64), np.arange(K))
         row["rerank"] = spread(rerank, min(options.queries, 8))
         result["sizes"][size] = row
     show(result)

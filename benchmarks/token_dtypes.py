@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--out", default="", help="JSON file to write")
     options = parser.parse_args()
     reranker = Reranker.from_pretrained(options.model)
-    encoded = encode_gallery(reranker.engine, open_captioned(options.data), 0.01)
+    encoded = encode_gallery(reranker.runtime, open_captioned(options.data), 0.01)
     _, count, width = encoded.tokens.shape
     rows = {"float32": (4 * count * width, encoded.tokens)}
     for dtype in TOKEN_DTYPES:
@@ -39,7 +39,7 @@ def main() -> None:
     result: dict = {"model": options.model, "data": options.data, "k": options.k, "formats": {}}
     for name, (size, tokens) in rows.items():
         kept = dataclasses.replace(encoded, tokens=tokens)
-        metrics = evaluate(reranker.engine, kept, options.k).metrics()
+        metrics = evaluate(reranker.runtime, kept, options.k).metrics()
         recalls = {way: metrics[way]["reranked"]["R@1"] for way in ("t2i", "i2t")}
         result["formats"][name] = {"bytes": size, **recalls}
         table.add_row(name, f"{size:,}", *(f"{value:.2f}" for value in recalls.values()))

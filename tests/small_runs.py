@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import train
-from edje_jax.runtimes.jax import Engine
+from edje_jax.runtimes.jax import JaxRuntime
 from edje_jax.search.reranker import Reranker
 
 TINY = Path(__file__).parent / "goldens" / "reference_tiny"
@@ -39,9 +39,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session", params=[0, 1], ids=["published", "deferred"])
-def engine(trained: Path, request: pytest.FixtureRequest) -> Engine:
-    """The engine of the model of that run, and of one with a deferred layer."""
-    engine = Reranker.from_pretrained(trained, precision="float32").engine
-    joint = dataclasses.replace(engine.config.joint_encoder, deferred_layers=request.param)
-    config = dataclasses.replace(engine.config, joint_encoder=joint)
-    return dataclasses.replace(engine, config=config)
+def runtime(trained: Path, request: pytest.FixtureRequest) -> JaxRuntime:
+    """The runtime of the model of that run, and of one with a deferred layer."""
+    runtime = Reranker.from_pretrained(trained, precision="float32").runtime
+    joint = dataclasses.replace(runtime.config.joint_encoder, deferred_layers=request.param)
+    config = dataclasses.replace(runtime.config, joint_encoder=joint)
+    return dataclasses.replace(runtime, config=config)

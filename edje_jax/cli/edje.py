@@ -6,13 +6,19 @@ Each command lists its options with --help.
 import inspect
 import sys
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from edje_jax.cli.program import run_program
 from edje_jax.config.model import TokenDtype
+from edje_jax.first_stage.registry import FIRST_STAGES
 from edje_jax.system.allocator import start_with_huge_pages
+
+if TYPE_CHECKING:
+    FirstStageName = str
+else:
+    FirstStageName = Literal[*FIRST_STAGES]
 
 
 @dataclass(frozen=True)
@@ -303,8 +309,8 @@ class Search:
     """Present path of the index's model, if it was moved."""
     tokens_on: Literal["disk", "host", "device"] = "disk"
     """Memory that holds the tokens while the index is open."""
-    first_stage: Literal["exact", "faiss-flat", "faiss-hnsw", "faiss-ivf"] = "exact"
-    """Engine that finds the candidates."""
+    first_stage: FirstStageName = "exact"
+    """Search that finds the candidates; all but "exact" are built once and kept in the index."""
 
     def run(self) -> None:
         from edje_jax.cli.search import search
@@ -338,8 +344,8 @@ class Serve:
     """Present path of the index's model, if it was moved."""
     tokens_on: Literal["disk", "host", "device"] = "disk"
     """Memory that holds the tokens."""
-    first_stage: Literal["exact", "faiss-flat", "faiss-hnsw", "faiss-ivf"] = "exact"
-    """Engine that finds the candidates."""
+    first_stage: FirstStageName = "exact"
+    """Search that finds the candidates; all but "exact" are built once and kept in the index."""
     max_waiting: int = 64
     """Requests that may queue; one more gets a 429."""
     max_batch: int = 16

@@ -48,10 +48,10 @@ def evaluate_model(
         out.mkdir(parents=True, exist_ok=True)  # Fail before the work if it cannot be made
     source = open_gallery(data, pool, image_root)
     reranker = Reranker.from_pretrained(model)
-    engine, loaded = reranker.engine, time.perf_counter()
+    runtime, loaded = reranker.runtime, time.perf_counter()
     with Bars() as bars:
         found = measure_source(
-            engine, source, protocol, reranker.calibration, max_bad=max_bad, progress=bars.show
+            runtime, source, protocol, reranker.calibration, max_bad=max_bad, progress=bars.show
         )
     seconds = {"load": loaded - started, **found.seconds, "total": time.perf_counter() - started}
     extra = dict(found.extra)
@@ -80,7 +80,7 @@ def evaluate_model(
                 title=f"{data}, reranked by {model}",
                 facts={"model": model, "data": data, **({"pool": pool} if pool else {})},
                 metrics=metrics,
-                word_maps=partial(caption_word_maps, engine, found.encoded, source),
+                word_maps=partial(caption_word_maps, runtime, found.encoded, source),
             )
     Console().print(f"report: {page}", markup=False)
     return metrics
@@ -122,7 +122,7 @@ def evaluate_compositional(
     if similarity_weight is None:
         similarity_weight = reranker.calibration.similarity_weight
     with Bars() as bars:
-        scored = score_items(reranker.engine, items, similarity_weight, bars.show)
+        scored = score_items(reranker.runtime, items, similarity_weight, bars.show)
     result = summarise(items, scored)
     settings = {
         "model": model,

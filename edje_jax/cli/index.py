@@ -1,4 +1,4 @@
-"""`edje index`: build an index of pictures and look after it."""
+"""`edje index`: build an index of images and look after it."""
 
 import logging
 import os
@@ -16,7 +16,9 @@ from edje_jax.index import build as building
 from edje_jax.index import maintain
 from edje_jax.index import store as stores
 from edje_jax.index.commit import Report
-from edje_jax.index.store import BadStore, Manifest, Store
+from edje_jax.index.manifest import Manifest
+from edje_jax.index.shard_files import BadStore, kind_of
+from edje_jax.index.store import Store
 from edje_jax.models.token_formats import TokenDtype
 from edje_jax.search.reranker import Reranker
 from edje_jax.system.allocator import use_one_heap
@@ -81,7 +83,7 @@ def build(
                 )  # fmt: skip
 
         report = building.build(
-            reranker.engine, reranker.stamp, source, spec, folder,
+            reranker.runtime, reranker.stamp, source, spec, folder,
             token_dtype=token_dtype, share=share, workers=workers,
             max_bad=max_bad, prune=prune, restore=restore, progress=show,
         )  # fmt: skip
@@ -153,7 +155,7 @@ def info(index: str) -> None:
     sizes: dict[str, int] = {}
     for record in manifest.shards:
         for name, file in record["files"].items():
-            kind = name.partition("-")[0]
+            kind = kind_of(name)
             sizes[kind] = sizes.get(kind, 0) + file["bytes"]
     table = Table(show_header=False)
     tokens = f"{manifest.num_tokens} x {manifest.width} {manifest.token_dtype}"

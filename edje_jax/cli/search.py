@@ -65,7 +65,7 @@ def _table(index: ImageIndex, found: list[dict[str, Any]]) -> Table:
     for place, result in enumerate(found, start=1):
         moved = result["base_rank"] - place
         arrow = f" ↑{moved}" if moved > 0 else f" ↓{-moved}" if moved < 0 else ""
-        row = index.store.row(index.store.numbers[result["id"]])
+        row = index.store.row(index.store.image_of_id[result["id"]])
         name = Text(result["id"])
         if row.path:
             name.stylize(f"link {Path(row.path).absolute().as_uri()}")

@@ -75,9 +75,9 @@ def tune(
         with Bars() as bars:
             for model in models:
                 reranker = Reranker.from_pretrained(model)
-                encoded = encode_gallery(reranker.engine, source, max_bad, bars.show)
+                encoded = encode_gallery(reranker.runtime, source, max_bad, bars.show)
                 found, asked = measure_recalls(
-                    reranker.engine, reranker.source, encoded, depths, token_dtypes, queries,
+                    reranker.runtime, reranker.source, encoded, depths, token_dtypes, queries,
                     bars.show,
                 )  # fmt: skip
                 untimed += found

@@ -14,7 +14,7 @@ from edje_jax.data.text import canonicalise
 from edje_jax.evaluate.gallery import Progress
 from edje_jax.evaluation.compositional import Item, Picture, Scored
 from edje_jax.evaluation.scores import cosines, mixed
-from edje_jax.runtimes.jax import Engine
+from edje_jax.runtimes.base import Runtime
 
 CHUNK = 256
 """Items whose images and tokens are in memory at once."""
@@ -23,7 +23,7 @@ Value = TypeVar("Value")
 
 
 def score_items(
-    engine: Engine,
+    runtime: Runtime,
     items: Sequence[Item],
     similarity_weight: float = 0.0,
     progress: Progress | None = None,
@@ -39,21 +39,21 @@ def score_items(
     scored: dict[int, Scored] = {}
     for start in range(0, len(order), CHUNK):
         part = order[start : start + CHUNK]
-        found = _score(engine, [items[i] for i in part], similarity_weight)
+        found = _score(runtime, [items[i] for i in part], similarity_weight)
         scored.update(zip(part, found, strict=True))
         if progress:
             progress("items", len(scored), len(items))
     return [scored[i] for i in range(len(items))]
 
 
-def _score(engine: Engine, items: Sequence[Item], weight: float) -> list[Scored]:
+def _score(runtime: Runtime, items: Sequence[Item], weight: float) -> list[Scored]:
     # Each canonical caption and each image once: two that are equal to the model tie exactly.
     pictures = _numbered(picture for item in items for picture in item.pictures)
     texts = _numbered(canonicalise(text) for item in items for text in item.captions)
-    pixels = in_order(partial(_pixels, engine.config.image), pictures)
-    encoded = engine.encode_images(np.stack(list(pixels)))
-    embeddings = engine.embed_texts(list(texts))
-    ids = engine.joint_tokenizer(list(texts))
+    pixels = in_order(partial(_pixels, runtime.config.image), pictures)
+    encoded = runtime.encode_images(np.stack(list(pixels)))
+    embeddings = runtime.embed_texts(list(texts))
+    ids = runtime.joint_tokenizer(list(texts))
     grids = [
         np.meshgrid(
             [texts[canonicalise(text)] for text in item.captions],
@@ -68,7 +68,7 @@ def _score(engine: Engine, items: Sequence[Item], weight: float) -> list[Scored]
         return_inverse=True,
     )
     similarities = cosines(embeddings, encoded.embeddings, *pairs)
-    logits = engine.score_pairs(ids, encoded.tokens, pairs[0], pairs[1], similarities)
+    logits = runtime.score_pairs(ids, encoded.tokens, pairs[0], pairs[1], similarities)
     combined = mixed(logits, similarities, weight)
     ends = np.cumsum([grid[0].size for grid in grids])[:-1]
     rows = np.split(place.ravel(), ends)

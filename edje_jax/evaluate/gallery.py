@@ -19,7 +19,7 @@ from edje_jax.data.sources.subset import joined
 from edje_jax.evaluation.retrieval import Gallery, Retrieval, ScorePairs, rerank
 from edje_jax.evaluation.scores import cosines
 from edje_jax.models.token_formats import PackedTokens
-from edje_jax.runtimes.jax import Engine
+from edje_jax.runtimes.base import Runtime
 from edje_jax.types import Source
 
 IN_MEMORY = 2 << 30
@@ -51,7 +51,7 @@ class EncodedGallery:
 
 
 def encode_gallery(
-    runtime: Engine, source: Source, max_bad: float, progress: Progress | None = None
+    runtime: Runtime, source: Source, max_bad: float, progress: Progress | None = None
 ) -> EncodedGallery:
     """Read and encode every image of a source once.
 
@@ -106,7 +106,7 @@ def _allocate_tokens(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def pair_scorer(
-    runtime: Engine, encoded: EncodedGallery, progress: Progress | None = None
+    runtime: Runtime, encoded: EncodedGallery, progress: Progress | None = None
 ) -> ScorePairs:
     """Joint encoder as a function of (caption, image) numbers of the gallery."""
     captions = encoded.gallery.captions
@@ -138,7 +138,7 @@ def pair_scorer(
 
 
 def evaluate(
-    runtime: Engine,
+    runtime: Runtime,
     encoded: EncodedGallery,
     k: int,
     similarity_weight: float = 0.0,

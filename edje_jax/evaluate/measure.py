@@ -14,7 +14,7 @@ from edje_jax.evaluation.eccv import eccv_metrics
 from edje_jax.evaluation.intervals import gain_intervals
 from edje_jax.evaluation.protocols import Timed, folds_summary, k_sweep, rerank_folds, weight_sweep
 from edje_jax.evaluation.retrieval import DIRECTIONS, Retrieval, rerank
-from edje_jax.runtimes.jax import Engine
+from edje_jax.runtimes.base import Runtime
 from edje_jax.types import Source
 
 
@@ -58,7 +58,7 @@ class Measurement:
 
 
 def measure_source(
-    runtime: Engine,
+    runtime: Runtime,
     source: Source,
     protocol: Protocol = Protocol(),
     calibration: Calibration = UNTUNED,
@@ -66,7 +66,7 @@ def measure_source(
     max_bad: float = 0.01,
     progress: Progress | None = None,
 ) -> Measurement:
-    """Encode a captioned set and measure the runtime on it; `Reranker.engine` is a runtime.
+    """Encode a captioned set and measure the runtime on it; `Reranker.runtime` is a runtime.
 
     Raises:
         TooManyBadPictures: more than `max_bad` of the records are bad.
@@ -81,7 +81,7 @@ def measure_source(
 
 
 def measure(
-    runtime: Engine,
+    runtime: Runtime,
     encoded: EncodedGallery,
     protocol: Protocol,
     progress: Progress | None = None,

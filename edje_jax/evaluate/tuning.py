@@ -15,7 +15,7 @@ from edje_jax.evaluation.calibration import calibrate
 from edje_jax.evaluation.protocols import SomeQueries, rerank_some
 from edje_jax.evaluation.tuning import TuneResult
 from edje_jax.models.token_formats import PackedTokens, TokenDtype, pack, row_bytes
-from edje_jax.runtimes.jax import Engine
+from edje_jax.runtimes.jax import JaxRuntime
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class Untimed:
 
 
 def measure_recalls(
-    runtime: Engine,
+    runtime: JaxRuntime,
     model: str,
     encoded: EncodedGallery,
     depths: Sequence[int],
@@ -94,7 +94,7 @@ def measure_recalls(
 
 
 def _reranking(
-    runtime: Engine, ids: np.ndarray, tokens: PackedTokens, k: int
+    runtime: JaxRuntime, ids: np.ndarray, tokens: PackedTokens, k: int
 ) -> Callable[[], object]:
     """Reranking of k candidates for each of some captions, to be timed."""
     text = np.repeat(np.arange(len(ids)), k)

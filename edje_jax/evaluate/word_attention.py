@@ -10,11 +10,11 @@ from edje_jax.data.images import decode_record, normalise, resize
 from edje_jax.evaluate.gallery import EncodedGallery
 from edje_jax.models.attention_maps import patch_attention
 from edje_jax.reports.word_maps import WordMaps
-from edje_jax.runtimes.jax import Engine
+from edje_jax.runtimes.jax import JaxRuntime
 from edje_jax.types import Source
 
 
-def word_maps(runtime: Engine, image: Image.Image, caption: str) -> WordMaps:
+def word_maps(runtime: JaxRuntime, image: Image.Image, caption: str) -> WordMaps:
     """Attention maps of each word: the mean over its pieces, without a class token's share."""
     pixels = resize(image, runtime.config.image)
     places = runtime.joint_tokenizer.words(caption)
@@ -35,7 +35,9 @@ def word_maps(runtime: Engine, image: Image.Image, caption: str) -> WordMaps:
     return WordMaps(pixels, [word for word, _ in places], words / shares)
 
 
-def caption_word_maps(runtime: Engine, encoded: EncodedGallery, source: Source, q: int) -> WordMaps:
+def caption_word_maps(
+    runtime: JaxRuntime, encoded: EncodedGallery, source: Source, q: int
+) -> WordMaps:
     """Attention maps of the words of a gallery's caption q over the image it describes.
 
     Raises:

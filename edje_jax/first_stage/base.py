@@ -3,7 +3,8 @@
 Embeddings have unit length, so that a product is a cosine. Equal similarities rank by lower row.
 """
 
-from typing import NamedTuple, Protocol
+from pathlib import Path
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Float32, Int
@@ -16,19 +17,58 @@ class Nearest(NamedTuple):
     rows: Int[np.ndarray, "q k"]
 
 
-def nothing(queries: int, k: int) -> Nearest:
-    """Neighbours in an empty table, or for no query: arrays of [queries, k], one of them 0."""
-    return Nearest(np.empty((queries, k), np.float32), np.empty((queries, k), np.int32))
+class Vectors(Protocol):
+    """Embeddings float32 [n, e]: an array, or rows on disk that are read where they are taken."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, e)"""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice, /) -> Float32[np.ndarray, "k e"]: ...
 
 
 class FirstStage(Protocol):
-    """Embeddings that can be searched."""
+    """Embeddings that can be searched.
+
+    A kind of first stage is a class with this form, and a line of `registry.FIRST_STAGES`.
+    """
+
+    is_stored: ClassVar[bool]
+    """Whether `build` writes files, from which `open` is quicker than building again."""
+
+    @classmethod
+    def build(cls, vectors: Vectors, folder: Path | None) -> "FirstStage":
+        """Make embeddings searchable, and write what `open` needs into an empty folder, if given.
+
+        Raises:
+            ModuleNotFoundError: a library is not installed; the message says how to get it.
+            OSError: the folder cannot be written to.
+        """
+        ...
+
+    @classmethod
+    def open(cls, folder: Path) -> "FirstStage":
+        """Open what `build` wrote.
+
+        Raises:
+            ModuleNotFoundError: as for `build`.
+            OSError, RuntimeError: the files are not there, or damaged.
+        """
+        ...
 
     def __len__(self) -> int:
         """Number of rows."""
         ...
 
     def nearest(self, queries: Float32[np.ndarray, "q e"], k: int) -> Nearest:
-        """The min(k, len(self)) nearest rows of each query; an approximate engine may find fewer
-        and says so with row -1 at the end."""
+        """The min(k, len(self)) nearest rows of each query; an approximate first stage may find
+        fewer and says so with row -1 at the end."""
         ...
+
+
+def no_neighbours(queries: int, k: int) -> Nearest:
+    """Neighbours in an empty table, or of no query: arrays of [queries, k], one of them 0."""
+    return Nearest(np.empty((queries, k), np.float32), np.empty((queries, k), np.int32))

@@ -1,6 +1,8 @@
 """Exact search on the device: every embedding is compared with every query."""
 
 from functools import partial
+from pathlib import Path
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -8,28 +10,41 @@ import numpy as np
 from jaxtyping import Array, Float, Float32
 
 from edje_jax.data.buckets import batches
-from edje_jax.first_stage.base import Nearest, nothing
+from edje_jax.first_stage.base import Nearest, Vectors, no_neighbours
 
 QUERY_BATCHES = (1, 8, 64)
-
 
 BLOCK = 1 << 16
 """Embeddings compared with a batch of queries at once: bounds what a search keeps in memory."""
 
 
 class Exact:
-    """Every row is compared: products block by block on the device, top k of each kept.
+    """Comparison with every row: products block by block on the device, top k of each kept.
 
     On TPU the blocks' candidates come from `approx_max_k`, asked for a recall of 0.99.
     """
 
-    def __init__(self, embeddings: Float32[np.ndarray, "n e"]):
-        self._size = len(embeddings)
+    is_stored: ClassVar[bool] = False
+
+    def __init__(self, vectors: Vectors):
+        self._size, width = vectors.shape
         self._block = min(BLOCK, max(self._size, 1))
-        padded = -(-self._size // self._block) * self._block
-        table = np.zeros((padded, embeddings.shape[1]), np.float32)
-        table[: self._size] = embeddings
-        self._table = jnp.asarray(table.reshape(-1, self._block, embeddings.shape[1]))
+        blocks = -(-self._size // self._block)
+        table = np.zeros((blocks * self._block, width), np.float32)
+        for start in range(0, self._size, self._block):
+            stop = min(start + self._block, self._size)
+            table[start:stop] = vectors[start:stop]
+        self._table = jnp.asarray(table.reshape(blocks, self._block, width))
+
+    @classmethod
+    def build(cls, vectors: Vectors, folder: Path | None = None) -> "Exact":
+        """Copy embeddings to the device; nothing is written."""
+        return cls(vectors)
+
+    @classmethod
+    def open(cls, folder: Path) -> "Exact":
+        """Raise an error: nothing is stored."""
+        raise FileNotFoundError(f"{folder}: an exact first stage is built, not opened")
 
     def __len__(self) -> int:
         return self._size
@@ -37,17 +52,17 @@ class Exact:
     def nearest(self, queries: Float32[np.ndarray, "q e"], k: int) -> Nearest:
         k = min(k, self._size)
         if not k or not len(queries):
-            return nothing(len(queries), k)
+            return no_neighbours(len(queries), k)
         # Computed for a few k, as each is a program of its own.
         asked = min(max(16, 1 << (k - 1).bit_length()), self._size)
         similarities = np.empty((len(queries), k), np.float32)
         rows = np.empty((len(queries), k), np.int32)
         approximate = jax.default_backend() == "tpu"
         # A batch's time is that of reading the table, however many ask.
-        for chosen, real in batches(np.arange(len(queries)), QUERY_BATCHES, filled=0):
+        for chosen, count in batches(np.arange(len(queries)), QUERY_BATCHES, filled=0):
             found = _nearest(asked, approximate, self._table, self._size, queries[chosen])
-            similarities[chosen[:real]], rows[chosen[:real]] = (
-                np.asarray(x)[:real, :k] for x in found
+            similarities[chosen[:count]], rows[chosen[:count]] = (
+                np.asarray(x)[:count, :k] for x in found
             )
         return Nearest(similarities, rows)
 

@@ -1,18 +1,31 @@
-"""First stages by the name that `--first-stage` takes."""
+"""First stages by the name that `--first-stage` takes.
 
-from collections.abc import Callable
-from functools import partial
+A further first stage is a file in this folder and a line in `FIRST_STAGES`.
+"""
 
-import numpy as np
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-from edje_jax.first_stage.base import FirstStage
-from edje_jax.first_stage.exact import Exact
-from edje_jax.first_stage.faiss import Faiss
+if TYPE_CHECKING:
+    from edje_jax.first_stage.base import FirstStage
 
-ENGINES: dict[str, Callable[[np.ndarray], FirstStage]] = {
-    "exact": Exact,
-    "faiss-flat": partial(Faiss, kind="flat"),
-    "faiss-hnsw": partial(Faiss, kind="hnsw"),
-    "faiss-ivf": partial(Faiss, kind="ivf"),
+FIRST_STAGES = {
+    "exact": "edje_jax.first_stage.exact.Exact",
+    "faiss-flat": "edje_jax.first_stage.faiss.FaissFlat",
+    "faiss-hnsw": "edje_jax.first_stage.faiss.FaissHnsw",
+    "faiss-ivf": "edje_jax.first_stage.faiss.FaissIvf",
 }
-"""Name of a first stage -> its maker, from embeddings float32 [n, e]."""
+"""Name of a first stage -> its class, which is imported once it is used: the command line lists
+the names without any of the libraries behind them."""
+
+
+def find_first_stage(name: str) -> "type[FirstStage]":
+    """Class of a first stage.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if name not in FIRST_STAGES:
+        raise ValueError(f"no first stage called {name!r}; there are {', '.join(FIRST_STAGES)}")
+    module, _, kind = FIRST_STAGES[name].rpartition(".")
+    return getattr(import_module(module), kind)

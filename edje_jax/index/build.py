@@ -17,30 +17,30 @@ import numpy as np
 
 from edje_jax.data.image_reader import cut_into, read_batches
 from edje_jax.index.changes import Changes, compare
-from edje_jax.index.commit import Report, commit, finish, record_of, refuse_many, taken_in
+from edje_jax.index.commit import Report, commit, finish, record_of, refuse_many, with_shards
+from edje_jax.index.manifest import Manifest, token_columns
 from edje_jax.index.shard_content import RecordDecoder, encode
 from edje_jax.index.shard_files import BadStore, write_shard
-from edje_jax.index.store import Manifest, Store, check_model, next_number
+from edje_jax.index.store import Store, check_model, next_number
 from edje_jax.models.token_formats import TokenDtype, pack
-from edje_jax.runtimes.dual_encoder import IMAGE_BATCHES
-from edje_jax.runtimes.jax import Engine
+from edje_jax.runtimes.base import IMAGE_BATCH, Runtime
 from edje_jax.system.allocator import give_back_freed_memory
 from edje_jax.system.files import read_json, write_json
 from edje_jax.types import Source
 
 log = logging.getLogger(__name__)
 
-BATCH = max(IMAGE_BATCHES)
+BATCH = IMAGE_BATCH
 """Images decoded together, and encoded in one call."""
 SHARD_ROWS = 1024
 SHARD_BYTES = 64 << 20
 """Most images, and most bytes of tokens, of a shard: it is built in memory."""
 Progress = Callable[[int, int], None]
-"""Called with (images done, images to do), of this process's share."""
+"""Function of (images done, images to do) of this process's share."""
 
 
 def build(
-    engine: Engine,
+    runtime: Runtime,
     stamp: dict[str, Any],
     source: Source,
     spec: str,
@@ -60,7 +60,7 @@ def build(
     completes the index. Images that are as they were indexed are left as they are.
 
     Args:
-        stamp: which model `engine` runs, as `Reranker.stamp` has it.
+        stamp: stamp of the model that `runtime` runs (`weights.model_stamp`).
         max_bad: share of the source's images that may be bad; if all are, it is an error anyway.
         prune: drop images that are gone from the source, which else keep answering.
         restore: take removed images in again.
@@ -72,9 +72,11 @@ def build(
             as it was.
     """
     out.mkdir(parents=True, exist_ok=True)
-    manifest = _manifest(engine, stamp, spec, out, token_dtype)
-    manifest, changes = _settle(out, manifest, lambda now: compare(source, out, now, restore))
-    shards = _begin(out, manifest, changes)
+    manifest = _manifest(runtime, stamp, spec, out, token_dtype)
+    manifest, changes = _recover_previous_build(
+        out, manifest, lambda now: compare(source, out, now, restore)
+    )
+    shards = _plan_shards(out, manifest, changes)
     part, parts = share
     if part and not shards:
         return None  # Only captions and paths are left to write; the first process writes them.
@@ -95,31 +97,33 @@ def build(
         if not path.exists()
     }
     batches = [batch for cut in left.values() for batch in cut]
-    decoder = RecordDecoder(source, engine.config.image)
+    decoder = RecordDecoder(source, runtime.config.image)
     rejected = dict(changes.bad)
     # One stream for all shards: the next one's images are decoded while one is written.
     with closing(read_batches(decoder, batches, workers)) as decoded:
         for number, cut in left.items():
-            built = encode(engine, changes, islice(decoded, len(cut)), note)
-            rejected |= built.rejected
+            encoded = encode(runtime, changes, islice(decoded, len(cut)), note)
+            rejected |= encoded.rejected
             refuse_many(out, rejected, changes, max_bad)
-            rows, tokens = built.rows, pack(built.tokens, token_dtype)
-            record = write_shard(
-                out, number, tokens, built.embeddings, built.captions, rows, built.thumbnails
-            )
-            write_json(paths[number], {"shard": record, "rejected": built.rejected})
+            columns = {
+                **token_columns(pack(encoded.tokens, token_dtype)),
+                "embeddings": encoded.embeddings,
+                "captions": encoded.captions,
+            }
+            record = write_shard(out, number, columns, encoded.rows, encoded.thumbnails)
+            write_json(paths[number], {"shard": record, "rejected": encoded.rejected})
             give_back_freed_memory()
     return finish(
         out, manifest, changes, list(shards),
-        spec=spec, max_bad=max_bad, prune=prune, embed=engine.embed_texts,
+        spec=spec, max_bad=max_bad, prune=prune, embed=runtime.embed_texts,
     )  # fmt: skip
 
 
 def _manifest(
-    engine: Engine, stamp: dict[str, Any], spec: str, out: Path, token_dtype: TokenDtype
+    runtime: Runtime, stamp: dict[str, Any], spec: str, out: Path, token_dtype: TokenDtype
 ) -> Manifest:
     """Manifest of the index as it is, or of an empty one."""
-    config = engine.config
+    config = runtime.config
     fresh = Manifest(
         stamp,
         token_dtype,
@@ -141,8 +145,11 @@ def _manifest(
     return found
 
 
-def _begin(out: Path, manifest: Manifest, changes: Changes) -> dict[int, np.ndarray]:
-    """{shard: its records}; what a build left that was begun here is taken up.
+def _plan_shards(out: Path, manifest: Manifest, changes: Changes) -> dict[int, np.ndarray]:
+    """Assign the records to encode to shards, as an unfinished build of them did.
+
+    Returns:
+        {number of the shard: its records}.
 
     Raises:
         BadStore: it was begun with another model or token dtype.
@@ -174,13 +181,13 @@ def _begin(out: Path, manifest: Manifest, changes: Changes) -> dict[int, np.ndar
     return {first + i: records[start : start + size] for i, start in enumerate(starts)}
 
 
-def _settle(
+def _recover_previous_build(
     out: Path, manifest: Manifest, compared: Callable[[Manifest], Changes]
 ) -> tuple[Manifest, Changes]:
-    """Take in, or clear away, what an earlier build left.
+    """Take the finished shards of an earlier build into the index, or clear them away.
 
     Returns:
-        The manifest after that, and what there is to do.
+        The manifest after that, and the changes left to make.
 
     A build may have been killed while it was being committed, or its set may have changed since:
     its finished shards are kept then, and the rest is planned anew.
@@ -200,6 +207,6 @@ def _settle(
         return manifest, changes
     log.info("%s: the images have changed since this build began; what is done is kept", out)
     parts = [read_json(path) for path in sorted(out.glob("shard-*.json"))]
-    now = taken_in(out, manifest, parts)
+    now = with_shards(out, manifest, parts)
     commit(out, manifest, now, parts)
     return now, compared(now)

@@ -15,8 +15,9 @@ from edje_jax.data.bad_pictures import caption_faults, left_out
 from edje_jax.data.images import BadImage
 from edje_jax.data.sources.texts import printable, text_fault, usable
 from edje_jax.data.stamps import digest_of, stamp_of
-from edje_jax.index.shard_files import Row
-from edje_jax.index.store import Manifest, current_rows
+from edje_jax.index.manifest import Manifest
+from edje_jax.index.shard_files import ImageRecord
+from edje_jax.index.store import current_rows
 from edje_jax.types import OnDisk, Source
 
 
@@ -27,7 +28,7 @@ class Changes:
     source: Source
     total: int
     """Different ids in the source."""
-    also: dict[int, list[int]]
+    duplicates: dict[int, list[int]]
     """First record of an image -> its further records, which have the same id."""
     stamps: dict[int, str] = field(default_factory=dict)
     """Record to encode -> its stamp."""
@@ -35,8 +36,8 @@ class Changes:
     """Ids without a row, or with one that did not count."""
     changed: list[str] = field(default_factory=list)
     """Ids whose image differs from that of their row."""
-    rewritten: dict[tuple[int, int], Row] = field(default_factory=dict)
-    """Rows whose image is the same, but not the captions, the path or the stamp, by their place."""
+    rewritten: dict[tuple[int, int], ImageRecord] = field(default_factory=dict)
+    """Rows whose image is the same, but not the captions, the path or the stamp, by location."""
     recaptioned: list[str] = field(default_factory=list)
     moved: list[str] = field(default_factory=list)
     unstamped: int = 0
@@ -86,14 +87,14 @@ class Changes:
         return "; ".join(filter(None, faults))
 
     def _all(self, record: int) -> list[int]:
-        return [record, *self.also.get(record, [])]
+        return [record, *self.duplicates.get(record, [])]
 
-    def row(self, record: int, stamp: str, digest: str) -> Row:
+    def row(self, record: int, stamp: str, digest: str) -> ImageRecord:
         """Metadata row of an image, before its thumbnail has a place in the shard."""
         source = self.source
         path = os.path.abspath(source.path(record)) if isinstance(source, OnDisk) else ""
         captions = self.captions(record)
-        return Row(source.image_id(record), path, captions, (0, 0), stamp, digest)
+        return ImageRecord(source.image_id(record), path, captions, (0, 0), stamp, digest)
 
 
 def compare(source: Source, out: Path, manifest: Manifest, restore: bool = False) -> Changes:
@@ -103,8 +104,8 @@ def compare(source: Source, out: Path, manifest: Manifest, restore: bool = False
     Records with the same id show the same image. `restore` treats removed ids as if they had never
     been removed.
     """
-    first, also = _by_id(source)
-    changes = Changes(source, len(first), also)
+    first, duplicates = _by_id(source)
+    changes = Changes(source, len(first), duplicates)
     changes.faults |= {printable(where): printable(why) for where, why in left_out(source)}
     removed = set(manifest.removed)
     if restore:
@@ -113,7 +114,7 @@ def compare(source: Source, out: Path, manifest: Manifest, restore: bool = False
     known = current_rows(out, manifest)
     missing = known.keys() - first.keys()
     for name, record in first.items():
-        place, row = known.get(name, (None, None))
+        location, row = known.get(name, (None, None))
         if name in removed:
             changes.removed.append(name)
             continue
@@ -122,7 +123,7 @@ def compare(source: Source, out: Path, manifest: Manifest, restore: bool = False
             continue
         if reason := changes.fault(record):
             changes.faults[name] = printable(f"indexed without a caption: {reason}")
-        if row is None or place is None:
+        if row is None or location is None:
             changes.new.append(name)
             changes.stamps[record] = _stamp(source, record) or ""
         elif (stamp := _stamp(source, record)) is None:
@@ -132,7 +133,7 @@ def compare(source: Source, out: Path, manifest: Manifest, restore: bool = False
             changes.changed.append(name)
             changes.stamps[record] = stamp
         else:
-            _compare_words(changes, record, stamp, place, row)
+            _compare_words(changes, record, stamp, location, row)
             if name in hidden or name in changes.restored:
                 changes.new.append(name)
     for name in known:
@@ -144,15 +145,15 @@ def compare(source: Source, out: Path, manifest: Manifest, restore: bool = False
 def _by_id(source: Source) -> tuple[dict[str, int], dict[int, list[int]]]:
     """({id: its first record}, {first record: further ones of its id})."""
     first: dict[str, int] = {}
-    also: dict[int, list[int]] = defaultdict(list)
+    duplicates: dict[int, list[int]] = defaultdict(list)
     for record in range(len(source)):
         if (before := first.setdefault(source.image_id(record), record)) != record:
-            also[before].append(record)
-    return first, dict(also)
+            duplicates[before].append(record)
+    return first, dict(duplicates)
 
 
 def _compare_words(
-    changes: Changes, record: int, stamp: str, place: tuple[int, int], row: Row
+    changes: Changes, record: int, stamp: str, location: tuple[int, int], row: ImageRecord
 ) -> None:
     """Record what differs in a row whose image is the same."""
     changes.unstamped += not (row.stamp or row.digest)
@@ -163,7 +164,7 @@ def _compare_words(
     if fresh.path != row.path:
         changes.moved.append(row.id)
     if fresh != row:
-        changes.rewritten[place] = fresh
+        changes.rewritten[location] = fresh
 
 
 def _stamp(source: Source, record: int) -> str | None:
@@ -176,7 +177,7 @@ def _stamp(source: Source, record: int) -> str | None:
         return ""
 
 
-def _is_same(source: Source, record: int, stamp: str, row: Row) -> bool:
+def _is_same(source: Source, record: int, stamp: str, row: ImageRecord) -> bool:
     if (stamp and stamp == row.stamp) or not (row.stamp or row.digest):
         return True
     return bool(row.digest) and _digest(source, record) == row.digest

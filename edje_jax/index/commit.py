@@ -11,8 +11,8 @@ import numpy as np
 
 from edje_jax.data.bad_pictures import TooManyBadPictures, are_too_many
 from edje_jax.index.changes import Changes
+from edje_jax.index.manifest import Manifest
 from edje_jax.index.shard_files import file_of, read_rows, rewrite_words
-from edje_jax.index.store import Manifest
 from edje_jax.system.files import read_json, replacing
 
 LISTED = 20
@@ -86,7 +86,7 @@ def finish(
     except TooManyBadPictures:
         _forget_rejected(out, parts)
         raise
-    now = taken_in(out, before, parts)
+    now = with_shards(out, before, parts)
     now = dataclasses.replace(
         now,
         spec=spec,
@@ -144,7 +144,7 @@ def _forget_rejected(out: Path, parts: list[dict[str, Any]]) -> None:
         _clear(out, parts)
 
 
-def taken_in(out: Path, manifest: Manifest, parts: list[dict[str, Any]]) -> Manifest:
+def with_shards(out: Path, manifest: Manifest, parts: list[dict[str, Any]]) -> Manifest:
     """Manifest of an index with finished shards added."""
     if (out / "manifest.json").exists():
         # Images may have been removed while this ran.
@@ -165,10 +165,11 @@ def _with_words(
 ) -> tuple[dict[str, Any], ...]:
     """Records of all shards, those written anew whose captions, paths or stamps changed."""
     shards = list(manifest.shards)
+    per_caption = [name for name, type in manifest.column_types.items() if type.per == "caption"]
     for shard in sorted({shard for shard, _ in changes.rewritten}):
         before = read_rows(file_of(out, shards[shard], "rows"))
         rows = [changes.rewritten.get((shard, number), row) for number, row in enumerate(before)]
-        shards[shard] = rewrite_words(out, shards[shard], rows, embed)
+        shards[shard] = rewrite_words(out, shards[shard], rows, embed, per_caption)
     return tuple(shards)
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Int
 
 from edje_jax.first_stage.base import FirstStage
-from edje_jax.first_stage.registry import ENGINES
+from edje_jax.first_stage.registry import find_first_stage
+from edje_jax.index.first_stages import open_first_stage
 from edje_jax.index.store import Store
 from edje_jax.models.token_formats import PackedTokens
 
@@ -19,22 +20,19 @@ TokensOn = Literal["disk", "host", "device"]
 
 
 class ImageIndex:
-    """Pictures that were encoded once, and the first stage over them.
+    """Images that were encoded once, and the first stage over them.
 
         index = ImageIndex.open("my-index")
         reranker.search(index, ["two dogs"], k=100, top_k=10)
 
-    Pictures count from 0 in the order they were indexed; removed ones are left out.
+    Images count from 0 in the order in which they were indexed; removed ones are left out.
     """
 
     def __init__(self, store: Store, tokens_on: TokensOn = "disk", first_stage: str = "exact"):
-        if first_stage not in ENGINES:
-            raise ValueError(
-                f"no first stage called {first_stage!r}; there are {', '.join(ENGINES)}"
-            )
+        find_first_stage(first_stage)  # An unknown name is told at once
         self.store = store
         self.tokens = StoredTokens(store, tokens_on)
-        self._engine = ENGINES[first_stage]
+        self._first_stage = first_stage
 
     @classmethod
     def open(
@@ -49,7 +47,8 @@ class ImageIndex:
         Args:
             tokens_on: where tokens rest: on "disk" (memory-mapped), or in the memory of the "host"
                 or of the "device". Results are the same.
-            first_stage: "exact", "faiss-flat", "faiss-hnsw" or "faiss-ivf".
+            first_stage: a name in `edje_jax.first_stage.registry.FIRST_STAGES`. All but "exact" are
+                kept in the index: the first opening with one builds it.
 
         Raises:
             BadStore: no finished index, or a damaged one.
@@ -62,26 +61,26 @@ class ImageIndex:
 
     @cached_property
     def images(self) -> FirstStage:
-        """The first stage over pictures."""
-        return self._engine(self.store.embeddings)
+        """First stage over images."""
+        return open_first_stage(self.store, self._first_stage, "embeddings")
 
     @cached_property
     def texts(self) -> FirstStage:
-        """The first stage over captions.
+        """First stage over captions.
 
         Raises:
-            ValueError: the pictures were indexed without any.
+            ValueError: the images were indexed without any.
         """
         if len(self) and not self.store.captions:
             raise ValueError(
                 f"{self.store.folder}: no captions in this index, so a picture finds none; build it"
                 " from a SPEC that has them, such as blip:captions.json"
             )
-        return self._engine(self.store.caption_embeddings)
+        return open_first_stage(self.store, self._first_stage, "captions")
 
 
 class StoredTokens:
-    """The tokens of an index: `tokens[pictures]` reads those of some pictures."""
+    """Tokens of an index: `tokens[images]` reads the tokens of some images."""
 
     def __init__(self, store: Store, place: TokensOn):
         self._store = store
@@ -94,12 +93,12 @@ class StoredTokens:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(pictures, tokens, width)"""
+        """(images, tokens, width)"""
         manifest = self._store.manifest
         return len(self._store), manifest.num_tokens, manifest.width
 
     def __len__(self) -> int:
         return len(self._store)
 
-    def __getitem__(self, pictures: Int[np.ndarray, " k"]) -> PackedTokens:
-        return self._store.tokens(pictures) if self._held is None else self._held[pictures]
+    def __getitem__(self, images: Int[np.ndarray, " k"]) -> PackedTokens:
+        return self._store.tokens(images) if self._held is None else self._held[images]

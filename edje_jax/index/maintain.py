@@ -5,12 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
 
-from edje_jax.index.shard_files import BadStore, Row, file_of, read_rows, write_shard
-from edje_jax.index.store import Manifest, current_rows, next_number
-from edje_jax.models.token_formats import PackedTokens
-
-_KINDS = ("tokens-", "scales-", "embeddings-", "captions-", "thumbnails-", "rows-")
+from edje_jax.index.first_stages import clear_first_stages
+from edje_jax.index.manifest import Manifest
+from edje_jax.index.shard_files import (
+    BadStore,
+    ImageRecord,
+    file_of,
+    kind_of,
+    read_rows,
+    write_shard,
+)
+from edje_jax.index.store import current_rows, next_number
 
 
 def remove(out: Path, ids: list[str]) -> int:
@@ -33,7 +40,10 @@ def remove(out: Path, ids: list[str]) -> int:
 
 
 def compact(out: Path) -> int:
-    """Write shards anew that hold images which no longer count, without them; how many these were.
+    """Write shards anew that hold images which no longer count, without these images.
+
+    Returns:
+        Number of rows that were left out.
 
     Removed ids stay removed: a build leaves them out.
 
@@ -45,7 +55,7 @@ def compact(out: Path) -> int:
         raise BadStore(f"{out}: a build is under way or unfinished; run it to its end first")
     hidden, following = manifest.hidden, next_number(manifest)
     rows_now = current_rows(out, manifest)
-    counting = {place for name, (place, _) in rows_now.items() if name not in hidden}
+    counting = {location for name, (location, _) in rows_now.items() if name not in hidden}
     kept, gone = [], 0
     for shard, record in enumerate(manifest.shards):
         rows = list(read_rows(file_of(out, record, "rows")))
@@ -54,31 +64,36 @@ def compact(out: Path) -> int:
         if stay.all():
             kept.append(record)
         elif stay.any():
-            kept.append(_without(out, record, following, rows, stay))
+            kept.append(_without(out, manifest, record, following, rows, stay))
             following += 1
     dataclasses.replace(manifest, shards=tuple(kept), dropped=()).write(out)
     listed = {name for record in kept for name in record["files"]}
+    kinds = {*manifest.column_types, "thumbnails", "rows"}
     for path in out.iterdir():
-        if path.name.startswith(_KINDS) and path.name not in listed:
+        if kind_of(path.name) in kinds and path.name not in listed:
             path.unlink(missing_ok=True)
+    if gone:
+        clear_first_stages(out)
     return gone
 
 
 def _without(
-    out: Path, record: dict[str, Any], following: int, rows: list[Row], stay: np.ndarray
+    out: Path,
+    manifest: Manifest,
+    record: dict[str, Any],
+    following: int,
+    rows: list[ImageRecord],
+    stay: Bool[np.ndarray, " n"],
 ) -> dict[str, Any]:
-    """A shard's rows that stay, as another shard."""
-
-    def array(kind: str) -> np.ndarray:
-        return np.load(file_of(out, record, kind), mmap_mode=None, allow_pickle=False)
-
-    has_scales = any(name.startswith("scales-") for name in record["files"])
-    packed = PackedTokens(array("tokens"), array("scales") if has_scales else None)
-    owner = np.repeat(np.arange(len(rows)), [len(row.captions) for row in rows])
+    """A shard's rows that stay, as another shard, and the captions of these."""
+    chosen = {"image": stay, "caption": np.repeat(stay, [len(row.captions) for row in rows])}
+    there = {kind_of(name) for name in record["files"]}
+    columns = {
+        name: np.load(file_of(out, record, name), allow_pickle=False)[chosen[type.per]]
+        for name, type in manifest.column_types.items()
+        if name in there
+    }
     data = file_of(out, record, "thumbnails").read_bytes()
     left = [row for row, stays in zip(rows, stay, strict=True) if stays]
     thumbnails = [data[start : start + size] for start, size in (row.thumbnail for row in left)]
-    return write_shard(
-        out, following, packed[np.flatnonzero(stay)], array("embeddings")[stay],
-        array("captions")[stay[owner]], left, thumbnails,
-    )  # fmt: skip
+    return write_shard(out, following, columns, left, thumbnails)

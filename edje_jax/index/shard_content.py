@@ -15,8 +15,8 @@ from edje_jax.data.images import BadImage, decode_record, resize
 from edje_jax.data.sources.texts import printable
 from edje_jax.data.stamps import digest_of
 from edje_jax.index.changes import Changes
-from edje_jax.index.shard_files import Row
-from edje_jax.runtimes.jax import Encoded, Engine
+from edje_jax.index.shard_files import ImageRecord
+from edje_jax.runtimes.base import Encoded, Runtime
 from edje_jax.types import Encoded as HasFiles
 from edje_jax.types import Source, Stamped
 
@@ -67,10 +67,10 @@ def thumbnail(image: Image.Image) -> bytes:
 
 
 @dataclass(frozen=True)
-class Built:
+class EncodedShard:
     """Encoded content of a shard."""
 
-    rows: list[Row]
+    rows: list[ImageRecord]
     tokens: np.ndarray
     embeddings: np.ndarray
     captions: np.ndarray
@@ -79,22 +79,22 @@ class Built:
 
 
 def encode(
-    engine: Engine,
+    runtime: Runtime,
     changes: Changes,
     batches: Iterable[ReadBatch[DecodedImage]],
     note: Callable[[int], None],
-) -> Built:
+) -> EncodedShard:
     """Encode a shard's images as they come; `note` is called with the number of records done."""
     parts: list[Encoded] = []
     thumbnails: list[bytes] = []
-    rows: list[Row] = []
+    rows: list[ImageRecord] = []
     rejected: dict[str, str] = {}
-    recipe = engine.config.image
+    recipe = runtime.config.image
 
     def pixels(batch: ReadBatch[DecodedImage]) -> UInt8[np.ndarray, "b s s 3"]:
         return stack_images([image.pixels for image in batch.values], recipe)
 
-    for batch, encoded in engine.encode_each(batches, pixels):
+    for batch, encoded in runtime.encode_each(batches, pixels):
         parts.append(encoded)
         for record, image in zip(batch.records, batch.values, strict=True):
             thumbnails.append(image.thumbnail)
@@ -102,11 +102,11 @@ def encode(
         for record, reason in batch.bad.items():
             rejected[changes.source.image_id(record)] = printable(reason)
         note(len(batch.records) + len(batch.bad))
-    return Built(
+    return EncodedShard(
         rows,
         np.concatenate([part.tokens for part in parts]),
         np.concatenate([part.embeddings for part in parts]),
-        engine.embed_texts([caption for row in rows for caption in row.captions]),
+        runtime.embed_texts([caption for row in rows for caption in row.captions]),
         thumbnails,
         rejected,
     )

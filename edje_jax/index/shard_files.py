@@ -2,21 +2,20 @@
 
     {"number", "rows", "captions", "files": {name: {"bytes", "sha256"}}}
 
-`store` says what each file holds.
+A file's name begins with what it holds: a column, such as `tokens-00000.npy`, or `rows`,
+`thumbnails`. `store` describes each.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 from jaxtyping import Float32
 
 from edje_jax.index.mapped_files import map_array
-from edje_jax.models.token_formats import PackedTokens
 from edje_jax.system.files import replacing
 
 
@@ -24,7 +23,7 @@ class BadStore(ValueError):
     """An index is unfinished, damaged, or of another model; the message names the remedy."""
 
 
-class Row(NamedTuple):
+class ImageRecord(NamedTuple):
     """Metadata of an image in an index."""
 
     id: str
@@ -39,14 +38,19 @@ class Row(NamedTuple):
     """Digest of the image's file; "" where the stamp suffices, and in a row of format 1."""
 
 
+def kind_of(name: str) -> str:
+    """Content of a shard's file by its name: a column, "thumbnails" or "rows"."""
+    return name.rpartition("-")[0]
+
+
 def file_of(folder: Path, record: dict[str, Any], kind: str) -> Path:
-    """A shard's file of a kind: "tokens", "scales", "embeddings", "captions", "thumbnails", "rows".
+    """A shard's file of a kind: a column, "thumbnails" or "rows".
 
     Raises:
         BadStore: the record names none.
     """
     for name in record["files"]:
-        if name.startswith(f"{kind}-"):
+        if kind_of(name) == kind:
             return folder / name
     raise BadStore(
         f"{folder}/manifest.json: names no {kind} of shard {record['number']}; build the index"
@@ -70,23 +74,17 @@ def map_file(path: Path) -> np.ndarray:
 def write_shard(
     folder: Path,
     number: int,
-    tokens: PackedTokens,
-    embeddings: Float32[np.ndarray, "n e"],
-    caption_embeddings: Float32[np.ndarray, "t e"],
-    rows: Sequence[Row],
+    columns: Mapping[str, np.ndarray],
+    rows: Sequence[ImageRecord],
     thumbnails: Sequence[bytes],
 ) -> dict[str, Any]:
-    """Write a shard's files and return its record; the shard counts once a manifest holds it."""
-    values = np.asarray(tokens.values)
-    arrays = {
-        "tokens": values.view(np.uint16) if values.dtype == ml_dtypes.bfloat16 else values,
-        "embeddings": embeddings,
-        "captions": caption_embeddings,
-    }
-    if tokens.scales is not None:
-        arrays["scales"] = np.asarray(tokens.scales)
+    """Write a shard's files and return its record; the shard counts once a manifest holds it.
+
+    Args:
+        columns: {name: array with a row for each image or for each caption}.
+    """
     written = []
-    for name, array in arrays.items():
+    for name, array in columns.items():
         written.append(folder / f"{name}-{number:05d}.npy")
         _write_array(written[-1], array)
     written.append(folder / f"thumbnails-{number:05d}.bin")
@@ -94,49 +92,59 @@ def write_shard(
         temporary.write_bytes(b"".join(thumbnails))
     written.append(folder / f"rows-{number:05d}.jsonl")
     starts = np.cumsum([0, *map(len, thumbnails)]).tolist()
-    places = [(start, len(thumbnail)) for start, thumbnail in zip(starts, thumbnails, strict=False)]
-    placed = [row._replace(thumbnail=place) for row, place in zip(rows, places, strict=True)]
-    _write_rows(written[-1], placed)
+    spans = [(start, len(thumbnail)) for start, thumbnail in zip(starts, thumbnails, strict=False)]
+    pairs = zip(rows, spans, strict=True)
+    _write_rows(written[-1], [row._replace(thumbnail=span) for row, span in pairs])
     return {
         "number": number,
         "rows": len(rows),
-        "captions": len(caption_embeddings),
-        "files": {path.name: _told(path) for path in written},
+        "captions": sum(len(row.captions) for row in rows),
+        "files": {path.name: _file_entry(path) for path in written},
     }
 
 
 def rewrite_words(
     folder: Path,
     record: dict[str, Any],
-    rows: Sequence[Row],
+    rows: Sequence[ImageRecord],
     embed: Callable[[list[str]], Float32[np.ndarray, "t e"]],
+    per_caption: Collection[str] = ("captions",),
 ) -> dict[str, Any]:
     """Write a shard's rows, and its captions where these differ, under new names.
 
     Args:
         rows: as many as the shard has; what differs is captions, paths, stamps and digests.
         embed: computes first-stage embeddings of captions that the shard does not have.
+        per_caption: columns with a row for each caption.
 
     Returns:
         The shard's new record; the files count once a manifest holds it.
+
+    Raises:
+        BadStore: captions differ, and the shard has a column of them that `embed` does not compute.
     """
     before, files = file_of(folder, record, "rows"), dict(record["files"])
-    told = [text for row in read_rows(before) for text in row.captions]
+    previous = [text for row in read_rows(before) for text in row.captions]
     texts = [text for row in rows for text in row.captions]
     written = [_next_name(before)]
     _write_rows(written[0], rows)
     del files[before.name]
-    if texts != told:
+    if texts != previous:
+        if more := {kind_of(name) for name in files} & {*per_caption} - {"captions"}:
+            raise BadStore(
+                f"{folder}: captions have changed, and this version of edje_jax cannot compute"
+                f" their {', '.join(sorted(more))}; update it, or build another index"
+            )
         kept = file_of(folder, record, "captions")
         vectors = np.load(kept, allow_pickle=False)
-        known = dict(zip(told, vectors, strict=True))
+        known = dict(zip(previous, vectors, strict=True))
         unknown = [text for text in dict.fromkeys(texts) if text not in known]
         known |= dict(zip(unknown, embed(unknown), strict=True))
         written.append(_next_name(kept))
         array = np.array([known[text] for text in texts], np.float32)
         _write_array(written[1], array.reshape(-1, vectors.shape[1]))
         del files[kept.name]
-    files |= {path.name: _told(path) for path in written}
+    files |= {path.name: _file_entry(path) for path in written}
     return record | {"captions": len(texts), "files": files}
 
 
@@ -147,11 +155,13 @@ def _next_name(path: Path) -> Path:
 
 
 def _write_array(path: Path, array: np.ndarray) -> None:
+    if array.dtype.kind == "V":  # bfloat16 and the like, which files of NumPy know as bits alone
+        array = array.view(f"u{array.dtype.itemsize}")
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.save(file, array, allow_pickle=False)
 
 
-def _write_rows(path: Path, rows: Sequence[Row]) -> None:
+def _write_rows(path: Path, rows: Sequence[ImageRecord]) -> None:
     # A path may hold bytes that are not UTF-8: they are written as JSON escapes.
     with (
         replacing(path) as temporary,
@@ -160,12 +170,12 @@ def _write_rows(path: Path, rows: Sequence[Row]) -> None:
         file.writelines(json.dumps(row._asdict(), ensure_ascii=False) + "\n" for row in rows)
 
 
-def _told(path: Path) -> dict[str, Any]:
+def _file_entry(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": checksum(path)}
 
 
-def read_rows(path: Path) -> Iterator[Row]:
-    """The lines of a rows file.
+def read_rows(path: Path) -> Iterator[ImageRecord]:
+    """Read the lines of a rows file.
 
     Raises:
         BadStore: the file is damaged.
@@ -174,7 +184,7 @@ def read_rows(path: Path) -> Iterator[Row]:
         with path.open(encoding="utf-8") as file:
             for line in file:
                 words = json.loads(line)
-                yield Row(**words | {"thumbnail": tuple(words["thumbnail"])})
+                yield ImageRecord(**words | {"thumbnail": tuple(words["thumbnail"])})
     except (ValueError, TypeError, KeyError) as error:
         raise BadStore(f"{path}: damaged ({error}); build the index again") from error
 

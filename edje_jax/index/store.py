@@ -1,17 +1,20 @@
-"""The token store: compressed tokens, embeddings, ids and captions of many pictures on disk.
+"""The token store: compressed tokens, embeddings, ids and captions of many images on disk.
 
     manifest.json             the model, the formats, every file with its size and SHA-256; replaced
                               in one go, so that an index is always a whole one
     tokens-00000.npy          [rows, m, d] in the token dtype (bfloat16 as its bits, uint16);
                               after the deferred layers, where the model has any
     scales-00000.npy          [rows, m] float16, for int8 and int4
-    embeddings-00000.npy      [rows, e] float32, unit length: the first stage
-    captions-00000.npy        [captions, e] float32: those of the captions, picture by picture
+    embeddings-00000.npy      [rows, e] float32, unit length: embeddings of the images
+    captions-00000.npy        [captions, e] float32: embeddings of the captions, image by image
     rows-00000.jsonl          {"id", "path", "captions", "thumbnail": [start, bytes], "stamp",
                               "digest"} a line
     thumbnails-00000.bin      JPEG files after each other
-    rejected.csv              pictures that could not be read, records that the source left out,
+    rejected.csv              images that could not be read, records that the source left out,
                               images without some of their captions, and why
+    first-stage/NAME/         first stages that were built from these files (`first_stages`)
+
+The .npy files are columns. A shard may have more of them: `manifest.Manifest.columns` lists those.
 
 A shard is written whole or not at all. An image that changed has a row in a later shard, which
 counts. Where only words changed (captions, paths, stamps), the shard's rows and captions are
@@ -19,112 +22,43 @@ written anew as `rows-00000.1.jsonl` and `captions-00000.1.npy`, and the manifes
 counts no more stays until the index is compacted.
 """
 
-import dataclasses
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
-from jaxtyping import Float32, Int
+from jaxtyping import Int
 
+from edje_jax.index.column import Column
+from edje_jax.index.manifest import Manifest
 from edje_jax.index.mapped_files import map_bytes
-from edje_jax.index.shard_files import BadStore, Row, checksum, file_of, map_file, read_rows
-from edje_jax.models.token_formats import PackedTokens, TokenDtype, pack, row_bytes
-from edje_jax.system.files import BadJson, read_json, write_json
-
-FORMAT = 2
-"""1 knew no stamps, digests, dropped images and faults."""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """Content of `manifest.json`."""
-
-    model: dict[str, Any]
-    """`fingerprint`, `source`, and `deferred_layers`: those that the tokens have been through."""
-    token_dtype: TokenDtype
-    num_tokens: int
-    width: int
-    embedding_size: int
-    spec: str
-    """SPEC from which the images were read."""
-    shards: tuple[dict[str, Any], ...] = ()
-    """{"number", "rows", "captions", "files": {name: {"bytes", "sha256"}}} of each."""
-    removed: tuple[str, ...] = ()
-    """Ids that are no longer part of the index."""
-    rejected: dict[str, str] = dataclasses.field(default_factory=dict)
-    """{id: why the picture could not be read}"""
-    dropped: tuple[str, ...] = ()
-    """Ids of rows whose images are no longer in the source; back when the source has them again."""
-    faults: dict[str, str] = dataclasses.field(default_factory=dict)
-    """{record that the source left out, or id without some of its captions: why}"""
-
-    @property
-    def hidden(self) -> frozenset[str]:
-        """Ids that have rows, perhaps, but no part in any answer."""
-        return frozenset((*self.removed, *self.rejected, *self.dropped))
-
-    @property
-    def bytes_per_picture(self) -> int:
-        """Bytes of the tokens and scales of an image."""
-        return row_bytes(self.token_dtype, self.num_tokens, self.width)
-
-    def write(self, folder: Path) -> None:
-        """Make it the index's."""
-        write_json(folder / "manifest.json", {"format": FORMAT, **dataclasses.asdict(self)})
-
-    @classmethod
-    def read(cls, folder: Path) -> "Manifest":
-        """An index's manifest.
-
-        Raises:
-            BadStore: there is none, or a newer version wrote it.
-        """
-        path = folder / "manifest.json"
-        if not path.exists():
-            begun = (folder / "build.json").exists()
-            raise BadStore(
-                f"{folder}: this index is unfinished; run the same `edje index build` again"
-                if begun
-                else f"{folder}: no index here (no manifest.json); make one with"
-                f" `edje index build MODEL IMAGES --out {folder}`"
-            )
-        try:
-            raw = read_json(path)
-        except BadJson as error:
-            raise BadStore(str(error)) from error
-        if (written := raw.pop("format", None)) not in (1, FORMAT):
-            raise BadStore(f"{path}: written by another version of edje_jax; update it")
-        if written == 1:
-            raw |= {"dropped": [], "faults": {}}
-        known = {field.name for field in dataclasses.fields(cls)}
-        if raw.keys() != known:
-            strange = ", ".join(sorted(raw.keys() ^ known))
-            raise BadStore(f"{path}: damaged ({strange}); build the index again")
-        for name in ("shards", "removed", "dropped"):
-            raw[name] = tuple(raw[name])
-        return cls(**raw)
+from edje_jax.index.shard_files import (
+    BadStore,
+    ImageRecord,
+    checksum,
+    file_of,
+    kind_of,
+    map_file,
+    read_rows,
+)
+from edje_jax.models.token_formats import PackedTokens
 
 
 class Shard:
     """Files of a shard, memory-mapped."""
 
-    def __init__(self, folder: Path, record: dict[str, Any], token_dtype: TokenDtype):
-        values = map_file(file_of(folder, record, "tokens"))
-        if token_dtype == "bfloat16":
-            values = values.view(ml_dtypes.bfloat16)
-        integers = token_dtype in ("int8", "int4")
-        scales = map_file(file_of(folder, record, "scales")) if integers else None
-        self.tokens = PackedTokens(values, scales)
-        self.embeddings = map_file(file_of(folder, record, "embeddings"))
-        self.caption_embeddings = map_file(file_of(folder, record, "captions"))
+    def __init__(self, folder: Path, record: dict[str, Any], manifest: Manifest):
+        there = {kind_of(name) for name in record["files"]}
+        self.columns = {
+            name: map_file(file_of(folder, record, name)).view(np.dtype(type.dtype))
+            for name, type in manifest.column_types.items()
+            if name in there or name not in manifest.columns
+        }
         # Mapped too: a file that is deleted meanwhile is here until this is closed.
         self._thumbnails = map_bytes(file_of(folder, record, "thumbnails"))
         self.rows = list(read_rows(file_of(folder, record, "rows")))
-        """In the order of the arrays."""
+        """Metadata of the images, in the order of the arrays."""
 
     def thumbnail(self, row: int) -> bytes:
         """A JPEG file."""
@@ -133,7 +67,7 @@ class Shard:
 
 
 class Store:
-    """A finished index's arrays and words; pictures count from 0, removed ones left out.
+    """Arrays and metadata of a finished index; images count from 0, removed ones left out.
 
     Raises:
         BadStore: no finished index, or a file is missing or of another size than it had.
@@ -145,84 +79,86 @@ class Store:
         for record in self.manifest.shards:
             for name, expected in record["files"].items():
                 _check_size(folder / name, expected["bytes"])
-        self.shards = [
-            Shard(folder, record, self.manifest.token_dtype) for record in self.manifest.shards
-        ]
+        self.shards = [Shard(folder, record, self.manifest) for record in self.manifest.shards]
         hidden = self.manifest.hidden
         rows = current(shard.rows for shard in self.shards)
-        places = sorted(place for name, (place, _) in rows.items() if name not in hidden)
-        self.places: Int[np.ndarray, "n 2"] = np.array(places, np.int64).reshape(-1, 2)
-        """(shard, row in it) of each picture."""
+        locations = sorted(location for name, (location, _) in rows.items() if name not in hidden)
+        self.locations: Int[np.ndarray, "n 2"] = np.array(locations, np.int64).reshape(-1, 2)
+        """(shard, row in it) of each image."""
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.locations)
 
-    def row(self, picture: int) -> Row:
-        """A picture's id, path and captions."""
-        shard, row = self.places[picture]
+    def row(self, image: int) -> ImageRecord:
+        """Id, path and captions of an image."""
+        shard, row = self.locations[image]
         return self.shards[shard].rows[row]
 
     @cached_property
-    def numbers(self) -> dict[str, int]:
-        """Id -> picture."""
-        return {self.row(picture).id: picture for picture in range(len(self))}
+    def image_of_id(self) -> dict[str, int]:
+        """Id -> image."""
+        return {self.row(image).id: image for image in range(len(self))}
 
-    def thumbnail(self, picture: int) -> bytes:
-        """A JPEG file."""
-        shard, row = self.places[picture]
+    def thumbnail(self, image: int) -> bytes:
+        """Thumbnail of an image, a JPEG file."""
+        shard, row = self.locations[image]
         return self.shards[shard].thumbnail(row)
 
-    def tokens(self, pictures: Int[np.ndarray, " k"]) -> PackedTokens:
-        """Tokens of some pictures, read from disk: the rows asked for and no others."""
-        places, manifest = self.places[pictures], self.manifest
-        nothing = np.empty((0, manifest.num_tokens, manifest.width), np.float32)
-        first = pack(nothing, manifest.token_dtype)
-        values = np.empty((len(places), *first.values.shape[1:]), first.values.dtype)
-        scales = None
-        if first.scales is not None:
-            scales = np.empty((len(places), *first.scales.shape[1:]), first.scales.dtype)
-        for number in np.unique(places[:, 0]):
-            chosen = np.flatnonzero(places[:, 0] == number)
-            found = self.shards[number].tokens[places[chosen, 1]]
-            values[chosen] = found.values
-            if scales is not None:
-                scales[chosen] = found.scales
-        return PackedTokens(values, scales)
+    def column(self, name: str) -> Column:
+        """A column, with a row for each image or, if it is one of captions, for each caption.
+
+        Raises:
+            BadStore: the index has no such column, or a shard lacks it.
+        """
+        types = self.manifest.column_types
+        if name not in types:
+            raise BadStore(f"{self.folder}: no column {name!r}; there are {', '.join(types)}")
+        for shard, record in zip(self.shards, self.manifest.shards, strict=True):
+            if name not in shard.columns:
+                file_of(self.folder, record, name)  # Says which it is
+        per_image = types[name].per == "image"
+        locations = self.locations if per_image else self._caption_locations
+        return Column([shard.columns[name] for shard in self.shards], locations, types[name])
+
+    def tokens(self, images: Int[np.ndarray, " k"]) -> PackedTokens:
+        """Tokens of some images, read from disk: the rows asked for and no others."""
+        scales = self._scales
+        return PackedTokens(self._token_values[images], None if scales is None else scales[images])
 
     @cached_property
-    def embeddings(self) -> Float32[np.ndarray, "n e"]:
-        """Embeddings of all images, in memory."""
-        return self._stacked([shard.embeddings for shard in self.shards], self.places)
+    def _token_values(self) -> Column:
+        return self.column("tokens")
+
+    @cached_property
+    def _scales(self) -> Column | None:
+        return self.column("scales") if "scales" in self.manifest.column_types else None
+
+    @cached_property
+    def embeddings(self) -> Column:
+        """Embeddings of all images, float32 [n, e]."""
+        return self.column("embeddings")
+
+    @cached_property
+    def caption_embeddings(self) -> Column:
+        """Embeddings of all captions, float32 [t, e], in the order of `captions`."""
+        return self.column("captions")
 
     @cached_property
     def captions(self) -> list[tuple[int, str]]:
-        """(picture, caption) of every caption."""
-        return [
-            (picture, caption)
-            for picture in range(len(self))
-            for caption in self.row(picture).captions
-        ]
+        """(image, caption) of every caption."""
+        return [(image, text) for image in range(len(self)) for text in self.row(image).captions]
 
     @cached_property
-    def caption_embeddings(self) -> Float32[np.ndarray, "t e"]:
-        """Embeddings of all captions, in the order of `captions`, in memory."""
-        firsts = [
-            np.cumsum([0, *(len(words.captions) for words in shard.rows)]) for shard in self.shards
+    def _caption_locations(self) -> Int[np.ndarray, "t 2"]:
+        """(shard, row among its captions) of each caption."""
+        parts = []
+        starts = [
+            np.cumsum([0, *(len(row.captions) for row in shard.rows)]) for shard in self.shards
         ]
-        places = [
-            (shard, row)
-            for shard, picture in self.places
-            for row in range(firsts[shard][picture], firsts[shard][picture + 1])
-        ]
-        arrays = [shard.caption_embeddings for shard in self.shards]
-        return self._stacked(arrays, np.array(places, np.int64).reshape(-1, 2))
-
-    def _stacked(self, arrays: list[np.ndarray], places: np.ndarray) -> np.ndarray:
-        out = np.empty((len(places), self.manifest.embedding_size), np.float32)
-        for number, array in enumerate(arrays):
-            chosen = places[:, 0] == number
-            out[chosen] = array[places[chosen, 1]]
-        return out
+        for shard, row in self.locations:
+            rows = np.arange(starts[shard][row], starts[shard][row + 1])
+            parts.append(np.stack([np.full(len(rows), shard), rows], axis=1))
+        return np.concatenate([np.empty((0, 2), np.int64), *parts])
 
 
 def check_model(store: Store, stamp: dict[str, Any]) -> None:
@@ -233,24 +169,24 @@ def check_model(store: Store, stamp: dict[str, Any]) -> None:
     """
     own = store.manifest.model
     if own["fingerprint"] != stamp["fingerprint"]:
-        built, given = map(_told, (own, stamp))
+        built, given = map(_describe, (own, stamp))
         raise BadStore(
             f"{store.folder}: built with another model ({built}) than this one ({given}); open it"
             " with its own, or build another index"
         )
 
 
-def _told(stamp: dict[str, Any]) -> str:
+def _describe(stamp: dict[str, Any]) -> str:
     image = "".join(f", {name} {value}" for name, value in stamp.get("image", {}).items())
     return f"{stamp['source']}, {stamp.get('deferred_layers', 0)} deferred layers{image}"
 
 
-Place = tuple[int, int]
-"""(shard's place in the manifest, row in it)"""
+Location = tuple[int, int]
+"""(position of the shard in the manifest, row in it)"""
 
 
-def current(parts: Iterable[Iterable[Row]]) -> dict[str, tuple[Place, Row]]:
-    """Every id's row that counts, of the rows of all shards: the last one."""
+def current(parts: Iterable[Iterable[ImageRecord]]) -> dict[str, tuple[Location, ImageRecord]]:
+    """Row that counts of each id, which is its last one, from the rows of all shards."""
     return {
         row.id: ((shard, number), row)
         for shard, rows in enumerate(parts)
@@ -258,18 +194,18 @@ def current(parts: Iterable[Iterable[Row]]) -> dict[str, tuple[Place, Row]]:
     }
 
 
-def current_rows(folder: Path, manifest: Manifest) -> dict[str, tuple[Place, Row]]:
-    """Every id's row that counts, those of hidden ids too."""
+def current_rows(folder: Path, manifest: Manifest) -> dict[str, tuple[Location, ImageRecord]]:
+    """Row that counts of each id, hidden ids included."""
     return current(read_rows(file_of(folder, record, "rows")) for record in manifest.shards)
 
 
 def next_number(manifest: Manifest) -> int:
-    """The first shard that the index has not."""
+    """Number of the next shard of an index."""
     return max((record["number"] for record in manifest.shards), default=-1) + 1
 
 
 def verify(folder: Path) -> Iterator[tuple[str, str]]:
-    """(file, what is wrong with it) for every file of a finished index that is not as written.
+    """(file, its fault) for every file of a finished index that is not as it was written.
 
     Raises:
         BadStore: there is no finished index.

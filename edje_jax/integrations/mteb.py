@@ -25,7 +25,7 @@ from edje_jax.data.images import BadImage, decode, image_pixels, resize
 from edje_jax.evaluation.retrieval import similarity_blocks, top_k
 from edje_jax.evaluation.scores import mixed
 from edje_jax.evaluation.trec import strictly_decreasing
-from edje_jax.runtimes.jax import Encoded
+from edje_jax.runtimes.base import Encoded
 from edje_jax.search.reranker import Reranker
 
 log = logging.getLogger(__name__)
@@ -161,14 +161,14 @@ class MtebSearch:
         return _Side(good, self.reranker.embed_texts(texts), bad, texts=texts)
 
     def _images(self, ids: list[str], rows: Any, bad: dict[str, str]) -> "_Side":
-        recipe, engine, rows = self.reranker.config.image, self.reranker.engine, _undecoded(rows)
+        recipe, runtime, rows = self.reranker.config.image, self.reranker.runtime, _undecoded(rows)
         good: list[str] = []
-        parts: list[Encoded] = [engine.encode_images(stack_images([], recipe))]
+        parts: list[Encoded] = [runtime.encode_images(stack_images([], recipe))]
         batches = cut_into(range(len(rows)))
         for batch in read_batches(lambda row: _pixels(rows[row]["image"], recipe), batches):
             good += [ids[row] for row in batch.records]
             bad |= {ids[row]: reason for row, reason in batch.bad.items()}
-            parts.append(engine.encode_images(stack_images(batch.values, recipe)))
+            parts.append(runtime.encode_images(stack_images(batch.values, recipe)))
         tokens = np.concatenate([part.tokens for part in parts])
         embeddings = np.concatenate([part.embeddings for part in parts])
         return _Side(good, embeddings, bad, tokens=tokens)
@@ -190,10 +190,10 @@ class MtebSearch:
         item = items[query, place]
         texts, pictures = (corpus, asked) if asked.texts is None else (asked, corpus)
         pairs = (item, query) if asked.texts is None else (query, item)
-        engine = self.reranker.engine
+        runtime = self.reranker.runtime
         assert texts.texts is not None
-        ids, known = engine.joint_tokenizer(texts.texts), near[query, place]
-        logits = engine.score_pairs(ids, pictures.tokens, *pairs, known)
+        ids, known = runtime.joint_tokenizer(texts.texts), near[query, place]
+        logits = runtime.score_pairs(ids, pictures.tokens, *pairs, known)
         if not np.isfinite(logits).all():
             i = int(np.flatnonzero(~np.isfinite(logits))[0])
             raise ValueError(

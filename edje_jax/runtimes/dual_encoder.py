@@ -18,9 +18,10 @@ from edje_jax.data.text import BackboneTokenizer
 from edje_jax.evaluation.measures import measure_ranks
 from edje_jax.evaluation.retrieval import Gallery, first_stage
 from edje_jax.models.backbone import DualTower, make_backbone
+from edje_jax.runtimes.base import IMAGE_BATCH
 from edje_jax.types import Source
 
-IMAGE_BATCHES = (1, 8, 32)
+IMAGE_BATCHES = (1, 8, IMAGE_BATCH)
 TEXT_BATCHES = (1, 16, 128)
 
 
@@ -41,19 +42,19 @@ class DualEncoder:
         return make_backbone(self.config, self.dtype)
 
     def embed_images(self, images: UInt8[np.ndarray, "n s s 3"]) -> Float32[np.ndarray, "n e"]:
-        """Resized uint8 pictures -> unit-length embeddings."""
+        """Unit-length embeddings of resized images."""
         out = np.empty((len(images), self.config.text.projection_size), np.float32)
-        for rows, real in batches(np.arange(len(images)), IMAGE_BATCHES):
-            made = _embed_images(self.model, self.image, self.params, images[rows])
-            out[rows[:real]] = made[:real]
+        for rows, count in batches(np.arange(len(images)), IMAGE_BATCHES):
+            embeddings = _embed_images(self.model, self.image, self.params, images[rows])
+            out[rows[:count]] = embeddings[:count]
         return out
 
     def embed_texts(self, captions: Sequence[str]) -> Float32[np.ndarray, "n e"]:
-        """Captions -> unit-length embeddings."""
+        """Unit-length embeddings of captions."""
         ids = self.tokenizer(captions)
         out = np.empty((len(ids), self.config.text.projection_size), np.float32)
-        for rows, real in batches(np.arange(len(ids)), TEXT_BATCHES):
-            out[rows[:real]] = _embed_texts(self.model, self.params, ids[rows])[:real]
+        for rows, count in batches(np.arange(len(ids)), TEXT_BATCHES):
+            out[rows[:count]] = _embed_texts(self.model, self.params, ids[rows])[:count]
         return out
 
     def evaluate(self, source: Source, max_bad: float) -> dict[str, dict[str, float]]:

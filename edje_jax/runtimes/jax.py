@@ -1,10 +1,10 @@
-"""The models behind plain array functions: any number of rows in, NumPy out."""
+"""The runtime of JAX: lists of any length in batches of a few fixed shapes, on every device."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from itertools import product
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,38 +18,42 @@ from edje_jax.data.text import BackboneTokenizer, JointTokenizer
 from edje_jax.models.backbone import DualTower, make_backbone
 from edje_jax.models.edje import Edje
 from edje_jax.models.joint_encoder import TextSide
+from edje_jax.runtimes.base import Encoded, TokenTable
 from edje_jax.runtimes.dual_encoder import IMAGE_BATCHES, TEXT_BATCHES, DualEncoder
-from edje_jax.runtimes.round_robin import default_devices, in_turn, up_to_share
-from edje_jax.runtimes.scoring import pair_batches, read_texts, repeat, score, text_batches
+from edje_jax.runtimes.round_robin import default_devices, round_robin, sizes_within_share
+from edje_jax.runtimes.scoring import (
+    encode_captions,
+    gather_captions,
+    pair_batches,
+    score,
+    text_batches,
+)
+from edje_jax.weights.folder import Model
+from edje_jax.weights.mapping import to_device
+from edje_jax.weights.model_stamp import model_fingerprint
 
 T = TypeVar("T")
 
-Texts = Callable[[Int[np.ndarray, " p"], int], Any]
-"""(numbers of captions, a device) -> what the joint encoder there takes of them: ids or what it has
-read."""
+CaptionsOfPairs = Callable[[Int[np.ndarray, " p"], int], Any]
+"""(caption of each pair, device) -> what `score` takes: ids, or encoded captions, on the device."""
 
 
-class TokenTable(Protocol):
-    """Compressed tokens of many pictures; arrays are one, and so is what a store hands out."""
+class PairBatch(NamedTuple):
+    """Pairs that are scored in one call."""
 
-    def __getitem__(self, rows: Any, /) -> Any:
-        """Compressed tokens of some images: an array [k, m, d] or `PackedTokens`."""
-        ...
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Compressed tokens and embeddings of n images."""
-
-    tokens: Float[np.ndarray, "n m d"]
-    """Compressed tokens."""
-    embeddings: Float32[np.ndarray, "n e"]
-    """First-stage embeddings, unit length."""
+    captions: CaptionsOfPairs
+    pairs: Int[np.ndarray, " b"]
+    """Positions in the list of all pairs."""
+    count: int
+    """Number of pairs that count; what follows fills the batch up to a program's size."""
 
 
 @dataclass(frozen=True)
-class Engine:
-    """A model and its tokenizers. Cheap to make: compiled programs are shared between engines."""
+class JaxRuntime:
+    """A model and its tokenizers on JAX devices: see `edje_jax.runtimes.base.Runtime`.
+
+    Cheap to make: runtimes of one shape share their compiled programs.
+    """
 
     config: EdjeConfig
     params: PyTree
@@ -60,9 +64,24 @@ class Engine:
     dtype: jax.typing.DTypeLike = jnp.float32
     """Compute dtype."""
     devices: tuple[Any, ...] = ()
-    """jax.Devices that take batches of pairs and of pictures in turn, each with a copy of the
+    """jax.Devices that take batches of pairs and of images in turn, each with a copy of the
     parameters; () is every accelerator of this process, or one CPU device. Texts are embedded where
     the backbone's parameters are."""
+
+    @classmethod
+    def of(cls, model: Model, dtype: jax.typing.DTypeLike) -> "JaxRuntime":
+        """Put a model that was loaded on the device."""
+        config, text = model.config, model.config.backbone.text
+        folder, length = model.backbone.folder, text.max_position_embeddings
+        params, backbone_params = to_device((model.params, model.backbone.params))
+        return cls(
+            config,
+            params,
+            backbone_params,
+            JointTokenizer(model.tokenizer, config.max_text_length),
+            BackboneTokenizer(folder, length, text.pad_token_id),
+            dtype,
+        )
 
     @property
     def model(self) -> Edje:
@@ -70,8 +89,13 @@ class Engine:
         return Edje(self.config, self.dtype)
 
     @property
+    def backbone(self) -> DualTower:
+        """The dual encoder as a pure function of its parameters."""
+        return make_backbone(self.config.backbone, self.dtype)
+
+    @property
     def dual(self) -> DualEncoder:
-        """The first stage."""
+        """The backbone alone, with its tokenizer."""
         return DualEncoder(
             self.config.backbone,
             self.config.image,
@@ -80,49 +104,66 @@ class Engine:
             self.dtype,
         )
 
-    @property
-    def backbone(self) -> DualTower:
-        """The dual encoder as a pure function of its parameters."""
-        return make_backbone(self.config.backbone, self.dtype)
+    def fingerprint(self) -> str:
+        """32 hex digits over every parameter and shape of the model."""
+        params = jax.device_get((self.params, self.backbone_params))
+        return model_fingerprint(self.config, params)
+
+    def count_parameters(self) -> dict[str, int]:
+        """{"offline", "online"}: parameters of the part that encodes images and of the one that
+        scores; deferred layers count as online."""
+
+        def count(tree: PyTree) -> int:
+            return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+        offline = count((self.backbone_params, self.params["adapter"]))
+        return {"offline": offline, "online": count(self.params["joint_encoder"])}
+
+    # --- images and texts -------------------------------------------------------------------------
 
     def encode_images(self, images: UInt8[np.ndarray, "n s s 3"]) -> Encoded:
-        """Resized uint8 pictures -> compressed tokens and embeddings, both float32."""
+        """Compressed tokens and embeddings of resized images, both float32."""
         return self._encode(images, self.config.image)
 
     def encode_pixels(self, pixel_values: Float32[np.ndarray, "n s s 3"]) -> Encoded:
-        """Encode pixels that are normalised already."""
+        """Compressed tokens and embeddings of pixels that are normalised already."""
         return self._encode(pixel_values, None)
 
     def encode_each(
         self, batches: Iterable[T], images: Callable[[T], UInt8[np.ndarray, "b s s 3"]]
     ) -> Iterator[tuple[T, Encoded]]:
-        """(batch, its pictures encoded), in order, of batches of at most 32 pictures.
+        """Yield each batch with its images encoded, in order.
 
         Devices take whole batches in turn, while the next ones are taken from `batches`.
         """
         recipe = self.config.image
-        started = in_turn(
+        started = round_robin(
             ((batch, images(batch)) for batch in batches),
-            lambda batch, place: self._start_encoding(batch[1], recipe, place),
-            len(self._places),
+            lambda batch, device: self._start_encoding(batch[1], recipe, device),
+            len(self._devices),
         )
-        for (batch, pictures), made in started:
-            yield batch, _fetch(made, len(pictures))
+        for (batch, pixels), arrays in started:
+            yield batch, _to_host(arrays, len(pixels))
+
+    def embed_texts(self, captions: Sequence[str]) -> Float32[np.ndarray, "n e"]:
+        """First-stage embeddings of texts, unit length."""
+        return self.dual.embed_texts(captions)
 
     def _encode(self, images: np.ndarray, recipe: ImageRecipe | None) -> Encoded:
-        encoded = self._room(len(images))
-        sizes = up_to_share(IMAGE_BATCHES, len(images), len(self._places))
-        started = in_turn(
+        encoded = self._allocate(len(images))
+        sizes = sizes_within_share(IMAGE_BATCHES, len(images), len(self._devices))
+        started = round_robin(
             batches(np.arange(len(images)), sizes),
-            lambda share, place: self._start_encoding(images[share[0]], recipe, place),
-            len(self._places),
+            lambda batch, device: self._start_encoding(images[batch[0]], recipe, device),
+            len(self._devices),
         )
-        for (rows, real), made in started:
-            part, rows = _fetch(made, real), rows[:real]
+        for (rows, count), arrays in started:
+            part, rows = _to_host(arrays, count), rows[:count]
             encoded.tokens[rows], encoded.embeddings[rows] = part.tokens, part.embeddings
         return encoded
 
-    def _room(self, count: int) -> Encoded:
+    def _allocate(self, count: int) -> Encoded:
+        """Arrays for `count` images."""
         width, embedding = self.config.joint_encoder.hidden_size, self.config.backbone.text
         return Encoded(
             np.empty((count, self.config.num_tokens, width), np.float32),
@@ -130,19 +171,23 @@ class Engine:
         )
 
     def _start_encoding(
-        self, images: np.ndarray, recipe: ImageRecipe | None, place: int
+        self, images: np.ndarray, recipe: ImageRecipe | None, device: int
     ) -> tuple[Any, Any]:
         """Tokens and embeddings under way on a device, of a batch filled up to a program's size."""
         if not len(images):
-            nothing = self._room(0)
+            nothing = self._allocate(0)
             return nothing.tokens, nothing.embeddings
         rows = np.resize(np.arange(len(images)), bucket(len(images), IMAGE_BATCHES))
-        params = self._backbone_copies[place], self._copies[place]
+        params = self._backbone_params_per_device[device], self._params_per_device[device]
         return _encode_images(self.backbone, self.model, recipe, *params, images[rows])
 
-    def embed_texts(self, captions: Sequence[str]) -> Float32[np.ndarray, "n e"]:
-        """First-stage text embeddings, unit length."""
-        return self.dual.embed_texts(captions)
+    # --- pairs ------------------------------------------------------------------------------------
+    #
+    # no deferred layers   ids ──────────────────────────── of each pair ──┐
+    #                                                                      ├── score ── match logits
+    # deferred layers      ids ── encode_captions ── gather_captions ──────┤
+    #                             once a device      of each pair          │
+    # either               tokens ───────────────────────── of each pair ──┘
 
     def score_pairs(
         self,
@@ -157,51 +202,90 @@ class Engine:
         `ids` are [CLS] caption [SEP] padded to one length; each pair is computed at its own
         caption's bucket. Of tokens in host memory or on disk only the rows asked for are read,
         while the device works on the batch before; a JAX array is gathered from on its device.
-        Where layers are deferred, each caption is read once, by every device that scores it.
+        Where layers are deferred, each caption passes them once, on every device that scores it.
         `similarities` are the pairs' cosines, which a model with a similarity prior needs.
 
         Raises:
             ValueError: the model has a similarity prior, and there are no cosines.
         """
-        similarities = self._known(similarities)
+        cosines = self._required_cosines(similarities)
+        logits = np.empty(len(text_index), np.float32)
+
+        def start(batch: PairBatch, device: int) -> Array:
+            captions = batch.captions(text_index[batch.pairs], device)
+            cosine = None if cosines is None else cosines[batch.pairs]
+            rows = image_index[batch.pairs]
+            return self._start_scoring(captions, tokens, rows, batch.count, device, cosine)
+
+        cut = self._pair_batches(ids, text_index)
+        for batch, scored in round_robin(cut, start, len(self._devices)):
+            logits[batch.pairs[: batch.count]] = np.asarray(scored)[: batch.count]
+        return logits
+
+    def _pair_batches(
+        self, ids: Int[np.ndarray, "t l"], text_index: Int[np.ndarray, " p"]
+    ) -> Iterator[PairBatch]:
+        """All pairs, cut into batches whose captions are padded to one length."""
         lengths = lengths_up_to(self.config.max_text_length)
         used = (ids != self.config.joint_encoder.pad_token_id).sum(axis=1)
-        wanted = np.array([bucket(n, lengths) for n in used])[text_index]
-        out = np.empty(len(text_index), np.float32)
+        padded = np.array([bucket(n, lengths) for n in used])[text_index]
+        for length in np.unique(padded):
+            of_length = np.flatnonzero(padded == length)
+            for captions, pairs in self._caption_groups(ids[:, :length], text_index, of_length):
+                sizes = sizes_within_share(pair_batches(), len(pairs), len(self._devices))
+                for rows, count in batches(pairs, sizes):
+                    yield PairBatch(captions, rows, count)
 
-        def shares() -> Iterator[tuple[Texts, np.ndarray, int]]:
-            for length in np.unique(wanted):
-                of_length = np.flatnonzero(wanted == length)
-                for texts, pairs in self._texts(ids[:, :length], text_index, of_length):
-                    sizes = up_to_share(pair_batches(), len(pairs), len(self._places))
-                    for rows, real in batches(pairs, sizes):
-                        yield texts, rows, real
+    def _caption_groups(
+        self,
+        ids: Int[np.ndarray, "t l"],
+        text_index: Int[np.ndarray, " p"],
+        pairs: Int[np.ndarray, " n"],
+    ) -> Iterator[tuple[CaptionsOfPairs, Int[np.ndarray, " b"]]]:
+        """Groups of the pairs, with their captions: all pairs at once where no layers are deferred,
+        else those of as many captions as pass the deferred layers together."""
+        if not self._has_deferred_layers:
+            yield (lambda index, device: ids[index]), pairs
+            return
+        pairs = pairs[np.argsort(text_index[pairs], kind="stable")]
+        captions, first = np.unique(text_index[pairs], return_index=True)
+        most = max(text_batches())
+        for start in range(0, len(captions), most):
+            stop = first[start + most] if start + most < len(captions) else len(pairs)
+            group = self._encoded_captions(ids, captions[start : start + most])
+            yield group, pairs[first[start] : stop]
 
-        def start(share: tuple[Texts, np.ndarray, int], place: int) -> Array:
-            texts, rows, real = share
-            known = None if similarities is None else similarities[rows]
-            text = texts(text_index[rows], place)
-            return self._start_scoring(text, tokens, image_index[rows], real, place, known)
+    def _encoded_captions(
+        self, ids: Int[np.ndarray, "t l"], captions: Int[np.ndarray, " n"]
+    ) -> CaptionsOfPairs:
+        """Captions (ascending rows of `ids`) after the deferred layers, once on each device."""
+        rows = np.resize(captions, bucket(len(captions), text_batches()))
 
-        for (_, rows, real), logits in in_turn(shares(), start, len(self._places)):
-            out[rows[:real]] = np.asarray(logits)[:real]
-        return out
+        @cache
+        def encoded(device: int) -> TextSide:
+            params = self._params_per_device[device]
+            return encode_captions(self.model, params, len(captions), ids[rows])
+
+        return lambda index, device: gather_captions(
+            encoded(device), np.searchsorted(captions, index)
+        )
 
     def _start_scoring(
         self,
-        text: Any,
+        captions: Any,
         tokens: TokenTable,
         image_index: Int[np.ndarray, " p"],
-        real: int,
-        place: int,
-        similarity: Float32[np.ndarray, " p"] | None = None,
+        count: int,
+        device: int,
+        cosines: Float32[np.ndarray, " p"] | None = None,
     ) -> Array:
         """Logits under way on a device, of a batch filled up to a program's size."""
         # Gathered before, as the table's size would be compiled into the program.
-        gathered = jax.device_put(tokens[image_index], self._places[place])
-        return score(self.model, self._copies[place], real, text, gathered, similarity)
+        gathered = jax.device_put(tokens[image_index], self._devices[device])
+        params = self._params_per_device[device]
+        return score(self.model, params, count, captions, gathered, cosines)
 
-    def _known(
+    def _required_cosines(
         self, similarities: Float[np.ndarray, " p"] | None
     ) -> Float32[np.ndarray, " p"] | None:
         """Cosines for the similarity prior; None for a model without."""
@@ -214,50 +298,23 @@ class Engine:
             )
         return np.asarray(similarities, np.float32)
 
-    def _texts(
-        self,
-        ids: Int[np.ndarray, "t l"],
-        text_index: Int[np.ndarray, " p"],
-        pairs: Int[np.ndarray, " n"],
-    ) -> Iterator[tuple[Texts, Int[np.ndarray, " b"]]]:
-        """Some of the pairs at a time, with their captions: ids as they are, or what the deferred
-        layers make of as many captions as they read at once."""
-        if not self._reads_ahead:
-            yield (lambda index, place: ids[index]), pairs
-            return
-        pairs = pairs[np.argsort(text_index[pairs], kind="stable")]
-        asked, first = np.unique(text_index[pairs], return_index=True)
-        most = max(text_batches())
-        for start in range(0, len(asked), most):
-            stop = first[start + most] if start + most < len(asked) else len(pairs)
-            yield self._reading(ids, asked[start : start + most]), pairs[first[start] : stop]
+    @property
+    def _has_deferred_layers(self) -> bool:
+        return self.config.joint_encoder.deferred_layers > 0
 
-    def _reading(self, ids: Int[np.ndarray, "t l"], asked: Int[np.ndarray, " n"]) -> Texts:
-        """Captions of which each is read once by each device: the ascending rows `asked`."""
-        rows = np.resize(asked, bucket(len(asked), text_batches()))
-
-        @cache
-        def read(place: int) -> TextSide:
-            return read_texts(self.model, self._copies[place], len(asked), ids[rows])
-
-        return lambda index, place: repeat(read(place), np.searchsorted(asked, index))
-
-    @cached_property
-    def _copies(self) -> tuple[PyTree, ...]:
-        return tuple(jax.device_put(self.params, device) for device in self._places)
-
-    @cached_property
-    def _backbone_copies(self) -> tuple[PyTree, ...]:
-        return tuple(jax.device_put(self.backbone_params, device) for device in self._places)
+    # --- devices and programs ---------------------------------------------------------------------
 
     @property
-    def _places(self) -> tuple[Any, ...]:
+    def _devices(self) -> tuple[Any, ...]:
         return self.devices or default_devices()
 
-    @property
-    def _reads_ahead(self) -> bool:
-        """Whether captions are read before they meet a picture."""
-        return self.config.joint_encoder.deferred_layers > 0
+    @cached_property
+    def _params_per_device(self) -> tuple[PyTree, ...]:
+        return tuple(jax.device_put(self.params, device) for device in self._devices)
+
+    @cached_property
+    def _backbone_params_per_device(self) -> tuple[PyTree, ...]:
+        return tuple(jax.device_put(self.backbone_params, device) for device in self._devices)
 
     def warm(self, tokens: TokenTable) -> None:
         """Compile every shape that scoring and embedding texts will ask for, on every device.
@@ -265,29 +322,30 @@ class Engine:
         `tokens` are those that will be scored: their format is part of the program.
         """
         lengths, one = lengths_up_to(self.config.max_text_length), np.zeros(1, np.int64)
-        for place, length in product(range(len(self._places)), lengths):
+        for device, length in product(range(len(self._devices)), lengths):
             ids = np.zeros((max(text_batches()), length), np.int32)
-            asked = [np.arange(size) for size in text_batches()] if self._reads_ahead else []
-            readings = [self._reading(ids, rows) for rows in asked]
+            sizes = text_batches() if self._has_deferred_layers else ()
+            groups = [self._encoded_captions(ids, np.arange(size)) for size in sizes]
             for size in pair_batches():
-                for reading in readings:
-                    reading(one.repeat(size), place)
-                text = readings[0](one.repeat(size), place) if readings else ids[:size]
-                known = self._known(np.zeros(size))
-                self._start_scoring(text, tokens, one.repeat(size), 1, place, known)
+                for group in groups:
+                    group(one.repeat(size), device)
+                captions = groups[0](one.repeat(size), device) if groups else ids[:size]
+                cosines = self._required_cosines(np.zeros(size))
+                self._start_scoring(captions, tokens, one.repeat(size), 1, device, cosines)
         for size in TEXT_BATCHES:
             self.embed_texts(["warm"] * size)
 
     def warm_images(self) -> None:
-        """Compile every shape that encoding pictures will ask for, on every device."""
+        """Compile every shape that encoding images will ask for, on every device."""
         side = self.config.image.size
         for size in IMAGE_BATCHES:
-            self.encode_images(np.zeros((size * len(self._places), side, side, 3), np.uint8))
+            self.encode_images(np.zeros((size * len(self._devices), side, side, 3), np.uint8))
 
 
-def _fetch(made: tuple[Any, Any], real: int) -> Encoded:
-    tokens, embeddings = jax.device_get(made)
-    return Encoded(tokens[:real], embeddings[:real])
+def _to_host(arrays: tuple[Any, Any], count: int) -> Encoded:
+    """The first `count` tokens and embeddings in host memory, as soon as they are computed."""
+    tokens, embeddings = jax.device_get(arrays)
+    return Encoded(tokens[:count], embeddings[:count])
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

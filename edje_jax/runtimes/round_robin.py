@@ -24,10 +24,15 @@ def default_devices() -> tuple[Any, ...]:
     return devices if len(devices) > 1 and jax.default_backend() != "cpu" else (None,)
 
 
-def in_turn(
+def round_robin(
     batches: Iterable[Batch], start: Callable[[Batch, int], Result], devices: int
 ) -> Iterator[tuple[Batch, Result]]:
-    """(batch, what `start(batch, device)` returned), in order; the next are started before."""
+    """Yield (batch, result of `start(batch, device)`) in order; later batches are started before.
+
+    Args:
+        start: begins to compute a batch on the device of that number, and does not wait for it.
+        devices: number of devices.
+    """
     started: deque[tuple[Batch, Result]] = deque()
     for number, batch in enumerate(batches):
         started.append((batch, start(batch, number % devices)))
@@ -36,7 +41,7 @@ def in_turn(
     yield from started
 
 
-def up_to_share(sizes: Sequence[int], count: int, devices: int) -> tuple[int, ...]:
+def sizes_within_share(sizes: Sequence[int], count: int, devices: int) -> tuple[int, ...]:
     """Batch sizes of which no batch is more than one device's share of `count` rows, if any are so
     small: one batch more than its share is then the most that a device gets."""
     share = max(-(-count // devices), min(sizes))

@@ -1,4 +1,4 @@
-"""The joint encoder's programs: captions read and pairs scored, in batches of a few shapes."""
+"""The joint encoder's programs: captions encoded and pairs scored, in batches of a few shapes."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,8 +15,8 @@ from edje_jax.models.token_formats import PackedTokens, unpack
 PAIR_BATCHES = {"cpu": (1, 8, 128), "gpu": (16, 64, 256, 1024), "tpu": (16, 64, 256, 1024)}
 """Pairs scored in one call, per platform."""
 CHUNKS = {"cpu": 8, "gpu": 1024, "tpu": 1024}
-"""Rows whose activations exist at once: on a CPU so many as its caches hold, which takes a third
-off the time of 128; and what only fills a batch up costs nothing there."""
+"""Rows whose activations exist at once. On a CPU, as many as fit in its caches, which takes a third
+off the time of 128; rows that only fill a batch up cost nothing there."""
 
 Count = int | Int[Array, ""]
 
@@ -27,20 +27,20 @@ def pair_batches() -> tuple[int, ...]:
 
 
 def text_batches() -> tuple[int, ...]:
-    """Sizes of batches of captions that deferred layers read, ascending."""
+    """Sizes of batches of captions that pass the deferred layers together, ascending."""
     return tuple(sorted({1, *pair_batches()}))
 
 
 @partial(jax.jit, static_argnums=0)
-def read_texts(model: Edje, params: PyTree, real: Count, ids: Int[Array, "t l"]) -> TextSide:
+def encode_captions(model: Edje, params: PyTree, real: Count, ids: Int[Array, "t l"]) -> TextSide:
     """Run the text side of the deferred layers on the first `real` captions."""
     return _in_chunks(lambda ids: model.bind({"params": params}).read_text(ids), real, ids)
 
 
 @jax.jit
-def repeat(texts: TextSide, place: Int[Array, " p"]) -> TextSide:
-    """Captions of a batch of pairs from those that were read."""
-    return jax.tree.map(lambda leaf: leaf[place], texts)
+def gather_captions(captions: TextSide, index: Int[Array, " p"]) -> TextSide:
+    """Gather the encoded captions of a batch of pairs."""
+    return jax.tree.map(lambda leaf: leaf[index], captions)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -52,9 +52,9 @@ def score(
     tokens: Any,
     similarity: Float32[Array, " p"] | None = None,
 ) -> Float32[Array, " p"]:
-    """Match logits of the first `real` pairs of ids, or captions read, and tokens."""
+    """Match logits of the first `real` pairs of captions (ids, or encoded) and tokens."""
 
-    def some(rows: tuple[Any, Any, Any]) -> Array:
+    def logits(rows: tuple[Any, Any, Any]) -> Array:
         text, tokens, similarity = rows
         tokens = unpack(tokens) if isinstance(tokens, PackedTokens) else tokens
         edje = model.bind({"params": params})
@@ -62,11 +62,11 @@ def score(
             return edje.match_read(text, tokens, similarity=similarity)
         return edje.match(text, tokens, similarity=similarity)
 
-    return _in_chunks(some, real, (text, tokens, similarity))
+    return _in_chunks(logits, real, (text, tokens, similarity))
 
 
 def _in_chunks(compute: Callable[[Any], Any], real: Count, rows: Any) -> Any:
-    """`compute` of the chunks that hold the first `real` rows; zeros behind them."""
+    """Compute the chunks that hold the first `real` rows; zeros stand behind them."""
     size, count = CHUNKS[jax.default_backend()], len(jax.tree.leaves(rows)[0])
     if count <= size:
         return compute(rows)
@@ -83,6 +83,6 @@ def _in_chunks(compute: Callable[[Any], Any], real: Count, rows: Any) -> Any:
             compute(chunk(number)),
         )
 
-    made = jax.eval_shape(lambda: compute(chunk(jnp.int32(0))))
-    nothing = jax.tree.map(lambda leaf: jnp.zeros((count, *leaf.shape[1:]), leaf.dtype), made)
-    return jax.lax.fori_loop(0, (real + size - 1) // size, put, nothing)
+    shapes = jax.eval_shape(lambda: compute(chunk(jnp.int32(0))))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros((count, *leaf.shape[1:]), leaf.dtype), shapes)
+    return jax.lax.fori_loop(0, (real + size - 1) // size, put, zeros)

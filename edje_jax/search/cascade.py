@@ -1,4 +1,4 @@
-"""Queries -> candidates -> reranked results, with what each part took."""
+"""Cascade of a search: candidates of the first stage, reranked, with the time of each part."""
 
 import time
 from collections.abc import Sequence
@@ -11,76 +11,76 @@ from edje_jax.config.calibration import UNTUNED, Calibration
 from edje_jax.evaluation.scores import mixed, probability
 from edje_jax.first_stage.base import Nearest
 from edje_jax.index.image_index import ImageIndex
-from edje_jax.runtimes.jax import Engine
-from edje_jax.search.results import Found, Seconds
+from edje_jax.runtimes.base import Runtime
+from edje_jax.search.results import RankedCandidates, Timings
 
 
-class _Timed:
-    """Tokens that know how long they were read for."""
+class _TimedTokens:
+    """Token table that measures its read time."""
 
     def __init__(self, tokens: Any):
         self._tokens, self.seconds, self.shape = tokens, 0.0, tokens.shape
 
     def __getitem__(self, rows: np.ndarray) -> Any:
         began = time.perf_counter()
-        found = self._tokens[rows]
+        tokens = self._tokens[rows]
         self.seconds += time.perf_counter() - began
-        return found
+        return tokens
 
 
 def search_images(
-    engine: Engine,
+    runtime: Runtime,
     index: ImageIndex,
     queries: Sequence[str],
     k: int,
     calibration: Calibration = UNTUNED,
-) -> tuple[list[Found], Seconds]:
-    """The k nearest images of each text, reranked."""
+) -> tuple[list[RankedCandidates], Timings]:
+    """Rerank the k nearest images of each text."""
     began = time.perf_counter()
-    near = index.images.nearest(engine.embed_texts(queries), k)
+    near = index.images.nearest(runtime.embed_texts(queries), k)
     first_stage = time.perf_counter() - began
-    owner, rows = _pairs(near)
-    tokens = _Timed(index.tokens)
+    owner, rows = _candidate_pairs(near)
+    tokens = _TimedTokens(index.tokens)
     began = time.perf_counter()
-    ids, known = engine.joint_tokenizer(list(queries)), near.similarities[near.rows >= 0]
-    logits = engine.score_pairs(ids, tokens, owner, rows, known)
-    rerank = time.perf_counter() - began
-    return _split(near, owner, logits, calibration), Seconds(first_stage, tokens.seconds, rerank)
+    ids, known = runtime.joint_tokenizer(list(queries)), near.similarities[near.rows >= 0]
+    logits = runtime.score_pairs(ids, tokens, owner, rows, known)
+    timings = Timings(first_stage, tokens.seconds, time.perf_counter() - began)
+    return _rank_candidates(near, owner, logits, calibration), timings
 
 
 def search_texts(
-    engine: Engine,
+    runtime: Runtime,
     index: ImageIndex,
     tokens: Float32[np.ndarray, "q m d"],
     embeddings: Float32[np.ndarray, "q e"],
     k: int,
     calibration: Calibration = UNTUNED,
-) -> tuple[list[Found], Seconds]:
-    """The k nearest captions of each image, reranked."""
+) -> tuple[list[RankedCandidates], Timings]:
+    """Rerank the k nearest captions of each image."""
     began = time.perf_counter()
     near = index.texts.nearest(embeddings, k)
     first_stage = time.perf_counter() - began
-    owner, rows = _pairs(near)
+    owner, rows = _candidate_pairs(near)
     began = time.perf_counter()
     # Only those captions that are candidates are tokenised.
     wanted, place = np.unique(rows, return_inverse=True)
     captions = [index.store.captions[int(row)][1] for row in wanted]
-    ids, known = engine.joint_tokenizer(captions), near.similarities[near.rows >= 0]
-    logits = engine.score_pairs(ids, tokens, place, owner, known)
-    rerank = time.perf_counter() - began
-    return _split(near, owner, logits, calibration), Seconds(first_stage, 0.0, rerank)
+    ids, known = runtime.joint_tokenizer(captions), near.similarities[near.rows >= 0]
+    logits = runtime.score_pairs(ids, tokens, place, owner, known)
+    timings = Timings(first_stage, 0.0, time.perf_counter() - began)
+    return _rank_candidates(near, owner, logits, calibration), timings
 
 
-def _pairs(near: Nearest) -> tuple[np.ndarray, np.ndarray]:
+def _candidate_pairs(near: Nearest) -> tuple[np.ndarray, np.ndarray]:
     """(query, row) of every candidate; an approximate first stage may have found fewer than k."""
     owner, column = np.nonzero(near.rows >= 0)
     return owner, near.rows[owner, column]
 
 
-def _split(
+def _rank_candidates(
     near: Nearest, owner: np.ndarray, logits: np.ndarray, calibration: Calibration
-) -> list[Found]:
-    """Each query's candidates by falling score; equal ones keep the first stage's order."""
+) -> list[RankedCandidates]:
+    """Sort each query's candidates by falling score; equal ones keep the first stage's order."""
     out = []
     for query in range(len(near.rows)):
         own, here = logits[owner == query], near.rows[query] >= 0
@@ -88,5 +88,7 @@ def _split(
         combined = mixed(own, similarities, calibration.similarity_weight)
         order = np.argsort(-combined, kind="stable")
         scores = probability(combined[order], calibration)
-        out.append(Found(rows[order], own[order], scores, similarities[order], order + 1))
+        out.append(
+            RankedCandidates(rows[order], own[order], scores, similarities[order], order + 1)
+        )
     return out

@@ -1,4 +1,4 @@
-"""`Reranker`: the model as users hold it. Pictures, texts, and the scores between them."""
+"""`Reranker`: the model as users hold it. Images, texts, and the scores between them."""
 
 import os
 from collections.abc import Iterable
@@ -12,26 +12,25 @@ from jaxtyping import Array, Float, Float32, Int
 from edje_jax.config.calibration import Calibration
 from edje_jax.config.model import EdjeConfig, Precision
 from edje_jax.data.images import ImageLike
-from edje_jax.data.text import BackboneTokenizer, JointTokenizer
 from edje_jax.evaluation.scores import cosines, mixed, probability
 from edje_jax.index.image_index import ImageIndex
 from edje_jax.index.store import check_model
+from edje_jax.runtimes.base import Encoded
 from edje_jax.runtimes.devices import compute_dtype, log_devices
-from edje_jax.runtimes.jax import Encoded, Engine
+from edje_jax.runtimes.jax import JaxRuntime
 from edje_jax.runtimes.round_robin import default_devices
 from edje_jax.search.cascade import search_images, search_texts
 from edje_jax.search.inputs import Pair, as_pairs, as_text, as_texts, as_tokens, read_images
-from edje_jax.search.results import listed
+from edje_jax.search.results import to_results
 from edje_jax.weights.folder import Model, load_model
-from edje_jax.weights.mapping import to_device
-from edje_jax.weights.model_stamp import model_fingerprint, model_stamp
+from edje_jax.weights.model_stamp import model_stamp
 
 Tokens = Float[Array, "n m d"] | Float[np.ndarray, "n m d"] | Iterable[Float[np.ndarray, "m d"]]
 """Compressed tokens of several images."""
 
 
 class Reranker:
-    """Scores texts against pictures that were encoded once.
+    """Scores texts against images that were encoded once.
 
         reranker = Reranker.from_pretrained("runs/demo/model")
         tokens = reranker.encode_images(["dogs.jpg", "boat.jpg"])
@@ -46,21 +45,9 @@ class Reranker:
     """
 
     def __init__(self, model: Model, precision: Precision = "auto"):
-        config = model.config
-        text = config.backbone.text
         dtype = compute_dtype(precision)
         log_devices(dtype, len(default_devices()))
-        params, backbone_params = to_device((model.params, model.backbone.params))
-        self.engine = Engine(
-            config,
-            params,
-            backbone_params,
-            JointTokenizer(model.tokenizer, config.max_text_length),
-            BackboneTokenizer(
-                model.backbone.folder, text.max_position_embeddings, text.pad_token_id
-            ),
-            dtype,
-        )
+        self.runtime = JaxRuntime.of(model, dtype)
         self.source = model.source
         self.calibration: Calibration = model.calibration
 
@@ -78,7 +65,7 @@ class Reranker:
     @property
     def config(self) -> EdjeConfig:
         """Shapes of every part."""
-        return self.engine.config
+        return self.runtime.config
 
     # --- offline ----------------------------------------------------------------------------------
 
@@ -89,7 +76,7 @@ class Reranker:
         pixel_values: Float32[np.ndarray, "n s s 3"] | None = None,
         dtype: jax.typing.DTypeLike = np.float32,
     ) -> Float[np.ndarray, "n m d"]:
-        """Compressed tokens of pictures, or of pixels that are normalised already; after the
+        """Compressed tokens of images, or of pixels that are normalised already; after the
         deferred layers, where the model has any.
 
         Raises:
@@ -109,8 +96,8 @@ class Reranker:
         return self._encode(images, pixel_values).embeddings
 
     def embed_texts(self, texts: Iterable[str]) -> Float32[np.ndarray, "n e"]:
-        """First-stage embeddings, unit length; their products with pictures' are cosines."""
-        return self.engine.embed_texts(as_texts(texts))
+        """First-stage embeddings, unit length; their products with images' are cosines."""
+        return self.runtime.embed_texts(as_texts(texts))
 
     # --- online -----------------------------------------------------------------------------------
 
@@ -164,11 +151,11 @@ class Reranker:
             BadImage: an image cannot be read; the message says of which pair.
             ValueError: something is no pair of a text and an image.
         """
-        listed, single = as_pairs(pairs)
+        checked, single = as_pairs(pairs)
         images: list[ImageLike] = []
         place: dict[Any, int] = {}
         names, rows = [], []
-        for i, (_, image) in enumerate(listed):
+        for i, (_, image) in enumerate(checked):
             key = os.fspath(image) if isinstance(image, str | os.PathLike) else id(image)
             if key not in place:
                 place[key] = len(images)
@@ -176,9 +163,10 @@ class Reranker:
                 names.append("the image of the pair" if single else f"the image of pairs[{i}]")
             rows.append(place[key])
         pixels = read_images(images, self.config.image, names)
-        encoded = self.engine.encode_images(pixels)
-        number = {text: i for i, text in enumerate(dict.fromkeys(text for text, _ in listed))}
-        text_index, image_index = np.array([number[t] for t, _ in listed], int), np.array(rows, int)
+        encoded = self.runtime.encode_images(pixels)
+        number = {text: i for i, text in enumerate(dict.fromkeys(text for text, _ in checked))}
+        text_index = np.array([number[text] for text, _ in checked], int)
+        image_index = np.array(rows, int)
         known = self._cosines(list(number), encoded, text_index, image_index)
         logits = self._score(list(number), encoded.tokens, text_index, image_index, known)
         scores = logits
@@ -229,11 +217,11 @@ class Reranker:
         """
         check_model(index.store, self.stamp)
         check_min_score(min_score)
-        found, _ = search_images(self.engine, index, as_texts(queries), k, self.calibration)
+        found, _ = search_images(self.runtime, index, as_texts(queries), k, self.calibration)
         return [
             [
                 {"id": index.store.row(image).id, **scores}
-                for image, scores in listed(one, top_k, min_score)
+                for image, scores in to_results(one, top_k, min_score)
             ]
             for one in found
         ]
@@ -260,14 +248,14 @@ class Reranker:
         check_min_score(min_score)
         encoded = self._encode(images, None)
         found, _ = search_texts(
-            self.engine, index, encoded.tokens, encoded.embeddings, k, self.calibration
+            self.runtime, index, encoded.tokens, encoded.embeddings, k, self.calibration
         )
         out = []
         for one in found:
             results = []
-            for row, scores in listed(one, top_k, min_score):
-                picture, caption = index.store.captions[row]
-                results.append({"id": index.store.row(picture).id, "caption": caption, **scores})
+            for row, scores in to_results(one, top_k, min_score):
+                image, caption = index.store.captions[row]
+                results.append({"id": index.store.row(image).id, "caption": caption, **scores})
             out.append(results)
         return out
 
@@ -279,15 +267,20 @@ class Reranker:
     @cached_property
     def fingerprint(self) -> str:
         """32 hex digits over every parameter and shape of the model."""
-        params = jax.device_get((self.engine.params, self.engine.backbone_params))
-        return model_fingerprint(self.config, params)
+        return self.runtime.fingerprint()
+
+    @property
+    def num_parameters(self) -> dict[str, int]:
+        """{"offline", "online"}: parameters of the part that encodes images and of the one that
+        scores. Deferred layers run in both, and are counted as online."""
+        return self.runtime.count_parameters()
 
     def _encode(self, images, pixel_values) -> Encoded:
         if (images is None) == (pixel_values is None):
             raise ValueError("give either images or pixel_values")
         recipe = self.config.image
         if pixel_values is None:
-            return self.engine.encode_images(read_images(images, recipe))
+            return self.runtime.encode_images(read_images(images, recipe))
         if not hasattr(pixel_values, "shape"):
             pixel_values = list(pixel_values)
         pixel_values = np.asarray(pixel_values, np.float32)
@@ -299,7 +292,7 @@ class Reranker:
                 f"pixel_values has shape {pixel_values.shape}; this model takes"
                 f" [N, {recipe.size}, {recipe.size}, 3], channels last"
             )
-        return self.engine.encode_pixels(pixel_values)
+        return self.runtime.encode_pixels(pixel_values)
 
     def _tokens(self, tokens: Tokens) -> Any:
         return as_tokens(tokens, (self.config.num_tokens, self.config.joint_encoder.hidden_size))
@@ -314,7 +307,7 @@ class Reranker:
         """Cosines of pairs of texts and images; None for a model that does not ask for them."""
         if not (self.config.similarity_prior or self.calibration.similarity_weight):
             return None
-        embedded = self.engine.embed_texts(texts)
+        embedded = self.runtime.embed_texts(texts)
         return cosines(embedded, encoded.embeddings, text_index, image_index)
 
     def _combined(
@@ -326,24 +319,8 @@ class Reranker:
         return mixed(logits, known, self.calibration.similarity_weight)
 
     def _score(self, texts, tokens, text_index, image_index, similarities) -> np.ndarray:
-        ids = self._ids(tuple(texts))
-        return self.engine.score_pairs(ids, tokens, text_index, image_index, similarities)
-
-    def _ids(self, texts: tuple[str, ...]) -> np.ndarray:
-        return self.engine.joint_tokenizer(texts)
-
-    @cached_property
-    def num_parameters(self) -> dict[str, int]:
-        """Parameters of the part that runs offline and of the one that runs online.
-
-        Deferred layers run in both, and are counted as online.
-        """
-
-        def count(tree: Any) -> int:
-            return sum(leaf.size for leaf in jax.tree.leaves(tree))
-
-        offline = count(self.engine.backbone_params) + count(self.engine.params["adapter"])
-        return {"offline": offline, "online": count(self.engine.params["joint_encoder"])}
+        ids = self.runtime.joint_tokenizer(texts)
+        return self.runtime.score_pairs(ids, tokens, text_index, image_index, similarities)
 
 
 def check_min_score(min_score: float | None) -> None:

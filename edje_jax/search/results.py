@@ -8,8 +8,8 @@ from jaxtyping import Float32, Int
 
 
 @dataclass(frozen=True)
-class Found:
-    """The reranked candidates of one query, best first."""
+class RankedCandidates:
+    """Reranked candidates of one query, best first."""
 
     rows: Int[np.ndarray, " k"]
     """Rows of images; rows of captions if the query was an image."""
@@ -23,21 +23,21 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Seconds:
+class Timings:
     """Wall-clock time of a search's parts."""
 
     first_stage: float
-    """Embedding the queries and finding their nearest."""
+    """Embedding of the queries, and search for their nearest rows."""
     gather: float
-    """Reading tokens. It runs beside the reranking, of which it is a part."""
+    """Reading of tokens, which runs beside the reranking and is a part of it."""
     rerank: float
 
 
-def listed(
-    found: Found, top_k: int, min_score: float | None = None
+def to_results(
+    found: RankedCandidates, top_k: int, min_score: float | None = None
 ) -> list[tuple[int, dict[str, Any]]]:
-    """(row, {"score", "similarity", "base_rank"}) of a query's best; with `min_score` only of those
-    that reach it, which may be none."""
+    """Best results of a query as (row, {"score", "similarity", "base_rank"}); with `min_score` only
+    results that reach it, which may be none."""
     count = len(found.scores[:top_k])
     if min_score is not None:
         count = min(count, int(np.count_nonzero(found.scores >= min_score)))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32
 
-from edje_jax.search.results import Found, Seconds
+from edje_jax.search.results import RankedCandidates, Timings
 from edje_jax.serving.documents import Images
 
 
@@ -56,8 +56,8 @@ Job = Search | Captions | Rerank
 class Answer:
     """Result of a search: its reranked candidates, and the seconds of its batch."""
 
-    found: Found
-    seconds: Seconds
+    found: RankedCandidates
+    seconds: Timings
 
 
 @dataclass(frozen=True)

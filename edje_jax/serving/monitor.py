@@ -5,7 +5,7 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.types import Scope
 
-from edje_jax.search.results import Seconds
+from edje_jax.search.results import Timings
 
 BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
@@ -36,7 +36,7 @@ class Monitor:
         self._requests.labels(name, str(status)).inc()
         self._seconds.labels(name).observe(seconds)
 
-    def answer(self, seconds: Seconds, pairs: int) -> None:
+    def answer(self, seconds: Timings, pairs: int) -> None:
         """A search was answered."""
         for part in ("first_stage", "gather", "rerank"):
             self._parts.labels(part).observe(getattr(seconds, part))

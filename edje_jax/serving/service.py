@@ -15,7 +15,7 @@ from edje_jax.index.image_index import ImageIndex
 from edje_jax.models.token_formats import unpack
 from edje_jax.search.cascade import search_images, search_texts
 from edje_jax.search.reranker import Reranker
-from edje_jax.search.results import Found, listed
+from edje_jax.search.results import RankedCandidates, to_results
 from edje_jax.serving.jobs import Answer, Captions, Job, Rerank, Reranked, Search
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class Service:
     def _search(self, jobs: list[Search]) -> list[Answer]:
         queries = [job.query for job in jobs]
         found, seconds = search_images(
-            self.reranker.engine, self.index, queries, jobs[0].k, self.reranker.calibration
+            self.reranker.runtime, self.index, queries, jobs[0].k, self.reranker.calibration
         )
         return [Answer(one, seconds) for one in found]
 
@@ -64,17 +64,17 @@ class Service:
         embeddings = self.index.store.embeddings[rows]
         reranker, k = self.reranker, jobs[0].k
         found, seconds = search_texts(
-            reranker.engine, self.index, tokens, embeddings, k, reranker.calibration
+            reranker.runtime, self.index, tokens, embeddings, k, reranker.calibration
         )
         return [Answer(one, seconds) for one in found]
 
     def _rerank(self, jobs: list[Rerank]) -> list[Reranked]:
-        engine, weight = self.reranker.engine, self.reranker.calibration.similarity_weight
+        runtime, weight = self.reranker.runtime, self.reranker.calibration.similarity_weight
         queries = [job.query for job in jobs]
-        ids = engine.joint_tokenizer(queries)
+        ids = runtime.joint_tokenizer(queries)
         texts = None
-        if engine.config.similarity_prior or weight:
-            texts = engine.embed_texts(queries)
+        if runtime.config.similarity_prior or weight:
+            texts = runtime.embed_texts(queries)
         sizes = [len(job.images.rows) + len(job.images.pixels) for job in jobs]
         out = [Reranked(np.empty(size, np.float32), np.empty(size, np.float32)) for size in sizes]
 
@@ -82,7 +82,7 @@ class Service:
             """Score images, each for the job and at the place in it that `places` names."""
             owner = np.array([job for job, _ in places])
             known = None if texts is None else cosines(texts, vectors, owner, rows)
-            logits = engine.score_pairs(ids, tokens, owner, rows, known)
+            logits = runtime.score_pairs(ids, tokens, owner, rows, known)
             combined = logits if known is None else mixed(logits, known, weight)
             for pair, (job, place) in enumerate(places):
                 out[job].logits[place], out[job].combined[place] = logits[pair], combined[pair]
@@ -94,21 +94,21 @@ class Service:
             places = [(i, p) for i, p, _ in indexed]
             score(places, self.index.tokens, rows, self.index.store.embeddings)
         if sent:
-            made = engine.encode_images(np.stack([pixels for _, _, pixels in sent]))
+            made = runtime.encode_images(np.stack([pixels for _, _, pixels in sent]))
             score([(i, p) for i, p, _ in sent], made.tokens, np.arange(len(sent)), made.embeddings)
         return out
 
     def results(
-        self, found: Found, top_k: int, min_score: float | None = None
+        self, found: RankedCandidates, top_k: int, min_score: float | None = None
     ) -> list[dict[str, Any]]:
         """Metadata and scores of a search's best images."""
         store = self.index.store
         return [
             {"id": store.row(row).id, "captions": store.row(row).captions, **scores}
-            for row, scores in listed(found, top_k, min_score)
+            for row, scores in to_results(found, top_k, min_score)
         ]
 
-    def base_order(self, found: Found, top_k: int) -> list[dict[str, Any]]:
+    def base_order(self, found: RankedCandidates, top_k: int) -> list[dict[str, Any]]:
         """First stage's best images, with their ranks after reranking."""
         store, out = self.index.store, []
         for place in np.argsort(found.base_ranks, kind="stable")[:top_k]:
@@ -128,7 +128,7 @@ class Service:
 
     def text_tokens(self, text: str) -> int:
         """Number of ids that a text takes in the joint encoder."""
-        ids = self.reranker.engine.joint_tokenizer([text])
+        ids = self.reranker.runtime.joint_tokenizer([text])
         return int((ids != self.reranker.config.joint_encoder.pad_token_id).sum())
 
     def examples(self, count: int = 6) -> list[str]:
@@ -145,11 +145,11 @@ class Service:
         if not len(self.index):
             return
         began = time.perf_counter()
-        engine, manifest = self.reranker.engine, self.index.store.manifest
+        runtime, manifest = self.reranker.runtime, self.index.store.manifest
         # Tokens in the format of the index, and in that of images that come with a request.
-        engine.warm(self.index.tokens)
-        engine.warm(np.zeros((1, manifest.num_tokens, manifest.width), np.float32))
-        engine.warm_images()
+        runtime.warm(self.index.tokens)
+        runtime.warm(np.zeros((1, manifest.num_tokens, manifest.width), np.float32))
+        runtime.warm_images()
         stages = [self.index.images] + ([self.index.texts] if self.index.store.captions else [])
         for stage in stages:
             for k in ks:

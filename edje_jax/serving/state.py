@@ -43,7 +43,7 @@ class State:
     @cached_property
     def numbers(self) -> dict[str, int]:
         """Id -> image of the index, also as answers write an id that is no whole characters."""
-        numbers = self.store.numbers
+        numbers = self.store.image_of_id
         odd = {whole_characters(name): number for name, number in numbers.items()}
         return numbers | odd if odd.keys() - numbers.keys() else numbers
 

@@ -111,7 +111,7 @@ def test_depths_start_at_one(trained, data):
 # --- calibration ----------------------------------------------------------------------------------
 
 
-def ranking(engine, encoded, progress=None):
+def ranking(runtime, encoded, progress=None):
     """Scores that rank a set, in the place of a model that has learned next to nothing."""
     owner = encoded.gallery.caption_image
     noise = np.random.default_rng(0).normal(size=(len(owner), len(encoded.tokens)))

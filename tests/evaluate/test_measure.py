@@ -13,7 +13,7 @@ def test_a_protocol_gives_what_the_command_writes(trained, monkeypatch):
     reranker = Reranker.from_pretrained(trained)
     told = []
     found = measure_source(
-        reranker.engine,
+        reranker.runtime,
         open_gallery("shapes:val"),
         protocol,
         reranker.calibration,

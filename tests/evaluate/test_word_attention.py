@@ -7,29 +7,29 @@ from edje_jax.evaluate.word_attention import _patch_attention, word_maps
 from edje_jax.scenes.shapes import Shapes
 
 
-def test_a_map_for_each_word(engine):
+def test_a_map_for_each_word(runtime):
     picture = Shapes("val", image_size=48).image(0)
-    found = word_maps(engine, picture, "A large, red_square above it")
+    found = word_maps(runtime, picture, "A large, red_square above it")
     assert found.words == ["a", "large", "red", "square", "above", "it"]
-    side = engine.config.backbone.vision.image_size // engine.config.backbone.vision.patch_size
+    side = runtime.config.backbone.vision.image_size // runtime.config.backbone.vision.patch_size
     assert found.maps.shape == (6, side, side)
     np.testing.assert_allclose(found.maps.sum(axis=(1, 2)), 1, atol=1e-5)
-    np.testing.assert_array_equal(found.image, resize(picture, engine.config.image))
+    np.testing.assert_array_equal(found.image, resize(picture, runtime.config.image))
 
 
-def test_a_word_of_many_pieces_is_their_mean(engine):
+def test_a_word_of_many_pieces_is_their_mean(runtime):
     caption = "red zyxwvq square"
-    words = engine.joint_tokenizer.words(caption)
+    words = runtime.joint_tokenizer.words(caption)
     assert [word for word, _ in words] == caption.split()
-    ids = engine.joint_tokenizer([caption])
+    ids = runtime.joint_tokenizer([caption])
     places = [place for _, pieces in words for place in pieces]
     # Every piece between [CLS] and [SEP] belongs to one word.
     assert places == list(range(1, int((ids != 0).sum()) - 1))
     picture = Shapes("val", image_size=48).image(1)
-    found = word_maps(engine, picture, caption)
+    found = word_maps(runtime, picture, caption)
     rows = _patch_attention(
-        engine.backbone, engine.model, engine.config.image, engine.backbone_params,
-        engine.params, ids, found.image[None],
+        runtime.backbone, runtime.model, runtime.config.image, runtime.backbone_params,
+        runtime.params, ids, found.image[None],
     )[0]  # fmt: skip
     for (_, pieces), patches in zip(words, found.maps, strict=True):
         np.testing.assert_allclose(

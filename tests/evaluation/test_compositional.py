@@ -161,8 +161,8 @@ def test_a_bad_file_is_named(pictures, content, error, told):
 
 
 @pytest.fixture(scope="module")
-def engine(trained):
-    return Reranker.from_pretrained(trained, precision="float32").engine
+def runtime(trained):
+    return Reranker.from_pretrained(trained, precision="float32").runtime
 
 
 def scenes(pictures) -> list[Item]:
@@ -176,27 +176,27 @@ def scenes(pictures) -> list[Item]:
 
 
 @pytest.mark.parametrize("chunk", [1, 256])
-def test_scores_are_those_of_the_model_pair_by_pair(engine, pictures, monkeypatch, chunk):
+def test_scores_are_those_of_the_model_pair_by_pair(runtime, pictures, monkeypatch, chunk):
     monkeypatch.setattr(compositional, "CHUNK", chunk)
     items = scenes(pictures)
-    found = score_items(engine, items, similarity_weight=0.5)
+    found = score_items(runtime, items, similarity_weight=0.5)
     for one, scored in zip(items, found, strict=True):
         images = [compositional.load_image(p.path) for p in one.pictures]
         images = [x.crop(p.box) if p.box else x for x, p in zip(images, one.pictures, strict=True)]
-        encoded = engine.encode_images(np.stack([resize(x, engine.config.image) for x in images]))
-        cosines = engine.embed_texts(list(one.captions)) @ encoded.embeddings.T
+        encoded = runtime.encode_images(np.stack([resize(x, runtime.config.image) for x in images]))
+        cosines = runtime.embed_texts(list(one.captions)) @ encoded.embeddings.T
         np.testing.assert_allclose(scored.base, cosines, rtol=0, atol=1e-5)
-        ids = engine.joint_tokenizer(list(one.captions))
+        ids = runtime.joint_tokenizer(list(one.captions))
         text, image = (x.ravel() for x in np.indices(cosines.shape))
-        logits = engine.score_pairs(ids, encoded.tokens, text, image).reshape(cosines.shape)
+        logits = runtime.score_pairs(ids, encoded.tokens, text, image).reshape(cosines.shape)
         np.testing.assert_allclose(scored.reranked, logits + 0.5 * cosines, rtol=0, atol=1e-5)
     # The same caption to the model: a tie, to the bit.
     assert is_right(found[1].base) == is_right(found[1].reranked) == {"text": False}
 
 
-def test_files(engine, pictures, tmp_path):
+def test_files(runtime, pictures, tmp_path):
     items = scenes(pictures)
-    scored = score_items(engine, items)
+    scored = score_items(runtime, items)
     metrics = write_compositional(tmp_path / "out", items, scored, {"model": "m"})
     assert json.loads((tmp_path / "out" / "compositional.json").read_text()) == metrics
     # An evaluation that lies in the same folder keeps its own.

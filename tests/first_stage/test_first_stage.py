@@ -1,12 +1,12 @@
-"""Every engine of the first stage against NumPy."""
+"""Every first stage against NumPy, as it was built and as it was stored."""
 
 import numpy as np
 import pytest
 
 from edje_jax.first_stage import exact
 from edje_jax.first_stage.exact import Exact
-from edje_jax.first_stage.faiss import Faiss
-from edje_jax.first_stage.registry import ENGINES
+from edje_jax.first_stage.faiss import FaissFlat
+from edje_jax.first_stage.registry import FIRST_STAGES, find_first_stage
 
 
 def unit(rows: int, width: int = 8, seed: int = 0) -> np.ndarray:
@@ -50,10 +50,14 @@ def test_no_query_depends_on_the_others():
 @pytest.mark.parametrize(
     "name, share", [("faiss-flat", 1.0), ("faiss-hnsw", 0.95), ("faiss-ivf", 0.5)]
 )
-def test_faiss_finds_nearly_the_same(name, share):
+def test_faiss_finds_nearly_the_same(name, share, tmp_path):
     pytest.importorskip("faiss")
     embeddings, queries = unit(3000, 16), unit(40, 16, seed=1)
-    found = ENGINES[name](embeddings).nearest(queries, 10)
+    found = find_first_stage(name).build(embeddings, tmp_path).nearest(queries, 10)
+    stored = find_first_stage(name).open(tmp_path)
+    assert len(stored) == 3000
+    for before, after in zip(found, stored.nearest(queries, 10), strict=True):
+        np.testing.assert_array_equal(after, before)
     truth = expected(embeddings, queries, 10)
     hits = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found.rows, truth, strict=True)])
     assert hits >= share
@@ -65,4 +69,28 @@ def test_faiss_that_is_not_there_says_what_to_install(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(ModuleNotFoundError, match=r"edje-jax\[faiss\]"):
-        Faiss(unit(3))
+        FaissFlat.build(unit(3), None)
+
+
+@pytest.mark.parametrize("name", FIRST_STAGES)
+def test_nothing_is_near_where_there_is_nothing(name, tmp_path):
+    if name.startswith("faiss"):
+        pytest.importorskip("faiss")
+    stage = find_first_stage(name).build(np.empty((0, 8), np.float32), None)
+    assert len(stage) == 0 and stage.nearest(unit(2), 5).rows.shape == (2, 0)
+    stage = find_first_stage(name).build(unit(3), None)
+    assert stage.nearest(np.empty((0, 8), np.float32), 2).rows.shape == (0, 2)
+
+
+def test_an_unknown_name_is_told_with_those_that_there_are():
+    with pytest.raises(ValueError, match="called 'fast'; there are exact, faiss-flat, faiss-hnsw"):
+        find_first_stage("fast")
+
+
+def test_the_command_line_lists_first_stages_without_their_libraries():
+    import subprocess
+    import sys
+
+    code = "import sys, edje_jax.first_stage.registry as r; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"jax", "faiss", "numpy"} & set(done.stdout.split())

@@ -24,15 +24,15 @@ from PIL import Image
 
 from edje_jax.config.calibration import Calibration
 from edje_jax.config.model import ImageRecipe
-from edje_jax.index.store import Row
-from edje_jax.search.results import Found, Seconds
+from edje_jax.index.shard_files import ImageRecord
+from edje_jax.search.results import RankedCandidates, Timings
 from edje_jax.serving.app import make_app
 from edje_jax.serving.jobs import Answer, Reranked
 from edje_jax.serving.service import Service
 
 INPUTS = int(os.environ.get("EDJE_FUZZ_INPUTS", "500")) // 5
 IDS = ("0.png", "391895", "a b/ö.png", "caf\udce9.png")
-NONE = Seconds(0.0, 0.0, 0.0)
+NONE = Timings(0.0, 0.0, 0.0)
 
 
 def png(side: int, colour: int = 0) -> bytes:
@@ -67,9 +67,9 @@ class Index:
         for number, name in enumerate(IDS):
             path = folder / f"{number}.png"
             path.write_bytes(png(8))
-            self.rows.append(Row(name, str(path), [f"caption {number} \ud83d"], (0, 0)))
+            self.rows.append(ImageRecord(name, str(path), [f"caption {number} \ud83d"], (0, 0)))
         self.store = SimpleNamespace(
-            numbers={name: number for number, name in enumerate(IDS)},
+            image_of_id={name: number for number, name in enumerate(IDS)},
             captions=[(number, f"caption {number} \ud83d") for number in range(len(IDS))],
             row=self.rows.__getitem__,
             thumbnail=lambda _: png(4),
@@ -105,7 +105,7 @@ class StandIn(Service):
     @staticmethod
     def _found(k):
         one = np.zeros(k, np.float32)
-        return Found(np.arange(k), one, one, one, np.arange(1, k + 1))
+        return RankedCandidates(np.arange(k), one, one, one, np.arange(1, k + 1))
 
 
 @pytest.fixture(scope="module")

@@ -70,7 +70,7 @@ class Set:
     def build_share(self, share: tuple[int, int], **options) -> Report | None:
         source = open_source(self.spec())
         return build(
-            self.reranker.engine,
+            self.reranker.runtime,
             self.reranker.stamp,
             source,
             "blip",
@@ -84,7 +84,7 @@ class Set:
         store = Store(self.index)
         tokens = np.asarray(unpack(store.tokens(np.arange(len(store)))), np.float32)
         found = self.reranker.search(ImageIndex(store), ["a red circle"], k=99, top_k=99)[0]
-        assert {result["id"] for result in found} == set(store.numbers)
+        assert {result["id"] for result in found} == set(store.image_of_id)
         texts = [text for _, text in store.captions]
         expected = self.reranker.embed_texts(texts)
         np.testing.assert_allclose(store.caption_embeddings, expected, atol=1e-5)
@@ -372,7 +372,7 @@ def test_records_of_one_id_are_one_image_that_is_compared_once(made):
         path.write_text(json.dumps(entries))
         out = made.index.with_name("2")
         report = build(
-            made.reranker.engine, made.reranker.stamp, open_source(f"blip:{path}"), "twice", out
+            made.reranker.runtime, made.reranker.stamp, open_source(f"blip:{path}"), "twice", out
         )
         assert report
         return report
@@ -401,7 +401,7 @@ def test_every_kind_of_set_is_compared(kind, reranker, tmp_path, monkeypatch):
         shutil.rmtree(tmp_path / "set", ignore_errors=True)
         tfds._opened.cache_clear()  # A set is not written anew while a program reads it
         spec = WRITERS[kind](tmp_path / "set", made)
-        report = build(reranker.engine, reranker.stamp, open_source(spec), spec, index)
+        report = build(reranker.runtime, reranker.stamp, open_source(spec), spec, index)
         assert report
         return report
 
@@ -413,8 +413,8 @@ def test_every_kind_of_set_is_compared(kind, reranker, tmp_path, monkeypatch):
     report = again([*made[:5], made[6]])
     assert (report.changed, report.recaptioned, report.gone) == (["1"], ["3"], ["5"])
     store = Store(index)
-    of = store.numbers
-    np.testing.assert_allclose(store.embeddings[of["1"]], store.embeddings[of["2"]], atol=1e-5)
+    of = store.image_of_id
+    np.testing.assert_allclose(*store.embeddings[[of["1"], of["2"]]], atol=1e-5)
     assert store.row(of["3"]).captions == ["corrected"] and "5" in of
 
 
@@ -438,12 +438,12 @@ class Drawn:
 
 
 def test_a_source_without_stamps_is_compared_by_its_pixels(reranker, tmp_path):
-    build(reranker.engine, reranker.stamp, Drawn([0, 1]), "drawn", tmp_path)
-    report = build(reranker.engine, reranker.stamp, Drawn([0, 1]), "drawn", tmp_path)
+    build(reranker.runtime, reranker.stamp, Drawn([0, 1]), "drawn", tmp_path)
+    report = build(reranker.runtime, reranker.stamp, Drawn([0, 1]), "drawn", tmp_path)
     assert report and report.changed == report.new == []
     # And its captions are looked at here, if it does not do so itself.
     assert list(report.faults) == ["1"] and Store(tmp_path).row(1).captions == ["fine"]
-    report = build(reranker.engine, reranker.stamp, Drawn([0, 2]), "drawn", tmp_path)
+    report = build(reranker.runtime, reranker.stamp, Drawn([0, 2]), "drawn", tmp_path)
     assert report and report.changed == ["1"]
 
 
@@ -469,7 +469,7 @@ def test_exactly_the_share_may_be_bad(reranker, tmp_path):
         image.write_bytes(b"no image") if number < 29 else SHAPES.image(number).save(image)
     source, out = open_source(f"folder:{tmp_path}/set"), tmp_path / "index"
     # In floating point, 0.29 * 100 is less than 29.
-    report = build(reranker.engine, reranker.stamp, source, "folder", out, max_bad=0.29)
+    report = build(reranker.runtime, reranker.stamp, source, "folder", out, max_bad=0.29)
     assert report and len(report.rejected) == 29
 
 
@@ -479,7 +479,7 @@ def test_an_index_among_its_images_is_no_image(reranker, tmp_path, caplog):
         SHAPES.image(number).save(tmp_path / f"{number}.png")
     for new in (["0.png", "1.png", "2.png"], []):
         source = open_source(f"folder:{tmp_path}")
-        report = build(reranker.engine, reranker.stamp, source, "folder", tmp_path / "index")
+        report = build(reranker.runtime, reranker.stamp, source, "folder", tmp_path / "index")
         assert report and (report.new, report.rejected) == (new, {})
     assert "1 thumbnails of an index (index/thumbnails-00000.bin)" in caplog.text
 
@@ -523,7 +523,7 @@ def test_a_name_that_is_not_utf_8_is_one_bad_record(tmp_path, reranker):
     index = tmp_path / "index"
     for _ in range(2):
         report = build(
-            reranker.engine, reranker.stamp, open_source(f"folder:{folder}"), "folder", index
+            reranker.runtime, reranker.stamp, open_source(f"folder:{folder}"), "folder", index
         )
         assert report and list(report.rejected) == ["odd \\udcfe.png"]
     # The folder's own name is no part of an id.

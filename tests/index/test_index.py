@@ -14,7 +14,7 @@ from PIL import Image
 from edje_jax import ImageIndex, Reranker
 from edje_jax.data.sources.blip_json import BlipJson
 from edje_jax.data.sources.folder import Folder
-from edje_jax.first_stage.registry import ENGINES
+from edje_jax.first_stage.registry import FIRST_STAGES
 from edje_jax.index import build as building
 from edje_jax.index.build import build
 from edje_jax.index.image_index import TokensOn
@@ -66,7 +66,7 @@ def built(reranker, tmp_path_factory) -> tuple[Source, Path]:
         patch.setattr(building, "SHARD_ROWS", 5)
         patch.setattr(building, "BATCH", 2)
         source = write_set(folder / "set")
-        assert build(reranker.engine, reranker.stamp, source, "blip:set", folder / "index")
+        assert build(reranker.runtime, reranker.stamp, source, "blip:set", folder / "index")
     return source, folder / "index"
 
 
@@ -95,7 +95,7 @@ def test_search_is_the_first_stage_reranked(reranker, built):
     _, folder = built
     index = ImageIndex.open(folder)
     tokens = np.asarray(unpack(index.tokens[np.arange(len(index))]), np.float32)
-    cosines = reranker.embed_texts(TEXTS) @ index.store.embeddings.T
+    cosines = reranker.embed_texts(TEXTS) @ index.store.embeddings[:].T
     logits = reranker.score_matrix(TEXTS, tokens)
     found = reranker.search(index, TEXTS, k=7, top_k=4)
     assert [len(results) for results in found] == [4, 4, 4]
@@ -153,7 +153,7 @@ def test_a_picture_finds_captions(reranker, built):
 @pytest.mark.parametrize("dtype", TOKEN_DTYPES)
 def test_every_token_dtype_searches(reranker, built, tmp_path, dtype):
     source, _ = built
-    assert build(reranker.engine, reranker.stamp, source, "blip:set", tmp_path, token_dtype=dtype)
+    assert build(reranker.runtime, reranker.stamp, source, "blip:set", tmp_path, token_dtype=dtype)
     store = Store(tmp_path)
     kept = sum(path.stat().st_size for path in tmp_path.glob("tokens-*"))
     kept += sum(path.stat().st_size for path in tmp_path.glob("scales-*"))
@@ -171,7 +171,7 @@ def test_building_again_changes_nothing(reranker, built, tmp_path):
     source, folder = built
     shutil.copytree(folder, tmp_path / "index")
     before = files(tmp_path / "index")
-    assert build(reranker.engine, reranker.stamp, source, "blip:set", tmp_path / "index")
+    assert build(reranker.runtime, reranker.stamp, source, "blip:set", tmp_path / "index")
     assert files(tmp_path / "index") == before
 
 
@@ -185,18 +185,18 @@ def test_one_stream_of_pictures_fills_all_shards(reranker, built, tmp_path, monk
         return read_batches(decoder, batches, workers)
 
     monkeypatch.setattr(building, "read_batches", spied)
-    assert not build(reranker.engine, reranker.stamp, source, "blip:set", tmp_path, share=(0, 2))
-    assert build(reranker.engine, reranker.stamp, source, "blip:set", tmp_path)
+    assert not build(reranker.runtime, reranker.stamp, source, "blip:set", tmp_path, share=(0, 2))
+    assert build(reranker.runtime, reranker.stamp, source, "blip:set", tmp_path)
     assert read == [6, 4] and files(tmp_path) == files(folder)
 
 
 def test_many_machines_fill_one_index(reranker, built, tmp_path):
     source, folder = built
-    assert not build(reranker.engine, reranker.stamp, source, "blip:set", tmp_path, share=(1, 3))
+    assert not build(reranker.runtime, reranker.stamp, source, "blip:set", tmp_path, share=(1, 3))
     with pytest.raises(BadStore, match="this index is unfinished; run the same"):
         Store(tmp_path)
-    assert not build(reranker.engine, reranker.stamp, source, "blip:set", tmp_path, share=(0, 3))
-    assert build(reranker.engine, reranker.stamp, source, "blip:set", tmp_path, share=(2, 3))
+    assert not build(reranker.runtime, reranker.stamp, source, "blip:set", tmp_path, share=(0, 3))
+    assert build(reranker.runtime, reranker.stamp, source, "blip:set", tmp_path, share=(2, 3))
     assert files(tmp_path) == files(folder)
 
 
@@ -228,11 +228,11 @@ def test_a_build_that_was_killed_anywhere_goes_on(reranker, built, tmp_path, mon
             patch.setattr(Path, "unlink", dying(Path.unlink, at))
             touched = 0
             try:
-                build(reranker.engine, reranker.stamp, source, "blip:set", index)
+                build(reranker.runtime, reranker.stamp, source, "blip:set", index)
                 break
             except Killed:
                 deaths += 1
-        assert build(reranker.engine, reranker.stamp, source, "blip:set", index)
+        assert build(reranker.runtime, reranker.stamp, source, "blip:set", index)
         assert files(index) == expected, f"killed after {at} files"
         shutil.rmtree(index)
     assert deaths > 25
@@ -240,33 +240,33 @@ def test_a_build_that_was_killed_anywhere_goes_on(reranker, built, tmp_path, mon
 
 def test_a_set_that_changed_under_a_build_keeps_what_is_done(reranker, tmp_path):
     source, index = write_set(tmp_path / "set"), tmp_path / "index"
-    build(reranker.engine, reranker.stamp, source, "blip:set", index, share=(0, 2))
+    build(reranker.runtime, reranker.stamp, source, "blip:set", index, share=(0, 2))
     done = {path.name: path.read_bytes() for path in index.glob("tokens-*")}
     assert len(done) == 2
     more = write_set(tmp_path / "set", PICTURES + 2)
-    assert build(reranker.engine, reranker.stamp, more, "blip:set", index)
+    assert build(reranker.runtime, reranker.stamp, more, "blip:set", index)
     store = Store(index)
-    assert set(store.numbers) == {more.image_id(i) for i in range(len(more))}
+    assert set(store.image_of_id) == {more.image_id(i) for i in range(len(more))}
     assert done.items() <= files(index).items() and list(verify(index)) == []
 
 
 def test_what_is_removed_during_a_build_stays_removed(reranker, tmp_path):
     index = tmp_path / "index"
-    build(reranker.engine, reranker.stamp, write_set(tmp_path / "set", 12), "blip:set", index)
+    build(reranker.runtime, reranker.stamp, write_set(tmp_path / "set", 12), "blip:set", index)
     more = write_set(tmp_path / "set", 26)
-    assert not build(reranker.engine, reranker.stamp, more, "blip:set", index, share=(0, 2))
+    assert not build(reranker.runtime, reranker.stamp, more, "blip:set", index, share=(0, 2))
     with pytest.raises(BadStore, match="a build is under way"):
         compact(index)
     remove(index, ["001.png"])
-    assert build(reranker.engine, reranker.stamp, more, "blip:set", index, share=(1, 2))
-    assert "001.png" not in Store(index).numbers and "019.png" in Store(index).numbers
+    assert build(reranker.runtime, reranker.stamp, more, "blip:set", index, share=(1, 2))
+    assert "001.png" not in Store(index).image_of_id and "019.png" in Store(index).image_of_id
 
 
 def test_an_index_may_be_empty(reranker, tmp_path):
     index = tmp_path / "index"
     source = write_set(tmp_path / "set", 2)
-    build(reranker.engine, reranker.stamp, source, "blip:set", index)
-    remove(index, list(Store(index).numbers))
+    build(reranker.runtime, reranker.stamp, source, "blip:set", index)
+    remove(index, list(Store(index).image_of_id))
 
     def check(tokens_on: TokensOn, first_stage: str) -> None:
         opened = ImageIndex.open(index, tokens_on=tokens_on, first_stage=first_stage)
@@ -276,7 +276,7 @@ def test_an_index_may_be_empty(reranker, tmp_path):
     for _ in ("with its rows", "compacted"):
         for tokens_on in get_args(TokensOn):
             check(tokens_on, "exact")
-        for first_stage in ENGINES:
+        for first_stage in FIRST_STAGES:
             check("disk", first_stage)
         assert list(verify(index)) == []
         compact(index)
@@ -286,10 +286,10 @@ def test_an_index_may_be_empty(reranker, tmp_path):
 def test_pictures_are_added_removed_and_compacted(reranker, tmp_path):
     source = write_set(tmp_path / "set", 12)
     index = tmp_path / "index"
-    build(reranker.engine, reranker.stamp, source, "blip:set", index)
+    build(reranker.runtime, reranker.stamp, source, "blip:set", index)
     first = {name: data for name, data in files(index).items() if name.startswith("tokens")}
     more = write_set(tmp_path / "set", 20)
-    build(reranker.engine, reranker.stamp, more, "blip:set", index)
+    build(reranker.runtime, reranker.stamp, more, "blip:set", index)
     grown = Store(index)
     assert {grown.row(i).id for i in range(len(grown))} == {
         more.image_id(i) for i in range(len(more))
@@ -302,15 +302,15 @@ def test_pictures_are_added_removed_and_compacted(reranker, tmp_path):
     with pytest.raises(BadStore, match="not in the index"):
         remove(index, ["001.png"])
     left = Store(index)
-    kept = [grown.numbers[left.row(i).id] for i in range(len(left))]
-    assert len(left) == len(grown) - 3 and "001.png" not in left.numbers
+    kept = [grown.image_of_id[left.row(i).id] for i in range(len(left))]
+    assert len(left) == len(grown) - 3 and "001.png" not in left.image_of_id
 
     def same(a: Store, rows: list[int]) -> None:
         for name in ("values", "scales"):
             one = getattr(a.tokens(np.arange(len(a))), name)
             other = getattr(grown_tokens[np.array(rows)], name)
             assert (one is None and other is None) or np.array_equal(one, other)
-        np.testing.assert_array_equal(a.embeddings, grown_embeddings[rows])
+        np.testing.assert_array_equal(a.embeddings[:], grown_embeddings[rows])
         assert [text for _, text in a.captions] == [
             text for row in rows for text in grown.row(row).captions
         ]
@@ -320,28 +320,28 @@ def test_pictures_are_added_removed_and_compacted(reranker, tmp_path):
         )
         assert [a.thumbnail(i) for i in range(len(a))] == [thumbnails[row] for row in rows]
 
-    grown_tokens, grown_embeddings = grown.tokens(np.arange(len(grown))), grown.embeddings
+    grown_tokens, grown_embeddings = grown.tokens(np.arange(len(grown))), grown.embeddings[:]
     thumbnails = [grown.thumbnail(i) for i in range(len(grown))]
     same(left, kept)
     assert compact(index) == 3
     after = Store(index)
-    order = [grown.numbers[after.row(i).id] for i in range(len(after))]
+    order = [grown.image_of_id[after.row(i).id] for i in range(len(after))]
     assert sorted(order) == sorted(kept)
     same(after, order)
     assert list(verify(index)) == [] and compact(index) == 0
     # Removed stays removed, until it is asked for.
-    build(reranker.engine, reranker.stamp, more, "blip:set", index)
-    assert "001.png" not in Store(index).numbers
-    build(reranker.engine, reranker.stamp, more, "blip:set", index, restore=True)
-    assert {"001.png", "004.png", "019.png"} < Store(index).numbers.keys()
+    build(reranker.runtime, reranker.stamp, more, "blip:set", index)
+    assert "001.png" not in Store(index).image_of_id
+    build(reranker.runtime, reranker.stamp, more, "blip:set", index, restore=True)
+    assert {"001.png", "004.png", "019.png"} < Store(index).image_of_id.keys()
 
 
 def test_bad_pictures_are_listed_and_can_be_mended(reranker, tmp_path):
     source = write_set(tmp_path / "set", bad=(2, 4, 5, 7, 8, 10))
     index = tmp_path / "index"
-    assert build(reranker.engine, reranker.stamp, source, "blip:set", index)
+    assert build(reranker.runtime, reranker.stamp, source, "blip:set", index)
     store = Store(index)
-    assert "004.png" not in store.numbers and len(store) == len(source) - 6
+    assert "004.png" not in store.image_of_id and len(store) == len(source) - 6
     with (index / "rejected.csv").open(newline="") as file:
         listed = list(csv.reader(file))
     assert listed[0] == ["id", "reason"]
@@ -349,11 +349,11 @@ def test_bad_pictures_are_listed_and_can_be_mended(reranker, tmp_path):
     assert sorted(row[0] for row in listed[1:]) == bad
     assert all("not a picture" in reason for _, reason in listed[1:])
     before = files(index)
-    build(reranker.engine, reranker.stamp, source, "blip:set", index)
+    build(reranker.runtime, reranker.stamp, source, "blip:set", index)
     assert files(index) == before
     Shapes("val").image(4).save(tmp_path / "set" / "004.png")
-    build(reranker.engine, reranker.stamp, source, "blip:set", index)
-    assert "004.png" in Store(index).numbers
+    build(reranker.runtime, reranker.stamp, source, "blip:set", index)
+    assert "004.png" in Store(index).image_of_id
     assert "004.png" not in (index / "rejected.csv").read_text()
 
 
@@ -386,7 +386,7 @@ def test_what_does_not_belong_together_is_refused(reranker, built, tmp_path):
     manifest = json.loads((tmp_path / "index" / "manifest.json").read_text())
     with pytest.raises(BadStore, match="keeps tokens as bfloat16, asked for int8"):
         build(
-            reranker.engine,
+            reranker.runtime,
             reranker.stamp,
             source,
             "blip:set",
@@ -397,7 +397,7 @@ def test_what_does_not_belong_together_is_refused(reranker, built, tmp_path):
     (tmp_path / "index" / "manifest.json").write_text(json.dumps(foreign))
     told = r"another model \(another/model, 0 deferred layers\) than this one \(.*, 0 deferred"
     with pytest.raises(BadStore, match=told):
-        build(reranker.engine, reranker.stamp, source, "blip:set", tmp_path / "index")
+        build(reranker.runtime, reranker.stamp, source, "blip:set", tmp_path / "index")
     with pytest.raises(BadStore, match="built with another model"):
         reranker.search(ImageIndex.open(tmp_path / "index"), TEXTS)
     with pytest.raises(BadStore, match="built with another model"):
@@ -411,10 +411,10 @@ def test_what_does_not_belong_together_is_refused(reranker, built, tmp_path):
     with pytest.raises(BadStore, match="no index here"):
         ImageIndex.open(tmp_path / "nothing")
     # A build with another token dtype was begun.
-    build(reranker.engine, reranker.stamp, source, "blip:set", tmp_path / "two", share=(0, 2))
+    build(reranker.runtime, reranker.stamp, source, "blip:set", tmp_path / "two", share=(0, 2))
     with pytest.raises(BadStore, match=r"unfinished build of another kind \(token_dtype differ"):
         build(
-            reranker.engine,
+            reranker.runtime,
             reranker.stamp,
             source,
             "blip:set",
@@ -426,7 +426,7 @@ def test_what_does_not_belong_together_is_refused(reranker, built, tmp_path):
 def test_no_captions_no_answers_to_a_picture(reranker, tmp_path):
     write_set(tmp_path / "set", 6)
     build(
-        reranker.engine,
+        reranker.runtime,
         reranker.stamp,
         Folder(str(tmp_path / "set")),
         "folder:set",

@@ -54,7 +54,7 @@ def many_shards(reranker, tmp_path_factory) -> tuple[Path, Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(building, "SHARD_ROWS", 1)
         build(
-            reranker.engine, reranker.stamp, Folder(folder / "images"), "folder", folder / "index"
+            reranker.runtime, reranker.stamp, Folder(folder / "images"), "folder", folder / "index"
         )
     return folder / "images", folder / "index"
 
@@ -73,7 +73,7 @@ def test_an_index_has_more_shards_than_files_may_be_open(reranker, many_shards):
         # What was deleted meanwhile can be searched until it is closed.
         assert len(reranker.search(index, ["a star"], k=99, top_k=99)[0]) == SHARDS
         report = build(
-            reranker.engine, reranker.stamp, Folder(images), "folder", path, restore=True
+            reranker.runtime, reranker.stamp, Folder(images), "folder", path, restore=True
         )
         assert report and report.new == ["00.png"] and len(Store(path)) == SHARDS
 

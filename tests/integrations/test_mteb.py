@@ -97,14 +97,14 @@ def test_mteb_finds_what_eval_finds(trained, reranker, spec, category, weight):
 
     model = MtebSearch(reranker, k=K, similarity_weight=weight)
     encoded = []
-    engine_encode = type(reranker.engine).encode_images
+    plain_encode = type(reranker.runtime).encode_images
 
-    def count(engine, images):
+    def count(runtime, images):
         encoded.append(len(images))
-        return engine_encode(engine, images)
+        return plain_encode(runtime, images)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(reranker.engine), "encode_images", count)
+        patch.setattr(type(reranker.runtime), "encode_images", count)
         (result,) = mteb.evaluate(
             model, local_task(spec, category), cache=None, co2_tracker=False
         ).task_results
@@ -249,6 +249,6 @@ def test_a_broken_model_is_told(reranker, spec, monkeypatch):
     def broken(self, ids, tokens, text, image, similarities):
         return np.full(len(text), np.nan, np.float32)
 
-    monkeypatch.setattr(type(reranker.engine), "score_pairs", broken)
+    monkeypatch.setattr(type(reranker.runtime), "score_pairs", broken)
     with pytest.raises(ValueError, match=r"gave nan for query '0\.png#0' and document"):
         model.search(captions, task_metadata=about("t2i"), top_k=5)

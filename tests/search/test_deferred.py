@@ -99,7 +99,7 @@ def test_a_store_scores_as_one_pass_over_equally_rounded_states(
     """In every dtype, with captions of every length bucket, each with as many candidates as it
     likes."""
     reranker, source = wide(trained, deferred, online_vision), Some("val")
-    engine, longest = reranker.engine, reranker.config.max_text_length
+    runtime, longest = reranker.runtime, reranker.config.max_text_length
     states = reranker.encode_images([source.image(i) for i in range(PICTURES)])
     rng = np.random.default_rng(deferred)
     used = np.array([2, 9, *lengths_up_to(longest)])
@@ -111,20 +111,22 @@ def test_a_store_scores_as_one_pass_over_equally_rounded_states(
     for dtype in get_args(TokenDtype):
         folder = tmp_path / dtype
         assert build(
-            reranker.engine, reranker.stamp, source, "shapes:val", folder, token_dtype=dtype
+            reranker.runtime, reranker.stamp, source, "shapes:val", folder, token_dtype=dtype
         )
         rounded = np.asarray(unpack(pack(states, dtype)), np.float32)
-        expected = np.asarray(one_pass(reranker.config, engine.params, ids[text], rounded[picture]))
+        expected = np.asarray(
+            one_pass(reranker.config, runtime.params, ids[text], rounded[picture])
+        )
         assert expected.std() > 0.05
         tokens = ImageIndex.open(folder).tokens
-        logits = engine.score_pairs(ids, tokens, text, picture)
+        logits = runtime.score_pairs(ids, tokens, text, picture)
         np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5, err_msg=dtype)
 
 
 def test_a_search_shows_the_scores_of_the_stored_states(reranker, tmp_path, capsys):
     source = Some("val")
     assert build(
-        reranker.engine,
+        reranker.runtime,
         reranker.stamp,
         source,
         "shapes:val",
@@ -134,7 +136,7 @@ def test_a_search_shows_the_scores_of_the_stored_states(reranker, tmp_path, caps
     tokens = reranker.encode_images([source.image(i) for i in range(PICTURES)])
     expected = reranker.score_matrix(TEXTS, np.asarray(unpack(pack(tokens, "int8")), np.float32))
     index = ImageIndex.open(tmp_path / "index")
-    found, _ = search_images(reranker.engine, index, TEXTS, PICTURES)
+    found, _ = search_images(reranker.runtime, index, TEXTS, PICTURES)
     for row, one in zip(expected, found, strict=True):
         assert sorted(one.rows) == list(range(PICTURES))
         np.testing.assert_allclose(one.logits, row[one.rows], rtol=0, atol=1e-5)
@@ -143,7 +145,7 @@ def test_a_search_shows_the_scores_of_the_stored_states(reranker, tmp_path, caps
 
 
 def test_the_same_weights_without_deferred_layers_are_another_model(reranker, trained, tmp_path):
-    build(reranker.engine, reranker.stamp, Some("val"), "shapes:val", tmp_path / "index")
+    build(reranker.runtime, reranker.stamp, Some("val"), "shapes:val", tmp_path / "index")
     index = ImageIndex.open(tmp_path / "index")
     with pytest.raises(BadStore, match="another model"):
         Reranker.from_pretrained(trained).search(index, TEXTS)
@@ -153,7 +155,7 @@ def test_the_same_weights_without_deferred_layers_are_another_model(reranker, tr
 def test_states_take_as_many_bytes_as_tokens(reranker, trained, dtype, tmp_path):
     plain = Reranker.from_pretrained(trained)
     for name, one in (("states", reranker), ("tokens", plain)):
-        build(one.engine, one.stamp, Some("val"), "shapes:val", tmp_path / name, token_dtype=dtype)
+        build(one.runtime, one.stamp, Some("val"), "shapes:val", tmp_path / name, token_dtype=dtype)
     sizes = [
         {p.name: p.stat().st_size for p in (tmp_path / name).glob("*.npy")}
         for name in ("states", "tokens")
@@ -179,7 +181,7 @@ def test_layers_of_a_trained_model_are_deferred_by_distillation_and_searched(tra
     assert model.config.adapter == load_model(str(trained)).config.adapter
     reranker, source = Reranker.from_pretrained(run), Some("val")
     assert build(
-        reranker.engine,
+        reranker.runtime,
         reranker.stamp,
         source,
         "shapes:val",

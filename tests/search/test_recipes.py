@@ -52,7 +52,7 @@ def test_every_way_in_reads_as_the_recipe_says(careful, plain, pair, tmp_path):
     np.testing.assert_allclose(careful.encode_images([folder / "logo.png"]), expected, atol=1e-5)
     assert np.abs(plain.encode_images([folder / "logo.png"]) - expected).max() > 0.01
     assert build(
-        careful.engine,
+        careful.runtime,
         careful.stamp,
         Folder(folder),
         "folder:logos",
@@ -73,7 +73,7 @@ def test_every_way_in_reads_as_the_recipe_says(careful, plain, pair, tmp_path):
 
 def test_an_index_of_another_recipe_is_refused(careful, plain, pair, tmp_path):
     source, out = Folder(pair[0]), tmp_path / "index"
-    assert build(careful.engine, careful.stamp, source, "folder:logos", out)
+    assert build(careful.runtime, careful.stamp, source, "folder:logos", out)
     assert Store(out).manifest.model["image"] == careful.config.image.reading
     told = (
         r"0 deferred layers, icc_profile applied, transparency white\) than .* 0 deferred layers\)"
@@ -81,6 +81,6 @@ def test_an_index_of_another_recipe_is_refused(careful, plain, pair, tmp_path):
     with pytest.raises(BadStore, match=told):
         plain.search(ImageIndex.open(out), ["red"])
     with pytest.raises(BadStore, match="built with another model"):
-        build(plain.engine, plain.stamp, source, "folder:logos", out)
+        build(plain.runtime, plain.stamp, source, "folder:logos", out)
     assert careful.search(ImageIndex.open(out), ["red"])[0][0]["id"] == "logo.png"
     assert "image" not in plain.stamp

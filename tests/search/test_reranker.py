@@ -88,9 +88,9 @@ def test_stored_tokens_may_be_halves_and_may_be_on_the_device(reranker, pictures
 def test_a_picture_in_several_pairs_is_encoded_once(reranker, pictures, tmp_path, monkeypatch):
     pictures[0].save(tmp_path / "a.png")
     path, encoded = str(tmp_path / "a.png"), []
-    encode = type(reranker.engine).encode_images
+    encode = type(reranker.runtime).encode_images
     monkeypatch.setattr(
-        type(reranker.engine),
+        type(reranker.runtime),
         "encode_images",
         lambda self, pixels: encoded.append(len(pixels)) or encode(self, pixels),
     )
@@ -112,14 +112,14 @@ def test_a_model_is_found_by_folder_and_by_workdir(trained, reranker):
 
 def test_parameters_are_counted_by_where_they_run(reranker):
     count = reranker.num_parameters
-    params = reranker.engine.params
+    params = reranker.runtime.params
 
     def sizes(tree):
         return [leaf.size for leaf in jax.tree.leaves(tree)]
 
     assert count["online"] == sum(sizes(params["joint_encoder"]))
     assert count["offline"] == sum(
-        sizes(params["adapter"]) + sizes(reranker.engine.backbone_params)
+        sizes(params["adapter"]) + sizes(reranker.runtime.backbone_params)
     )
 
 
@@ -195,7 +195,7 @@ def test_an_index_made_before_there_was_a_choice_still_opens(reranker):
     assert config["image"].pop("icc_profile") == "ignored"
     assert config["image"].pop("transparency") == "dropped"
     assert config.pop("similarity_prior") is None
-    params = jax.device_get((reranker.engine.params, reranker.engine.backbone_params))
+    params = jax.device_get((reranker.runtime.params, reranker.runtime.backbone_params))
     stamp = f"{params_fingerprint(params)} {json.dumps(config, sort_keys=True)}"
     assert reranker.fingerprint == hashlib.sha256(stamp.encode()).hexdigest()[:32]
 

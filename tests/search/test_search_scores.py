@@ -36,7 +36,7 @@ def folder(reranker, tmp_path_factory) -> Path:
     records = [{"image": f"{i}.png", "caption": list(scenes.captions(i))} for i in range(IMAGES)]
     (folder / "set.json").write_text(json.dumps(records))
     source = BlipJson(str(folder / "set.json"))
-    assert build(reranker.engine, reranker.stamp, source, "blip:set", folder / "index")
+    assert build(reranker.runtime, reranker.stamp, source, "blip:set", folder / "index")
     return folder
 
 
@@ -53,8 +53,8 @@ def with_calibration(reranker: Reranker, calibration: Calibration) -> Reranker:
 
 def test_results_stand_in_the_order_of_the_mix(reranker, index):
     calibration = Calibration(1.5, 2.0, -0.5)
-    found, _ = search_images(reranker.engine, index, QUERIES, 12)
-    tuned, _ = search_images(reranker.engine, index, QUERIES, 12, calibration)
+    found, _ = search_images(reranker.runtime, index, QUERIES, 12)
+    tuned, _ = search_images(reranker.runtime, index, QUERIES, 12, calibration)
     for plain, ours in zip(found, tuned, strict=True):
         base = np.argsort(plain.base_ranks)
         rows, logits, cosines = (

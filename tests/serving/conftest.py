@@ -27,7 +27,7 @@ def indexed(trained, tmp_path_factory) -> Path:
     (folder / "secret.png").write_bytes((folder / "0.png").read_bytes())
     reranker = Reranker.from_pretrained(trained)
     assert build(
-        reranker.engine,
+        reranker.runtime,
         reranker.stamp,
         BlipJson(str(folder / "set.json")),
         "blip:set",

@@ -146,7 +146,7 @@ def test_an_image_bomb_is_refused(client):
 def test_images_and_nothing_else_leave_the_index(client, service, indexed):
     odd = "odd & <name> #?%.png"
     answer = client.get("/images/odd%20%26%20%3Cname%3E%20%23%3F%25.png")
-    assert answer.status_code == 200 and odd in service.index.store.numbers
+    assert answer.status_code == 200 and odd in service.index.store.image_of_id
     assert answer.content == (indexed.parent / odd).read_bytes()
     assert answer.headers["x-content-type-options"] == "nosniff"
     small = client.get("/images/3.png", params={"thumbnail": 40})
@@ -413,7 +413,7 @@ def test_a_calibrated_model_serves_calibrated_scores(service):
             ]
             for raw in (False, True)
         )
-        cosine = float(reranker.embed_texts([QUERY])[0] @ service.index.store.embeddings[2])
+        cosine = float(reranker.embed_texts([QUERY])[0] @ service.index.store.embeddings[[2]][0])
         assert score == pytest.approx(1 / (1 + np.exp(-((logit + cosine / 2) / 2 - 1))), abs=1e-5)
         found = client.post("/search", json={"query": QUERY, "k": 9, "top_k": 9}).json()["results"]
     expected = reranker.search(service.index, [QUERY], k=9, top_k=9)[0]

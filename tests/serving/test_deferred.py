@@ -27,7 +27,7 @@ def deferred(trained, indexed, tmp_path_factory) -> Service:
     (folder / "model" / "config.json").write_text(json.dumps(config))
     reranker = Reranker.from_pretrained(folder / "model", precision="float32")
     source = BlipJson(str(indexed.parent / "set.json"))
-    assert build(reranker.engine, reranker.stamp, source, "blip:set", folder / "index")
+    assert build(reranker.runtime, reranker.stamp, source, "blip:set", folder / "index")
     return Service(reranker, ImageIndex.open(folder / "index"))
 
 
@@ -37,7 +37,7 @@ def test_every_kind_of_request(deferred, service):
     stored = np.asarray(index.tokens[np.arange(pictures)].values, np.float32)
     expected = reranker.score_matrix(TEXTS, stored)
     deferred.warm(ks=(pictures,))
-    programs = (scoring.score, scoring.read_texts, scoring.repeat)
+    programs = (scoring.score, scoring.encode_captions, scoring.gather_captions)
     warm = [program._cache_size() for program in programs]
 
     for row, answer in zip(
@@ -47,7 +47,7 @@ def test_every_kind_of_request(deferred, service):
 
     side = reranker.config.image.size
     sent = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), np.uint8)
-    fresh = reranker.score_matrix(TEXTS, reranker.engine.encode_images(sent).tokens)
+    fresh = reranker.score_matrix(TEXTS, reranker.runtime.encode_images(sent).tokens)
     jobs = [Rerank(text, Images({0: 4, 2: 7}, {1: sent[0], 3: sent[1]})) for text in TEXTS]
     for number, found in enumerate(deferred.run(jobs)):
         wanted = [expected[number, 4], fresh[number, 0], expected[number, 7], fresh[number, 1]]

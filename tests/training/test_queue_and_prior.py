@@ -68,12 +68,12 @@ def test_the_prior_s_constants_go_with_the_run(config, tmp_path):
     # The first batch's cosines, over all pairs.
     reader = EdjeTask(config, workdir).reader
     batch = reader[0][0]
-    engine = Reranker.from_pretrained(workdir).engine
+    runtime = Reranker.from_pretrained(workdir).runtime
     captions = [reader.source.captions(i)[0] for i in range(3)]
-    assert np.isfinite(engine.embed_texts(captions)).all()
-    images = engine.encode_images(np.asarray(batch.images)).embeddings
+    assert np.isfinite(runtime.embed_texts(captions)).all()
+    images = runtime.encode_images(np.asarray(batch.images)).embeddings
     texts = np.asarray(
-        engine.backbone.bind({"params": engine.backbone_params}).encode_text(
+        runtime.backbone.bind({"params": runtime.backbone_params}).encode_text(
             jax.numpy.asarray(batch.backbone_ids)
         )
     )

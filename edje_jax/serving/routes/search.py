@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 from fastapi import APIRouter, HTTPException
 
-from edje_jax.search.results import listed
+from edje_jax.search.results import to_results
 from edje_jax.serving.jobs import Captions, Search
 from edje_jax.serving.json_body import JsonRoute
 from edje_jax.serving.schemas import (
@@ -51,7 +51,7 @@ async def captions(asked: CaptionsRequest, state: Shared) -> CaptionsAnswer:
     answer = await state.compute(Captions(state.number(asked.id), asked.k))
     state.monitor.answer(answer.seconds, len(answer.found.rows))
     results = []
-    for row, scores in listed(answer.found, asked.top_k, asked.min_score):
+    for row, scores in to_results(answer.found, asked.top_k, asked.min_score):
         image, caption = state.store.captions[row]
         results.append(FoundCaption(id=state.store.row(image).id, caption=caption, **scores))
     return CaptionsAnswer(

@@ -20,7 +20,7 @@ from edje_jax.evaluate.gallery import encode_gallery, evaluate
 from edje_jax.models.backbone import make_backbone
 from edje_jax.models.edje import Edje
 from edje_jax.runtimes.devices import compute_dtype
-from edje_jax.runtimes.jax import Engine
+from edje_jax.runtimes.jax import JaxRuntime
 from edje_jax.training.assemble import Parts, assemble, open_sets
 from edje_jax.training.edje_step import Frozen, StepSetup, edje_train_step
 from edje_jax.training.feature_pass import FeaturePass
@@ -159,7 +159,7 @@ class EdjeTask:
         if self.validation is None:
             return {}
         one = self.devices.count == 1
-        engine = Engine(
+        runtime = JaxRuntime(
             self.model_config,
             self.devices.alone(state.result),
             self.frozen.backbone if one else to_device(self.parts.backbone.params),
@@ -168,8 +168,8 @@ class EdjeTask:
             self.dtype,
             self.devices.own,
         )
-        encoded = encode_gallery(engine, self.validation, self.config.data.max_bad)
-        metrics = evaluate(engine, encoded, self.config.k).metrics()
+        encoded = encode_gallery(runtime, self.validation, self.config.data.max_bad)
+        metrics = evaluate(runtime, encoded, self.config.k).metrics()
         return {
             f"val/{direction}/{name}": value
             for direction in ("t2i", "i2t")

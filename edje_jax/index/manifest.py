@@ -1,0 +1,133 @@
+"""The manifest of an index: the model that made it, the columns of its shards, and every file."""
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from edje_jax.index.shard_files import BadStore
+from edje_jax.models.token_formats import PackedTokens, TokenDtype, pack, row_bytes
+from edje_jax.system.files import BadJson, read_json, write_json
+
+FORMAT = 2
+"""Format 1 knew no stamps, digests, dropped images and faults."""
+
+
+@dataclass(frozen=True)
+class ColumnType:
+    """Type of a column: an array in every shard, with a row for each image or each caption."""
+
+    dtype: str
+    """NumPy's name of the dtype; bfloat16 is stored as its bits, uint16."""
+    shape: tuple[int, ...]
+    """Shape of a row."""
+    per: Literal["image", "caption"] = "image"
+
+    def __post_init__(self):
+        object.__setattr__(self, "shape", tuple(self.shape))
+        np.dtype(self.dtype)  # TypeError for an unknown one
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Content of `manifest.json`.
+
+    A key of the file that this version does not know is kept, and one that is missing takes its
+    default.
+    """
+
+    model: dict[str, Any]
+    """`fingerprint`, `source`, and `deferred_layers`: those that the tokens have been through."""
+    token_dtype: TokenDtype
+    num_tokens: int
+    width: int
+    embedding_size: int
+    spec: str
+    """SPEC from which the images were read."""
+    shards: tuple[dict[str, Any], ...] = ()
+    """{"number", "rows", "captions", "files": {name: {"bytes", "sha256"}}} of each."""
+    removed: tuple[str, ...] = ()
+    """Ids that are no longer part of the index."""
+    rejected: dict[str, str] = dataclasses.field(default_factory=dict)
+    """{id: why the image could not be read}"""
+    dropped: tuple[str, ...] = ()
+    """Ids of rows whose images are no longer in the source; back when the source has them again."""
+    faults: dict[str, str] = dataclasses.field(default_factory=dict)
+    """{record that the source left out, or id without some of its captions: why}"""
+    columns: dict[str, ColumnType] = dataclasses.field(default_factory=dict)
+    """Columns beyond tokens and embeddings, which every index has. Shards may lack them."""
+    unknown: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Keys of the file that this version does not know."""
+
+    @property
+    def hidden(self) -> frozenset[str]:
+        """Ids that have rows, perhaps, but no part in any answer."""
+        return frozenset((*self.removed, *self.rejected, *self.dropped))
+
+    @property
+    def bytes_per_picture(self) -> int:
+        """Bytes of the tokens and scales of an image."""
+        return row_bytes(self.token_dtype, self.num_tokens, self.width)
+
+    @cached_property
+    def column_types(self) -> dict[str, ColumnType]:
+        """Types of all columns, by the name that begins the names of their files."""
+        empty = pack(np.empty((0, self.num_tokens, self.width), np.float32), self.token_dtype)
+        return {
+            **{
+                name: ColumnType(array.dtype.name, array.shape[1:])
+                for name, array in token_columns(empty).items()
+            },
+            "embeddings": ColumnType("float32", (self.embedding_size,)),
+            "captions": ColumnType("float32", (self.embedding_size,), per="caption"),
+            **self.columns,
+        }
+
+    def write(self, folder: Path) -> None:
+        """Make it the index's."""
+        raw = dataclasses.asdict(self)
+        unknown = raw.pop("unknown")
+        if not self.columns:
+            del raw["columns"]
+        write_json(folder / "manifest.json", {"format": FORMAT, **raw, **unknown})
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest":
+        """An index's manifest.
+
+        Raises:
+            BadStore: there is none, it is damaged, or a newer version wrote it.
+        """
+        path = folder / "manifest.json"
+        if not path.exists():
+            begun = (folder / "build.json").exists()
+            raise BadStore(
+                f"{folder}: this index is unfinished; run the same `edje index build` again"
+                if begun
+                else f"{folder}: no index here (no manifest.json); make one with"
+                f" `edje index build MODEL IMAGES --out {folder}`"
+            )
+        try:
+            raw = read_json(path)
+        except BadJson as error:
+            raise BadStore(str(error)) from error
+        if raw.pop("format", None) not in (1, FORMAT):
+            raise BadStore(f"{path}: written by another version of edje_jax; update it")
+        known = {field.name for field in dataclasses.fields(cls)} - {"unknown"}
+        unknown = {name: value for name, value in raw.items() if name not in known}
+        try:
+            columns = {name: ColumnType(**one) for name, one in raw.get("columns", {}).items()}
+            tuples = {name: tuple(raw.get(name, ())) for name in ("shards", "removed", "dropped")}
+            given = {name: value for name, value in raw.items() if name in known}
+            return cls(**{**given, **tuples, "columns": columns, "unknown": unknown})
+        except (TypeError, AttributeError) as error:
+            raise BadStore(f"{path}: damaged ({error}); build the index again") from error
+
+
+def token_columns(tokens: PackedTokens) -> dict[str, np.ndarray]:
+    """Columns in which an index stores packed tokens."""
+    columns = {"tokens": tokens.values, "scales": tokens.scales}
+    return {name: np.asarray(array) for name, array in columns.items() if array is not None}
