@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edje_jax.config.model import OnlineVision
+from edje_jax.config.model import OnlineVision, TokenDtype
 from edje_jax.evaluation.metrics import pareto_front
-from edje_jax.models.token_formats import TokenDtype
 
 TIE = 0.05
 """The Pareto front tells times apart in steps of this share: another run may swap nearer ones."""

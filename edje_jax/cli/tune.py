@@ -20,13 +20,14 @@ from edje_jax.cli.program import UsageError
 from edje_jax.cli.progress import Bars
 from edje_jax.cli.tune_plot import draw
 from edje_jax.config.calibration import Calibration
+from edje_jax.config.model import TokenDtype
 from edje_jax.data.sources.registry import open_captioned
 from edje_jax.data.sources.subset import joined
 from edje_jax.evaluate.gallery import EncodedGallery, encode_gallery, second_stage
 from edje_jax.evaluation.calibration import calibrate
 from edje_jax.evaluation.protocols import rerank_some
 from edje_jax.evaluation.retrieval import DIRECTIONS, Retrieval
-from edje_jax.models.token_formats import TokenDtype, pack, row_bytes
+from edje_jax.models.token_formats import FORMATS, pack
 from edje_jax.search.reranker import Reranker
 from edje_jax.system.files import read_json, write_json
 from edje_jax.weights.calibration import NAME as CALIBRATION
@@ -208,7 +209,7 @@ def recalled(
                 k,
                 recalls["t2i"]["reranked"]["R@1"],
                 recalls["i2t"]["reranked"]["R@1"],
-                row_bytes(dtype, config.num_tokens, joint.hidden_size),
+                FORMATS[dtype].bytes_per_image(config.num_tokens, joint.hidden_size),
             )
             text = np.repeat(np.arange(len(ids)), k)
             pictures = np.arange(len(text)) % len(some)

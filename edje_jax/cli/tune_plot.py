@@ -9,11 +9,13 @@ import numpy as np
 
 from edje_jax.cli.choice import Choice, layers, short_names
 from edje_jax.evaluation.metrics import pareto_front
+from edje_jax.models.token_formats import FORMATS
 from edje_jax.system.files import replacing
 
 log = logging.getLogger(__name__)
 
-MARKS = {"bfloat16": "o", "float16": "D", "int8": "^", "int4": "v"}
+MARKS = "oD^vsP*X"
+"""Marks of token formats, in the order of their table."""
 
 
 def draw(choices: Sequence[Choice], front: Sequence[bool], path: Path) -> None:
@@ -38,11 +40,16 @@ def draw(choices: Sequence[Choice], front: Sequence[bool], path: Path) -> None:
         one = next(choice for choice in choices if choice.model == model)
         time.plot([], [], "s", color=f"C{number}", label=f"{name} (s = {layers(one)})")
     for dtype in dict.fromkeys(choice.token_dtype for choice in choices):
-        time.plot([], [], MARKS[dtype], color="grey", label=dtype)
+        time.plot([], [], mark_of(dtype), color="grey", label=dtype)
     figure.suptitle("Full colour: on the Pareto front of R@1, time and bytes", fontsize="medium")
     figure.legend(loc="outside right upper", fontsize="small")
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
+
+
+def mark_of(dtype: str) -> str:
+    """Mark of the points of a token format."""
+    return MARKS[list(FORMATS).index(dtype) % len(MARKS)]
 
 
 def panel(
@@ -56,7 +63,7 @@ def panel(
     models = list(dict.fromkeys(choice.model for choice in choices))
     for choice, x, y, shown in zip(choices, cost, recall, front, strict=True):
         axes.plot(
-            x, y, MARKS[choice.token_dtype], color=f"C{models.index(choice.model)}",
+            x, y, mark_of(choice.token_dtype), color=f"C{models.index(choice.model)}",
             markersize=8 if shown else 5, alpha=1 if shown else 0.4,
         )  # fmt: skip
     axes.set(xscale="log")

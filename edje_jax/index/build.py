@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from edje_jax.config.model import TokenDtype
 from edje_jax.data.bad_pictures import BadPictures
 from edje_jax.data.loader import iterate
 from edje_jax.index.changes import Changes, compare
@@ -22,7 +23,7 @@ from edje_jax.index.commit import Report, commit, finish, record_of, refuse_many
 from edje_jax.index.shard_content import Pictures, encode
 from edje_jax.index.shard_files import BadStore, write_shard
 from edje_jax.index.store import Manifest, Store, check_model, next_number
-from edje_jax.models.token_formats import TokenDtype, pack
+from edje_jax.models.token_formats import pack
 from edje_jax.runtimes.dual_encoder import IMAGE_BATCHES
 from edje_jax.runtimes.jax import Engine
 from edje_jax.system.allocator import give_back_freed_memory

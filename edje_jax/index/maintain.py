@@ -10,7 +10,7 @@ from edje_jax.index.shard_files import BadStore, Row, file_of, read_rows, write_
 from edje_jax.index.store import Manifest, current_rows, next_number
 from edje_jax.models.token_formats import PackedTokens
 
-_KINDS = ("tokens-", "scales-", "embeddings-", "captions-", "thumbnails-", "rows-")
+_KINDS = ("embeddings", "captions", "thumbnails", "rows")
 
 
 def remove(out: Path, ids: list[str]) -> int:
@@ -54,26 +54,32 @@ def compact(out: Path) -> int:
         if stay.all():
             kept.append(record)
         elif stay.any():
-            kept.append(_without(out, record, following, rows, stay))
+            kept.append(_without(out, manifest, record, following, rows, stay))
             following += 1
     dataclasses.replace(manifest, shards=tuple(kept), dropped=()).write(out)
     listed = {name for record in kept for name in record["files"]}
+    kinds = tuple(f"{kind}-" for kind in (*manifest.token_rows, *_KINDS))
     for path in out.iterdir():
-        if path.name.startswith(_KINDS) and path.name not in listed:
+        if path.name.startswith(kinds) and path.name not in listed:
             path.unlink(missing_ok=True)
     return gone
 
 
 def _without(
-    out: Path, record: dict[str, Any], following: int, rows: list[Row], stay: np.ndarray
+    out: Path,
+    manifest: Manifest,
+    record: dict[str, Any],
+    following: int,
+    rows: list[Row],
+    stay: np.ndarray,
 ) -> dict[str, Any]:
     """A shard's rows that stay, as another shard."""
 
     def array(kind: str) -> np.ndarray:
         return np.load(file_of(out, record, kind), mmap_mode=None, allow_pickle=False)
 
-    has_scales = any(name.startswith("scales-") for name in record["files"])
-    packed = PackedTokens(array("tokens"), array("scales") if has_scales else None)
+    columns = {name: array(name).view(row.dtype) for name, row in manifest.token_rows.items()}
+    packed = PackedTokens(manifest.token_dtype, columns)
     owner = np.repeat(np.arange(len(rows)), [len(row.captions) for row in rows])
     data = file_of(out, record, "thumbnails").read_bytes()
     left = [row for row, stays in zip(rows, stay, strict=True) if stays]

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 from jaxtyping import Float32
 
@@ -77,14 +76,11 @@ def write_shard(
     thumbnails: Sequence[bytes],
 ) -> dict[str, Any]:
     """Write a shard's files and return its record; the shard counts once a manifest holds it."""
-    values = np.asarray(tokens.values)
     arrays = {
-        "tokens": values.view(np.uint16) if values.dtype == ml_dtypes.bfloat16 else values,
+        **{name: np.asarray(column) for name, column in tokens.columns.items()},
         "embeddings": embeddings,
         "captions": caption_embeddings,
     }
-    if tokens.scales is not None:
-        arrays["scales"] = np.asarray(tokens.scales)
     written = []
     for name, array in arrays.items():
         written.append(folder / f"{name}-{number:05d}.npy")
@@ -147,6 +143,8 @@ def _next_name(path: Path) -> Path:
 
 
 def _write_array(path: Path, array: np.ndarray) -> None:
+    if array.dtype.kind == "V":  # bfloat16 and the like, which NumPy's files know as bits alone
+        array = array.view(f"u{array.dtype.itemsize}")
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.save(file, array, allow_pickle=False)
 

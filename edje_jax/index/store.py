@@ -2,9 +2,10 @@
 
     manifest.json             the model, the formats, every file with its size and SHA-256; replaced
                               in one go, so that an index is always a whole one
-    tokens-00000.npy          [rows, m, d] in the token dtype (bfloat16 as its bits, uint16);
-                              after the deferred layers, where the model has any
-    scales-00000.npy          [rows, m] float16, for int8 and int4
+    tokens-00000.npy          [rows, m, d] in the token dtype (bfloat16 as its bits, uint16), after
+                              the deferred layers, where the model has any
+    scales-00000.npy          [rows, m] float16, for int8 and int4; each column of a token format
+                              (`models.token_formats`) has a file that is called so
     embeddings-00000.npy      [rows, e] float32, unit length: the first stage
     captions-00000.npy        [captions, e] float32: those of the captions, picture by picture
     rows-00000.jsonl          {"id", "path", "captions", "thumbnail": [start, bytes], "stamp",
@@ -26,13 +27,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
+import jax
 import numpy as np
 from jaxtyping import Float32, Int
 
+from edje_jax.config.model import TokenDtype
 from edje_jax.index.mapped_files import map_bytes
 from edje_jax.index.shard_files import BadStore, Row, checksum, file_of, map_file, read_rows
-from edje_jax.models.token_formats import PackedTokens, TokenDtype, pack, row_bytes
+from edje_jax.models.token_formats import FORMATS, PackedTokens
 from edje_jax.system.files import BadJson, read_json, write_json
 
 FORMAT = 2
@@ -70,7 +72,12 @@ class Manifest:
     @property
     def bytes_per_picture(self) -> int:
         """Bytes of the tokens and scales of an image."""
-        return row_bytes(self.token_dtype, self.num_tokens, self.width)
+        return FORMATS[self.token_dtype].bytes_per_image(self.num_tokens, self.width)
+
+    @property
+    def token_rows(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shape and dtype of an image's row in each of the columns that hold its tokens."""
+        return FORMATS[self.token_dtype].rows(self.num_tokens, self.width)
 
     def write(self, folder: Path) -> None:
         """Make it the index's."""
@@ -104,6 +111,11 @@ class Manifest:
         if raw.keys() != known:
             strange = ", ".join(sorted(raw.keys() ^ known))
             raise BadStore(f"{path}: damaged ({strange}); build the index again")
+        if str(raw["token_dtype"]) not in FORMATS:
+            raise BadStore(
+                f"{path}: keeps tokens as {raw['token_dtype']}, and this version of edje_jax knows"
+                f" {', '.join(FORMATS)}; update it"
+            )
         for name in ("shards", "removed", "dropped"):
             raw[name] = tuple(raw[name])
         return cls(**raw)
@@ -112,13 +124,12 @@ class Manifest:
 class Shard:
     """Files of a shard, memory-mapped."""
 
-    def __init__(self, folder: Path, record: dict[str, Any], token_dtype: TokenDtype):
-        values = map_file(file_of(folder, record, "tokens"))
-        if token_dtype == "bfloat16":
-            values = values.view(ml_dtypes.bfloat16)
-        integers = token_dtype in ("int8", "int4")
-        scales = map_file(file_of(folder, record, "scales")) if integers else None
-        self.tokens = PackedTokens(values, scales)
+    def __init__(self, folder: Path, record: dict[str, Any], manifest: Manifest):
+        columns = {
+            name: map_file(file_of(folder, record, name)).view(row.dtype)
+            for name, row in manifest.token_rows.items()
+        }
+        self.tokens = PackedTokens(manifest.token_dtype, columns)
         self.embeddings = map_file(file_of(folder, record, "embeddings"))
         self.caption_embeddings = map_file(file_of(folder, record, "captions"))
         # Mapped too: a file that is deleted meanwhile is here until this is closed.
@@ -145,9 +156,7 @@ class Store:
         for record in self.manifest.shards:
             for name, expected in record["files"].items():
                 _check_size(folder / name, expected["bytes"])
-        self.shards = [
-            Shard(folder, record, self.manifest.token_dtype) for record in self.manifest.shards
-        ]
+        self.shards = [Shard(folder, record, self.manifest) for record in self.manifest.shards]
         hidden = self.manifest.hidden
         rows = current(shard.rows for shard in self.shards)
         places = sorted(place for name, (place, _) in rows.items() if name not in hidden)
@@ -175,19 +184,16 @@ class Store:
     def tokens(self, pictures: Int[np.ndarray, " k"]) -> PackedTokens:
         """Tokens of some pictures, read from disk: the rows asked for and no others."""
         places, manifest = self.places[pictures], self.manifest
-        nothing = np.empty((0, manifest.num_tokens, manifest.width), np.float32)
-        first = pack(nothing, manifest.token_dtype)
-        values = np.empty((len(places), *first.values.shape[1:]), first.values.dtype)
-        scales = None
-        if first.scales is not None:
-            scales = np.empty((len(places), *first.scales.shape[1:]), first.scales.dtype)
+        columns = {
+            name: np.empty((len(places), *row.shape), row.dtype)
+            for name, row in manifest.token_rows.items()
+        }
         for number in np.unique(places[:, 0]):
             chosen = np.flatnonzero(places[:, 0] == number)
             found = self.shards[number].tokens[places[chosen, 1]]
-            values[chosen] = found.values
-            if scales is not None:
-                scales[chosen] = found.scales
-        return PackedTokens(values, scales)
+            for name, column in columns.items():
+                column[chosen] = found.columns[name]
+        return PackedTokens(manifest.token_dtype, columns)
 
     @cached_property
     def embeddings(self) -> Float32[np.ndarray, "n e"]:

@@ -12,9 +12,10 @@ from edje_jax.cli import edje, tune
 from edje_jax.cli.choice import Choice, front_of, short_names
 from edje_jax.cli.evaluate import evaluate_model
 from edje_jax.cli.program import UsageError
-from edje_jax.cli.tune_plot import draw
+from edje_jax.cli.tune_plot import draw, mark_of
 from edje_jax.evaluate.measure import Protocol
 from edje_jax.evaluation.metrics import pareto_front
+from edje_jax.models.token_formats import FORMATS
 from edje_jax.scenes.shapes import Shapes
 from edje_jax.search.reranker import Reranker
 from edje_jax.weights.tensors import BadWeights
@@ -109,6 +110,10 @@ def test_the_plot_names_every_model_once(tmp_path):
         pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
     for colour in ((31, 119, 180), (255, 127, 14), (44, 160, 44)):  # C0, C1, C2 at full strength
         assert (pixels == colour).all(axis=1).sum() > 100
+
+
+def test_every_token_format_has_a_mark_of_its_own():
+    assert [mark_of(dtype) for dtype in FORMATS] == ["o", "D", "^", "v"]
 
 
 def test_a_model_that_fails_loses_nothing_before_it(trained, data, tmp_path, capsys, caplog):
