@@ -17,8 +17,9 @@ from edje_jax.data.images import normalise
 from edje_jax.data.text import BackboneTokenizer
 from edje_jax.evaluation.metrics import recalls
 from edje_jax.evaluation.retrieval import Gallery, first_stage
-from edje_jax.models.backbone import DualTower, make_backbone
+from edje_jax.models.towers import DualTower
 from edje_jax.types import Source
+from edje_jax.weights.families.registry import make_backbone
 
 IMAGE_BATCHES = (1, 8, 32)
 TEXT_BATCHES = (1, 16, 128)

@@ -15,12 +15,13 @@ from edje_jax.config.model import EdjeConfig, ImageRecipe
 from edje_jax.data.buckets import batches, bucket, lengths_up_to
 from edje_jax.data.images import normalise
 from edje_jax.data.text import BackboneTokenizer, JointTokenizer
-from edje_jax.models.backbone import DualTower, make_backbone
 from edje_jax.models.edje import Edje
 from edje_jax.models.joint_encoder import TextSide
+from edje_jax.models.towers import DualTower
 from edje_jax.runtimes.dual_encoder import IMAGE_BATCHES, TEXT_BATCHES, DualEncoder
 from edje_jax.runtimes.round_robin import default_devices, in_turn, up_to_share
 from edje_jax.runtimes.scoring import pair_batches, read_texts, repeat, score, text_batches
+from edje_jax.weights.families.registry import make_backbone
 
 T = TypeVar("T")
 

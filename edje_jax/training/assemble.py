@@ -197,8 +197,12 @@ def some_captions(source: Source, limit: int = 5_000) -> Iterator[str]:
 
 def _backbone(config: EdjeRun, init: Model | None, teacher: Model | None) -> Backbone:
     if config.model.backbone:
-        spec = config.model
-        return load_backbone(spec.backbone).reading(spec.token_layer, spec.class_token)
+        spec, backbone = config.model, load_backbone(config.model.backbone)
+        try:
+            return backbone.with_vision_tokens(spec.token_layer or None, spec.class_token)
+        except ValueError as error:
+            # The argument's name as a flag is spelled.
+            raise ValueError(f"--model.{error}".replace("_", "-", 1)) from None
     if init:
         return init.backbone
     if teacher:

@@ -18,8 +18,8 @@ from jaxtyping import Array, Float, PyTree
 
 from edje_jax.config.model import ImageRecipe
 from edje_jax.data.images import normalise
-from edje_jax.models.backbone import DualTower
 from edje_jax.models.edje import Edje
+from edje_jax.models.towers import DualTower
 from edje_jax.training.negatives import Examples, Kinds, choose_negatives, pair_similarities
 from edje_jax.training.objective import (
     Counts,
