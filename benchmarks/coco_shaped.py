@@ -42,7 +42,6 @@ from edje_jax.data.buckets import bucket, lengths_up_to
 from edje_jax.evaluate.gallery import EncodedGallery
 from edje_jax.evaluate.measure import Protocol, measure
 from edje_jax.evaluation.retrieval import Gallery
-from edje_jax.models.backbone import make_backbone
 from edje_jax.models.edje import Edje
 from edje_jax.reports.evaluation_files import write_metrics
 from edje_jax.runtimes.base import TokenTable
@@ -50,6 +49,7 @@ from edje_jax.runtimes.devices import compute_dtype
 from edje_jax.runtimes.jax import JaxRuntime
 from edje_jax.runtimes.scoring import pair_batches
 from edje_jax.system.allocator import give_back_freed_memory, keep_freed_memory
+from edje_jax.weights.families.registry import make_backbone
 from edje_jax.weights.mapping import to_device
 
 SHAPES = {"coco": (5000, 25_010, 6), "flickr30k": (1000, 5000, 12)}

@@ -20,10 +20,10 @@ from rich.table import Table
 
 import edje_jax
 from edje_jax.data.images import normalise, resize
-from edje_jax.models.backbone import make_backbone
 from edje_jax.models.towers import patchify
 from edje_jax.scenes.shapes import ATTRIBUTES, Shapes
 from edje_jax.weights.backbone import load_backbone
+from edje_jax.weights.families.registry import make_backbone
 
 SHIPPED = Path(edje_jax.__file__).parent / "assets" / "shapes_backbone"
 

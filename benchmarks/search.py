@@ -65,7 +65,7 @@ def main() -> None:
             chosen = [rng.choice(rows, K, replace=False) for _ in range(options.queries)]
             row["gather, disk"] = spread(taking(table, chosen), options.queries)
             if rows * ROW < 2e9:
-                held = PackedTokens(np.array(table.values))
+                held = PackedTokens("bfloat16", {"tokens": np.array(table.columns["tokens"])})
                 row["gather, host"] = spread(taking(held, chosen), options.queries)
             some = table[chosen[0]]
         rerank = partial(runtime.score_pairs, task.ids, some, np.zeros(K, np.int64), np.arange(K))
@@ -93,13 +93,14 @@ def tokens_on_disk(folder: Path, rows: int, rng: np.random.Generator) -> PackedT
         part = table[start : start + 1000]
         part[:] = block.view(np.uint16)[: len(part)]
     table.flush()
-    return PackedTokens(np.load(path, mmap_mode="r").view(ml_dtypes.bfloat16))
+    values = np.load(path, mmap_mode="r").view(ml_dtypes.bfloat16)
+    return PackedTokens("bfloat16", {"tokens": values})
 
 
 def taking(table: PackedTokens, chosen: list[np.ndarray]) -> Callable[[], Any]:
     """Gathers another query's rows at each call."""
     order = iter(chosen * 2)
-    return lambda: np.array(table[next(order)].values)
+    return lambda: np.array(table[next(order)].columns["tokens"])
 
 
 def spread(run: Callable[[], Any], times: int) -> dict[str, float]:

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from edje_jax.data.sources.registry import open_captioned
 from edje_jax.evaluate.gallery import encode_gallery, evaluate
-from edje_jax.models.token_formats import TOKEN_DTYPES, pack, row_bytes, unpack
+from edje_jax.models.token_formats import FORMATS, pack, unpack
 from edje_jax.search.reranker import Reranker
 
 
@@ -32,9 +32,9 @@ def main() -> None:
     encoded = encode_gallery(reranker.runtime, open_captioned(options.data), 0.01)
     _, count, width = encoded.tokens.shape
     rows = {"float32": (4 * count * width, encoded.tokens)}
-    for dtype in TOKEN_DTYPES:
+    for dtype, form in FORMATS.items():
         kept = np.asarray(unpack(pack(encoded.tokens, dtype)), np.float32)
-        rows[dtype] = (row_bytes(dtype, count, width), kept)
+        rows[dtype] = (form.bytes_per_image(count, width), kept)
     table = Table("", "bytes a picture", "T2I R@1", "I2T R@1")
     result: dict = {"model": options.model, "data": options.data, "k": options.k, "formats": {}}
     for name, (size, tokens) in rows.items():

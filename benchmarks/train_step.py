@@ -45,7 +45,6 @@ from edje_jax.config.model import (
 )
 from edje_jax.config.run import LossConfig, MeshConfig
 from edje_jax.data.images import normalise
-from edje_jax.models.backbone import make_backbone
 from edje_jax.models.edje import Edje
 from edje_jax.runtimes.devices import compute_dtype
 from edje_jax.system.allocator import give_back_freed_memory, keep_freed_memory
@@ -59,6 +58,7 @@ from edje_jax.types import Batch
 from edje_jax.weights import bert, edje
 from edje_jax.weights.backbone import backbone_rules
 from edje_jax.weights.families import siglip
+from edje_jax.weights.families.registry import make_backbone
 from edje_jax.weights.mapping import to_theirs
 from edje_jax.weights.torch import modeling_edje
 

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from edje_jax.cli.program import UsageError
 from edje_jax.cli.progress import Bars
+from edje_jax.config.model import TokenDtype
 from edje_jax.data.sources.registry import open_source
 from edje_jax.data.sources.texts import printable
 from edje_jax.index import build as building
@@ -19,7 +20,6 @@ from edje_jax.index.commit import Report
 from edje_jax.index.manifest import Manifest
 from edje_jax.index.shard_files import BadStore, kind_of
 from edje_jax.index.store import Store
-from edje_jax.models.token_formats import TokenDtype
 from edje_jax.search.reranker import Reranker
 from edje_jax.system.allocator import use_one_heap
 

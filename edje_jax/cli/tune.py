@@ -9,6 +9,7 @@ from edje_jax.cli.program import UsageError
 from edje_jax.cli.progress import Bars
 from edje_jax.cli.tables import print_tables_after
 from edje_jax.config.calibration import Calibration
+from edje_jax.config.model import TokenDtype
 from edje_jax.data.sources.registry import open_captioned
 from edje_jax.data.sources.subset import joined
 from edje_jax.evaluate.gallery import encode_gallery
@@ -19,7 +20,6 @@ from edje_jax.evaluate.tuning import (
     measure_recalls,
     measure_speeds,
 )
-from edje_jax.models.token_formats import TokenDtype
 from edje_jax.reports.tuning import tuning_tables, write_tuning
 from edje_jax.search.reranker import Reranker
 from edje_jax.system.files import read_json

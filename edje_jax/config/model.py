@@ -104,7 +104,7 @@ class TextConfig:
     mask_padding: bool = False
     """Whether padding is hidden from attention. SigLIP was trained without a mask; a folder whose
     tokenizer hands out attention masks is used with one (see
-    `weights.families.siglip.read_config`). CLIP's tower is causal and never sees any."""
+    `weights.families.siglip.read_config`). A causal tower, as CLIP's, never sees any."""
     eos_token_id: int = 2
     """The end token, whose row CLIP pools; SigLIP pools the last position."""
     hidden_act: Activation = "gelu_pytorch_tanh"
@@ -113,15 +113,16 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """A frozen dual encoder: where the vision tokens and the first-stage embeddings come from."""
+    """A frozen dual encoder, which gives the vision tokens and the first-stage embeddings."""
 
-    kind: Literal["siglip", "clip"] = "siglip"
+    kind: str = "siglip"
+    """Name of the family (`weights.families.registry`)."""
     vision: VisionConfig = field(default_factory=VisionConfig)
     text: TextConfig = field(default_factory=TextConfig)
     token_layer: int = -1
-    """Which layer's output the vision tokens are, counted from the end: -1 is the last."""
+    """Layer whose output the vision tokens are, counted from the end: -1 is the last."""
     class_token: bool = False
-    """Whether CLIP's class token is one of the vision tokens."""
+    """Whether the class token, of a family that has one, is one of the vision tokens."""
 
     @property
     def num_vision_tokens(self) -> int:

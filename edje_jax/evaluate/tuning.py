@@ -10,11 +10,12 @@ from functools import partial
 import numpy as np
 
 from edje_jax.config.calibration import Calibration
+from edje_jax.config.model import TokenDtype
 from edje_jax.evaluate.gallery import EncodedGallery, Progress, pair_scorer
 from edje_jax.evaluation.calibration import calibrate
 from edje_jax.evaluation.protocols import SomeQueries, rerank_some
 from edje_jax.evaluation.tuning import TuneResult
-from edje_jax.models.token_formats import PackedTokens, TokenDtype, pack, row_bytes
+from edje_jax.models.token_formats import FORMATS, PackedTokens, pack
 from edje_jax.runtimes.jax import JaxRuntime
 
 log = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ def measure_recalls(
                 k,
                 metrics["t2i"]["reranked"]["R@1"],
                 metrics["i2t"]["reranked"]["R@1"],
-                row_bytes(dtype, runtime.config.num_tokens, joint.hidden_size),
+                FORMATS[dtype].bytes_per_image(runtime.config.num_tokens, joint.hidden_size),
             )
             untimed.append(Untimed(result, len(ids) * k, _reranking(reranker, ids, some_tokens, k)))
     return untimed, asked[0]

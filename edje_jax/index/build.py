@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from edje_jax.config.model import TokenDtype
 from edje_jax.data.image_reader import cut_into, read_batches
 from edje_jax.index.changes import Changes, compare
 from edje_jax.index.commit import Report, commit, finish, record_of, refuse_many, with_shards
@@ -22,7 +23,7 @@ from edje_jax.index.manifest import Manifest, token_columns
 from edje_jax.index.shard_content import RecordDecoder, encode
 from edje_jax.index.shard_files import BadStore, write_shard
 from edje_jax.index.store import Store, check_model, next_number
-from edje_jax.models.token_formats import TokenDtype, pack
+from edje_jax.models.token_formats import pack
 from edje_jax.runtimes.base import IMAGE_BATCH, Runtime
 from edje_jax.system.allocator import give_back_freed_memory
 from edje_jax.system.files import read_json, write_json

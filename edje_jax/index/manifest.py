@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from edje_jax.config.model import TokenDtype
 from edje_jax.index.shard_files import BadStore
-from edje_jax.models.token_formats import PackedTokens, TokenDtype, pack, row_bytes
+from edje_jax.models.token_formats import FORMATS, PackedTokens
 from edje_jax.system.files import BadJson, read_json, write_json
 
 FORMAT = 2
@@ -69,18 +70,20 @@ class Manifest:
 
     @property
     def bytes_per_picture(self) -> int:
-        """Bytes of the tokens and scales of an image."""
-        return row_bytes(self.token_dtype, self.num_tokens, self.width)
+        """Bytes of the compressed tokens of an image."""
+        return FORMATS[self.token_dtype].bytes_per_image(self.num_tokens, self.width)
+
+    @property
+    def token_columns(self) -> tuple[str, ...]:
+        """Names of the columns that hold the compressed tokens."""
+        return tuple(FORMATS[self.token_dtype].rows(self.num_tokens, self.width))
 
     @cached_property
     def column_types(self) -> dict[str, ColumnType]:
         """Types of all columns, by the name that begins the names of their files."""
-        empty = pack(np.empty((0, self.num_tokens, self.width), np.float32), self.token_dtype)
+        rows = FORMATS[self.token_dtype].rows(self.num_tokens, self.width)
         return {
-            **{
-                name: ColumnType(array.dtype.name, array.shape[1:])
-                for name, array in token_columns(empty).items()
-            },
+            **{name: ColumnType(row.dtype.name, row.shape) for name, row in rows.items()},
             "embeddings": ColumnType("float32", (self.embedding_size,)),
             "captions": ColumnType("float32", (self.embedding_size,), per="caption"),
             **self.columns,
@@ -116,6 +119,11 @@ class Manifest:
             raise BadStore(str(error)) from error
         if raw.pop("format", None) not in (1, FORMAT):
             raise BadStore(f"{path}: written by another version of edje_jax; update it")
+        if (dtype := raw.get("token_dtype")) not in FORMATS:
+            raise BadStore(
+                f"{path}: keeps tokens as {dtype}, and this version of edje_jax knows"
+                f" {', '.join(FORMATS)}; update it"
+            )
         known = {field.name for field in dataclasses.fields(cls)} - {"unknown"}
         unknown = {name: value for name, value in raw.items() if name not in known}
         try:
@@ -129,5 +137,4 @@ class Manifest:
 
 def token_columns(tokens: PackedTokens) -> dict[str, np.ndarray]:
     """Columns in which an index stores packed tokens."""
-    columns = {"tokens": tokens.values, "scales": tokens.scales}
-    return {name: np.asarray(array) for name, array in columns.items() if array is not None}
+    return {name: np.asarray(array) for name, array in tokens.columns.items()}

@@ -4,7 +4,8 @@
                               in one go, so that an index is always a whole one
     tokens-00000.npy          [rows, m, d] in the token dtype (bfloat16 as its bits, uint16);
                               after the deferred layers, where the model has any
-    scales-00000.npy          [rows, m] float16, for int8 and int4
+    scales-00000.npy          [rows, m] float16, for int8 and int4; each column of a token format
+                              (`models.token_formats`) has files of its name
     embeddings-00000.npy      [rows, e] float32, unit length: embeddings of the images
     captions-00000.npy        [captions, e] float32: embeddings of the captions, image by image
     rows-00000.jsonl          {"id", "path", "captions", "thumbnail": [start, bytes], "stamp",
@@ -122,16 +123,12 @@ class Store:
 
     def tokens(self, images: Int[np.ndarray, " k"]) -> PackedTokens:
         """Tokens of some images, read from disk: the rows asked for and no others."""
-        scales = self._scales
-        return PackedTokens(self._token_values[images], None if scales is None else scales[images])
+        columns = {name: column[images] for name, column in self._token_columns.items()}
+        return PackedTokens(self.manifest.token_dtype, columns)
 
     @cached_property
-    def _token_values(self) -> Column:
-        return self.column("tokens")
-
-    @cached_property
-    def _scales(self) -> Column | None:
-        return self.column("scales") if "scales" in self.manifest.column_types else None
+    def _token_columns(self) -> dict[str, Column]:
+        return {name: self.column(name) for name in self.manifest.token_columns}
 
     @cached_property
     def embeddings(self) -> Column:

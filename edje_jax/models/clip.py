@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from edje_jax.config.model import BackboneConfig, TextConfig
-from edje_jax.models.towers import VisionOutput, layers, patchify, unit_length
+from edje_jax.models.towers import DualTower, VisionOutput, layers, patchify
 
 _FIRST_END_TOKEN_ID = 2
 """Value of `eos_token_id` in OpenAI's configs. It is wrong: the end token is the highest id."""
@@ -75,31 +75,18 @@ class TextTower(nn.Module):
         return nn.Dense(c.projection_size, use_bias=False, dtype=self.dtype, name="projection")(x)
 
 
-class Clip(nn.Module):
-    """The dual encoder. Embeddings leave in float32 and unit length."""
-
-    config: BackboneConfig
-    dtype: jax.typing.DTypeLike = jnp.float32
-    remat: bool = False
+class Clip(DualTower):
+    """CLIP's dual encoder."""
 
     def setup(self):
         self.vision = VisionTower(self.config, self.dtype, self.remat)
         self.text = TextTower(self.config.text, self.dtype, self.remat)
         self.logit_scale = self.param("logit_scale", nn.initializers.constant(2.6592), ())
 
-    def encode_image(self, pixel_values: Float[Array, "b s s 3"]) -> VisionOutput:
-        """Normalised pixels -> vision tokens and unit-length float32 embeddings."""
-        out = self.vision(pixel_values.astype(self.dtype))
-        return out._replace(embedding=unit_length(out.embedding))
-
-    def encode_text(self, ids: Int[Array, "b t"]) -> Float[Array, "b e"]:
-        """Padded token ids -> unit-length float32 embeddings."""
-        return unit_length(self.text(ids))
-
     def __call__(
         self, pixel_values: Float[Array, "b s s 3"], ids: Int[Array, "t l"]
     ) -> Float[Array, "t b"]:
-        """Softmax logits of every text against every picture."""
+        """Softmax logits of every text against every image."""
         image = self.encode_image(pixel_values).embedding
         return self.encode_text(ids) @ image.T * jnp.exp(self.logit_scale)
 

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from edje_jax.config.model import BackboneConfig, TextConfig, VisionConfig
+from edje_jax.config.model import TextConfig, VisionConfig
 from edje_jax.models.layers import Mlp, MultiheadAttention
-from edje_jax.models.towers import VisionOutput, layers, patchify, unit_length
+from edje_jax.models.towers import DualTower, VisionOutput, layers, patchify
 
 
 class AttentionPool(nn.Module):
@@ -86,12 +86,8 @@ class TextTower(nn.Module):
         return nn.Dense(c.projection_size, dtype=self.dtype, name="head")(x)
 
 
-class Siglip(nn.Module):
-    """The dual encoder. Embeddings leave in float32 and unit length."""
-
-    config: BackboneConfig
-    dtype: jax.typing.DTypeLike = jnp.float32
-    remat: bool = False
+class Siglip(DualTower):
+    """SigLIP's dual encoder."""
 
     def setup(self):
         self.vision = VisionTower(
@@ -101,19 +97,10 @@ class Siglip(nn.Module):
         self.logit_scale = self.param("logit_scale", nn.initializers.constant(jnp.log(10.0)), (1,))
         self.logit_bias = self.param("logit_bias", nn.initializers.constant(-10.0), (1,))
 
-    def encode_image(self, pixel_values: Float[Array, "b s s 3"]) -> VisionOutput:
-        """Normalised pixels -> vision tokens and unit-length float32 embeddings."""
-        out = self.vision(pixel_values.astype(self.dtype))
-        return out._replace(embedding=unit_length(out.embedding))
-
-    def encode_text(self, ids: Int[Array, "b t"]) -> Float[Array, "b e"]:
-        """Padded token ids -> unit-length float32 embeddings."""
-        return unit_length(self.text(ids))
-
     def __call__(
         self, pixel_values: Float[Array, "b s s 3"], ids: Int[Array, "t l"]
     ) -> Float[Array, "t b"]:
-        """Sigmoid logits of every text against every picture (SigLIP, eq. 1)."""
+        """Sigmoid logits of every text against every image (SigLIP, eq. 1)."""
         image = self.encode_image(pixel_values).embedding
         cosine = self.encode_text(ids) @ image.T
         return cosine * jnp.exp(self.logit_scale)[None] + self.logit_bias[None]

@@ -1,78 +1,128 @@
 """Formats of stored tokens: half precision, or integers with a scale for each token.
 
+A further format is an entry of `FORMATS`, and a name in `config.model.TokenDtype`, which the
+command line takes.
+
 A token x of width d becomes round(x / s), s = max|x| / 127 for int8 and max|x| / 7 for int4, of
 which two share a byte: element i and element i + d/2. Zero stays zero.
 """
 
-from typing import NamedTuple, get_args
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float, Float32, Int8
 
-from edje_jax.config.model import TokenDtype as TokenDtype
-
-TOKEN_DTYPES: tuple[TokenDtype, ...] = get_args(TokenDtype)
-LARGEST = {"int8": 127, "int4": 7}
+Columns = dict[str, Any]
+"""Arrays [n, ...] of NumPy or JAX, by the name under which an index stores them."""
 
 
-class PackedTokens(NamedTuple):
-    """Tokens of n pictures as they are kept. The dtype of `values` tells the format."""
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PackedTokens:
+    """Compressed tokens of n images as they are stored."""
 
-    values: np.ndarray | Array
-    """bfloat16, float16 or int8 [n, m, d]; uint8 [n, m, d / 2] for int4."""
-    scales: np.ndarray | Array | None = None
-    """float16 [n, m] for integers."""
+    format: str = field(metadata={"static": True})
+    """Name in `FORMATS`; part of a compiled program."""
+    columns: Columns
 
-    def __getitem__(self, rows) -> "PackedTokens":  # type: ignore[override]
-        """Some of the pictures."""
-        scales = None if self.scales is None else self.scales[rows]
-        return PackedTokens(self.values[rows], scales)
+    def __getitem__(self, rows) -> "PackedTokens":
+        """Tokens of some of the images."""
+        return PackedTokens(self.format, {name: x[rows] for name, x in self.columns.items()})
 
     def __len__(self) -> int:
-        return len(self.values)
+        return len(next(iter(self.columns.values())))
 
 
-def row_bytes(dtype: TokenDtype, tokens: int, width: int) -> int:
-    """Bytes of one picture's tokens."""
-    per_token = {"bfloat16": 2 * width, "float16": 2 * width, "int8": width + 2}
-    return tokens * per_token.get(dtype, width // 2 + 2)
+@dataclass(frozen=True)
+class TokenFormat:
+    """A way to store compressed tokens in columns that have a row for each image."""
+
+    rows: Callable[[int, int], dict[str, jax.ShapeDtypeStruct]]
+    """(tokens m, width d) of an image -> shape and dtype of its row in each column."""
+    pack: Callable[[Float32[np.ndarray, "n m d"]], Columns]
+    """Columns of the tokens of n images; ValueError for tokens that the format cannot hold."""
+    unpack: Callable[[Columns], Float[Array, "n m d"]]
+    """Tokens that the joint encoder reads; called inside jitted functions."""
+
+    def bytes_per_image(self, tokens: int, width: int) -> int:
+        """Bytes of the tokens of an image."""
+        return sum(row.size * row.dtype.itemsize for row in self.rows(tokens, width).values())
 
 
-def pack(tokens: Float32[np.ndarray, "n m d"], dtype: TokenDtype) -> PackedTokens:
-    """Tokens in one of the formats.
+def pack(tokens: Float32[np.ndarray, "n m d"], dtype: str) -> PackedTokens:
+    """Tokens in the format called `dtype`.
 
     Raises:
-        ValueError: float16 cannot hold them, or int4 is asked for an odd width.
+        ValueError: the format cannot hold them: too large for float16, of odd width for int4.
     """
-    if dtype == "bfloat16":
-        return PackedTokens(tokens.astype(ml_dtypes.bfloat16))
-    if dtype == "float16":
-        largest = float(np.abs(tokens).max(initial=0.0))
-        if largest > float(np.finfo(np.float16).max):
-            raise ValueError(f"tokens as large as {largest:g} overflow float16; keep bfloat16")
-        return PackedTokens(tokens.astype(np.float16))
-    if dtype == "int4" and tokens.shape[-1] % 2:
-        raise ValueError(f"int4 pairs elements and the width {tokens.shape[-1]} is odd; use int8")
-    top = LARGEST[dtype]
-    # Rounded first, so that values are divided by the scale that they will be multiplied with.
-    scales = (np.abs(tokens).max(axis=-1, initial=0.0) / top).astype(np.float16)
-    divisor = np.where(scales == 0, 1, scales).astype(np.float32)
-    codes = np.clip(np.rint(tokens / divisor[..., None]), -top, top).astype(np.int8)
-    if dtype == "int8":
-        return PackedTokens(codes, scales)
-    low, high = np.split((codes + 8).astype(np.uint8), 2, axis=-1)
-    return PackedTokens(low | high << 4, scales)
+    return PackedTokens(dtype, FORMATS[dtype].pack(tokens))
 
 
 def unpack(tokens: PackedTokens) -> Float[Array, "n m d"]:
-    """Inside a jitted function: what the joint encoder reads; float32 of integers."""
-    values = jnp.asarray(tokens.values)
-    if tokens.scales is None:
-        return values
-    if values.dtype == jnp.uint8:
-        codes = jnp.concatenate([values & 15, values >> 4], axis=-1).astype(jnp.int8) - jnp.int8(8)
-    else:
-        codes = values
-    return codes.astype(jnp.float32) * tokens.scales.astype(jnp.float32)[..., None]
+    """Tokens that the joint encoder reads; float32 of integers. Meant for jitted functions."""
+    return FORMATS[tokens.format].unpack(tokens.columns)
+
+
+def _pack_float16(tokens: Float32[np.ndarray, "n m d"]) -> Columns:
+    largest = float(np.abs(tokens).max(initial=0.0))
+    if largest > float(np.finfo(np.float16).max):
+        raise ValueError(f"tokens as large as {largest:g} overflow float16; keep bfloat16")
+    return {"tokens": tokens.astype(np.float16)}
+
+
+def _pack_int8(tokens: Float32[np.ndarray, "n m d"], largest: int = 127) -> Columns:
+    # Rounded first, so that values are divided by the scale that they will be multiplied with.
+    scales = (np.abs(tokens).max(axis=-1, initial=0.0) / largest).astype(np.float16)
+    divisor = np.where(scales == 0, 1, scales).astype(np.float32)
+    codes = np.clip(np.rint(tokens / divisor[..., None]), -largest, largest)
+    return {"tokens": codes.astype(np.int8), "scales": scales}
+
+
+def _pack_int4(tokens: Float32[np.ndarray, "n m d"]) -> Columns:
+    if tokens.shape[-1] % 2:
+        raise ValueError(f"int4 pairs elements and the width {tokens.shape[-1]} is odd; use int8")
+    columns = _pack_int8(tokens, 7)
+    low, high = np.split((columns["tokens"] + 8).astype(np.uint8), 2, axis=-1)
+    return columns | {"tokens": low | high << 4}
+
+
+def _unpack_int4(columns: Columns) -> Float32[Array, "n m d"]:
+    pairs = jnp.asarray(columns["tokens"])
+    codes = jnp.concatenate([pairs & 15, pairs >> 4], axis=-1).astype(jnp.int8) - jnp.int8(8)
+    return _scaled(codes, columns)
+
+
+def _scaled(codes: Int8[Array, "n m d"], columns: Columns) -> Float32[Array, "n m d"]:
+    return codes.astype(jnp.float32) * columns["scales"].astype(jnp.float32)[..., None]
+
+
+_row = jax.ShapeDtypeStruct
+
+FORMATS: dict[str, TokenFormat] = {
+    "bfloat16": TokenFormat(
+        rows=lambda m, d: {"tokens": _row((m, d), ml_dtypes.bfloat16)},
+        pack=lambda tokens: {"tokens": tokens.astype(ml_dtypes.bfloat16)},
+        unpack=lambda columns: jnp.asarray(columns["tokens"]),
+    ),
+    "float16": TokenFormat(
+        rows=lambda m, d: {"tokens": _row((m, d), np.float16)},
+        pack=_pack_float16,
+        unpack=lambda columns: jnp.asarray(columns["tokens"]),
+    ),
+    "int8": TokenFormat(
+        rows=lambda m, d: {"tokens": _row((m, d), np.int8), "scales": _row((m,), np.float16)},
+        pack=_pack_int8,
+        unpack=lambda columns: _scaled(jnp.asarray(columns["tokens"]), columns),
+    ),
+    "int4": TokenFormat(
+        rows=lambda m, d: {"tokens": _row((m, d // 2), np.uint8), "scales": _row((m,), np.float16)},
+        pack=_pack_int4,
+        unpack=_unpack_int4,
+    ),
+}
+"""Formats by the name that `--token-dtype` takes."""

@@ -1,4 +1,4 @@
-"""Parts that the towers of all dual encoders share."""
+"""Parts that all dual encoders share: their base class, and parts of towers."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -6,9 +6,9 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from edje_jax.config.model import TextConfig, VisionConfig
+from edje_jax.config.model import BackboneConfig, TextConfig, VisionConfig
 from edje_jax.models.layers import PreNormLayer
 
 
@@ -23,8 +23,34 @@ class VisionOutput(NamedTuple):
     """Input of the first layer, then the output of each layer."""
 
 
+class DualTower(nn.Module):
+    """A dual encoder. Embeddings leave in float32 and unit length.
+
+    A family's `setup` makes `vision` and `text`, and its `__call__` logits of all pairs.
+    """
+
+    config: BackboneConfig
+    dtype: jax.typing.DTypeLike = jnp.float32
+    remat: bool = False
+
+    def encode_image(self, pixel_values: Float[Array, "b s s 3"]) -> VisionOutput:
+        """Normalised pixels -> vision tokens and unit-length float32 embeddings."""
+        out = self.vision(pixel_values.astype(self.dtype))
+        return out._replace(embedding=unit_length(out.embedding))
+
+    def encode_text(self, ids: Int[Array, "b t"]) -> Float[Array, "b e"]:
+        """Padded token ids -> unit-length float32 embeddings."""
+        return unit_length(self.text(ids))
+
+    def __call__(
+        self, pixel_values: Float[Array, "b s s 3"], ids: Int[Array, "t l"]
+    ) -> Float[Array, "t b"]:
+        """Logits of every text against every image, as the family was trained."""
+        raise NotImplementedError
+
+
 def patchify(pixels: Float[Array, "b s s c"], patch: int) -> Float[Array, "b n k"]:
-    """Cut pictures into flattened patches, row by row; k runs over (row, column, channel).
+    """Cut images into flattened patches, row by row; k runs over (row, column, channel).
 
     What is left at the right and the bottom of a side that is no multiple of `patch` is dropped,
     as a strided convolution does (384 px in patches of 14).

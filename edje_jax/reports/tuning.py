@@ -13,7 +13,7 @@ from rich.table import Table
 from edje_jax.config.calibration import Calibration
 from edje_jax.evaluation.retrieval import DIRECTIONS
 from edje_jax.evaluation.tuning import TuneResult, on_front, pareto_front
-from edje_jax.models.token_formats import TOKEN_DTYPES
+from edje_jax.models.token_formats import FORMATS
 from edje_jax.system.files import replacing, write_json
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MARKS = "oD^vsP*X"
-"""Marks of token dtypes in the plot, in the order of `TOKEN_DTYPES`."""
+"""Marks of token dtypes in the plot, in the order of `FORMATS`."""
 
 
 def tuning_tables(
@@ -166,7 +166,7 @@ def _panel(axes: "Axes", results: Sequence[TuneResult], cost: Sequence[float]) -
 
 def mark_of(dtype: str) -> str:
     """Mark of the points of a token dtype."""
-    return MARKS[TOKEN_DTYPES.index(dtype) % len(MARKS)]
+    return MARKS[list(FORMATS).index(dtype) % len(MARKS)]
 
 
 def layers_label(result: TuneResult) -> str:

@@ -17,9 +17,10 @@ from edje_jax.data.images import normalise
 from edje_jax.data.text import BackboneTokenizer
 from edje_jax.evaluation.measures import measure_ranks
 from edje_jax.evaluation.retrieval import Gallery, first_stage
-from edje_jax.models.backbone import DualTower, make_backbone
+from edje_jax.models.towers import DualTower
 from edje_jax.runtimes.base import IMAGE_BATCH
 from edje_jax.types import Source
+from edje_jax.weights.families.registry import make_backbone
 
 IMAGE_BATCHES = (1, 8, IMAGE_BATCH)
 TEXT_BATCHES = (1, 16, 128)

@@ -15,9 +15,9 @@ from edje_jax.config.model import EdjeConfig, ImageRecipe
 from edje_jax.data.buckets import batches, bucket, lengths_up_to
 from edje_jax.data.images import normalise
 from edje_jax.data.text import BackboneTokenizer, JointTokenizer
-from edje_jax.models.backbone import DualTower, make_backbone
 from edje_jax.models.edje import Edje
 from edje_jax.models.joint_encoder import TextSide
+from edje_jax.models.towers import DualTower
 from edje_jax.runtimes.base import Encoded, TokenTable
 from edje_jax.runtimes.dual_encoder import IMAGE_BATCHES, TEXT_BATCHES, DualEncoder
 from edje_jax.runtimes.round_robin import default_devices, round_robin, sizes_within_share
@@ -28,6 +28,7 @@ from edje_jax.runtimes.scoring import (
     score,
     text_batches,
 )
+from edje_jax.weights.families.registry import make_backbone
 from edje_jax.weights.folder import Model
 from edje_jax.weights.mapping import to_device
 from edje_jax.weights.model_stamp import model_fingerprint

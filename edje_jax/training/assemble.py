@@ -199,7 +199,12 @@ def some_captions(source: Source, limit: int = 5_000) -> Iterator[str]:
 def _backbone(config: EdjeRun, init: Model | None, teacher: Model | None) -> Backbone:
     spec = config.model
     if spec.backbone:
-        return load_backbone(spec.backbone).reading(spec.token_layer, spec.class_token)
+        backbone = load_backbone(spec.backbone)
+        try:
+            return backbone.with_vision_tokens(spec.token_layer, spec.class_token)
+        except ValueError as error:
+            # The message begins with the argument's name, which the flag's is but for its spelling.
+            raise ValueError(f"--model.{error}".replace("_", "-", 1)) from None
     if init:
         return init.backbone
     if teacher:

@@ -19,8 +19,8 @@ from jaxtyping import Array, Float, PyTree
 
 from edje_jax.config.model import ImageRecipe
 from edje_jax.data.images import normalise
-from edje_jax.models.backbone import DualTower
 from edje_jax.models.edje import Edje
+from edje_jax.models.towers import DualTower
 from edje_jax.training.gradients import gradients_of, in_chunks
 from edje_jax.training.losses.table import active_terms, loss_of_rows
 from edje_jax.training.losses.term import Objective, RowContext

@@ -20,7 +20,7 @@ from edje_jax.data.image_reader import read_images
 from edje_jax.data.images import normalise
 from edje_jax.data.loader import part_of
 from edje_jax.data.text import BackboneTokenizer
-from edje_jax.models.backbone import DualTower
+from edje_jax.models.towers import DualTower
 from edje_jax.system.files import read_json
 from edje_jax.training.processes import is_first, part_of_this_process, wait_for_all
 from edje_jax.training.sharding import Devices, rows_of_this_process

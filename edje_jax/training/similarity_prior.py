@@ -9,7 +9,7 @@ from jaxtyping import PyTree
 
 from edje_jax.config.model import ImageRecipe, SimilarityPrior
 from edje_jax.data.loader import TrainingBatches
-from edje_jax.models.backbone import DualTower
+from edje_jax.models.towers import DualTower
 from edje_jax.system.files import read_json, write_json
 from edje_jax.training.edje_step import encode
 from edje_jax.training.processes import first_alone, is_first

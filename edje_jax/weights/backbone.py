@@ -12,9 +12,9 @@ from jaxtyping import PyTree
 
 from edje_jax.config.model import BackboneConfig, ImageRecipe
 from edje_jax.data.tokenizer import copy_tokenizer
-from edje_jax.models.backbone import make_backbone
 from edje_jax.system.files import read_json, write_json
-from edje_jax.weights.families import clip, siglip
+from edje_jax.weights.families.base import Family
+from edje_jax.weights.families.registry import FAMILIES, make_backbone
 from edje_jax.weights.hub import resolve
 from edje_jax.weights.mapping import Rule, to_ours, to_theirs
 from edje_jax.weights.other_formats import other_format
@@ -33,21 +33,24 @@ class Backbone:
     from_folder: bool = True
     """Whether `params` are those of the folder; a published checkpoint carries its own."""
 
-    def reading(self, token_layer: int | None = None, class_token: bool = False) -> "Backbone":
-        """The same, its vision tokens taken from another layer (None: its family's own).
+    def with_vision_tokens(
+        self, token_layer: int | None = None, class_token: bool = False
+    ) -> "Backbone":
+        """The backbone with its vision tokens taken from a layer, or its family's own layer.
 
         Raises:
-            ValueError: there is no such layer, or no class token.
+            ValueError: there is no such layer, or no class token. The message begins with the name
+                of the argument, for the caller to put before it where the value stands.
         """
-        layers, kind = self.config.vision.num_hidden_layers, self.config.kind
-        layer = token_layer or self.config.token_layer
-        if not -layers - 1 <= layer <= -1:
+        family, layers = FAMILIES[self.config.kind], self.config.vision.num_hidden_layers
+        layer = family.token_layer if token_layer is None else token_layer
+        if layer not in range(-layers - 1, 0):
             raise ValueError(
-                f"--model.token-layer {token_layer}: {self.folder} has {layers} layers; -1 is the"
-                f" last, {-layers - 1} what goes into the first"
+                f"token_layer {layer}: {self.folder} has {layers} layers; -1 is the last,"
+                f" {-layers - 1} what goes into the first"
             )
-        if class_token and kind != "clip":
-            raise ValueError(f"--model.class-token: {self.folder} is a {kind}, which has none")
+        if class_token and not family.has_class_token:
+            raise ValueError(f"class_token: {self.folder} is a {family.kind}, which has none")
         config = dataclasses.replace(self.config, token_layer=layer, class_token=class_token)
         return dataclasses.replace(self, config=config)
 
@@ -73,11 +76,11 @@ def load_backbone(name: str) -> Backbone:
 
 def backbone_rules(config: BackboneConfig) -> list[Rule]:
     """The table of a backbone's parameters."""
-    return _TABLES[config.kind].rules(config)
+    return FAMILIES[config.kind].rules(config)
 
 
 def read_backbone_config(folder: Path) -> tuple[BackboneConfig, ImageRecipe]:
-    """`config.json` and `preprocessor_config.json`, which must agree on the picture's size."""
+    """`config.json` and `preprocessor_config.json`, which must agree on the image's size."""
     path = folder / "config.json"
     try:
         raw = read_json(path)
@@ -87,11 +90,11 @@ def read_backbone_config(folder: Path) -> tuple[BackboneConfig, ImageRecipe]:
         ) from error
     tokenizer = folder / "tokenizer_config.json"
     told = read_json(tokenizer) if tokenizer.exists() else {}
-    config = _table(raw, path).read_config(raw, str(path), told)
+    family = _family(raw, path)
+    vision, text = family.read_config(raw, str(path), told)
     if (pad := _pad_token_id(folder, told)) is not None:
-        config = dataclasses.replace(
-            config, text=dataclasses.replace(config.text, pad_token_id=pad)
-        )
+        text = dataclasses.replace(text, pad_token_id=pad)
+    config = BackboneConfig(family.kind, vision, text, family.token_layer)
     image = recipe_from_preprocessor(folder)
     if image.size != config.vision.image_size:
         raise ValueError(
@@ -104,8 +107,8 @@ def read_backbone_config(folder: Path) -> tuple[BackboneConfig, ImageRecipe]:
 def save_backbone(
     folder: Path, config: BackboneConfig, image: ImageRecipe, params: PyTree, tokenizer: Path
 ) -> None:
-    """Write a folder that transformers' `SiglipModel`, `AutoTokenizer` and image processor read."""
-    write_json(folder / "config.json", _TABLES[config.kind].write_config(config))
+    """Write a folder that transformers' model of the family, tokenizer and image processor read."""
+    write_json(folder / "config.json", FAMILIES[config.kind].write_config(config))
     write_json(folder / "preprocessor_config.json", recipe_to_preprocessor(image))
     copy_tokenizer(tokenizer, folder)
     tensors = to_theirs(backbone_rules(config), jax.device_get(params))
@@ -126,7 +129,8 @@ def _pad_token_id(folder: Path, told: dict[str, Any]) -> int | None:
     was trained on what its tokenizer made.
     """
     kind = str(told.get("tokenizer_class", ""))
-    default = next((pad for start, pad in _PAD_TOKENS.items() if kind.startswith(start)), None)
+    known = (pair for family in FAMILIES.values() for pair in family.pad_tokens.items())
+    default = next((pad for start, pad in known if kind.startswith(start)), None)
     name = told.get("pad_token") or default
     name = name.get("content") if isinstance(name, dict) else name
     added = [{"id": k, **v} for k, v in told.get("added_tokens_decoder", {}).items()]
@@ -135,35 +139,25 @@ def _pad_token_id(folder: Path, told: dict[str, Any]) -> int | None:
     return next((int(token["id"]) for token in added if token["content"] == name), None)
 
 
-_PAD_TOKENS = {
-    "Siglip2": "<pad>",
-    "Gemma": "<pad>",
-    "Siglip": "</s>",
-    "CLIP": "<|endoftext|>",
-}
-"""Tokenizer class -> its pad token if its files name none."""
+def _family(raw: dict[str, Any], path: Path) -> Family:
+    """The family that a config.json is of.
 
-_TABLES = {"siglip": siglip, "clip": clip}
-"""`model_type` of a config.json -> its table."""
-
-
-def _table(raw: dict[str, Any], path: Path):
+    Raises:
+        ValueError: none that is supported.
+    """
     kind = raw.get("model_type")
-    if kind == "siglip2":
-        raise ValueError(
-            f"{path}: a SigLIP2 NaFlex model, whose pictures keep their shape, is not supported as"
-            " a backbone; use one of the fixed-resolution SigLIP2 models (their model_type is"
-            " 'siglip')"
-        )
+    if isinstance(kind, str) and kind in FAMILIES:
+        return FAMILIES[kind]
+    refused = {k: why for family in FAMILIES.values() for k, why in family.refused.items()}
+    if isinstance(kind, str) and kind in refused:
+        raise ValueError(f"{path}: {refused[kind]}")
     if "architecture" in raw and not kind:
         raise ValueError(
             f"{path}: in timm's format ({raw['architecture']}), an image tower alone; use the"
             " SigLIP or CLIP that it was taken from, in Hugging Face's format"
         )
-    if kind not in _TABLES:
-        raise ValueError(
-            f"{path}: model_type {kind!r} is not supported as a backbone; use a SigLIP, a"
-            " fixed-resolution SigLIP2, or a CLIP (DFN's and MetaCLIP's too) in Hugging Face's"
-            " format"
-        )
-    return _TABLES[kind]
+    models = ", or ".join(family.models for family in FAMILIES.values())
+    raise ValueError(
+        f"{path}: model_type {kind!r} is not supported as a backbone; use {models} in Hugging"
+        " Face's format"
+    )

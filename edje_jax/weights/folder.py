@@ -24,6 +24,7 @@ from edje_jax.system.files import read_json, write_json
 from edje_jax.weights import bert, edje
 from edje_jax.weights.backbone import Backbone, backbone_rules, load_backbone
 from edje_jax.weights.calibration import read_calibration, write_calibration
+from edje_jax.weights.families.registry import FAMILIES
 from edje_jax.weights.hub import resolve
 from edje_jax.weights.mapping import to_theirs
 from edje_jax.weights.preprocessor import restate_reading
@@ -75,7 +76,14 @@ def load_model(name: str) -> Model:
     adapter = AdapterConfig(**raw["adapter"])
     inside = folder / str(raw["backbone"])
     backbone = load_backbone(str(inside) if inside.is_dir() else raw["backbone"])
-    backbone = backbone.reading(**raw.get("vision_tokens", {}))
+    stated = raw.get("vision_tokens") or {}
+    try:
+        backbone = backbone.with_vision_tokens(**stated)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f'{folder / "config.json"}: "vision_tokens" of {stated!r}: {error}; export the model'
+            " again, or fetch it anew"
+        ) from error
     prior = SimilarityPrior(**raw["similarity_prior"]) if raw.get("similarity_prior") else None
     config = EdjeConfig(
         backbone.config, adapter, joint, backbone.image, raw["max_text_length"], prior
@@ -120,7 +128,7 @@ def read_model_config(folder: Path) -> dict[str, Any]:
         hint = " A run of tiny_backbone? Then give it as --model.backbone."
         raise ValueError(
             f"{path}: model_type is {raw.get('model_type')!r}, not 'edje'."
-            + (hint if raw.get("model_type") == "siglip" else "")
+            + (hint if raw.get("model_type") in list(FAMILIES) else "")
         )
     if raw.get("format", 0) > FORMAT:
         raise ValueError(

@@ -12,6 +12,7 @@ from PIL import Image
 
 from edje_jax.config.model import READING, ImageRecipe
 from edje_jax.system.files import write_json
+from edje_jax.weights.families.registry import FAMILIES
 
 RESAMPLE: dict[int, Any] = {
     Image.Resampling[name.upper()].value: name
@@ -20,23 +21,6 @@ RESAMPLE: dict[int, Any] = {
 """Number in `preprocessor_config.json` -> name in a recipe."""
 
 _ALWAYS = {"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
-_FAMILIES: dict[str, dict[str, Any]] = {
-    "Siglip": {
-        "size": {"height": 224, "width": 224},
-        "resample": 3,
-        "image_mean": [0.5] * 3,
-        "image_std": [0.5] * 3,
-    },
-    "CLIP": {
-        "size": {"shortest_edge": 224},
-        "do_center_crop": True,
-        "crop_size": {"height": 224, "width": 224},
-        "resample": 3,
-        "image_mean": [0.48145466, 0.4578275, 0.40821073],
-        "image_std": [0.26862954, 0.26130258, 0.27577711],
-    },
-}
-"""Defaults of the two image processors for fields that a file lacks."""
 
 
 def recipe_from_preprocessor(folder: str | os.PathLike[str]) -> ImageRecipe:
@@ -50,7 +34,7 @@ def recipe_from_preprocessor(folder: str | os.PathLike[str]) -> ImageRecipe:
         ValueError: the file asks for something that `ImageRecipe` cannot say.
     """
     path, stated = _read_preprocessor(Path(folder).expanduser())
-    settings = _ALWAYS | _family(path, stated)
+    settings = _ALWAYS | _class_defaults(path, stated)
     settings |= {key: value for key, value in stated.items() if value is not None}
     for key in ("size", "resample", "image_mean", "image_std"):
         if key not in settings:
@@ -134,17 +118,17 @@ def _read_preprocessor(folder: Path) -> tuple[Path, dict[str, Any]]:
     )
 
 
-def _family(path: Path, stated: Mapping[str, Any]) -> dict[str, Any]:
+def _class_defaults(path: Path, stated: Mapping[str, Any]) -> dict[str, Any]:
     """The defaults of the class that the file names; none if it names no class."""
     key = next((k for k in ("image_processor_type", "feature_extractor_type") if stated.get(k)), "")
     if not key:
         return {}
     name = re.fullmatch(r"(\w+?)(ImageProcessor|FeatureExtractor)(Fast|Pil)?", str(stated[key]))
-    if not name or name[1] not in _FAMILIES:
-        raise _unsupported(
-            path, stated, key, "use a model with a SiglipImageProcessor or a CLIPImageProcessor"
-        )
-    return _FAMILIES[name[1]]
+    known = {k: v for family in FAMILIES.values() for k, v in family.image_processors.items()}
+    if not name or name[1] not in known:
+        classes = " or ".join(f"a {kind}ImageProcessor" for kind in known)
+        raise _unsupported(path, stated, key, f"use a model with {classes}")
+    return known[name[1]]
 
 
 def _check_steps(path: Path, settings: Mapping[str, Any]) -> None:

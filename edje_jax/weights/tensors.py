@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from edje_jax.system.files import read_json, replacing
+from edje_jax.system.files import BadJson, read_json, replacing
 from edje_jax.weights.other_formats import other_format
 from edje_jax.weights.torch_states import refusal, unwrapped, wrappings
 
@@ -30,6 +30,7 @@ def open_weights(folder: str | os.PathLike[str]) -> Mapping[str, np.ndarray]:
 
     Raises:
         BadWeights: nothing there, a shard is missing, or a file is damaged.
+        BadJson: there is nothing but an index that cannot be read.
     """
     paths = [path for path in weight_files(Path(folder)) if path.suffix != ".json"]
     if paths[0].suffix == ".safetensors":
@@ -41,39 +42,33 @@ def weight_files(folder: Path) -> list[Path]:
     """The files of the one set of weights that a folder is read from.
 
     `model.safetensors` goes before `pytorch_model.bin`, and a whole file before shards, as in
-    transformers. Shards come behind their index. What is incomplete, or an index of no use, is
-    passed over and told in a log line.
+    transformers. Shards come behind their index. Weights that lack a shard, and an index that
+    cannot be read or is of no use, are passed over and told in a log line.
 
     Raises:
-        BadWeights: there is none, or none is complete.
+        BadWeights, BadJson: there are no weights, or none that are complete.
     """
-    lacking = []
-    for paths in _sets(folder):
-        if missing := [path for path in paths if not path.exists()]:
-            lacking.append(missing[0])
+    faults: list[ValueError] = []
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        whole, index = folder / name, folder / f"{name}.index.json"
+        if not (whole.exists() or index.exists()):
             continue
-        for shard in lacking:
-            log.warning("%s: this shard is missing; %s is read instead", shard, paths[0].name)
-        stale = paths[0].with_name(f"{paths[0].name}.index.json")
-        if stale.exists():
-            log.warning("%s: passed over, as the whole %s lies beside it", stale, paths[0].name)
+        try:
+            paths = [whole] if whole.exists() else [index, *_shards(index)]
+        except (BadWeights, BadJson) as fault:
+            faults.append(fault)
+            continue
+        for fault in faults:
+            log.warning("%s; %s is read instead", fault, paths[0].name)
+        if whole.exists() and index.exists():
+            log.warning("%s: passed over, as the whole %s lies beside it", index, name)
         return paths
-    if lacking:
-        raise BadWeights(f"{lacking[0]}: this shard is missing; fetch the model again")
+    if faults:
+        raise faults[0]
     raise BadWeights(
         f"{folder}: no weights here; looked for model.safetensors and pytorch_model.bin, whole or"
         f" sharded{other_format(folder)}"
     )
-
-
-def _sets(folder: Path) -> Iterator[list[Path]]:
-    """Every set of weights that a folder names, the preferred one first."""
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        whole, index = folder / name, folder / f"{name}.index.json"
-        if whole.exists():
-            yield [whole]
-        if index.exists():
-            yield [index, *_shards(index)]
 
 
 class Safetensors(Mapping[str, np.ndarray]):
@@ -230,14 +225,21 @@ def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
 
 
 def _shards(index: Path) -> list[Path]:
-    """The files that an index names, which lie beside it."""
+    """The files that an index names, which lie beside it.
+
+    Raises:
+        BadWeights, BadJson: the index names none, or one is missing.
+    """
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise BadWeights(f'{index}: has no "weight_map" of shards; fetch the model again')
     for name in names.values():
         if not isinstance(name, str) or Path(name).name != name:
             raise BadWeights(f"{index}: {name!r} is no name of a shard; fetch the model again")
-    return [index.parent / name for name in sorted(set(names.values()))]
+    shards = [index.parent / name for name in sorted(set(names.values()))]
+    if missing := [path for path in shards if not path.exists()]:
+        raise BadWeights(f"{missing[0]}: this shard is missing; fetch the model again")
+    return shards
 
 
 def _check_pointer(path: Path) -> None:

@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import get_args
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -20,7 +22,7 @@ from edje_jax.index.build import build
 from edje_jax.index.image_index import TokensOn
 from edje_jax.index.maintain import compact, remove
 from edje_jax.index.store import BadStore, Store, verify
-from edje_jax.models.token_formats import TOKEN_DTYPES, unpack
+from edje_jax.models.token_formats import FORMATS, TokenFormat, unpack
 from edje_jax.scenes.shapes import Shapes
 from edje_jax.types import Source
 
@@ -150,21 +152,57 @@ def test_a_picture_finds_captions(reranker, built):
         assert result["id"] == index.store.row(index.store.captions[int(i)][0]).id
 
 
-@pytest.mark.parametrize("dtype", TOKEN_DTYPES)
-def test_every_token_dtype_searches(reranker, built, tmp_path, dtype):
+def pack_signs(tokens: np.ndarray) -> dict[str, np.ndarray]:
+    return {"signs": np.packbits(tokens > 0, axis=-1), "levels": np.abs(tokens).mean(-1)}
+
+
+def unpack_signs(columns: dict) -> jax.Array:
+    signs = jnp.unpackbits(jnp.asarray(columns["signs"]), axis=-1).astype(jnp.float32)
+    return (2 * signs - 1) * columns["levels"][..., None]
+
+
+SIGNS = TokenFormat(
+    rows=lambda m, d: {
+        "signs": jax.ShapeDtypeStruct((m, d // 8), np.uint8),
+        "levels": jax.ShapeDtypeStruct((m,), np.float32),
+    },
+    pack=pack_signs,
+    unpack=unpack_signs,
+)
+"""A format of one bit for each element, which only this test knows."""
+
+
+@pytest.mark.parametrize("dtype", [*FORMATS, "signs"])
+def test_every_token_dtype_searches(reranker, built, tmp_path, dtype, monkeypatch):
+    monkeypatch.setitem(FORMATS, "signs", SIGNS)
     source, _ = built
     assert build(reranker.runtime, reranker.stamp, source, "blip:set", tmp_path, token_dtype=dtype)
     store = Store(tmp_path)
-    kept = sum(path.stat().st_size for path in tmp_path.glob("tokens-*"))
-    kept += sum(path.stat().st_size for path in tmp_path.glob("scales-*"))
-    arrays = len(list(tmp_path.glob("tokens-*"))) + len(list(tmp_path.glob("scales-*")))
-    assert kept == len(store) * store.manifest.bytes_per_picture + 128 * arrays
+    arrays = [path for name in store.manifest.token_columns for path in tmp_path.glob(f"{name}-*")]
+    kept = sum(path.stat().st_size for path in arrays)
+    assert kept == len(store) * store.manifest.bytes_per_picture + 128 * len(arrays)
     tokens = np.asarray(unpack(store.tokens(np.arange(len(store)))), np.float32)
     results = reranker.search(ImageIndex(store), TEXTS, k=len(store), top_k=5)
     for text, found in zip(TEXTS, results, strict=True):
         logits = reranker.score_matrix([text], tokens)[0]
         best = [store.row(int(i)).id for i in np.argsort(-logits, kind="stable")[:5]]
         assert [result["id"] for result in found] == best
+    remove(tmp_path, [store.row(i).id for i in (0, 2)])
+    assert compact(tmp_path) == 2
+    rest = Store(tmp_path)
+    got = np.asarray(unpack(rest.tokens(np.arange(len(rest)))), np.float32)
+    order = [store.numbers[rest.row(i).id] for i in range(len(rest))]
+    np.testing.assert_array_equal(got, tokens[order])
+    listed = {name for record in rest.manifest.shards for name in record["files"]}
+    assert {path.name for path in tmp_path.glob("*.npy")} == {n for n in listed if ".npy" in n}
+
+
+def test_an_index_in_a_token_format_of_a_newer_version_is_refused(built, tmp_path):
+    shutil.copytree(built[1], tmp_path / "index")
+    path = tmp_path / "index" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"token_dtype": "int2"}))
+    with pytest.raises(BadStore, match=r"manifest\.json: keeps tokens as int2, and .* update it"):
+        Store(tmp_path / "index")
 
 
 def test_building_again_changes_nothing(reranker, built, tmp_path):
@@ -306,10 +344,9 @@ def test_pictures_are_added_removed_and_compacted(reranker, tmp_path):
     assert len(left) == len(grown) - 3 and "001.png" not in left.image_of_id
 
     def same(a: Store, rows: list[int]) -> None:
-        for name in ("values", "scales"):
-            one = getattr(a.tokens(np.arange(len(a))), name)
-            other = getattr(grown_tokens[np.array(rows)], name)
-            assert (one is None and other is None) or np.array_equal(one, other)
+        columns = grown_tokens[np.array(rows)].columns
+        for name, column in a.tokens(np.arange(len(a))).columns.items():
+            np.testing.assert_array_equal(column, columns[name])
         np.testing.assert_array_equal(a.embeddings[:], grown_embeddings[rows])
         assert [text for _, text in a.captions] == [
             text for row in rows for text in grown.row(row).captions

@@ -4,6 +4,7 @@ Depth and vocabulary are cut, widths, heads, patches and activations are those o
 people use. Two of them are also compared whole.
 """
 
+import dataclasses
 import functools
 from pathlib import Path
 
@@ -13,10 +14,11 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
-from edje_jax.config.model import ImageRecipe
-from edje_jax.models.backbone import DualTower, make_backbone
+from edje_jax.config.model import BackboneConfig, ImageRecipe
+from edje_jax.models.towers import DualTower
 from edje_jax.system.files import write_json
 from edje_jax.weights.backbone import load_backbone
+from edje_jax.weights.families.registry import make_backbone
 from edje_jax.weights.preprocessor import recipe_to_preprocessor
 from tests.models.test_against_transformers import randomise, relative
 
@@ -182,7 +184,7 @@ def clip(tmp_path_factory):
 @pytest.mark.parametrize("layer", [-1, -2, -4])
 def test_vision_tokens_of_any_layer(clip, layer, class_token):
     model, backbone = clip
-    chosen = backbone.reading(layer, class_token)
+    chosen = backbone.with_vision_tokens(layer, class_token)
     pixels = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
     ids = captions(77, END, 1)
     tokens = ours(make_backbone(chosen.config), chosen.params, pixels, ids)["vision tokens"]
@@ -193,10 +195,9 @@ def test_vision_tokens_of_any_layer(clip, layer, class_token):
 
 def test_layers_that_are_not_there_are_refused(clip):
     _, backbone = clip
-    with pytest.raises(ValueError, match=r"--model\.token-layer -5: .* has 3 layers"):
-        backbone.reading(-5)
-    siglip = backbone.config.__class__()
-    import dataclasses
-
-    with pytest.raises(ValueError, match=r"--model\.class-token: .* is a siglip, which has none"):
-        dataclasses.replace(backbone, config=siglip).reading(class_token=True)
+    for layer in (-5, 0, 1):
+        with pytest.raises(ValueError, match=rf"^token_layer {layer}: .* has 3 layers; -1 is the"):
+            backbone.with_vision_tokens(layer)
+    siglip = dataclasses.replace(backbone, config=BackboneConfig())
+    with pytest.raises(ValueError, match=r"^class_token: .* is a siglip, which has none"):
+        siglip.with_vision_tokens(class_token=True)

@@ -1,18 +1,25 @@
 """Formats of stored tokens: sizes as computed, errors as small as the format allows."""
 
+from typing import get_args
+
 import jax
 import ml_dtypes
 import numpy as np
 import pytest
 
-from edje_jax.models.token_formats import TOKEN_DTYPES, PackedTokens, pack, row_bytes, unpack
+from edje_jax.config.model import TokenDtype
+from edje_jax.models.token_formats import FORMATS, pack, unpack
 
 RNG = np.random.default_rng(0)
 TOKENS = (RNG.normal(size=(5, 4, 16)) * RNG.lognormal(size=(5, 4, 1))).astype(np.float32)
 TOKENS[1, 2] = 0.0
 
 
-@pytest.mark.parametrize("dtype", TOKEN_DTYPES)
+def test_the_command_line_takes_every_format():
+    assert list(FORMATS) == list(get_args(TokenDtype))
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
 def test_what_comes_back_is_within_half_a_step(dtype):
     packed = pack(TOKENS, dtype)
     back = np.asarray(jax.jit(unpack)(packed), np.float32)
@@ -21,10 +28,19 @@ def test_what_comes_back_is_within_half_a_step(dtype):
     step = {"bfloat16": 2**-8, "float16": 2**-11, "int8": 0.5 / 127, "int4": 0.5 / 7}[dtype]
     assert (np.abs(back - TOKENS) <= 1.02 * step * largest + 1e-7).all()
     assert (np.abs(back - TOKENS).max() > 0) and not back[1, 2].any()
-    size = packed.values.nbytes + (0 if packed.scales is None else packed.scales.nbytes)
-    assert size == 5 * row_bytes(dtype, 4, 16)
     rows = np.array([3, 0])
     np.testing.assert_array_equal(np.asarray(unpack(packed[rows]), np.float32), back[rows])
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_columns_have_the_shapes_and_dtypes_that_the_format_states(dtype):
+    packed, stated = pack(TOKENS, dtype), FORMATS[dtype].rows(4, 16)
+    assert packed.columns.keys() == stated.keys() and len(packed) == len(TOKENS)
+    for name, row in stated.items():
+        assert packed.columns[name].shape == (5, *row.shape)
+        assert packed.columns[name].dtype == row.dtype
+    size = sum(column.nbytes for column in packed.columns.values())
+    assert size == 5 * FORMATS[dtype].bytes_per_image(4, 16)
 
 
 def test_int4_keeps_every_code_in_its_place():
@@ -33,7 +49,7 @@ def test_int4_keeps_every_code_in_its_place():
 
 
 def test_sizes_of_the_published_model():
-    sizes = [row_bytes(dtype, 64, 384) for dtype in TOKEN_DTYPES]
+    sizes = [form.bytes_per_image(64, 384) for form in FORMATS.values()]
     assert sizes == [49_152, 49_152, 24_704, 12_416]
 
 
@@ -42,5 +58,4 @@ def test_what_a_format_cannot_hold_is_refused():
         pack(np.full((1, 1, 2), 1e5, np.float32), "float16")
     with pytest.raises(ValueError, match="width 3 is odd"):
         pack(np.ones((1, 1, 3), np.float32), "int4")
-    assert pack(TOKENS, "bfloat16").values.dtype == ml_dtypes.bfloat16
-    assert len(PackedTokens(TOKENS)) == 5
+    assert pack(TOKENS, "bfloat16").columns["tokens"].dtype == ml_dtypes.bfloat16

@@ -2,7 +2,7 @@ import numpy as np
 from PIL import Image
 
 from edje_jax.evaluation.tuning import TuneResult
-from edje_jax.models.token_formats import TOKEN_DTYPES
+from edje_jax.models.token_formats import FORMATS
 from edje_jax.reports.tuning import draw, mark_of, short_names
 
 
@@ -27,4 +27,4 @@ def test_the_plot_names_every_model_once(tmp_path):
 
 
 def test_every_token_dtype_has_a_mark_of_its_own():
-    assert [mark_of(dtype) for dtype in TOKEN_DTYPES] == ["o", "D", "^", "v"]
+    assert [mark_of(dtype) for dtype in FORMATS] == ["o", "D", "^", "v"]

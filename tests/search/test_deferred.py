@@ -5,7 +5,6 @@ import functools
 import json
 import shutil
 from pathlib import Path
-from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +19,7 @@ from edje_jax.data.buckets import lengths_up_to
 from edje_jax.index.build import build
 from edje_jax.index.store import BadStore
 from edje_jax.models.edje import Edje
-from edje_jax.models.token_formats import TokenDtype, pack, unpack
+from edje_jax.models.token_formats import FORMATS, pack, unpack
 from edje_jax.scenes.shapes import Shapes
 from edje_jax.search.cascade import search_images
 from edje_jax.weights.folder import load_model
@@ -108,7 +107,7 @@ def test_a_store_scores_as_one_pass_over_equally_rounded_states(
     text = np.repeat(np.arange(len(used)), rng.permutation(PICTURES)[: len(used)])
     text = np.concatenate([text, rng.integers(0, len(used), 40)])
     picture = rng.integers(0, PICTURES, len(text))
-    for dtype in get_args(TokenDtype):
+    for dtype in FORMATS:
         folder = tmp_path / dtype
         assert build(
             reranker.runtime, reranker.stamp, source, "shapes:val", folder, token_dtype=dtype

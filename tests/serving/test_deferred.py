@@ -9,6 +9,7 @@ import pytest
 from edje_jax import ImageIndex, Reranker
 from edje_jax.data.sources.blip_json import BlipJson
 from edje_jax.index.build import build
+from edje_jax.models.token_formats import unpack
 from edje_jax.runtimes import scoring
 from edje_jax.serving.documents import Images
 from edje_jax.serving.jobs import Captions, Rerank, Search
@@ -34,7 +35,7 @@ def deferred(trained, indexed, tmp_path_factory) -> Service:
 def test_every_kind_of_request(deferred, service):
     reranker, index = deferred.reranker, deferred.index
     pictures = len(index)
-    stored = np.asarray(index.tokens[np.arange(pictures)].values, np.float32)
+    stored = np.asarray(unpack(index.tokens[np.arange(pictures)]), np.float32)
     expected = reranker.score_matrix(TEXTS, stored)
     deferred.warm(ks=(pictures,))
     programs = (scoring.score, scoring.encode_captions, scoring.gather_captions)

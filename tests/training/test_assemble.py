@@ -60,6 +60,18 @@ def test_a_run_without_a_backbone_is_told_where_to_get_one(tmp_path):
         assemble(edited(), SOURCE, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"token_layer": -9}, r"^--model\.token-layer -9: .*siglip has 2 layers; -1 is the last"),
+        ({"class_token": True}, r"^--model\.class-token: .*siglip is a siglip, which has none"),
+    ],
+)
+def test_vision_tokens_that_a_backbone_has_not_are_the_flag_s_fault(asked, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        assemble(edited(backbone=SIGLIP, **asked), SOURCE, tmp_path)
+
+
 def test_the_named_backbone_is_used(tmp_path):
     parts = assemble(edited(backbone=SIGLIP), SOURCE, tmp_path)
     assert parts.backbone.folder == Path(SIGLIP)

@@ -15,10 +15,10 @@ from edje_jax.config.model import (
     VisionConfig,
 )
 from edje_jax.config.run import LossConfig
-from edje_jax.models.backbone import make_backbone
 from edje_jax.models.edje import Edje
 from edje_jax.training import flops
 from edje_jax.training.losses.table import step_flops
+from edje_jax.weights.families.registry import make_backbone
 
 CONFIG = EdjeConfig(
     BackboneConfig(

@@ -167,7 +167,7 @@ def test_a_clip_backbone_through_the_pytorch_module(class_token, old_tokenizer, 
     )  # fmt: skip
     image = ImageRecipe(size=32, resize="crop", resample="bicubic")
     save_backbone(source, towers, image, random_like(expected_params(towers)), pieces)
-    backbone = load_backbone(str(source)).reading(class_token=class_token)
+    backbone = load_backbone(str(source)).with_vision_tokens(class_token=class_token)
     config = EdjeConfig(
         backbone.config,
         AdapterConfig("compress", num_tokens=4, intermediate_size=32),

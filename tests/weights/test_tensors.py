@@ -185,7 +185,22 @@ def test_a_set_that_lacks_a_shard_gives_way_to_one_that_is_whole(tmp_path, caplo
     missing.unlink()
     torch.save(TENSORS, tmp_path / "pytorch_model.bin")
     assert_equal(open_weights(tmp_path))
-    assert f"{missing}: this shard is missing; pytorch_model.bin is read instead" in caplog.text
+    assert f"{missing}: this shard is missing; fetch the model again" in caplog.text
+    assert "pytorch_model.bin is read instead" in caplog.text
+
+
+@pytest.mark.parametrize("index", ["not JSON", "[1]", "{}", '{"weight_map": {"a": "../b"}}'])
+def test_an_index_that_cannot_be_read_gives_way_to_weights_that_can(index, tmp_path, caplog):
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text(index)
+    torch.save(TENSORS, tmp_path / "pytorch_model.bin")
+    assert_equal(open_weights(tmp_path))
+    assert f"{path}: " in caplog.text and "pytorch_model.bin is read instead" in caplog.text
+    # Alone, or beside another that cannot be read, it is the fault that is told.
+    (tmp_path / "pytorch_model.bin").unlink()
+    (tmp_path / "pytorch_model.bin.index.json").write_text("not JSON either")
+    with pytest.raises((BadJson, BadWeights), match=r"model\.safetensors\.index\.json: "):
+        open_weights(tmp_path)
 
 
 # --- file systems that refuse ---------------------------------------------------------------------

@@ -17,7 +17,6 @@ from edje_jax.data.feature_cache import FeatureCache
 from edje_jax.data.loader import RowRecipe, TrainingBatches
 from edje_jax.data.text import BackboneTokenizer, JointTokenizer
 from edje_jax.evaluate.gallery import encode_gallery, evaluate
-from edje_jax.models.backbone import make_backbone
 from edje_jax.models.edje import Edje
 from edje_jax.runtimes.devices import compute_dtype
 from edje_jax.runtimes.jax import JaxRuntime
@@ -34,6 +33,7 @@ from edje_jax.training.similarity_prior import measured_prior
 from edje_jax.training.state import Metrics, TrainState, init_state
 from edje_jax.types import Batch, Source
 from edje_jax.weights.card import model_card
+from edje_jax.weights.families.registry import make_backbone
 from edje_jax.weights.folder import Model, save_model
 from edje_jax.weights.mapping import to_device
 

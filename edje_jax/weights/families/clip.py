@@ -1,9 +1,11 @@
-"""The table of CLIP: Hugging Face's `CLIPModel` <-> `edje_jax.models.clip`."""
+"""The family of CLIP: Hugging Face's `CLIPModel` <-> `edje_jax.models.clip`."""
 
 from typing import Any
 
 from edje_jax.config.model import BackboneConfig, TextConfig, VisionConfig
-from edje_jax.weights.families.towers import layer_rules, pick
+from edje_jax.models.clip import Clip
+from edje_jax.weights.families.base import Family
+from edje_jax.weights.families.towers import TEXT_FIELDS, VISION_FIELDS, layer_rules, stated_fields
 from edje_jax.weights.mapping import Rule, norm, under
 
 
@@ -40,18 +42,24 @@ def text_rules(config: TextConfig) -> list[Rule]:
     ]
 
 
-def read_config(raw: dict[str, Any], source: str, tokenizer: dict[str, Any]) -> BackboneConfig:
-    """From a `CLIPModel`'s `config.json`; a key left out has transformers' default.
+def read_config(
+    raw: dict[str, Any], source: str, tokenizer: dict[str, Any]
+) -> tuple[VisionConfig, TextConfig]:
+    """Shapes that a `CLIPModel`'s `config.json` states; a key left out has transformers' default.
 
-    The vision tokens are the penultimate layer's (EDJE, section 4). `tokenizer` is not asked.
+    `tokenizer` is not asked.
+
+    Raises:
+        ValueError: a value is not of its field's type.
     """
-    # Older files say it twice, and transformers lets the second one win.
-    vision = {**_VISION, **raw.get("vision_config", {}), **(raw.get("vision_config_dict") or {})}
-    text = {**_TEXT, **raw.get("text_config", {}), **(raw.get("text_config_dict") or {})}
-    text["projection_size"] = raw.get("projection_dim", 512)
-    return BackboneConfig(
-        "clip", pick(VisionConfig, vision, source), pick(TextConfig, text, source), token_layer=-2
-    )
+    vision, text = dict(_VISION), dict(_TEXT)
+    # Older files have both sections twice, and transformers lets the second one win.
+    for ending in ("", "_dict"):
+        vision |= stated_fields(VISION_FIELDS, raw, source, f"vision_config{ending}")
+        text |= stated_fields(TEXT_FIELDS, raw, source, f"text_config{ending}")
+    shared = stated_fields({"projection_dim": int}, raw, source)
+    text["projection_size"] = shared.get("projection_dim", 512)
+    return VisionConfig(**vision), TextConfig(**text)
 
 
 def write_config(config: BackboneConfig) -> dict[str, Any]:
@@ -74,7 +82,11 @@ def write_config(config: BackboneConfig) -> dict[str, Any]:
 
 
 # transformers leaves defaults out of config.json; these are its CLIPConfig's (B/32).
-_SHARED = {"num_hidden_layers": 12, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
+_SHARED: dict[str, Any] = {
+    "num_hidden_layers": 12,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+}
 _VISION = {
     **_SHARED,
     "hidden_size": 768,
@@ -93,3 +105,25 @@ _TEXT = {
     "pad_token_id": 1,
     "eos_token_id": 49407,
 }
+
+CLIP = Family(
+    kind="clip",
+    models="a CLIP (DFN's and MetaCLIP's too)",
+    module=Clip,
+    rules=rules,
+    read_config=read_config,
+    write_config=write_config,
+    pad_tokens={"CLIP": "<|endoftext|>"},
+    image_processors={
+        "CLIP": {
+            "size": {"shortest_edge": 224},
+            "do_center_crop": True,
+            "crop_size": {"height": 224, "width": 224},
+            "resample": 3,
+            "image_mean": [0.48145466, 0.4578275, 0.40821073],
+            "image_std": [0.26862954, 0.26130258, 0.27577711],
+        }
+    },
+    token_layer=-2,  # EDJE, section 4
+    has_class_token=True,
+)

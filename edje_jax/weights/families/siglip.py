@@ -1,9 +1,11 @@
-"""The table of SigLIP and SigLIP2: Hugging Face's `SiglipModel` <-> `edje_jax.models.siglip`."""
+"""The family of SigLIP and SigLIP2: Hugging Face's `SiglipModel` <-> `edje_jax.models.siglip`."""
 
 from typing import Any
 
 from edje_jax.config.model import BackboneConfig, TextConfig, VisionConfig
-from edje_jax.weights.families.towers import layer_rules, pick
+from edje_jax.models.siglip import Siglip
+from edje_jax.weights.families.base import Family
+from edje_jax.weights.families.towers import TEXT_FIELDS, VISION_FIELDS, layer_rules, stated_fields
 from edje_jax.weights.mapping import Rule, linear, norm, torch_attention, under
 
 
@@ -45,21 +47,22 @@ def text_rules(config: TextConfig) -> list[Rule]:
 
 
 def read_config(
-    raw: dict[str, Any], source: str, tokenizer: dict[str, Any] | None = None
-) -> BackboneConfig:
-    """From a Hugging Face `config.json`; a key left out has transformers' default.
+    raw: dict[str, Any], source: str, tokenizer: dict[str, Any]
+) -> tuple[VisionConfig, TextConfig]:
+    """Shapes that a Hugging Face `config.json` states; a key left out has transformers' default.
 
     `tokenizer` is the folder's `tokenizer_config.json`. SigLIP uses no attention mask, and the
     tokenizers it ships with hand out none. A generic tokenizer that does is what the model was
     then used with, the published EDJE code included: its padding is masked.
+
+    Raises:
+        ValueError: a value is not of its field's type.
     """
-    vision = {**_VISION_DEFAULTS, **raw.get("vision_config", {})}
-    text = {**_TEXT_DEFAULTS, **raw.get("text_config", {})}
-    text["projection_size"] = text.get("projection_size") or text["hidden_size"]
-    text["mask_padding"] = _hands_out_masks(tokenizer or {})
-    return BackboneConfig(
-        "siglip", pick(VisionConfig, vision, source), pick(TextConfig, text, source)
-    )
+    vision = _VISION_DEFAULTS | stated_fields(VISION_FIELDS, raw, source, "vision_config")
+    text = _TEXT_DEFAULTS | stated_fields(TEXT_FIELDS, raw, source, "text_config")
+    text.setdefault("projection_size", text["hidden_size"])
+    text["mask_padding"] = _hands_out_masks(tokenizer)
+    return VisionConfig(**vision), TextConfig(**text)
 
 
 def write_config(config: BackboneConfig) -> dict[str, Any]:
@@ -93,7 +96,7 @@ def _hands_out_masks(tokenizer: dict[str, Any]) -> bool:
 
 
 # transformers leaves defaults out of config.json; these are its SiglipConfig's (base size).
-_SHARED_DEFAULTS = {
+_SHARED_DEFAULTS: dict[str, Any] = {
     "hidden_size": 768,
     "intermediate_size": 3072,
     "num_hidden_layers": 12,
@@ -108,3 +111,25 @@ _TEXT_DEFAULTS = {
     "max_position_embeddings": 64,
     "pad_token_id": 1,
 }
+
+SIGLIP = Family(
+    kind="siglip",
+    models="a SigLIP, a fixed-resolution SigLIP2",
+    module=Siglip,
+    rules=rules,
+    read_config=read_config,
+    write_config=write_config,
+    pad_tokens={"Siglip2": "<pad>", "Gemma": "<pad>", "Siglip": "</s>"},
+    image_processors={
+        "Siglip": {
+            "size": {"height": 224, "width": 224},
+            "resample": 3,
+            "image_mean": [0.5] * 3,
+            "image_std": [0.5] * 3,
+        }
+    },
+    refused={
+        "siglip2": "a SigLIP2 NaFlex model, whose pictures keep their shape, is not supported as a"
+        " backbone; use one of the fixed-resolution SigLIP2 models (their model_type is 'siglip')"
+    },
+)

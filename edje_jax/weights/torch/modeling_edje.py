@@ -246,15 +246,11 @@ class EdjeModel(PreTrainedModel):
         return pixels.to(self.device, self.dtype)
 
     def vision_tokens(self, pixel_values: Tensor) -> Tensor:
-        """What the adapter reads: the configured layer of the frozen backbone, [N, n, w]."""
-        vision = self.backbone.vision_model
+        """Rows that the adapter reads: a layer of the frozen backbone, [N, n, w]."""
         layer = self.config.vision_tokens.get("token_layer", -1)
-        is_clip = self.backbone.config.model_type == "clip"
-        out = vision(pixel_values, output_hidden_states=True)
-        if layer == -1 and not is_clip:
-            return out.last_hidden_state
-        skipped = int(is_clip and not self.config.vision_tokens.get("class_token", False))
-        return out.hidden_states[layer][:, skipped:]
+        out = self.backbone.vision_model(pixel_values, output_hidden_states=True)
+        rows = out.last_hidden_state if layer == -1 else out.hidden_states[layer]
+        return rows[:, rows.shape[1] - self.num_vision_tokens :]  # A class token stands first
 
     def encode_image(self, pixel_values: Tensor) -> Tensor:
         """Pixel values [N, 3, S, S] -> compressed tokens [N, m, d]: what a store keeps."""
@@ -431,7 +427,12 @@ class EdjeModel(PreTrainedModel):
             return adapter["num_tokens"]
         if self.config.num_tokens:
             return self.config.num_tokens
-        vision = self.backbone.config.vision_config  # An older folder does not say
+        return self.num_vision_tokens  # An older folder does not say
+
+    @property
+    def num_vision_tokens(self) -> int:
+        """Rows of an image that the adapter reads: its patches, and the class token if asked."""
+        vision = self.backbone.config.vision_config
         patches = (vision.image_size // vision.patch_size) ** 2
         return patches + int(self.config.vision_tokens.get("class_token", False))
 
@@ -459,9 +460,9 @@ class EdjeModel(PreTrainedModel):
         """First-stage embeddings of captions, unit length, [N, e]."""
         tokenizer, text = self._hold("text", "AutoTokenizer"), self.backbone.config.text_config
         # SigLIP was trained without a mask; a generic tokenizer that hands one out is used with it.
+        # In a causal tower, as CLIP's, padding is never seen and a mask changes nothing.
         own = type(tokenizer).__name__.startswith(("Siglip", "Gemma"))
-        siglip = self.backbone.config.model_type == "siglip"
-        masked = siglip and not own and "attention_mask" in tokenizer.model_input_names
+        masked = not own and "attention_mask" in tokenizer.model_input_names
         made = tokenizer(
             [canonicalise(t) for t in texts],
             padding="max_length", truncation=True, max_length=text.max_position_embeddings,
