@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from edje_jax.config.model import OnlineVision, TokenDtype
 
 TIE = 0.05
-"""The Pareto front tells times apart in steps of this share: another run may swap nearer ones."""
+"""Step of times on the Pareto front, as a share: another run may swap nearer ones."""
 
 
 @dataclass(frozen=True)
