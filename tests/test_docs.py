@@ -128,7 +128,9 @@ def test_files_that_are_named_exist():
     missing = []
     for page in (*PAGES, ROOT / "CONTRIBUTING.md"):
         text, before = page.read_text("utf-8"), ROOT
-        for name in re.findall(r"`((?:[\w.-]+/)+[\w-]*(?:\.py)?|test_\w+\.py)`", text):
+        drawn = re.findall(r"^((?:\w+/)+\w+\.py) ", text, re.MULTILINE)
+        named = re.findall(r"`((?:[\w.-]+/)+[\w-]*(?:\.py)?|test_\w+\.py)`", text)
+        for name in (*drawn, *named):
             if not name.startswith(OURS) or "NAME" in name or name == "edje_jax/configs":
                 continue
             places = [place / name for place in (ROOT, ROOT / "edje_jax", before)]

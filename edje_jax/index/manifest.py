@@ -74,7 +74,7 @@ class Manifest:
         return FORMATS[self.token_dtype].bytes_per_image(self.num_tokens, self.width)
 
     @property
-    def token_columns(self) -> tuple[str, ...]:
+    def token_column_names(self) -> tuple[str, ...]:
         """Names of the columns that hold the compressed tokens."""
         return tuple(FORMATS[self.token_dtype].rows(self.num_tokens, self.width))
 

@@ -128,7 +128,7 @@ class Store:
 
     @cached_property
     def _token_columns(self) -> dict[str, Column]:
-        return {name: self.column(name) for name in self.manifest.token_columns}
+        return {name: self.column(name) for name in self.manifest.token_column_names}
 
     @cached_property
     def embeddings(self) -> Column:

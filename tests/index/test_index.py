@@ -178,7 +178,9 @@ def test_every_token_dtype_searches(reranker, built, tmp_path, dtype, monkeypatc
     source, _ = built
     assert build(reranker.runtime, reranker.stamp, source, "blip:set", tmp_path, token_dtype=dtype)
     store = Store(tmp_path)
-    arrays = [path for name in store.manifest.token_columns for path in tmp_path.glob(f"{name}-*")]
+    arrays = [
+        path for name in store.manifest.token_column_names for path in tmp_path.glob(f"{name}-*")
+    ]
     kept = sum(path.stat().st_size for path in arrays)
     assert kept == len(store) * store.manifest.bytes_per_picture + 128 * len(arrays)
     tokens = np.asarray(unpack(store.tokens(np.arange(len(store)))), np.float32)
@@ -191,7 +193,7 @@ def test_every_token_dtype_searches(reranker, built, tmp_path, dtype, monkeypatc
     assert compact(tmp_path) == 2
     rest = Store(tmp_path)
     got = np.asarray(unpack(rest.tokens(np.arange(len(rest)))), np.float32)
-    order = [store.numbers[rest.row(i).id] for i in range(len(rest))]
+    order = [store.image_of_id[rest.row(i).id] for i in range(len(rest))]
     np.testing.assert_array_equal(got, tokens[order])
     listed = {name for record in rest.manifest.shards for name in record["files"]}
     assert {path.name for path in tmp_path.glob("*.npy")} == {n for n in listed if ".npy" in n}
