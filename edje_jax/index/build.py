@@ -19,7 +19,7 @@ from edje_jax.config.model import TokenDtype
 from edje_jax.data.image_reader import cut_into, read_batches
 from edje_jax.index.changes import Changes, compare
 from edje_jax.index.commit import Report, commit, finish, record_of, refuse_many, with_shards
-from edje_jax.index.manifest import Manifest, token_columns
+from edje_jax.index.manifest import Manifest
 from edje_jax.index.shard_content import RecordDecoder, encode
 from edje_jax.index.shard_files import BadStore, write_shard
 from edje_jax.index.store import Store, check_model, next_number
@@ -107,7 +107,7 @@ def build(
             rejected |= encoded.rejected
             refuse_many(out, rejected, changes, max_bad)
             columns = {
-                **token_columns(pack(encoded.tokens, token_dtype)),
+                **pack(encoded.tokens, token_dtype).columns,
                 "embeddings": encoded.embeddings,
                 "captions": encoded.captions,
             }

@@ -10,7 +10,7 @@ import numpy as np
 
 from edje_jax.config.model import TokenDtype
 from edje_jax.index.shard_files import BadStore
-from edje_jax.models.token_formats import FORMATS, PackedTokens
+from edje_jax.models.token_formats import FORMATS
 from edje_jax.system.files import BadJson, read_json, write_json
 
 FORMAT = 2
@@ -119,7 +119,7 @@ class Manifest:
             raise BadStore(str(error)) from error
         if raw.pop("format", None) not in (1, FORMAT):
             raise BadStore(f"{path}: written by another version of edje_jax; update it")
-        if (dtype := raw.get("token_dtype")) not in FORMATS:
+        if (dtype := str(raw.get("token_dtype"))) not in FORMATS:
             raise BadStore(
                 f"{path}: keeps tokens as {dtype}, and this version of edje_jax knows"
                 f" {', '.join(FORMATS)}; update it"
@@ -133,8 +133,3 @@ class Manifest:
             return cls(**{**given, **tuples, "columns": columns, "unknown": unknown})
         except (TypeError, AttributeError) as error:
             raise BadStore(f"{path}: damaged ({error}); build the index again") from error
-
-
-def token_columns(tokens: PackedTokens) -> dict[str, np.ndarray]:
-    """Columns in which an index stores packed tokens."""
-    return {name: np.asarray(array) for name, array in tokens.columns.items()}
