@@ -16,7 +16,7 @@ from edje_jax.config.run import (
     run_from_dict,
     run_to_dict,
 )
-from edje_jax.training.tasks.registry import TASKS
+from edje_jax.training.tasks.registry import find_task
 
 TUPLES = {
     "edje": EdjeRun(optim=OptimConfig(lr_scales=("joint_encoder=0.1",)), seed=3),
@@ -65,7 +65,7 @@ def test_values_that_look_like_not_given_are_kept_where_they_are_values():
 
 
 def test_every_kind_of_run_has_a_task():
-    assert RUNS.keys() == TASKS.keys()
+    assert all(callable(find_task(name)) for name in RUNS)
     assert all(run.task == name for name, run in RUNS.items())
 
 

@@ -119,3 +119,6 @@ class BackboneTask:
         """The run's tokenizer, trained once from the captions and kept in the workdir."""
         train_tokenizer(source, self.config.text.vocab_size, folder)
         return BackboneTokenizer(folder, self.config.text.max_position_embeddings)
+
+
+TASK = BackboneTask

@@ -222,3 +222,6 @@ def _overlay(params: PyTree, loaded: PyTree) -> PyTree:
     flat = flatten_dict(params, sep="/")
     flat |= flatten_dict(loaded, sep="/")
     return unflatten_dict(flat, sep="/")
+
+
+TASK = EdjeTask
