@@ -320,11 +320,11 @@ def test_processes_draw_the_windows_of_one():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"crop": 0.0}, r"--data.crop 0.0: a share of the picture's area, above 0 up to 1"),
+        ({"crop": 0.0}, r"--data.crop 0.0: a share of the image's area, above 0 up to 1"),
         ({"crop": 1.5}, r"--data.crop 1.5"),
         (
             {"crop": 0.5, "cache_features": "kept"},
-            "--data.cache-features kept keeps whole pictures",
+            "--data.cache-features kept keeps whole images",
         ),
     ],
 )
