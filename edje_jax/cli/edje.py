@@ -1,4 +1,4 @@
-"""The `edje` command: train and evaluate models, index, search and serve pictures.
+"""The `edje` command: train and evaluate models, index, search and serve images.
 
 Each command lists its options with --help.
 """
@@ -113,7 +113,7 @@ class Push:
 
 @dataclass(frozen=True)
 class IndexBuild:
-    """Encode pictures into an index that can be searched; resumes where it stopped.
+    """Encode images into an index that can be searched; resumes where it stopped.
 
     Run again after the set changed, it encodes what is new or changed and takes up other captions;
     it names images that are gone, and --prune drops them. Images that were removed with `edje index
@@ -128,7 +128,7 @@ class IndexBuild:
     model: tyro.conf.Positional[str]
     """Model folder, training workdir or hub id."""
     images: tyro.conf.Positional[str]
-    """Folder of pictures, or a SPEC such as blip:captions.json, whose captions are indexed too."""
+    """Folder of images, or a SPEC such as blip:captions.json, whose captions are indexed too."""
     out: str
     """Folder of the index."""
     token_dtype: TokenDtype = "bfloat16"
@@ -136,9 +136,9 @@ class IndexBuild:
     shard: str = ""
     """i/n: build the i-th of n shares (from 0); the last to finish completes the index."""
     workers: int = 0
-    """Processes that decode pictures; 0 uses threads of this one."""
+    """Processes that decode images; 0 uses threads of this one."""
     image_root: str = ""
-    """Folder that a SPEC's relative picture paths start from."""
+    """Folder that a SPEC's relative image paths start from."""
     max_bad: float = 1.0
     """Share of the set's records that may be bad: unreadable images, unusable captions. If no image
     can be read, the build fails anyway."""
@@ -193,7 +193,7 @@ class IndexVerify:
 
 @dataclass(frozen=True)
 class IndexRemove:
-    """Take pictures out of an index; `edje index compact` gives their room back.
+    """Take images out of an index; `edje index compact` gives their room back.
 
     Builds leave them out from then on; `edje index build --restore` takes them in again.
 
@@ -204,7 +204,7 @@ class IndexRemove:
     index: tyro.conf.Positional[str]
     """Folder of the index."""
     ids: tyro.conf.Positional[tuple[str, ...]]
-    """Ids of the pictures."""
+    """Ids of the images."""
 
     def run(self) -> None:
         from edje_jax.cli.index import remove
@@ -231,7 +231,7 @@ class IndexCompact:
 
 @dataclass(frozen=True)
 class DataStat:
-    """Count pictures and captions of a set, decode pictures, name those that cannot be read.
+    """Count images and captions of a set, decode images, name those that cannot be read.
 
     Examples:
         edje data stat blip:train.json
@@ -242,11 +242,11 @@ class DataStat:
     spec: tyro.conf.Positional[str]
     """SPEC of the set, as `kind:path[#split]`."""
     image_root: str = ""
-    """Folder that relative picture paths start from."""
+    """Folder that relative image paths start from."""
     look_at: int = 0
-    """Pictures to decode, spread over the set; 0 for all."""
+    """Images to decode, spread over the set; 0 for all."""
     grid: str = ""
-    """File for a sheet of pictures with their captions, such as set.png."""
+    """File for a sheet of images with their captions, such as set.png."""
 
     def run(self) -> None:
         from edje_jax.cli.data import stat
@@ -270,9 +270,9 @@ class DataPack:
     out: str
     """Folder of the shards."""
     image_root: str = ""
-    """Folder that relative picture paths start from."""
+    """Folder that relative image paths start from."""
     shard_size: int = 2048
-    """Pictures in a shard."""
+    """Images in a shard."""
 
     def run(self) -> None:
         from edje_jax.cli.data import pack
@@ -282,7 +282,7 @@ class DataPack:
 
 @dataclass(frozen=True)
 class Search:
-    """Search an index with words, or its captions with a picture.
+    """Search an index with words, or its captions with an image.
 
     Examples:
         edje search photos.index "two dogs on a beach"
@@ -296,7 +296,7 @@ class Search:
     query: tyro.conf.Positional[str] = ""
     """Text to search for."""
     image: str = ""
-    """A picture to look for captions of, instead of a query."""
+    """An image to look for captions of, instead of a query."""
     k: int = 100
     """Candidates of the first stage that are reranked."""
     top: int = 10
@@ -388,7 +388,7 @@ INDEX = (
 
 @dataclass(frozen=True)
 class Index:
-    """Build and look after an index of pictures."""
+    """Build and look after an index of images."""
 
     command: tyro.conf.OmitSubcommandPrefixes[INDEX]  # type: ignore[valid-type]
 
@@ -401,7 +401,7 @@ DATA = _named("stat", DataStat) | _named("pack", DataPack)
 
 @dataclass(frozen=True)
 class Data:
-    """Look at a set of pictures and captions, and pack it for training."""
+    """Look at a set of images and captions, and pack it for training."""
 
     command: tyro.conf.OmitSubcommandPrefixes[DATA]  # type: ignore[valid-type]
 
@@ -432,7 +432,7 @@ class Tune:
     out: str = ""
     """Folder for tune.json and tune.png."""
     image_root: str = ""
-    """Folder that relative picture paths start from (default: the JSON's own)."""
+    """Folder that relative image paths start from (default: the JSON's own)."""
     max_bad: float = 0.01
     """Share of the images that may be unreadable."""
     precision: float = 0.9

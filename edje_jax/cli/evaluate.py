@@ -41,7 +41,7 @@ def evaluate_model(
 
     Raises:
         FileNotFoundError, ValueError: the model or the set cannot be opened.
-        TooManyBadPictures: more than `max_bad` of the records are bad.
+        TooManyBadRecords: more than `max_bad` of the records are bad.
     """
     started = time.perf_counter()
     if out is not None:

@@ -50,8 +50,8 @@ def build(
     Raises:
         UsageError: `shard` is not i/n, or `max_bad` no share.
         BadStore: the index is another model's, or holds another build.
-        TooManyBadPictures: too many images, or all, cannot be indexed.
-        FileNotFoundError, ValueError: the model or the pictures cannot be opened.
+        TooManyBadRecords: too many images, or all, cannot be indexed.
+        FileNotFoundError, ValueError: the model or the images cannot be opened.
     """
     share = share_of(shard)
     if not 0 <= max_bad <= 1:
@@ -71,14 +71,14 @@ def build(
         def show(done: int, total: int) -> None:
             nonlocal last, before
             before = done if before is None else before  # Shards of an earlier call come at once
-            bars.show("pictures", done, total)
+            bars.show("images", done, total)
             # Where there is no terminal, a line now and then.
             if not Console(stderr=True).is_terminal and time.monotonic() - last > 20:
                 last = time.monotonic()
                 rate = max(done - before, 1) / (last - began)
                 left = (total - done) / rate
                 log.info(
-                    "%d/%d pictures · %.1f a second · %d:%02d left",
+                    "%d/%d images · %.1f a second · %d:%02d left",
                     done, total, rate, left // 60, left % 60,
                 )  # fmt: skip
 
@@ -162,13 +162,13 @@ def info(index: str) -> None:
     if deferred := manifest.model.get("deferred_layers", 0):
         tokens += f" after {deferred} deferred layers"
     for name, value in (
-        ("pictures", f"{len(store):,}"),
+        ("images", f"{len(store):,}"),
         ("captions", f"{len(store.captions):,}"),
         ("removed", f"{len(manifest.removed):,}"),
         ("rejected", f"{len(manifest.rejected):,}"),
         ("with faults", f"{len(manifest.faults):,}"),
         ("shards", f"{len(manifest.shards):,}"),
-        ("tokens", f"{tokens}, {manifest.bytes_per_picture:,} bytes a picture"),
+        ("tokens", f"{tokens}, {manifest.bytes_per_image:,} bytes an image"),
         ("read from", printable(manifest.spec)),
         ("model", printable(f"{manifest.model['source']} ({manifest.model['fingerprint']})")),
         *((f"{kind} on disk", f"{size / 1e6:,.1f} MB") for kind, size in sizes.items()),
@@ -192,21 +192,21 @@ def verify(index: str) -> None:
 
 
 def remove(index: str, ids: tuple[str, ...]) -> None:
-    """Take pictures out of an index.
+    """Take images out of an index.
 
     Raises:
         UsageError: none is named.
         BadStore: one is not in the index.
     """
     if not ids:
-        raise UsageError("which pictures? Give their ids")
+        raise UsageError("which images? Give their ids")
     count = maintain.remove(Path(index).expanduser(), list(ids))
     told = f"{count} removed; `edje index compact {printable(index)}` gives their room back"
     Console().print(told, markup=False, soft_wrap=True)
 
 
 def compact(index: str) -> None:
-    """Give the room of removed pictures back.
+    """Give the room of removed images back.
 
     Raises:
         BadStore: no finished index.

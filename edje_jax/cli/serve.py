@@ -58,7 +58,7 @@ def serve(asked: Any) -> None:
         log.info("compiling every shape; --no-warm leaves that to the first requests")
     host = f"[{asked.host}]" if ":" in asked.host else asked.host
     port = listening.getsockname()[1]
-    log.info("%d pictures on http://%s:%d%s", len(index), host, port, root_path)
+    log.info("%d images on http://%s:%d%s", len(index), host, port, root_path)
     # uvicorn hands a signal on once all is answered; asked to end and done is a success.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=30))

@@ -56,7 +56,7 @@ def tune(
         UsageError: a depth is not positive, there is no model or token dtype, `precision` is no
             share, `queries` is negative, or a calibration cannot be saved to a hub id.
         FileNotFoundError, ValueError: a model or the set cannot be opened.
-        TooManyBadPictures: more than `max_bad` of the records are bad.
+        TooManyBadRecords: more than `max_bad` of the records are bad.
     """
     _check(models, k, token_dtypes, precision, save, queries)
     folder = Path(out).expanduser() if out else None
@@ -68,7 +68,7 @@ def tune(
     source = joined(open_captioned(data, image_root))
     depths = sorted({min(depth, len(source)) for depth in k})
     if max(k) > len(source):
-        log.warning("--k %d: all of the %d pictures are reranked", max(k), len(source))
+        log.warning("--k %d: all of the %d images are reranked", max(k), len(source))
     untimed: list[Untimed] = []
     calibrations: dict[str, Calibration] = {}
     try:

@@ -69,7 +69,7 @@ def build(
     Raises:
         BadStore: the index is another model's or token dtype's, or a build of other images was
             begun in it.
-        TooManyBadPictures: more images than `max_bad` allows are bad, or all of them; the index is
+        TooManyBadRecords: more images than `max_bad` allows are bad, or all of them; the index is
             as it was.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -156,7 +156,7 @@ def _plan_shards(out: Path, manifest: Manifest, changes: Changes) -> dict[int, n
         BadStore: it was begun with another model or token dtype.
     """
     first, records = next_number(manifest), changes.records
-    size = min(SHARD_ROWS, max(SHARD_BYTES // manifest.bytes_per_picture, 1))
+    size = min(SHARD_ROWS, max(SHARD_BYTES // manifest.bytes_per_image, 1))
     plan = {
         "fingerprint": manifest.model["fingerprint"],
         "token_dtype": manifest.token_dtype,

@@ -73,7 +73,7 @@ class ImageIndex:
         """
         if len(self) and not self.store.captions:
             raise ValueError(
-                f"{self.store.folder}: no captions in this index, so a picture finds none; build it"
+                f"{self.store.folder}: no captions in this index, so an image finds none; build it"
                 " from a SPEC that has them, such as blip:captions.json"
             )
         return open_first_stage(self.store, self._first_stage, "captions")

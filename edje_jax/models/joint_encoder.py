@@ -1,4 +1,4 @@
-"""The joint encoder: BERT over the tokens of a picture and a caption.
+"""The joint encoder: BERT over the tokens of an image and a caption.
 
 The published sequence is [CLS] caption [SEP] v_1..v_m [SEP] padding, and every position id
 follows it, so that a vision token's position depends on the caption's length. In memory the
@@ -13,7 +13,7 @@ s layers the m vision rows and the rest attend within their own side, as DeForme
 and PreTTR (arXiv 2004.14255) split text from text. Vision rows then stand at fixed positions, after
 the longest caption, and their first s layers are `defer`: what comes out is what a store keeps, m
 rows as before. The [SEP] that closes the vision segment belongs to the text side, whose first s
-layers are `read_text`, once for all pictures that a caption meets. With `online_vision` "attended"
+layers are `read_text`, once for all images that a caption meets. With `online_vision` "attended"
 the other layers leave the vision rows as they are (MICE, MORES).
 """
 
@@ -34,7 +34,7 @@ EVERY_ROW: tuple[int, None] = (0, None)
 
 
 class TextSide(NamedTuple):
-    """Captions, ready to meet pictures: [SEP] [CLS] caption [SEP] padding, embedded and through
+    """Captions, ready to meet images: [SEP] [CLS] caption [SEP] padding, embedded and through
     the deferred layers."""
 
     rows: Float[Array, "b n d"]
@@ -56,7 +56,7 @@ class Joined(NamedTuple):
     rows: Float[Array, "b n d"]
     mask: Bool[Array, "b n"]
     vision: int
-    """How many of the rows, from the first, are the picture's."""
+    """How many of the rows, from the first, are the image's."""
 
 
 class JointEncoder(nn.Module):
@@ -116,9 +116,7 @@ class JointEncoder(nn.Module):
     def join_read(self, text: TextSide, tokens) -> Joined:
         """Join tokens with captions that passed the deferred layers before."""
         if not self._deferred:
-            raise ValueError(
-                "captions are read before they meet a picture by deferred layers alone"
-            )
+            raise ValueError("captions are read before they meet an image by deferred layers alone")
         rows = jnp.concatenate([tokens.astype(self.dtype), text.rows], axis=1)
         return Joined(rows, _and_vision(text.mask, tokens), tokens.shape[1])
 

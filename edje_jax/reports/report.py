@@ -43,8 +43,8 @@ class Names:
 
 
 NAMES = {
-    "t2i": Names("t2i", "Text to image", "captions", "Which picture does this describe?"),
-    "i2t": Names("i2t", "Image to text", "pictures", "Which captions describe this?"),
+    "t2i": Names("t2i", "Text to image", "captions", "Which image does this describe?"),
+    "i2t": Names("i2t", "Image to text", "images", "Which captions describe this?"),
 }
 
 
@@ -76,7 +76,7 @@ def write_report(
     album = Album(gallery, load_image)
     facts = {
         **(facts or {}),
-        "Pictures": f"{len(gallery.image_ids):,}",
+        "Images": f"{len(gallery.image_ids):,}",
         "Captions": f"{len(gallery.captions):,}",
         "Reranked": f"first {retrieval.k:,} of each list",
         "Similarity weight": f"{retrieval.similarity_weight:g}",
@@ -148,7 +148,7 @@ def _words_html(
         return "", []
     return (
         '<section class="direction" id="words" aria-labelledby="words-title">'
-        '<h2 id="words-title">Where words look <small>in the picture they describe</small></h2>'
+        '<h2 id="words-title">Where words look <small>in the image they describe</small></h2>'
         '<p class="note">A word\'s attention to the compressed tokens, the mean over heads and '
         "layers, times theirs to the patches; lit where a word looks more than the caption's words "
         "do on average, each tile scaled by its own maximum. Attention shows where information may "

@@ -130,7 +130,7 @@ def draw(results: Sequence[TuneResult], path: Path) -> None:
     _panel(time, results, [1e3 / result.queries_per_second for result in results])
     _panel(size, results, [result.bytes_per_picture for result in results])
     time.set(xlabel="ms per query, reranking alone", ylabel="R@1, mean of both ways")
-    size.set(xlabel="bytes per picture")
+    size.set(xlabel="bytes per image")
     size.minorticks_off()
     sizes = sorted({result.bytes_per_picture for result in results})
     size.set_xticks(sizes, [f"{bytes_:,}" for bytes_ in sizes])

@@ -161,7 +161,7 @@ class Shapes:
     def scene(self, index: int) -> Scene:
         """Scene that image `index` shows."""
         if not 0 <= index < len(self):
-            raise IndexError(f"shapes:{self.split} has {len(self)} pictures, asked for {index}")
+            raise IndexError(f"shapes:{self.split} has {len(self)} images, asked for {index}")
         start, member, size = self._group(index)
         return _scenes(self.seed, self.split, start, size)[member]
 
@@ -251,9 +251,9 @@ def render(scene: Scene, side: int, rng: np.random.Generator) -> tuple[np.ndarra
             lit = _pattern(thing.texture, fine).crop(box)
             canvas.paste(light, box, ImageChops.multiply(outline, lit))
         owner.paste(i, box, outline)
-    picture = np.asarray(canvas.reduce(_SUPERSAMPLE), np.int16)
-    noise = rng.integers(-6, 7, picture.shape, np.int16)
-    return np.clip(picture + noise, 0, 255).astype(np.uint8), np.asarray(owner)
+    image = np.asarray(canvas.reduce(_SUPERSAMPLE), np.int16)
+    noise = rng.integers(-6, 7, image.shape, np.int16)
+    return np.clip(image + noise, 0, 255).astype(np.uint8), np.asarray(owner)
 
 
 @lru_cache(maxsize=256)

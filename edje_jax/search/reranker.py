@@ -119,8 +119,8 @@ class Reranker:
         texts, stored = as_texts(texts), self._tokens(tokens)
         if len(texts) != len(stored):
             raise ValueError(
-                f"score takes pairs: {len(texts)} texts for {len(stored)} pictures; for every text"
-                " against every picture use score_matrix"
+                f"score takes pairs: {len(texts)} texts for {len(stored)} images; for every text"
+                " against every image use score_matrix"
             )
         rows = np.arange(len(texts))
         return self._score(texts, stored, rows, rows, similarities)

@@ -348,7 +348,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     for status, description in {
         400: "The request was cut short or is no HTTP",
         401: "The API key is missing or wrong",
-        404: "No such picture in this index",
+        404: "No such image in this index",
         413: "The body is longer than this server reads",
         422: "What was sent cannot be answered",
         429: "Too many requests wait; Retry-After says when to come back",

@@ -80,7 +80,7 @@ class State:
             HTTPException: 404 where there is none.
         """
         if name not in self.numbers:
-            raise HTTPException(404, "no such picture in this index")
+            raise HTTPException(404, "no such image in this index")
         return self.numbers[name]
 
 

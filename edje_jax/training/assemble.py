@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 
 from edje_jax.config.model import UNMEASURED, BertConfig, EdjeConfig, SimilarityPrior
 from edje_jax.config.run import DataConfig, EdjeRun, ModelSpec
-from edje_jax.data.bad_pictures import BadPictures, left_out
+from edje_jax.data.bad_records import BadRecords, left_out
 from edje_jax.data.exclusion import without
 from edje_jax.data.sources.registry import open_captioned, open_source
 from edje_jax.data.sources.subset import Subset, joined
@@ -164,15 +164,15 @@ def open_sets(data: DataConfig, image_size: int = 64) -> tuple[Source, Source | 
 
     Raises:
         ValueError, FileNotFoundError: see `open_captioned`.
-        TooManyBadPictures: a set of which a part is taken has more bad records than `max_bad`.
+        TooManyBadRecords: a set of which a part is taken has more bad records than `max_bad`.
     """
-    # Tars are indexed and pictures hashed once, by the first process for all of its machine.
+    # Tars are indexed and images hashed once, by the first process for all of its machine.
     root = data.image_root or ""
     with first_alone("sets"):
         train = open_captioned(data.train, root, image_size)
         if data.exclude or data.limit:
             # What the whole set left out is not counted against a part of it.
-            BadPictures.after(left_out(train), len(train), data.max_bad)
+            BadRecords.after(left_out(train), len(train), data.max_bad)
         if data.exclude:
             excluded = open_source(data.exclude, root, image_size)
             train = without(train, excluded, data, image_size)
@@ -191,7 +191,7 @@ def train_tokenizer(source: Source, vocab_size: int, folder: Path) -> None:
 
 
 def some_captions(source: Source, limit: int = 5_000) -> Iterator[str]:
-    """Captions of up to `limit` pictures spread over a source, to train a tokenizer from."""
+    """Captions of up to `limit` images spread over a source, to train a tokenizer from."""
     for index in range(0, len(source), max(len(source) // limit, 1)):
         yield from source.captions(index)
 
@@ -211,7 +211,7 @@ def _backbone(config: EdjeRun, init: Model | None, teacher: Model | None) -> Bac
         return teacher.backbone
     raise ValueError(
         "no backbone: give --model.backbone a Hugging Face SigLIP or CLIP folder or hub id; to make"
-        " a small one of your pictures, run edje train tiny_backbone and give its workdir's model/"
+        " a small one of your images, run edje train tiny_backbone and give its workdir's model/"
     )
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from edje_jax.config.run import RunConfig, given, run_to_dict
-from edje_jax.data.bad_pictures import BadPictures, left_out
+from edje_jax.data.bad_records import BadRecords, left_out
 from edje_jax.data.loader import TrainingBatches, iterate
 from edje_jax.runtimes.devices import compute_dtype, log_devices
 from edje_jax.system.files import replacing, whole_folder, write_json
@@ -106,7 +106,7 @@ def run(task: Task, workdir: Path) -> bool:
     Rerunning the same command resumes from the newest checkpoint, bit for bit on CPU.
 
     Raises:
-        OtherRun, NotFinite, TooManyBadPictures, CheckpointError
+        OtherRun, NotFinite, TooManyBadRecords, CheckpointError
     """
     claim(task.config, workdir)
     mesh = task.config.mesh
@@ -172,9 +172,7 @@ def _train(
     config, steps = task.config, len(task.reader)
     # Each process counts its own, which is so much of the set.
     source, part, parts = task.reader.source, jax.process_index(), jax.process_count()
-    bad = BadPictures.after(
-        left_out(source)[part::parts], len(source) // parts, config.data.max_bad
-    )
+    bad = BadRecords.after(left_out(source)[part::parts], len(source) // parts, config.data.max_bad)
     previous: tuple[int, Batch, Metrics] | None = None
     profile = Profile(workdir=metrics.workdir / "profile", first=start + PROFILED[0])
     batches = iterate(task.reader, start, bad, config.data.workers)

@@ -74,8 +74,8 @@ def _what_it_is(model: Model) -> str:
     store = c.num_tokens * joint.hidden_size * 2
     return f"""# An EDJE reranker
 
-Scores a caption against a picture from {c.num_tokens} stored tokens of {joint.hidden_size} numbers
-({store:,} bytes a picture in 16 bits). Architecture: EDJE (arXiv 2510.06820), trained with
+Scores a caption against an image from {c.num_tokens} stored tokens of {joint.hidden_size} numbers
+({store:,} bytes an image in 16 bits). Architecture: EDJE (arXiv 2510.06820), trained with
 edje_jax.
 
 | part | shape |

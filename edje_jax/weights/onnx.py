@@ -56,7 +56,7 @@ class Text(nn.Module):
 
 class OnlineRead(nn.Module):
     """Captions after the deferred layers, each pair's caption by number, and what is stored of
-    its picture -> match logits."""
+    its image -> match logits."""
 
     def __init__(self, model: EdjeModel):
         super().__init__()
@@ -181,7 +181,7 @@ def _offline(model: EdjeModel) -> Graph:
     side = model.backbone.config.vision_config.image_size
     pixels = torch.zeros(2, 3, side, side, dtype=model.dtype)
     return Graph(
-        Offline(model), {"pixel_values": pixels}, ("tokens",), {"pixel_values": {0: "pictures"}}
+        Offline(model), {"pixel_values": pixels}, ("tokens",), {"pixel_values": {0: "images"}}
     )
 
 

@@ -1,4 +1,4 @@
-"""From pictures to answers: build, look after, open and search an index."""
+"""From images to answers: build, look after, open and search an index."""
 
 import csv
 import json
@@ -26,7 +26,7 @@ from edje_jax.models.token_formats import FORMATS, TokenFormat, unpack
 from edje_jax.scenes.shapes import Shapes
 from edje_jax.types import Source
 
-PICTURES = 23
+IMAGES = 23
 TEXTS = ["a red circle left of a blue square", "green", "a small striped green star and a ring"]
 
 
@@ -41,14 +41,14 @@ def small_shards(monkeypatch):
     monkeypatch.setattr(building, "BATCH", 2)
 
 
-def write_set(folder: Path, pictures: int = PICTURES, bad: tuple[int, ...] = ()) -> Source:
-    """A BLIP-style set of shapes, one picture of which is named by two entries."""
+def write_set(folder: Path, images: int = IMAGES, bad: tuple[int, ...] = ()) -> Source:
+    """A BLIP-style set of shapes, one image of which is named by two entries."""
     folder.mkdir(parents=True, exist_ok=True)
     shapes, records = Shapes("val"), []
-    for i in range(pictures):
+    for i in range(images):
         shapes.image(i).save(folder / f"{i:03d}.png")
         if i in bad:
-            (folder / f"{i:03d}.png").write_bytes(b"no picture")
+            (folder / f"{i:03d}.png").write_bytes(b"no image")
         records.append({"image": f"{i:03d}.png", "caption": list(shapes.captions(i))[: i % 3]})
     records.append({"image": "003.png", "caption": ["the fourth, once more"]})
     records = [record for record in records if record["caption"]]
@@ -72,7 +72,7 @@ def built(reranker, tmp_path_factory) -> tuple[Source, Path]:
     return source, folder / "index"
 
 
-def test_an_index_holds_what_the_model_says_of_each_picture(reranker, built):
+def test_an_index_holds_what_the_model_says_of_each_image(reranker, built):
     source, folder = built
     store = Store(folder)
     ids = [source.image_id(i) for i in range(len(source))]
@@ -137,16 +137,16 @@ def test_no_query_depends_on_the_others(reranker, built):
         )
 
 
-def test_a_picture_finds_captions(reranker, built):
+def test_an_image_finds_captions(reranker, built):
     source, folder = built
     index = ImageIndex.open(folder)
-    picture = source.image(4)
+    image = source.image(4)
     captions = [text for _, text in index.store.captions]
-    cosines = reranker.embed_images([picture]) @ reranker.embed_texts(captions).T
-    logits = reranker.score_matrix(captions, reranker.encode_images([picture]))[:, 0]
+    cosines = reranker.embed_images([image]) @ reranker.embed_texts(captions).T
+    logits = reranker.score_matrix(captions, reranker.encode_images([image]))[:, 0]
     near = np.argsort(-cosines[0], kind="stable")[:6]
     order = near[np.argsort(-logits[near], kind="stable")][:3]
-    results = reranker.search_captions(index, [picture], k=6, top_k=3)[0]
+    results = reranker.search_captions(index, [image], k=6, top_k=3)[0]
     assert [result["caption"] for result in results] == [captions[i] for i in order]
     for result, i in zip(results, order, strict=True):
         assert result["id"] == index.store.row(index.store.captions[int(i)][0]).id
@@ -182,7 +182,7 @@ def test_every_token_dtype_searches(reranker, built, tmp_path, dtype, monkeypatc
         path for name in store.manifest.token_column_names for path in tmp_path.glob(f"{name}-*")
     ]
     kept = sum(path.stat().st_size for path in arrays)
-    assert kept == len(store) * store.manifest.bytes_per_picture + 128 * len(arrays)
+    assert kept == len(store) * store.manifest.bytes_per_image + 128 * len(arrays)
     tokens = np.asarray(unpack(store.tokens(np.arange(len(store)))), np.float32)
     results = reranker.search(ImageIndex(store), TEXTS, k=len(store), top_k=5)
     for text, found in zip(TEXTS, results, strict=True):
@@ -215,7 +215,7 @@ def test_building_again_changes_nothing(reranker, built, tmp_path):
     assert files(tmp_path / "index") == before
 
 
-def test_one_stream_of_pictures_fills_all_shards(reranker, built, tmp_path, monkeypatch):
+def test_one_stream_of_images_fills_all_shards(reranker, built, tmp_path, monkeypatch):
     """Worker processes are started once, and what is built already is not read again."""
     source, folder = built
     read, read_batches = [], building.read_batches
@@ -283,7 +283,7 @@ def test_a_set_that_changed_under_a_build_keeps_what_is_done(reranker, tmp_path)
     build(reranker.runtime, reranker.stamp, source, "blip:set", index, share=(0, 2))
     done = {path.name: path.read_bytes() for path in index.glob("tokens-*")}
     assert len(done) == 2
-    more = write_set(tmp_path / "set", PICTURES + 2)
+    more = write_set(tmp_path / "set", IMAGES + 2)
     assert build(reranker.runtime, reranker.stamp, more, "blip:set", index)
     store = Store(index)
     assert set(store.image_of_id) == {more.image_id(i) for i in range(len(more))}
@@ -323,7 +323,7 @@ def test_an_index_may_be_empty(reranker, tmp_path):
     assert Store(index).manifest.shards == ()
 
 
-def test_pictures_are_added_removed_and_compacted(reranker, tmp_path):
+def test_images_are_added_removed_and_compacted(reranker, tmp_path):
     source = write_set(tmp_path / "set", 12)
     index = tmp_path / "index"
     build(reranker.runtime, reranker.stamp, source, "blip:set", index)
@@ -375,7 +375,7 @@ def test_pictures_are_added_removed_and_compacted(reranker, tmp_path):
     assert {"001.png", "004.png", "019.png"} < Store(index).image_of_id.keys()
 
 
-def test_bad_pictures_are_listed_and_can_be_mended(reranker, tmp_path):
+def test_bad_images_are_listed_and_can_be_mended(reranker, tmp_path):
     source = write_set(tmp_path / "set", bad=(2, 4, 5, 7, 8, 10))
     index = tmp_path / "index"
     assert build(reranker.runtime, reranker.stamp, source, "blip:set", index)
@@ -386,7 +386,7 @@ def test_bad_pictures_are_listed_and_can_be_mended(reranker, tmp_path):
     assert listed[0] == ["id", "reason"]
     bad = ["002.png", "004.png", "005.png", "007.png", "008.png", "010.png"]
     assert sorted(row[0] for row in listed[1:]) == bad
-    assert all("not a picture" in reason for _, reason in listed[1:])
+    assert all("not an image" in reason for _, reason in listed[1:])
     before = files(index)
     build(reranker.runtime, reranker.stamp, source, "blip:set", index)
     assert files(index) == before
@@ -462,7 +462,7 @@ def test_what_does_not_belong_together_is_refused(reranker, built, tmp_path):
         )
 
 
-def test_no_captions_no_answers_to_a_picture(reranker, tmp_path):
+def test_no_captions_no_answers_to_an_image(reranker, tmp_path):
     write_set(tmp_path / "set", 6)
     build(
         reranker.runtime,

@@ -34,15 +34,15 @@ def deferred(trained, indexed, tmp_path_factory) -> Service:
 
 def test_every_kind_of_request(deferred, service):
     reranker, index = deferred.reranker, deferred.index
-    pictures = len(index)
-    stored = np.asarray(unpack(index.tokens[np.arange(pictures)]), np.float32)
+    images = len(index)
+    stored = np.asarray(unpack(index.tokens[np.arange(images)]), np.float32)
     expected = reranker.score_matrix(TEXTS, stored)
-    deferred.warm(ks=(pictures,))
+    deferred.warm(ks=(images,))
     programs = (scoring.score, scoring.encode_captions, scoring.gather_captions)
     warm = [program._cache_size() for program in programs]
 
     for row, answer in zip(
-        expected, deferred.run([Search(text, pictures) for text in TEXTS]), strict=True
+        expected, deferred.run([Search(text, images) for text in TEXTS]), strict=True
     ):
         np.testing.assert_allclose(answer.found.logits, row[answer.found.rows], atol=1e-5)
 
@@ -61,5 +61,5 @@ def test_every_kind_of_request(deferred, service):
     np.testing.assert_allclose(answer.found.logits, wanted, atol=1e-5)
 
     assert [program._cache_size() for program in programs] == warm
-    (other,) = service.run([Search(TEXTS[0], pictures)])
+    (other,) = service.run([Search(TEXTS[0], images)])
     assert np.abs(other.found.logits - expected[0][other.found.rows]).max() > 1e-3

@@ -53,7 +53,7 @@ def frozen() -> Any:
 
 
 def batches(steps: int) -> list[Batch]:
-    """Rows of one picture twice and an unreadable one among them."""
+    """Rows of one image twice and an unreadable one among them."""
     out = []
     for seed in range(steps):
         batch = make_batch(ROWS, seed)

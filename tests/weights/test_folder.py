@@ -72,7 +72,7 @@ def score(config: EdjeConfig, params, backbone, pixels, ids) -> jax.Array:
 
 
 def logits(model: Model) -> np.ndarray:
-    """Match logits of four captions and pictures, from pixels on."""
+    """Match logits of four captions and images, from pixels on."""
     with np.load(TINY / "inputs.npz") as file:
         pixels = np.moveaxis(file["pixel_values"][:4], 1, -1)
     with np.load(TINY / "expected_local.npz") as file:
@@ -385,7 +385,7 @@ def test_weights_of_another_shape(folder):
 def test_a_backbone_and_its_preprocessor_that_disagree(folder):
     size = {"height": 48, "width": 48}
     change(folder / "backbone" / "preprocessor_config.json", size=size)
-    with pytest.raises(ValueError, match=r"makes pictures of 48 px, the model takes 32 px; corr"):
+    with pytest.raises(ValueError, match=r"makes images of 48 px, the model takes 32 px; corr"):
         load_model(str(folder))
 
 

@@ -146,19 +146,19 @@ def build(tar: str) -> TarIndex:
             raise ValueError(f"{tar}: compressed; gunzip it first, as it is read in any order")
         samples, doubles = _samples(_members(tar, passed_over))
         for key in [key for key, sample in samples.items() if set(sample) == {""}]:
-            if not _picture(file, samples[key]):
+            if not _image(file, samples[key]):
                 passed_over.add("no image", key)
                 del samples[key]
-        pictures = [_picture(file, sample) for sample in samples.values()]
+        images = [_image(file, sample) for sample in samples.values()]
         texts = [read_texts(file, sample) for sample in samples.values()]
-    for sample, picture in zip(samples.values(), pictures, strict=True):
+    for sample, image in zip(samples.values(), images, strict=True):
         for extension, member in sample.items():
-            if member is not picture and extension not in ("txt", "json"):
+            if member is not image and extension not in ("txt", "json"):
                 passed_over.add(f".{extension}", f"{member.key}.{extension}")
     captions, starts = pack_captions([one.captions for one in texts])
     return TarIndex(
-        np.array([member.offset if member else -1 for member in pictures], np.int64),
-        np.array([member.size if member else -1 for member in pictures], np.int64),
+        np.array([member.offset if member else -1 for member in images], np.int64),
+        np.array([member.size if member else -1 for member in images], np.int64),
         PackedStrings(samples),
         PackedStrings(one.image_id for one in texts),
         captions,
@@ -232,7 +232,7 @@ def _check_end(tar: str, at: int) -> None:
         raise tarfile.ReadError("no end mark" if not mark else "a broken header")
 
 
-def _picture(file: BinaryIO, sample: dict[str, Member]) -> Member | None:
+def _image(file: BinaryIO, sample: dict[str, Member]) -> Member | None:
     """A sample's image.
 
     The first with an ending of the decoders', as KEY.jpg before KEY.mask.png; else the first by

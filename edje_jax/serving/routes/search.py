@@ -47,7 +47,7 @@ async def captions(asked: CaptionsRequest, state: Shared) -> CaptionsAnswer:
     check_at_most("k", asked.k, state.limits.k, "--max-k")
     began = time.perf_counter()
     if not state.store.captions:
-        raise HTTPException(422, "the pictures of this index have no captions")
+        raise HTTPException(422, "the images of this index have no captions")
     answer = await state.compute(Captions(state.number(asked.id), asked.k))
     state.monitor.answer(answer.seconds, len(answer.found.rows))
     results = []
