@@ -20,7 +20,7 @@ from edje_jax.evaluation.compare import compare
 from edje_jax.evaluation.compositional import summarise
 from edje_jax.reports.compositional import compositional_table, write_compositional
 from edje_jax.reports.evaluation_files import read_evaluation, write_metrics
-from edje_jax.reports.report import write_report
+from edje_jax.reports.report import Heading, write_report
 from edje_jax.reports.tables import comparison_table, evaluation_tables
 from edje_jax.search.reranker import Reranker
 from edje_jax.system.files import naming, write_json
@@ -77,8 +77,10 @@ def evaluate_model(
                 found.retrieval,
                 gallery,
                 lambda i: source.image(record[i]),
-                title=f"{data}, reranked by {model}",
-                facts={"model": model, "data": data, **({"pool": pool} if pool else {})},
+                Heading(
+                    f"{data}, reranked by {model}",
+                    {"model": model, "data": data, **({"pool": pool} if pool else {})},
+                ),
                 metrics=metrics,
                 word_maps=partial(caption_word_maps, runtime, found.encoded, source),
             )

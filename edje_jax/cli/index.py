@@ -1,5 +1,6 @@
 """`edje index`: build an index of images and look after it."""
 
+import dataclasses
 import logging
 import os
 import time
@@ -10,7 +11,6 @@ from rich.table import Table
 
 from edje_jax.cli.program import UsageError
 from edje_jax.cli.progress import Bars
-from edje_jax.config.model import TokenDtype
 from edje_jax.data.sources.registry import open_source
 from edje_jax.data.sources.texts import printable
 from edje_jax.index import build as building
@@ -37,25 +37,21 @@ def build(
     model: str,
     images: str,
     out: str,
-    token_dtype: TokenDtype = "bfloat16",
+    options: building.BuildOptions,
     shard: str = "",
-    workers: int = 0,
     image_root: str = "",
-    max_bad: float = 1.0,
-    prune: bool = False,
-    restore: bool = False,
 ) -> None:
-    """Build an index, go on with one, or bring it up to its set.
+    """Build an index, go on with one, or bring it up to its set; the share is that of `shard`.
 
     Raises:
-        UsageError: `shard` is not i/n, or `max_bad` no share.
+        UsageError: `shard` is not i/n, or the share that may be bad is none.
         BadStore: the index is another model's, or holds another build.
         TooManyBadRecords: too many images, or all, cannot be indexed.
         FileNotFoundError, ValueError: the model or the images cannot be opened.
     """
-    share = share_of(shard)
-    if not 0 <= max_bad <= 1:
-        raise UsageError(f"--max-bad {max_bad:g}: a share of the set, from 0 to 1")
+    options = dataclasses.replace(options, share=share_of(shard))
+    if not 0 <= options.max_bad <= 1:
+        raise UsageError(f"--max-bad {options.max_bad:g}: a share of the set, from 0 to 1")
     use_one_heap()
     spec = images
     if ":" not in images or os.path.isdir(os.path.expanduser(images)):
@@ -83,14 +79,12 @@ def build(
                 )  # fmt: skip
 
         report = building.build(
-            reranker.runtime, reranker.stamp, source, spec, folder,
-            token_dtype=token_dtype, share=share, workers=workers,
-            max_bad=max_bad, prune=prune, restore=restore, progress=show,
-        )  # fmt: skip
+            reranker.runtime, reranker.stamp, source, spec, folder, options, show
+        )
     if report is None:
         log.info("this share is done; the index is complete when the others are")
     else:
-        _tell(folder, report, prune)
+        _tell(folder, report, options.prune)
 
 
 def _tell(folder: Path, report: Report, prune: bool) -> None:

@@ -17,7 +17,7 @@ from edje_jax.config.model import ImageRecipe
 from edje_jax.data import png
 from edje_jax.data.colours import to_rgb
 from edje_jax.data.decoders import open_image
-from edje_jax.types import ArrayT, Encoded, Source
+from edje_jax.types import ArrayT, HasFiles, Source
 
 MAX_PIXELS = 178_956_970
 """Images of more are refused as decompression bombs: Pillow's own limit, but not switched off
@@ -250,7 +250,7 @@ def file_bytes(source: Source, index: int) -> bytes:
     Raises:
         BadImage: it cannot be read.
     """
-    if isinstance(source, Encoded):
+    if isinstance(source, HasFiles):
         return source.encoded(index)
     stream = io.BytesIO()
     source.image(index).save(stream, "PNG")
@@ -263,7 +263,7 @@ def decode_record(source: Source, index: int, recipe: ImageRecipe) -> Image.Imag
     Raises:
         BadImage: it cannot be read.
     """
-    if recipe.reading and isinstance(source, Encoded):
+    if recipe.reading and isinstance(source, HasFiles):
         return decode(source.encoded(index), source.image_id(index), recipe)
     return source.image(index)
 

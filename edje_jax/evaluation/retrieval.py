@@ -221,7 +221,7 @@ def rerank(
 
 
 @dataclass(frozen=True, eq=False)
-class FirstStage:
+class BaseRanking:
     """Nearest items of each query, and the place of its best right answer among all items."""
 
     candidates: Int[np.ndarray, "q k"]
@@ -236,7 +236,7 @@ def first_stage(
     query_image: Int[np.ndarray, " q"],
     item_image: Int[np.ndarray, " g"],
     k: int,
-) -> FirstStage:
+) -> BaseRanking:
     """Exact search by inner product; an item is a right answer if it has the query's image.
 
     Works through the queries in blocks, so memory does not grow with q * g.
@@ -250,7 +250,7 @@ def first_stage(
         similarities[rows] = np.take_along_axis(near, candidates[rows], axis=1)
         positive = query_image[rows, None] == item_image[None]
         best[rows], rank[rows] = best_positive(near, positive)
-    return FirstStage(candidates, similarities, best, rank)
+    return BaseRanking(candidates, similarities, best, rank)
 
 
 def similarity_blocks(
@@ -315,7 +315,7 @@ def score_each_once(
 
 
 def rank_candidates(
-    stage: FirstStage,
+    stage: BaseRanking,
     scores: Float[np.ndarray, "q k"],
     query_image: Int[np.ndarray, " q"],
     item_image: Int[np.ndarray, " g"],

@@ -17,8 +17,7 @@ from edje_jax.data.stamps import digest_of
 from edje_jax.index.changes import Changes
 from edje_jax.index.shard_files import ImageRecord
 from edje_jax.runtimes.base import Encoded, Runtime
-from edje_jax.types import Encoded as HasFiles
-from edje_jax.types import Source, Stamped
+from edje_jax.types import HasFiles, Source, Stamped
 
 THUMBNAIL = 256
 """Longest side of a thumbnail in pixels."""

@@ -50,7 +50,7 @@ class Content(NamedTuple):
     segments: Int[Array, "b n"]
 
 
-class Joined(NamedTuple):
+class PairRows(NamedTuple):
     """Pairs in memory order, embedded and through the deferred layers."""
 
     rows: Float[Array, "b n d"]
@@ -102,7 +102,7 @@ class JointEncoder(nn.Module):
             x = layer(x, present, train, EVERY_ROW)
         return TextSide(x, present)
 
-    def join(self, ids, tokens, train) -> Joined:
+    def join(self, ids, tokens, train) -> PairRows:
         """Pairs as the first layer that sees both sides takes them."""
         if self._deferred:
             return self.join_read(self.read_text(ids, train), tokens)
@@ -111,16 +111,16 @@ class JointEncoder(nn.Module):
         parts = zip(self._vision(tokens, start), text, strict=True)
         both = Content(*(jnp.concatenate(part, axis=1) for part in parts))
         rows = self.embeddings(*both, train)
-        return Joined(rows, _and_vision(present, tokens), tokens.shape[1])
+        return PairRows(rows, _and_vision(present, tokens), tokens.shape[1])
 
-    def join_read(self, text: TextSide, tokens) -> Joined:
+    def join_read(self, text: TextSide, tokens) -> PairRows:
         """Join tokens with captions that passed the deferred layers before."""
         if not self._deferred:
             raise ValueError("captions are read before they meet an image by deferred layers alone")
         rows = jnp.concatenate([tokens.astype(self.dtype), text.rows], axis=1)
-        return Joined(rows, _and_vision(text.mask, tokens), tokens.shape[1])
+        return PairRows(rows, _and_vision(text.mask, tokens), tokens.shape[1])
 
-    def match(self, pairs: Joined, train, similarity: Float[Array, " b"] | None = None):
+    def match(self, pairs: PairRows, train, similarity: Float[Array, " b"] | None = None):
         first = pairs.vision + 1
         cls = self._encode(pairs, train, (first, first + 1))[:, 0]
         if self.config.similarity_prior:
@@ -184,14 +184,14 @@ class JointEncoder(nn.Module):
         return content, jnp.concatenate([jnp.ones((batch, 1), bool), present], axis=1)
 
     def _encode(
-        self, pairs: Joined, train: bool, kept: tuple[int, int | None]
+        self, pairs: PairRows, train: bool, kept: tuple[int, int | None]
     ) -> Float[Array, "b r d"]:
         """The layers that see both sides; the last one computes only the rows asked for."""
         for layer in self.layers[self._deferred : -1]:
             pairs = pairs._replace(rows=self._both(layer, pairs, train))
         return self.layers[-1](pairs.rows, pairs.mask, train, kept)
 
-    def _both(self, layer: Layer, pairs: Joined, train: bool) -> Float[Array, "b n d"]:
+    def _both(self, layer: Layer, pairs: PairRows, train: bool) -> Float[Array, "b n d"]:
         """A layer over both sides, whose vision rows may stay what they are."""
         if self.config.joint_encoder.online_vision == "updated":
             return layer(pairs.rows, pairs.mask, train, EVERY_ROW)

@@ -7,7 +7,7 @@ Every text that comes from the data goes through `escape`. The page's frame and 
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -48,14 +48,28 @@ NAMES = {
 }
 
 
+@dataclass(frozen=True)
+class Heading:
+    """Title of a report, and the facts under it in their order: model, data, time taken."""
+
+    title: str = "Base and reranked"
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    def facts_html(self, further: Mapping[str, str]) -> str:
+        """HTML of the facts, then of further ones."""
+        return "".join(
+            f"<div><dt>{escape(name)}</dt><dd>{escape(str(value))}</dd></div>"
+            for name, value in {**self.facts, **further}.items()
+        )
+
+
 def write_report(
     out: str | Path,
     retrieval: Retrieval,
     gallery: Gallery,
     load_image: Callable[[int], Image.Image],
+    heading: Heading = Heading(),
     *,
-    title: str = "Base and reranked",
-    facts: Mapping[str, str] | None = None,
     examples: int = 12,
     metrics: Mapping[str, Any] | None = None,
     word_maps: Callable[[int], WordMaps] | None = None,
@@ -63,9 +77,9 @@ def write_report(
     """Write `report.html`: the numbers, and queries with what stood first before and after.
 
     `load_image(i)` gives the gallery's image i; one that cannot be loaded is shown as missing.
-    `facts` stand under the title, in order (model, data, time taken). Up to `examples` queries a
-    section are shown. Figures are drawn of `metrics`, as metrics.json has them (default: the
-    measures alone); `word_maps(q)` tells where the words of caption q look in their image.
+    Up to `examples` queries a section are shown. Figures are drawn of `metrics`, as metrics.json
+    has them (default: the measures alone); `word_maps(q)` tells where the words of caption q look
+    in their image.
 
     Raises:
         ValueError: `examples` is negative.
@@ -75,7 +89,6 @@ def write_report(
         raise ValueError(f"examples = {examples}; give the number of queries to show a section")
     album = Album(gallery, load_image)
     facts = {
-        **(facts or {}),
         "Images": f"{len(gallery.image_ids):,}",
         "Captions": f"{len(gallery.captions):,}",
         "Reranked": f"first {retrieval.k:,} of each list",
@@ -92,11 +105,8 @@ def write_report(
     words, word_styles = _words_html(chosen["t2i"], gallery, word_maps)
     template = resources.files("edje_jax.reports").joinpath("report_template.html")
     content = Template(template.read_text("utf-8")).substitute(
-        title=escape(title),
-        facts="".join(
-            f"<div><dt>{escape(name)}</dt><dd>{escape(str(value))}</dd></div>"
-            for name, value in facts.items()
-        ),
+        title=escape(heading.title),
+        facts=heading.facts_html(facts),
         panels="".join(_panel(NAMES[key], getattr(retrieval, key), retrieval.k) for key in NAMES),
         contents="".join(_contents(NAMES[key], chosen[key]) for key in NAMES)
         + ('<p><a class="to" href="#words">Where words look</a></p>' if words else ""),

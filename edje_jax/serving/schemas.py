@@ -311,7 +311,7 @@ class Info(BaseModel):
     ] = None
 
 
-class Model(BaseModel):
+class ServedModel(BaseModel):
     """The model that is served, in OpenAI's form."""
 
     id: str
@@ -324,7 +324,7 @@ class Models(BaseModel):
     """List of the one model that is served."""
 
     object: str = "list"
-    data: list[Model]
+    data: list[ServedModel]
 
 
 # --- refusals -------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from edje_jax.data.bad_records import TooManyBadRecords
 from edje_jax.data.sources import tfds
 from edje_jax.data.sources.registry import open_source
 from edje_jax.index import build as building
-from edje_jax.index.build import build
+from edje_jax.index.build import BuildOptions, build
 from edje_jax.index.commit import Report
 from edje_jax.index.maintain import compact, remove
 from edje_jax.index.shard_files import checksum
@@ -75,8 +75,7 @@ class Set:
             source,
             "blip",
             self.index,
-            share=share,
-            **options,
+            BuildOptions(share=share, **options),
         )
 
     def answers(self) -> dict[str, tuple[list[str], bytes]]:
@@ -191,7 +190,7 @@ def test_the_table_in_the_documentation_is_what_happens(made, reranker, caplog, 
         act(made)
         caplog.clear()
         try:
-            commands.build("model", made.spec(), str(made.index), **options)
+            commands.build("model", made.spec(), str(made.index), BuildOptions(**options))
             told = caplog.text
         except TooManyBadRecords as error:
             told = str(error)
@@ -467,7 +466,9 @@ def test_exactly_the_share_may_be_bad(reranker, tmp_path):
         image.write_bytes(b"no image") if number < 29 else SHAPES.image(number).save(image)
     source, out = open_source(f"folder:{tmp_path}/set"), tmp_path / "index"
     # In floating point, 0.29 * 100 is less than 29.
-    report = build(reranker.runtime, reranker.stamp, source, "folder", out, max_bad=0.29)
+    report = build(
+        reranker.runtime, reranker.stamp, source, "folder", out, BuildOptions(max_bad=0.29)
+    )
     assert report and len(report.rejected) == 29
 
 

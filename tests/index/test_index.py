@@ -18,7 +18,7 @@ from edje_jax.data.sources.blip_json import BlipJson
 from edje_jax.data.sources.folder import Folder
 from edje_jax.first_stage.registry import FIRST_STAGES
 from edje_jax.index import build as building
-from edje_jax.index.build import build
+from edje_jax.index.build import BuildOptions, build
 from edje_jax.index.image_index import TokensOn
 from edje_jax.index.maintain import compact, remove
 from edje_jax.index.store import BadStore, Store, verify
@@ -176,7 +176,14 @@ SIGNS = TokenFormat(
 def test_every_token_dtype_searches(reranker, built, tmp_path, dtype, monkeypatch):
     monkeypatch.setitem(FORMATS, "signs", SIGNS)
     source, _ = built
-    assert build(reranker.runtime, reranker.stamp, source, "blip:set", tmp_path, token_dtype=dtype)
+    assert build(
+        reranker.runtime,
+        reranker.stamp,
+        source,
+        "blip:set",
+        tmp_path,
+        BuildOptions(token_dtype=dtype),
+    )
     store = Store(tmp_path)
     arrays = [
         path for name in store.manifest.token_column_names for path in tmp_path.glob(f"{name}-*")
@@ -225,18 +232,26 @@ def test_one_stream_of_images_fills_all_shards(reranker, built, tmp_path, monkey
         return read_batches(decoder, batches, workers)
 
     monkeypatch.setattr(building, "read_batches", spied)
-    assert not build(reranker.runtime, reranker.stamp, source, "blip:set", tmp_path, share=(0, 2))
+    assert not build(
+        reranker.runtime, reranker.stamp, source, "blip:set", tmp_path, BuildOptions(share=(0, 2))
+    )
     assert build(reranker.runtime, reranker.stamp, source, "blip:set", tmp_path)
     assert read == [6, 4] and files(tmp_path) == files(folder)
 
 
 def test_many_machines_fill_one_index(reranker, built, tmp_path):
     source, folder = built
-    assert not build(reranker.runtime, reranker.stamp, source, "blip:set", tmp_path, share=(1, 3))
+    assert not build(
+        reranker.runtime, reranker.stamp, source, "blip:set", tmp_path, BuildOptions(share=(1, 3))
+    )
     with pytest.raises(BadStore, match="this index is unfinished; run the same"):
         Store(tmp_path)
-    assert not build(reranker.runtime, reranker.stamp, source, "blip:set", tmp_path, share=(0, 3))
-    assert build(reranker.runtime, reranker.stamp, source, "blip:set", tmp_path, share=(2, 3))
+    assert not build(
+        reranker.runtime, reranker.stamp, source, "blip:set", tmp_path, BuildOptions(share=(0, 3))
+    )
+    assert build(
+        reranker.runtime, reranker.stamp, source, "blip:set", tmp_path, BuildOptions(share=(2, 3))
+    )
     assert files(tmp_path) == files(folder)
 
 
@@ -280,7 +295,7 @@ def test_a_build_that_was_killed_anywhere_goes_on(reranker, built, tmp_path, mon
 
 def test_a_set_that_changed_under_a_build_keeps_what_is_done(reranker, tmp_path):
     source, index = write_set(tmp_path / "set"), tmp_path / "index"
-    build(reranker.runtime, reranker.stamp, source, "blip:set", index, share=(0, 2))
+    build(reranker.runtime, reranker.stamp, source, "blip:set", index, BuildOptions(share=(0, 2)))
     done = {path.name: path.read_bytes() for path in index.glob("tokens-*")}
     assert len(done) == 2
     more = write_set(tmp_path / "set", IMAGES + 2)
@@ -294,11 +309,15 @@ def test_what_is_removed_during_a_build_stays_removed(reranker, tmp_path):
     index = tmp_path / "index"
     build(reranker.runtime, reranker.stamp, write_set(tmp_path / "set", 12), "blip:set", index)
     more = write_set(tmp_path / "set", 26)
-    assert not build(reranker.runtime, reranker.stamp, more, "blip:set", index, share=(0, 2))
+    assert not build(
+        reranker.runtime, reranker.stamp, more, "blip:set", index, BuildOptions(share=(0, 2))
+    )
     with pytest.raises(BadStore, match="a build is under way"):
         compact(index)
     remove(index, ["001.png"])
-    assert build(reranker.runtime, reranker.stamp, more, "blip:set", index, share=(1, 2))
+    assert build(
+        reranker.runtime, reranker.stamp, more, "blip:set", index, BuildOptions(share=(1, 2))
+    )
     assert "001.png" not in Store(index).image_of_id and "019.png" in Store(index).image_of_id
 
 
@@ -371,7 +390,7 @@ def test_images_are_added_removed_and_compacted(reranker, tmp_path):
     # Removed stays removed, until it is asked for.
     build(reranker.runtime, reranker.stamp, more, "blip:set", index)
     assert "001.png" not in Store(index).image_of_id
-    build(reranker.runtime, reranker.stamp, more, "blip:set", index, restore=True)
+    build(reranker.runtime, reranker.stamp, more, "blip:set", index, BuildOptions(restore=True))
     assert {"001.png", "004.png", "019.png"} < Store(index).image_of_id.keys()
 
 
@@ -430,7 +449,7 @@ def test_what_does_not_belong_together_is_refused(reranker, built, tmp_path):
             source,
             "blip:set",
             tmp_path / "index",
-            token_dtype="int8",
+            BuildOptions(token_dtype="int8"),
         )
     foreign = manifest | {"model": {"fingerprint": "0" * 32, "source": "another/model"}}
     (tmp_path / "index" / "manifest.json").write_text(json.dumps(foreign))
@@ -450,7 +469,14 @@ def test_what_does_not_belong_together_is_refused(reranker, built, tmp_path):
     with pytest.raises(BadStore, match="no index here"):
         ImageIndex.open(tmp_path / "nothing")
     # A build with another token dtype was begun.
-    build(reranker.runtime, reranker.stamp, source, "blip:set", tmp_path / "two", share=(0, 2))
+    build(
+        reranker.runtime,
+        reranker.stamp,
+        source,
+        "blip:set",
+        tmp_path / "two",
+        BuildOptions(share=(0, 2)),
+    )
     with pytest.raises(BadStore, match=r"unfinished build of another kind \(token_dtype differ"):
         build(
             reranker.runtime,
@@ -458,7 +484,7 @@ def test_what_does_not_belong_together_is_refused(reranker, built, tmp_path):
             source,
             "blip:set",
             tmp_path / "two",
-            token_dtype="int8",
+            BuildOptions(token_dtype="int8"),
         )
 
 

@@ -50,7 +50,9 @@ def write_page(tmp_path, case, load=square, **options) -> tuple[str, Page]:
 
 def test_page_shows_the_numbers_and_counts(tmp_path, make_case):
     case = make_case()
-    _, shown = write_page(tmp_path, case, title="A title", facts={"Model": "some/model"})
+    _, shown = write_page(
+        tmp_path, case, heading=report.Heading("A title", {"Model": "some/model"})
+    )
     words = " ".join(" ".join(shown.texts).split())
     assert "A title" in words
     assert "some/model" in words
@@ -127,7 +129,7 @@ def test_text_from_the_data_is_escaped(tmp_path):
     axes = np.eye(3, dtype=np.float32)
     retrieval = rerank(gallery, axes, axes, lambda t, i: (t != i) * 1.0, k=2)
     path = report.write_report(
-        tmp_path, retrieval, gallery, square, title=evil, facts={evil: evil}, examples=3
+        tmp_path, retrieval, gallery, square, report.Heading(evil, {evil: evil}), examples=3
     )
     text = path.read_text("utf-8")
     shown = Page(text)

@@ -16,7 +16,7 @@ from edje_jax import ImageIndex, Reranker
 from edje_jax.cli import edje
 from edje_jax.config.model import EdjeConfig
 from edje_jax.data.buckets import lengths_up_to
-from edje_jax.index.build import build
+from edje_jax.index.build import BuildOptions, build
 from edje_jax.index.store import BadStore
 from edje_jax.models.edje import Edje
 from edje_jax.models.token_formats import FORMATS, pack, unpack
@@ -110,7 +110,12 @@ def test_a_store_scores_as_one_pass_over_equally_rounded_states(
     for dtype in FORMATS:
         folder = tmp_path / dtype
         assert build(
-            reranker.runtime, reranker.stamp, source, "shapes:val", folder, token_dtype=dtype
+            reranker.runtime,
+            reranker.stamp,
+            source,
+            "shapes:val",
+            folder,
+            BuildOptions(token_dtype=dtype),
         )
         rounded = np.asarray(unpack(pack(states, dtype)), np.float32)
         expected = np.asarray(one_pass(reranker.config, runtime.params, ids[text], rounded[image]))
@@ -128,7 +133,7 @@ def test_a_search_shows_the_scores_of_the_stored_states(reranker, tmp_path, caps
         source,
         "shapes:val",
         tmp_path / "index",
-        token_dtype="int8",
+        BuildOptions(token_dtype="int8"),
     )
     tokens = reranker.encode_images([source.image(i) for i in range(IMAGES)])
     expected = reranker.score_matrix(TEXTS, np.asarray(unpack(pack(tokens, "int8")), np.float32))
@@ -152,7 +157,14 @@ def test_the_same_weights_without_deferred_layers_are_another_model(reranker, tr
 def test_states_take_as_many_bytes_as_tokens(reranker, trained, dtype, tmp_path):
     plain = Reranker.from_pretrained(trained)
     for name, one in (("states", reranker), ("tokens", plain)):
-        build(one.runtime, one.stamp, Some("val"), "shapes:val", tmp_path / name, token_dtype=dtype)
+        build(
+            one.runtime,
+            one.stamp,
+            Some("val"),
+            "shapes:val",
+            tmp_path / name,
+            BuildOptions(token_dtype=dtype),
+        )
     sizes = [
         {p.name: p.stat().st_size for p in (tmp_path / name).glob("*.npy")}
         for name in ("states", "tokens")
@@ -183,7 +195,7 @@ def test_layers_of_a_trained_model_are_deferred_by_distillation_and_searched(tra
         source,
         "shapes:val",
         tmp_path / "index",
-        token_dtype="bfloat16",
+        BuildOptions(token_dtype="bfloat16"),
     )
     (found,) = reranker.search(ImageIndex.open(tmp_path / "index"), TEXTS[:1], k=IMAGES)
     states = reranker.encode_images([source.image(i) for i in range(IMAGES)])

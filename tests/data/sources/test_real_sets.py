@@ -27,7 +27,7 @@ from edje_jax.data.sources.matching import expand, matching_files
 from edje_jax.data.sources.registry import open_captioned, open_source
 from edje_jax.data.statistics import statistics
 from edje_jax.data.text import BackboneTokenizer
-from edje_jax.types import Encoded, OnDisk, Source
+from edje_jax.types import HasFiles, OnDisk, Source
 from tests.real_sets import (
     COUNT,
     WRITERS,
@@ -64,7 +64,7 @@ def test_the_same_scenes_come_out_of_every_format(kind, specs):
     opened.image(5)
     # As a worker gets it, files that are open left behind.
     for source in (opened, pickle.loads(pickle.dumps(opened))):
-        assert isinstance(source, Source) and isinstance(source, Encoded)
+        assert isinstance(source, Source) and isinstance(source, HasFiles)
         assert isinstance(source, OnDisk) == (kind in ("blip", "karpathy"))
         assert len(source) == COUNT
         by_id = {source.image_id(i): i for i in range(COUNT)}
