@@ -21,7 +21,8 @@ from rich.table import Table
 import edje_jax
 from edje_jax.data.images import normalise, resize
 from edje_jax.models.towers import patchify
-from edje_jax.scenes.shapes import ATTRIBUTES, Shapes
+from edje_jax.scenes.scene import ATTRIBUTES
+from edje_jax.scenes.shapes import Shapes
 from edje_jax.weights.backbone import load_backbone
 from edje_jax.weights.families.registry import make_backbone
 

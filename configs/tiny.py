@@ -1,7 +1,8 @@
 """A small EDJE on a tiny backbone, on any SPEC."""
 
 from edje_jax.config.model import BertConfig
-from edje_jax.config.run import AdapterSpec, DataConfig, EdjeRun, LossConfig, ModelSpec, OptimConfig
+from edje_jax.config.parts import AdapterSpec, ModelSpec
+from edje_jax.config.run import DataConfig, EdjeRun, LossConfig, OptimConfig
 
 config = EdjeRun(
     epochs=30,

@@ -13,7 +13,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
 from edje_jax.config.model import UNMEASURED, BertConfig, EdjeConfig, SimilarityPrior
-from edje_jax.config.run import DataConfig, EdjeRun, ModelSpec
+from edje_jax.config.parts import ModelSpec
+from edje_jax.config.run import DataConfig, EdjeRun
 from edje_jax.data.bad_records import BadRecords, left_out
 from edje_jax.data.exclusion import without
 from edje_jax.data.sources.registry import open_captioned, open_source

@@ -11,18 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edje_jax.scenes.shapes import (
-    ATTRIBUTES,
-    COLOURS,
-    LABEL_SIZES,
-    SHAPES,
-    SIZES,
-    TEXTURES,
-    TRAIN_GROUP,
-    Scene,
-    Shapes,
-    Thing,
-)
+from edje_jax.scenes.scene import ATTRIBUTES, COLOURS, SHAPES, SIZES, TEXTURES, Scene, Thing
+from edje_jax.scenes.shapes import LABEL_SIZES, TRAIN_GROUP, Shapes
 
 # A checker of its own: it reads captions by their words and positions by their numbers, and shares
 # nothing with the code that wrote them.

@@ -18,7 +18,8 @@ from configs.debug import config as debug
 from configs.distil_deferred import config as distil
 from configs.finetune_coco import config as finetune
 from edje_jax.config.model import AdapterConfig
-from edje_jax.config.run import AdapterSpec, EdjeRun, LossConfig
+from edje_jax.config.parts import AdapterSpec
+from edje_jax.config.run import EdjeRun, LossConfig
 from edje_jax.scenes.shapes import Shapes
 from edje_jax.training.assemble import assemble, some_captions
 from edje_jax.training.tasks.edje import EdjeTask

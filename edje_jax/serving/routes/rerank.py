@@ -7,7 +7,7 @@ from fastapi import APIRouter, HTTPException, Request
 
 from edje_jax.evaluation.scores import probability
 from edje_jax.serving.documents import BadDocuments, Documents, read_documents
-from edje_jax.serving.jobs import Rerank
+from edje_jax.serving.jobs import RerankJob
 from edje_jax.serving.json_body import JsonRoute
 from edje_jax.serving.schemas import (
     Meta,
@@ -31,7 +31,7 @@ async def rerank(
 ) -> RerankAnswer | list[TextScore]:
     """Images, best first: with `texts` a bare list, as text-embeddings-inference answers."""
     documents = await _read(asked, state)
-    found = await state.compute(Rerank(asked.query, documents.images))
+    found = await state.compute(RerankJob(asked.query, documents.images))
     state.monitor.pairs(len(found.logits))
     calibration = state.service.reranker.calibration
     values = found.logits if asked.raw_scores else probability(found.combined, calibration)
