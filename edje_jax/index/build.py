@@ -24,7 +24,6 @@ from edje_jax.index.manifest import Manifest
 from edje_jax.index.shard_content import RecordDecoder, encode
 from edje_jax.index.shard_files import BadStore, write_shard
 from edje_jax.index.store import Store, check_model, next_number
-from edje_jax.models.token_formats import pack
 from edje_jax.runtimes.base import IMAGE_BATCH, Runtime
 from edje_jax.system.allocator import give_back_freed_memory
 from edje_jax.system.files import read_json, write_json
@@ -96,13 +95,9 @@ def build(
         if progress:
             progress(done, total)
 
-    paths = {number: record_of(out, number) for number in mine}
-    note(sum(len(shards[number]) for number, path in paths.items() if path.exists()))
-    left = {
-        number: cut_into(shards[number], BATCH)
-        for number, path in paths.items()
-        if not path.exists()
-    }
+    finished = [number for number in mine if record_of(out, number).exists()]
+    note(sum(len(shards[number]) for number in finished))
+    left = {n: cut_into(shards[n], BATCH) for n in mine if n not in finished}
     batches = [batch for cut in left.values() for batch in cut]
     decoder = RecordDecoder(source, runtime.config.image)
     rejected = dict(changes.bad)
@@ -112,13 +107,9 @@ def build(
             encoded = encode(runtime, changes, islice(decoded, len(cut)), note)
             rejected |= encoded.rejected
             refuse_many(out, rejected, changes, options.max_bad)
-            columns = {
-                **pack(encoded.tokens, options.token_dtype).columns,
-                "embeddings": encoded.embeddings,
-                "captions": encoded.captions,
-            }
+            columns = encoded.columns(options.token_dtype)
             record = write_shard(out, number, columns, encoded.rows, encoded.thumbnails)
-            write_json(paths[number], {"shard": record, "rejected": encoded.rejected})
+            write_json(record_of(out, number), {"shard": record, "rejected": encoded.rejected})
             give_back_freed_memory()
     return finish(
         out, manifest, changes, list(shards),
