@@ -141,7 +141,7 @@ def ours(work: Work, chunks: int = 1) -> Callable[[], float]:
         partial(edje_train_step, setup=setup),
         donate_argnums=0,
         # Else the second step's state would lie another way than the first one's: compiled again.
-        out_shardings=(shardings, devices.whole),
+        out_shardings=(shardings, devices.replicated),
     )
     frozen = Frozen(work.frozen, None)
 

@@ -105,7 +105,7 @@ def test_recipes_train_the_adapters_that_they_are_named_after():
         _, default = choose_config(arguments, "")
         run = tyro.cli(type(default), default=default, args=arguments[1:])
         assert run.init or run.model.backbone, line
-        adapters[run.workdir] = run.model.adapter.completed_by(adapters.get(run.init))
+        adapters[run.workdir] = run.model.adapter.resolve(adapters.get(run.init))
     for workdir, adapter in adapters.items():
         stated = re.match(r"runs/c(\d+)", workdir)
         assert (adapter.kind == "compress") == bool(stated), workdir

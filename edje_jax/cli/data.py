@@ -12,7 +12,7 @@ from edje_jax.cli.progress import Bars
 from edje_jax.data import pack as packing
 from edje_jax.data.sources.registry import LINES, open_source
 from edje_jax.data.statistics import Statistics, grid, quantiles, statistics
-from edje_jax.system.files import replacing
+from edje_jax.system.files import atomic_path
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def stat(spec: str, image_root: str, look_at: int, grid_file: str) -> None:
     if grid_file:
         path = Path(grid_file).expanduser()
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
+        with atomic_path(path) as temporary:
             grid(source).save(temporary, FORMATS[path.suffix.lower()])
         log.info("%s: some of the images", path)
 

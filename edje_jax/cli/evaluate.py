@@ -23,7 +23,7 @@ from edje_jax.reports.evaluation_files import read_evaluation, write_metrics
 from edje_jax.reports.report import Heading, write_report
 from edje_jax.reports.tables import comparison_table, evaluation_tables
 from edje_jax.search.reranker import Reranker
-from edje_jax.system.files import naming, write_json
+from edje_jax.system.files import errors_name, write_json
 
 
 def evaluate_model(
@@ -62,7 +62,7 @@ def evaluate_model(
         if out is None:
             return metrics
         gallery, record = found.encoded.gallery, found.encoded.record
-        with naming(out):
+        with errors_name(out):
             metrics = write_metrics(
                 out,
                 found.retrieval,
@@ -134,5 +134,5 @@ def evaluate_compositional(
     with print_tables_after([compositional_table(result)]):
         if out is None:
             return result
-        with naming(out):
+        with errors_name(out):
             return write_compositional(out, items, scored, settings)

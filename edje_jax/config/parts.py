@@ -42,7 +42,7 @@ class AdapterSpec:
             },
         )
 
-    def completed_by(self, start: AdapterConfig | None) -> AdapterConfig:
+    def resolve(self, start: AdapterConfig | None) -> AdapterConfig:
         """The whole of it, for a run that starts from a model with the adapter `start`, if any.
 
         Raises:

@@ -26,7 +26,7 @@ from edje_jax.data.image_reader import cut_into, read_batches
 from edje_jax.data.sources.mixture import Mixture
 from edje_jax.data.sources.subset import Subset
 from edje_jax.system.cache_folder import cache_folder
-from edje_jax.system.files import replacing
+from edje_jax.system.files import atomic_path
 from edje_jax.types import Source
 
 log = logging.getLogger(__name__)
@@ -147,7 +147,7 @@ def _hash(source: Source, index: int) -> UInt8[np.ndarray, " 16"]:
 def _keep(path: Path, hashes: UInt8[np.ndarray, "n 16"]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary, temporary.open("wb") as file:
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
             np.save(file, hashes)
     except OSError as error:
         log.warning("%s: cannot be kept (%s)", path, error.strerror)

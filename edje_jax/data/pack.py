@@ -20,7 +20,7 @@ from edje_jax.data.sources.array_record import FORMAT, VERSION, read_table
 from edje_jax.data.sources.mixture import Mixture
 from edje_jax.data.sources.subset import joined
 from edje_jax.data.sources.texts import printable
-from edje_jax.system.files import is_abandoned, replacing
+from edje_jax.system.files import atomic_path, is_abandoned
 from edje_jax.types import Source
 
 OPTIONS = "group_size:1,uncompressed"
@@ -94,7 +94,7 @@ def _write(
     from array_record.python.array_record_module import ArrayRecordWriter
 
     images, rejected = [], []
-    with replacing(path) as temporary:
+    with atomic_path(path) as temporary:
         writer = ArrayRecordWriter(str(temporary), OPTIONS)
         for record, data in zip(records, files, strict=True):
             image_id = source.image_id(record)
@@ -124,6 +124,6 @@ def _list_rejected(path: Path, rejected: dict[str, str]) -> None:
     path.unlink(missing_ok=True)
     if not rejected:
         return
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         named = [(printable(name), printable(reason)) for name, reason in rejected.items()]
         csv.writer(file).writerows([("id", "reason"), *named])

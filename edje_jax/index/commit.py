@@ -13,7 +13,7 @@ from edje_jax.data.bad_records import TooManyBadRecords, are_too_many
 from edje_jax.index.changes import Changes
 from edje_jax.index.manifest import Manifest
 from edje_jax.index.shard_files import file_of, read_rows, rewrite_words
-from edje_jax.system.files import read_json, replacing
+from edje_jax.system.files import atomic_path, read_json
 
 LISTED = 20
 """Largest number of bad images that an error lists."""
@@ -178,7 +178,7 @@ def commit(out: Path, before: Manifest, now: Manifest, parts: list[dict[str, Any
     is_first = not (out / "manifest.json").exists()
     if now.shards if is_first else now != before:
         with (
-            replacing(out / "rejected.csv") as temporary,
+            atomic_path(out / "rejected.csv") as temporary,
             temporary.open("w", encoding="utf-8", newline="") as file,
         ):
             listed = [*now.rejected.items(), *now.faults.items()]

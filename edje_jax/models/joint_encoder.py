@@ -11,9 +11,10 @@ because attention does not care about order: every offset is then static and pad
 **Deferred fusion** (`joint_encoder.deferred_layers` = s > 0) departs from the paper: in the first
 s layers the m vision rows and the rest attend within their own side, as DeFormer (arXiv 2005.00697)
 and PreTTR (arXiv 2004.14255) split text from text. Vision rows then stand at fixed positions, after
-the longest caption, and their first s layers are `defer`: what comes out is what a store keeps, m
-rows as before. The [SEP] that closes the vision segment belongs to the text side, whose first s
-layers are `read_text`, once for all images that a caption meets. With `online_vision` "attended"
+the longest caption; `run_deferred_layers` takes them through their first s layers, and a store
+keeps the result, m rows as before. The [SEP] that closes the vision segment belongs to the text
+side, which `encode_text` takes through its first s layers, once for all images that a caption
+meets. With `online_vision` "attended"
 the other layers leave the vision rows as they are (MICE, MORES).
 """
 
@@ -42,7 +43,7 @@ class TextSide(NamedTuple):
     """True for rows that are there."""
 
 
-class Content(NamedTuple):
+class RowInputs(NamedTuple):
     """Inputs of the embedding of rows."""
 
     content: Float[Array, "b n d"]
@@ -83,7 +84,7 @@ class JointEncoder(nn.Module):
         if prior := self.config.similarity_prior:
             self.similarity_prior = SimilarityPriorHead(prior, bert.hidden_size, self.dtype)
 
-    def defer(self, tokens: Float[Array, "b m d"]) -> Float[Array, "b m d"]:
+    def run_deferred_layers(self, tokens: Float[Array, "b m d"]) -> Float[Array, "b m d"]:
         """The vision side of the deferred layers, if there are any."""
         if not self._deferred:
             return tokens
@@ -94,7 +95,7 @@ class JointEncoder(nn.Module):
             x = layer(x, present, False, EVERY_ROW)
         return x
 
-    def read_text(self, ids, train) -> TextSide:
+    def encode_text(self, ids, train) -> TextSide:
         """The text side of the deferred layers."""
         text, present = self._text(ids)
         x = self.embeddings(*text, train)
@@ -105,15 +106,15 @@ class JointEncoder(nn.Module):
     def join(self, ids, tokens, train) -> PairRows:
         """Pairs as the first layer that sees both sides takes them."""
         if self._deferred:
-            return self.join_read(self.read_text(ids, train), tokens)
+            return self.join_encoded(self.encode_text(ids, train), tokens)
         text, present = self._text(ids)
         start = jnp.sum(present[:, 1:].astype(jnp.int32), axis=1, keepdims=True)
         parts = zip(self._vision(tokens, start), text, strict=True)
-        both = Content(*(jnp.concatenate(part, axis=1) for part in parts))
+        both = RowInputs(*(jnp.concatenate(part, axis=1) for part in parts))
         rows = self.embeddings(*both, train)
         return PairRows(rows, _and_vision(present, tokens), tokens.shape[1])
 
-    def join_read(self, text: TextSide, tokens) -> PairRows:
+    def join_encoded(self, text: TextSide, tokens) -> PairRows:
         """Join tokens with captions that passed the deferred layers before."""
         if not self._deferred:
             raise ValueError("captions are read before they meet an image by deferred layers alone")
@@ -160,12 +161,12 @@ class JointEncoder(nn.Module):
     def _deferred(self) -> int:
         return self.config.joint_encoder.deferred_layers
 
-    def _vision(self, tokens: Float[Array, "b m d"], start: Int[Array, "b 1"]) -> Content:
+    def _vision(self, tokens: Float[Array, "b m d"], start: Int[Array, "b 1"]) -> RowInputs:
         """Vision rows, of which the first stands at a given position."""
         positions = start + jnp.arange(tokens.shape[1], dtype=start.dtype)[None]
-        return Content(tokens.astype(self.dtype), positions, jnp.ones_like(positions))
+        return RowInputs(tokens.astype(self.dtype), positions, jnp.ones_like(positions))
 
-    def _text(self, ids: Int[Array, "b t"]) -> tuple[Content, Bool[Array, "b n"]]:
+    def _text(self, ids: Int[Array, "b t"]) -> tuple[RowInputs, Bool[Array, "b n"]]:
         """The [SEP] that closes the vision segment and the caption; which of them are there."""
         batch, length = ids.shape
         present = ids != self.config.joint_encoder.pad_token_id
@@ -176,7 +177,7 @@ class JointEncoder(nn.Module):
         # the longest caption's where what is stored cannot know which one it will meet.
         start = jnp.full_like(lengths, self.config.max_text_length) if self._deferred else lengths
         positions = jnp.broadcast_to(jnp.arange(length)[None], ids.shape)
-        content = Content(
+        content = RowInputs(
             self.embeddings.words(jnp.concatenate([closing, ids], axis=1)),
             jnp.concatenate([start + self.config.num_tokens, positions], axis=1),
             jnp.concatenate([jnp.ones((batch, 1), ids.dtype), jnp.zeros_like(ids)], axis=1),

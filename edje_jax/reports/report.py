@@ -22,7 +22,7 @@ from edje_jax.evaluation.retrieval import Direction, Gallery, Retrieval
 from edje_jax.reports.examples import Album, Section, image_card, moves_html, sections, text_card
 from edje_jax.reports.figures import figures
 from edje_jax.reports.word_maps import WordMaps, word_card, word_style
-from edje_jax.system.files import replacing_text
+from edje_jax.system.files import atomic_text
 
 WORD_CARDS = 4
 """Captions whose words are shown over their image."""
@@ -118,7 +118,7 @@ def write_report(
     )
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    with replacing_text(out / "report.html") as file:
+    with atomic_text(out / "report.html") as file:
         file.write(content)
     return out / "report.html"
 

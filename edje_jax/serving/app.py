@@ -16,7 +16,7 @@ from edje_jax.serving.limits import Limits
 from edje_jax.serving.middleware import Body, Drain, Head, Paths, Watch
 from edje_jax.serving.monitor import Monitor
 from edje_jax.serving.routes import images, rerank, search, status
-from edje_jax.serving.schemas import PROBLEMS, state_limits
+from edje_jax.serving.schemas import ERROR_RESPONSES, state_limits
 from edje_jax.serving.service import Service
 from edje_jax.serving.state import State
 
@@ -48,7 +48,7 @@ def make_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        responses=PROBLEMS,
+        responses=ERROR_RESPONSES,
     )
     app.state.serving = state
     for routes in (search, rerank, images, status):

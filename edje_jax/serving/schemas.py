@@ -330,21 +330,21 @@ class Models(BaseModel):
 # --- refusals -------------------------------------------------------------------------------------
 
 
-class Mistake(BaseModel):
+class FieldError(BaseModel):
     """Fault of one field of a request."""
 
     where: str
     what: str
 
 
-class Problem(BaseModel):
+class ErrorResponse(BaseModel):
     """Reason for which there is no answer."""
 
-    detail: str | list[Mistake]
+    detail: str | list[FieldError]
 
 
-PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "description": description}
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorResponse, "description": description}
     for status, description in {
         400: "The request was cut short or is no HTTP",
         401: "The API key is missing or wrong",

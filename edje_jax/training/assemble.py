@@ -21,7 +21,7 @@ from edje_jax.data.sources.registry import open_captioned, open_source
 from edje_jax.data.sources.subset import Subset, joined
 from edje_jax.data.text import JointTokenizer, train_wordpiece
 from edje_jax.data.tokenizer import same_tokenizer
-from edje_jax.training.processes import first_alone, is_first, wait_for_all
+from edje_jax.training.processes import is_first, main_process_first, wait_for_all
 from edje_jax.training.similarity_prior import known_prior
 from edje_jax.types import Source
 from edje_jax.weights import bert, edje
@@ -65,7 +65,7 @@ def assemble(config: EdjeRun, source: Source | None, workdir: Path) -> Parts:
     joint = _with_layers_deferred(joint, config.model)
     whole = EdjeConfig(
         backbone.config,
-        config.model.adapter.completed_by(init.config.adapter if init else None),
+        config.model.adapter.resolve(init.config.adapter if init else None),
         joint,
         backbone.image,
         config.model.max_text_length or (init.config if init else EdjeConfig).max_text_length,
@@ -169,7 +169,7 @@ def open_sets(data: DataConfig, image_size: int = 64) -> tuple[Source, Source | 
     """
     # Tars are indexed and images hashed once, by the first process for all of its machine.
     root = data.image_root or ""
-    with first_alone("sets"):
+    with main_process_first("sets"):
         train = open_captioned(data.train, root, image_size)
         if data.exclude or data.limit:
             # What the whole set left out is not counted against a part of it.

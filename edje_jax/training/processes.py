@@ -81,7 +81,7 @@ def wait_for_all(what: str) -> None:
 
 
 @contextmanager
-def first_alone(what: str) -> Iterator[None]:
+def main_process_first(what: str) -> Iterator[None]:
     """A block that the first process runs before the others, however long it takes; all leave it
     together. What it keeps on disk they find there."""
     wait = partial(multihost.get_barrier_sync_fn(), timeout_ms=PATIENCE)
@@ -101,7 +101,7 @@ def any_of(flag: bool) -> bool:
 
 
 @contextmanager
-def joined(config: RunConfig) -> Iterator[None]:
+def process_group(config: RunConfig) -> Iterator[None]:
     """A block that is one process's part of a run.
 
     If it fails, the process ends on the spot: the usual way out would wait for the others, which

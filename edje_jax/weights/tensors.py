@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from edje_jax.system.files import BadJson, read_json, replacing
+from edje_jax.system.files import BadJson, atomic_path, read_json
 from edje_jax.weights.other_formats import other_format
 from edje_jax.weights.torch_states import refusal, unwrapped, wrappings
 
@@ -216,7 +216,7 @@ def tensors_of(loaded: Any, source: str) -> dict[str, np.ndarray]:
 
 def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
     """Write through a temporary name, so that a file with this name is always whole."""
-    with replacing(path) as temporary:
+    with atomic_path(path) as temporary:
         save_file(tensors, str(temporary), metadata={"format": "pt"})
         # safetensors lets nobody but the owner read; a model is shared like any other file. Mounts
         # of buckets know no modes.

@@ -204,14 +204,14 @@ LOCAL, SMALL = AdapterConfig("local", 0, 32), AdapterConfig("compress", 8, 32)
     ],
 )
 def test_what_a_run_leaves_out_of_its_adapter_is_that_of_init(spec, start, expected):
-    assert spec.completed_by(start) == expected
+    assert spec.resolve(start) == expected
 
 
 def test_a_number_of_tokens_is_refused_where_init_compresses_nothing():
     with pytest.raises(
         ValueError, match=r"num-tokens 4: the adapter of --init is local .*compress"
     ):
-        AdapterSpec(num_tokens=4).completed_by(LOCAL)
+        AdapterSpec(num_tokens=4).resolve(LOCAL)
     with pytest.raises(ValueError, match=r"--model\.adapter\.num-tokens -1"):
         AdapterSpec("compress", -1)
 
@@ -238,7 +238,8 @@ def test_init_with_another_adapter_starts_it_fresh_and_says_so(trained, tmp_path
 
 def test_layers_of_a_trained_model_are_deferred(trained, tmp_path, caplog):
     """Weights stay; a run that says nothing keeps what the model has."""
-    assert assemble(edited(init=str(trained)), SOURCE, tmp_path).config.joint_encoder.as_published
+    before = assemble(edited(init=str(trained)), SOURCE, tmp_path).config
+    assert before.joint_encoder.is_published_layout
     config = edited(init=str(trained), deferred_layers=1, online_vision="attended")
     task = EdjeTask(config, tmp_path)
     joint = task.model_config.joint_encoder

@@ -313,7 +313,7 @@ def test_onnxruntime_attends_to_vision_alone(folder, pixels, expected, tmp_path)
 
 def test_deferred_layers_cannot_be_published(folder, tmp_path):
     model = load_model(str(folder))
-    if model.config.joint_encoder.as_published:
+    if model.config.joint_encoder.is_published_layout:
         save_published(tmp_path / "model.pth", model)
         assert (tmp_path / "model.pth").stat().st_size > 10_000
         return

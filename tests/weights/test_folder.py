@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from edje_jax.config.model import EdjeConfig
 from edje_jax.models.edje import Edje
 from edje_jax.models.siglip import Siglip
-from edje_jax.system.files import BadJson, whole_folder, write_json
+from edje_jax.system.files import BadJson, atomic_folder, write_json
 from edje_jax.weights.backbone import load_backbone, read_backbone_config
 from edje_jax.weights.bert import load_language_model
 from edje_jax.weights.card import model_card
@@ -219,7 +219,7 @@ def test_a_model_is_written_where_nothing_can_be_renamed_and_no_mode_set(tmp_pat
         monkeypatch.setattr(shutil, name, refuse)
     target = tmp_path / "runs" / "model"
     for _ in range(2):  # The second time in the place of the first
-        with whole_folder(target) as folder:
+        with atomic_folder(target) as folder:
             save_model(folder, published("local"), "")
     assert_same(load_model(str(target)).params, published("local").params)
     assert [path.name for path in target.parent.iterdir()] == ["model"]

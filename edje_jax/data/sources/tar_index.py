@@ -29,7 +29,7 @@ from edje_jax.data.sources.passed_over import PassedOver
 from edje_jax.data.sources.tar_texts import Member, read_texts
 from edje_jax.data.sources.texts import in_a_line, printable
 from edje_jax.system.cache_folder import cache_folder
-from edje_jax.system.files import replacing
+from edje_jax.system.files import atomic_path
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ def _keep(index: TarIndex, stamp: np.ndarray, places: list[Path]) -> None:
     for path in places:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as temporary, temporary.open("wb") as file:
+            with atomic_path(path) as temporary, temporary.open("wb") as file:
                 np.savez(file, **arrays)
             return
         except OSError as error:

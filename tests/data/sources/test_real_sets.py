@@ -352,7 +352,7 @@ def test_an_index_is_kept_and_made_anew_when_stale_or_damaged(tmp_path, caplog, 
 
 def test_where_nothing_can_be_written_the_index_lies_in_the_cache(tmp_path, cache, monkeypatch):
     tar = tar_of_three(tmp_path / "tars")
-    monkeypatch.setattr("edje_jax.data.sources.tar_index.replacing", refusing(tar.parent))
+    monkeypatch.setattr("edje_jax.data.sources.tar_index.atomic_path", refusing(tar.parent))
     assert len(open_source(f"webdataset:{tar}")) == 3
     assert [path.name for path in tar.parent.iterdir()] == [tar.name]
     (kept,) = (cache / "tars").iterdir()
@@ -365,20 +365,20 @@ def test_a_stale_index_in_a_read_only_folder_does_not_hide_the_kept_one(tmp_path
     open_source(f"webdataset:{tar}")
     write_tar(tar, [("9.jpg", b"x"), ("9.txt", b"nine")])
     with monkeypatch.context() as patch:
-        patch.setattr("edje_jax.data.sources.tar_index.replacing", refusing(tar.parent))
+        patch.setattr("edje_jax.data.sources.tar_index.atomic_path", refusing(tar.parent))
         open_source(f"webdataset:{tar}")
     monkeypatch.setattr("edje_jax.data.sources.tar_index.build", None)
     assert open_source(f"webdataset:{tar}").captions(0) == ("nine",)
 
 
 def refusing(folder: Path):
-    """`replacing` of a folder that is read-only, as permissions stop no superuser."""
-    from edje_jax.system.files import replacing
+    """`atomic_path` of a folder that is read-only, as permissions stop no superuser."""
+    from edje_jax.system.files import atomic_path
 
     def guarded(path: Path):
         if path.parent == folder:
             raise PermissionError(13, "Permission denied", str(path))
-        return replacing(path)
+        return atomic_path(path)
 
     return guarded
 
