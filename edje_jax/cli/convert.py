@@ -45,7 +45,7 @@ def _is_published(source: str) -> bool:
 
 
 def _read(source: str, backbone: str, language: str) -> tuple[Model, str]:
-    """A model and its card, whatever it was kept in."""
+    """Model and its card, read from any of the formats."""
     path = Path(source).expanduser()
     if _is_published(source):
         model = load_published(str(path), backbone, language)

@@ -30,7 +30,7 @@ def serve(asked: Any) -> None:
 
     Raises:
         UsageError: an option makes no sense, or what serving needs is not installed.
-        RuntimeError: the port cannot be listened on; told before anything is loaded.
+        RuntimeError: the port cannot be listened on; raised before anything is loaded.
         BadStore, FileNotFoundError: the index or its model cannot be opened.
     """
     try:
@@ -72,7 +72,7 @@ def serve(asked: Any) -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens, so that the port is nobody else's while an index is loaded.
+    """Socket that listens; it holds the port while an index is loaded.
 
     Raises:
         UsageError: there is no such address or port.

@@ -43,7 +43,7 @@ class AdapterSpec:
         )
 
     def resolve(self, start: AdapterConfig | None) -> AdapterConfig:
-        """The whole of it, for a run that starts from a model with the adapter `start`, if any.
+        """Complete adapter of a run, which may start from a model with the adapter `start`.
 
         Raises:
             ValueError: a number of tokens is asked of a `start` that does not compress.

@@ -288,10 +288,10 @@ def read_run(path: Path) -> RunConfig:
 
 
 def run_from_dict(raw: dict[str, Any]) -> RunConfig:
-    """Settings of a run from what `run_to_dict` made of them; fields that are newer have their
-    defaults.
+    """Settings of a run from the dict that `run_to_dict` made; missing fields, which are newer than
+    the file, have their defaults.
 
-    Files of before tasks had names are told apart by "model", which only an EDJE's have.
+    Files written before tasks had names are recognised by "model", which only an EDJE's have.
 
     Raises:
         ValueError: this version knows no task of that name, or a value is out of range.
@@ -306,7 +306,7 @@ def run_from_dict(raw: dict[str, Any]) -> RunConfig:
 
 
 def _from_dict(kind: Any, raw: dict[str, Any]) -> Any:
-    """A config dataclass from what `to_dict` made of it; JSON has lists for tuples."""
+    """Config dataclass from the dict that `to_dict` made; JSON has lists for tuples."""
     hints = get_type_hints(kind)
     values = {}
     for each in dataclasses.fields(kind):
@@ -319,7 +319,7 @@ def _from_dict(kind: Any, raw: dict[str, Any]) -> Any:
 
 
 def given(name: str, value: Any, default: Any) -> Any:
-    """A setting of a config.json; None if it says "not given" as files did before that was null.
+    """Setting of a config.json; None if it is "not given" in the way of older files.
 
     Such a file has "" or 0 for it, or -1 where 0 is a value.
     """

@@ -66,7 +66,7 @@ def _parts(source: Source, spec: str) -> list[tuple[str, Source]]:
 
 
 def _readable(hashes: UInt8[np.ndarray, "n 16"], data: DataConfig) -> set[bytes]:
-    """The hashes of the excluded images, most of which must be there to be told from others."""
+    """Hashes of the excluded images that can be read, which most of them must be."""
     there: Bool[np.ndarray, " n"] = np.any(hashes, axis=1)
     if missing := int((~there).sum()):
         told = f"--data.exclude {data.exclude}: {missing} of {len(there)} images cannot be read"

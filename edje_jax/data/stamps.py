@@ -1,4 +1,4 @@
-"""Whether an image is still the one that was read before.
+"""Stamps and digests, by which an image that changed is noticed.
 
 A stamp is cheap to compare and tells that an image may have changed; a digest, for which the image
 is read but not decoded, tells whether it has.

@@ -65,7 +65,7 @@ def measure_recalls(
     texts = runtime.embed_texts(captions)
     some_captions = np.unique(np.linspace(0, len(captions) - 1, QUERIES).astype(int))
     ids = runtime.joint_tokenizer([captions[i] for i in some_captions])
-    # Timed later, when nothing but the joint encoder shall be held.
+    # Timed later, when nothing but the joint encoder is in memory.
     reranker = dataclasses.replace(runtime, backbone_params={})
     joint, deepest = runtime.config.joint_encoder, max(choices.depths)
     untimed: list[Untimed] = []

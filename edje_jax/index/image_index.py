@@ -29,7 +29,7 @@ class ImageIndex:
     """
 
     def __init__(self, store: Store, tokens_on: TokensOn = "disk", first_stage: str = "exact"):
-        find_first_stage(first_stage)  # An unknown name is told at once
+        find_first_stage(first_stage)  # Refuses an unknown name at once
         self.store = store
         self.tokens = StoredTokens(store, tokens_on)
         self._first_stage = first_stage

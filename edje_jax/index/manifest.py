@@ -90,7 +90,7 @@ class Manifest:
         }
 
     def write(self, folder: Path) -> None:
-        """Make it the index's."""
+        """Write the manifest of an index."""
         raw = dataclasses.asdict(self)
         unknown = raw.pop("unknown")
         if not self.columns:

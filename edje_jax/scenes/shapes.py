@@ -66,7 +66,7 @@ class Shapes:
         return tuple(describe(scene, rng) for _ in range(5))
 
     def stamp(self, index: int) -> str:
-        """All that an image of this id depends on."""
+        """Settings that an image of this id depends on."""
         return f"{self.image_size}-{self.seed}"
 
     def image(self, index: int) -> Image.Image:

@@ -56,7 +56,7 @@ def as_pairs(pairs: Iterable[Pair] | Pair) -> tuple[list[tuple[str, ImageLike]],
     return out, single
 
 
-def read_images(
+def decode_images(
     images: Iterable[ImageLike], recipe: ImageRecipe, names: Sequence[str] = ()
 ) -> UInt8[np.ndarray, "n s s 3"]:
     """Every image of an iterable, decoded and resized one by one.

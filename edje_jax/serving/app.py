@@ -90,10 +90,10 @@ async def _warm(state: State) -> None:
 
 async def _invalid(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    return JSONResponse({"detail": [_mistake(one) for one in error.errors()]}, 422)
+    return JSONResponse({"detail": [_field_error(one) for one in error.errors()]}, 422)
 
 
-def _mistake(error: dict[str, Any]) -> dict[str, str]:
+def _field_error(error: dict[str, Any]) -> dict[str, str]:
     """Place and reason of an error, without the value: it may be megabytes, or no JSON (NaN)."""
     where, what = ".".join(map(str, error["loc"])), error["msg"].removeprefix("Value error, ")
     if where == "body" and error["type"] == "missing":
@@ -106,7 +106,7 @@ async def _failed(_: Request, error: Exception) -> JSONResponse:
 
 
 def _state_limits(app: FastAPI, limits: Limits) -> None:
-    """Let the OpenAPI document tell them."""
+    """State the limits in the OpenAPI document."""
     write = app.openapi
 
     def openapi() -> dict[str, Any]:

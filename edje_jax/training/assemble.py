@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Parts:
+class AssembledModel:
     """The pieces of a run, checked to fit each other."""
 
     config: EdjeConfig
@@ -44,7 +44,7 @@ class Parts:
     teacher: Model | None
 
 
-def assemble(config: EdjeRun, source: Source | None, workdir: Path) -> Parts:
+def assemble(config: EdjeRun, source: Source | None, workdir: Path) -> AssembledModel:
     """Load what the config names and make what it leaves out, from `source` if there is one.
 
     Raises:
@@ -58,7 +58,7 @@ def assemble(config: EdjeRun, source: Source | None, workdir: Path) -> Parts:
         )
     init = load_model(config.init) if config.init else None
     teacher = load_model(config.teacher) if config.teacher else None
-    backbone = _reading(config.model, _backbone(config, init, teacher))
+    backbone = _with_image_recipe(config.model, _backbone(config, init, teacher))
     if teacher:
         _check_vision(config, teacher, backbone)
     joint, tokenizer, params = _joint_encoder(config, init, teacher, source, workdir)
@@ -80,7 +80,7 @@ def assemble(config: EdjeRun, source: Source | None, workdir: Path) -> Parts:
     _check_shapes(params, whole, config.init or config.model.joint_encoder or "")
     if teacher:
         _check_texts(config, teacher, joint, tokenizer)
-    return Parts(whole, backbone, tokenizer, params, teacher)
+    return AssembledModel(whole, backbone, tokenizer, params, teacher)
 
 
 def _similarity_prior(
@@ -95,7 +95,7 @@ def _similarity_prior(
 
 
 def _adapter_params(config: EdjeRun, init: Model, whole: EdjeConfig) -> PyTree[np.ndarray]:
-    """The adapter of --init, if this run has the same; what it does not take over is told."""
+    """Adapter of --init, if this run has the same; a line of the log names what starts fresh."""
     joint, longest = whole.joint_encoder, init.config.max_text_length
     stood = init.config.joint_encoder.deferred_layers and joint.deferred_layers
     if stood and longest != whole.max_text_length:
@@ -114,7 +114,7 @@ def _adapter_params(config: EdjeRun, init: Model, whole: EdjeConfig) -> PyTree[n
 
 
 def _check_vision(config: EdjeRun, teacher: Model, backbone: Backbone) -> None:
-    """A teacher reads the vision tokens of this run's backbone."""
+    """Refuse a teacher of other vision tokens than those of this run's backbone."""
     if _vision_tokens(teacher.backbone) != _vision_tokens(backbone):
         raise ValueError(
             f"--teacher {config.teacher}: reads other vision tokens of the backbone than this run;"
@@ -129,7 +129,7 @@ def _check_vision(config: EdjeRun, teacher: Model, backbone: Backbone) -> None:
 
 
 def _check_texts(config: EdjeRun, teacher: Model, joint: BertConfig, tokenizer: Path) -> None:
-    """A teacher reads this run's captions, and has states that can be followed if they shall be."""
+    """Refuse a teacher that reads other captions, or whose hidden states cannot be followed."""
     theirs = teacher.config.joint_encoder.hidden_size
     if config.loss.hidden_states > 0 and theirs != joint.hidden_size:
         raise ValueError(
@@ -216,8 +216,8 @@ def _backbone(config: EdjeRun, init: Model | None, teacher: Model | None) -> Bac
     )
 
 
-def _reading(spec: ModelSpec, backbone: Backbone) -> Backbone:
-    """The backbone, given images as the run asks for, if it does."""
+def _with_image_recipe(spec: ModelSpec, backbone: Backbone) -> Backbone:
+    """Backbone with the run's settings of the image recipe, where it has some."""
     asked = {"icc_profile": spec.icc_profile, "transparency": spec.transparency}
     asked = {name: value for name, value in asked.items() if value}
     return dataclasses.replace(backbone, image=dataclasses.replace(backbone.image, **asked))

@@ -50,7 +50,7 @@ class FeaturePass:
     dtype: jax.typing.DTypeLike
     """Data type in which vision tokens are computed and kept."""
 
-    def cached(self) -> FeatureCache:
+    def ensure_cache(self) -> FeatureCache:
         """The cache at `data.cache_features`, made first, or made complete, if it has to be.
 
         A run of many processes needs a disk that all of them see.

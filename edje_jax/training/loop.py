@@ -68,7 +68,7 @@ class Task(Protocol):
 
     @property
     def step_flops(self) -> float:
-        """Multiplications and additions of the model in a step; 0 if nobody counted."""
+        """Multiplications and additions of the model in a step; 0 if unknown."""
         ...
 
     def init(self) -> TrainState:
@@ -118,12 +118,12 @@ def run(task: Task, workdir: Path) -> bool:
         if start:
             state = checkpoints.restore(state)
             log.info("resumed from %s", checkpoints.folder / str(start))
-        told = (
+        metric_log = (
             MetricLog(workdir, start, task.config, len(task.reader), task.step_flops)
             if is_first()
             else NullLog(workdir)
         )
-        with stop_requests() as stopped, told as metrics:
+        with stop_requests() as stopped, metric_log as metrics:
             state = _train(task, state, start, stopped, checkpoints, metrics)
             checkpoints.save(state)
             checkpoints.wait()

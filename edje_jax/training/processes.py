@@ -68,7 +68,7 @@ def part_of_this_process() -> tuple[int, int]:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes and talks."""
+    """Whether this is the main process, which writes and logs."""
     return jax.process_index() == 0
 
 

@@ -44,7 +44,7 @@ class MeshError(ValueError):
 
 @dataclass(frozen=True)
 class Devices:
-    """A mesh and what it makes of arrays."""
+    """Device mesh, with methods that shard and replicate arrays."""
 
     mesh: Mesh
 

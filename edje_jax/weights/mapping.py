@@ -109,7 +109,7 @@ def aligned_float32(value: np.ndarray) -> np.ndarray:
     start = -room.ctypes.data % _ALIGNMENT
     aligned = room[start : start + value.size * 4].view(np.float32).reshape(value.shape)
     if value.ndim == 2 and value.strides[0] < value.strides[1]:
-        # Turned round on paper alone. In strips that fit the cache the copy is ten times faster.
+        # A transposed view. In strips that fit the cache the copy is ten times faster.
         for start in range(0, value.shape[1], _STRIP):
             strip = np.s_[:, start : start + _STRIP]
             np.copyto(aligned[strip], value[strip], casting="same_kind")

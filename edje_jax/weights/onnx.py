@@ -95,7 +95,7 @@ class Graph(NamedTuple):
 
 def export_onnx(folder: Path, out: Path, note: Callable[[str], None] = lambda path: None) -> None:
     """Write `online.onnx`, `offline.onnx` and their `-fp16` twins, with what feeds them: the
-    tokenizer and `preprocessor_config.json`. `note` is told of every file.
+    tokenizer and `preprocessor_config.json`. `note` is called with every file.
 
     Where layers are deferred there is a `text.onnx` too, run once per caption. `online.onnx` then
     takes its two outputs in the place of ids and mask, and each pair's row in them. Of a model with

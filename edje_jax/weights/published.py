@@ -95,7 +95,7 @@ def save_published(path: Path, model: Model) -> None:
 
 
 def modern_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Older transformers wrote `vision_encoder.vision_model.*` for today's `vision_encoder.*`."""
+    """Rename older transformers' `vision_encoder.vision_model.*` to today's `vision_encoder.*`."""
     old = _TOWER + "vision_model."
     return {
         _TOWER + name.removeprefix(old) if name.startswith(old) else name: value

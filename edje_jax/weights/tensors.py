@@ -43,7 +43,7 @@ def weight_files(folder: Path) -> list[Path]:
 
     `model.safetensors` goes before `pytorch_model.bin`, and a whole file before shards, as in
     transformers. Shards come behind their index. Weights that lack a shard, and an index that
-    cannot be read or is of no use, are passed over and told in a log line.
+    cannot be read or is of no use, are passed over and named in a log line.
 
     Raises:
         BadWeights, BadJson: there are no weights, or none that are complete.

@@ -70,7 +70,7 @@ class Tune:
     max_bad: float = 0.01
     """Share of the images that may be unreadable."""
     precision: float = 0.9
-    """Share of the results that shall be right above the least score that is told."""
+    """Share of the results above the least score that should be right."""
     queries: int = 0
     """Captions, and images, that are asked for, spread over the set, all of which stays to be
     found; 0 asks for all."""

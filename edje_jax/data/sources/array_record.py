@@ -147,7 +147,7 @@ def _records(file: str) -> Any:
 
 
 def _refuse_gaps(files: list[str], tables: list[dict[str, Any]]) -> None:
-    """A pack that is still being written, or whose shards were not all copied, is no set."""
+    """Refuse a pack that is still being written, or whose shards were not all copied."""
     packs = defaultdict(set)
     for file, table in zip(files, tables, strict=True):
         packs[os.path.dirname(file), table["set"], table["shards"]].add(table["shard"])
@@ -166,7 +166,7 @@ def _refuse_two_sets(
     ids: list[str],
     places: list[tuple[int, int]],
 ) -> None:
-    """Different sets may number their images alike, which makes no two of them one."""
+    """Refuse shards of different sets, which may number their images alike."""
     first: dict[str, int] = {}
     if len({table["set"] for table in tables}) < 2:
         return

@@ -1,4 +1,4 @@
-"""A captioned set among the images of another one, which nobody asks for."""
+"""Captioned set whose gallery also holds the images of a pool, which are no queries."""
 
 from collections.abc import Sequence
 

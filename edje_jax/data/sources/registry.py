@@ -29,7 +29,7 @@ from edje_jax.types import Source
 
 @dataclass(frozen=True)
 class Location:
-    """Set that a SPEC names, and what else a caller says of it."""
+    """Set that a SPEC names, with the caller's other settings."""
 
     path: str
     split: str

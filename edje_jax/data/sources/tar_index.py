@@ -224,7 +224,7 @@ def _members(tar: str, passed_over: PassedOver) -> Iterator[Member]:
 
 
 def _check_end(tar: str, at: int) -> None:
-    """tarfile takes a broken header for the end of a tar, which two blocks of zeros mark."""
+    """Check that a tar ends in two blocks of zeros: tarfile takes a broken header for its end."""
     with open(tar, "rb") as file:
         file.seek(at)
         mark = file.read(2 * tarfile.BLOCKSIZE)

@@ -57,7 +57,7 @@ async def _read(asked: RerankRequest, state: State) -> Documents:
     check_at_most(place, len(documents), state.limits.documents, "--max-documents")
     recipe = state.service.reranker.config.image
     reading = asyncio.to_thread(
-        read_documents, documents, place, state.numbers, recipe, state.limits
+        read_documents, documents, place, state.image_of_id, recipe, state.limits
     )
     try:
         async with state.decoding:

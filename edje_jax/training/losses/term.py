@@ -57,7 +57,7 @@ class RowContext:
     """Captions of the whole batch, in the joint encoder's tokens."""
     rows: Rows
     counts: Counts
-    """Of the whole batch, so that terms of any partition of its rows add up to that of all."""
+    """Divisors of the whole batch, so that the terms of its parts add up to that of all rows."""
     dropout: Array | None = None
     """Key of dropout; None for a pass that does not train."""
     queue: Queue | None = None

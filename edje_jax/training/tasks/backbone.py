@@ -64,7 +64,7 @@ class BackboneTask:
 
     @property
     def step_flops(self) -> float:
-        """Not counted: these models are small."""
+        """0: FLOPs of these small models are not counted."""
         return 0.0
 
     def init(self) -> TrainState:

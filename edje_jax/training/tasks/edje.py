@@ -20,7 +20,7 @@ from edje_jax.evaluate.gallery import encode_gallery, evaluate
 from edje_jax.models.edje import Edje
 from edje_jax.runtimes.devices import compute_dtype
 from edje_jax.runtimes.jax import JaxRuntime
-from edje_jax.training.assemble import Parts, assemble, open_sets
+from edje_jax.training.assemble import AssembledModel, assemble, open_sets
 from edje_jax.training.edje_step import Frozen, StepSetup, edje_train_step
 from edje_jax.training.feature_pass import FeaturePass
 from edje_jax.training.losses.table import step_flops
@@ -49,7 +49,7 @@ class EdjeTask:
         parts = config.accumulate * config.loss.auxiliary_stride
         self.devices = Devices.of(config.mesh, config.data.batch_size, parts)
         source, self.validation = open_sets(config.data)
-        self.parts: Parts = assemble(config, source, workdir)
+        self.parts: AssembledModel = assemble(config, source, workdir)
         self.model_config: EdjeConfig = self.parts.config
         dtype = compute_dtype(config.precision)
         self.dtype = dtype
@@ -94,7 +94,7 @@ class EdjeTask:
             self.frozen.backbone,
             self.devices,
             self.dtype,
-        ).cached()
+        ).ensure_cache()
 
     def init(self) -> TrainState:
         """Fresh parameters from the seed, with what was loaded laid over them."""

@@ -443,7 +443,7 @@ class EdjeModel(PreTrainedModel):
 
     @property
     def online_vision(self) -> str:
-        """What the other layers do with vision rows: they are "updated", or "attended" to alone."""
+        """Treatment of vision rows in the other layers: "updated", or "attended" to alone."""
         return self.config.joint_encoder.get("online_vision", "updated")
 
     def _embed_vision(self, tokens: Tensor, start: Tensor) -> Tensor:
@@ -536,6 +536,6 @@ def canonicalise(caption: str) -> str:
 
 
 def _unit(features) -> Tensor:
-    """transformers 5 returns an output object where earlier ones return the tensor."""
+    """Unit-length rows, from transformers 5's output object or from the tensor of earlier ones."""
     pooled = features if isinstance(features, Tensor) else features.pooler_output
     return F.normalize(pooled.float(), dim=-1)
