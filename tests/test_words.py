@@ -38,6 +38,7 @@ KEPT = {
         r"^    pictures: int", r"\bpictures=len", r"\b(info|told)\.pictures",
     ),
     "columns of other people's sets": ('"picture", "photo"',),
+    "an axis of ONNX files": ('{0: "pictures"}', "`pictures`, `captions`"),
     "names inside a golden file": ('"picture-',),
     "the SPEC that help and error messages give as an example": ("folder:/pictures",),
 }  # fmt: skip

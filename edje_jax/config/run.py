@@ -319,7 +319,7 @@ def _from_dict(kind: Any, raw: dict[str, Any]) -> Any:
 
 
 def given(name: str, value: Any, default: Any) -> Any:
-    """Setting of a config.json; None if it is "not given" in the way of older files.
+    """A setting of a config.json; None if it says "not given" as files did before that was null.
 
     Such a file has "" or 0 for it, or -1 where 0 is a value.
     """

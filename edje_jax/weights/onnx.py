@@ -181,7 +181,7 @@ def _offline(model: EdjeModel) -> Graph:
     side = model.backbone.config.vision_config.image_size
     pixels = torch.zeros(2, 3, side, side, dtype=model.dtype)
     return Graph(
-        Offline(model), {"pixel_values": pixels}, ("tokens",), {"pixel_values": {0: "images"}}
+        Offline(model), {"pixel_values": pixels}, ("tokens",), {"pixel_values": {0: "pictures"}}
     )
 
 
