@@ -36,7 +36,7 @@ BATCH = IMAGE_BATCH
 SHARD_ROWS = 1024
 SHARD_BYTES = 64 << 20
 """Most images, and most bytes of tokens, of a shard: it is built in memory."""
-Progress = Callable[[int, int], None]
+BuildProgress = Callable[[int, int], None]
 """Function of (images done, images to do) of this process's share."""
 
 
@@ -64,7 +64,7 @@ def build(
     spec: str,
     out: Path,
     options: BuildOptions = BuildOptions(),
-    progress: Progress | None = None,
+    progress: BuildProgress | None = None,
 ) -> Report | None:
     """Bring an index up to a source; None if other shares are missing, so that it is not complete.
 
