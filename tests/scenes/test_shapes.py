@@ -1,4 +1,4 @@
-"""The `shapes:` source: what its groups, captions and labels promise."""
+"""The `shapes:` source, its scenes and their drawing: what groups, captions and labels promise."""
 
 import hashlib
 import pickle
