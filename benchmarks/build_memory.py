@@ -1,6 +1,6 @@
-"""Most memory that building an index takes, for few pictures and for many.
+"""Most memory that building an index takes, for few images and for many.
 
-    python benchmarks/build_memory.py MODEL [--pictures 2000 20000] [--out build_memory.json]
+    python benchmarks/build_memory.py MODEL [--images 2000 20000] [--out build_memory.json]
 
 Each build is a process of its own and does what `edje index build` does, on the built-in scenes;
 the peak is the kernel's (VmHWM), the interpreter and the model included.
@@ -37,16 +37,16 @@ def main() -> None:
     """Build in processes of their own, print, write JSON if asked to."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model")
-    parser.add_argument("--pictures", type=int, nargs="+", default=[2000, 20000])
+    parser.add_argument("--images", type=int, nargs="+", default=[2000, 20000])
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--out", default="", help="JSON file to write")
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(peak_of(options.model, options.pictures[0])))
+        print(json.dumps(peak_of(options.model, options.images[0])))
         return
     builds = []
-    for count in options.pictures:
-        command = [sys.executable, __file__, options.model, "--one", "--pictures", str(count)]
+    for count in options.images:
+        command = [sys.executable, __file__, options.model, "--one", "--images", str(count)]
         told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         builds.append(json.loads(told.splitlines()[-1]))
     growth = builds[-1]["peak_bytes"] / builds[0]["peak_bytes"] - 1
@@ -56,12 +56,12 @@ def main() -> None:
         Path(options.out).write_text(json.dumps(result, indent=2) + "\n")
 
 
-def peak_of(model: str, pictures: int) -> dict[str, Any]:
+def peak_of(model: str, images: int) -> dict[str, Any]:
     """Build an index in this process, and measure its peak of memory."""
     keep_freed_memory()
     use_one_heap()
     forget_peak()  # The parent's is inherited
-    Some.count = pictures
+    Some.count = images
     reranker = Reranker.from_pretrained(model)
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -69,7 +69,7 @@ def peak_of(model: str, pictures: int) -> dict[str, Any]:
             reranker.runtime, reranker.stamp, Some("train"), "shapes:train", Path(folder) / "index"
         )
     seconds = time.perf_counter() - began
-    return {"pictures": pictures, "peak_bytes": resident_peak(), "seconds": round(seconds, 1)}
+    return {"pictures": images, "peak_bytes": resident_peak(), "seconds": round(seconds, 1)}
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python benchmarks/coco_shaped.py [--pairs 4096] [--shapes coco] [--out coco_shaped.json]
 
-COCO: 5,000 pictures, 25,010 captions, MiniLM-L6. Flickr30k: 1,000 and 5,000, MiniLM-L12. Both have
-64 tokens of 384 a picture, k = 10, both directions. What `eval.py` does after the pictures are
+COCO: 5,000 images, 25,010 captions, MiniLM-L6. Flickr30k: 1,000 and 5,000, MiniLM-L12. Both have
+64 tokens of 384 an image, k = 10, both directions. What `eval.py` does after the images are
 encoded is done by its own functions, and what it holds by then is held: a whole SigLIP2-B/16-384,
 and the tokens in float32. Tokens, embeddings, captions and weights are random: the recalls mean
 nothing and are left out, and image-to-text happens to ask for no pair that text-to-image does not
@@ -53,7 +53,7 @@ from edje_jax.weights.families.registry import make_backbone
 from edje_jax.weights.mapping import to_device
 
 SHAPES = {"coco": (5000, 25_010, 6), "flickr30k": (1000, 5000, 12)}
-"""Pictures, captions, layers of the joint encoder."""
+"""Images, captions, layers of the joint encoder."""
 BACKBONE = BackboneConfig(
     "siglip",
     VisionConfig(768, 3072, 12, 12, image_size=384, patch_size=16),
@@ -90,7 +90,7 @@ def main() -> None:
 def evaluated(name: str, limit: int) -> dict[str, Any]:
     """Evaluate one shape from start to end."""
     keep_freed_memory()  # As the programs do
-    pictures, captions, layers = SHAPES[name]
+    images, captions, layers = SHAPES[name]
     seconds: dict[str, float] = {}
     mark = time.perf_counter()
 
@@ -100,7 +100,7 @@ def evaluated(name: str, limit: int) -> dict[str, Any]:
         mark = time.perf_counter()
 
     rng = np.random.default_rng(0)
-    encoded = made_gallery(rng, pictures, captions)
+    encoded = made_gallery(rng, images, captions)
     runtime = made_runtime(layers, made_captions(rng, captions), made_texts(rng, encoded), limit)
     lap("made up")
     give_back_freed_memory()
@@ -120,7 +120,7 @@ def evaluated(name: str, limit: int) -> dict[str, Any]:
     seconds["first stage, intervals, calibration"] = round(seconds["measured"] - spent.seconds, 2)
     rate = spent.scored / spent.seconds
     return {
-        "pictures": pictures,
+        "pictures": images,
         "captions": captions,
         "backbone held": "SigLIP2-B/16-384, random weights",
         "joint_encoder": f"MiniLM-L{layers}-H384, random weights",
@@ -184,23 +184,23 @@ class MadeUp(JaxRuntime):
         return out
 
 
-def made_gallery(rng: np.random.Generator, pictures: int, captions: int) -> EncodedGallery:
-    """Five captions a picture, and the rest of them to the first ones, as COCO has a few of six."""
+def made_gallery(rng: np.random.Generator, images: int, captions: int) -> EncodedGallery:
+    """Five captions an image, and the rest of them to the first ones, as COCO has a few of six."""
     gallery = Gallery(
-        [f"COCO_val2014_{i:012d}.jpg" for i in range(pictures)],
+        [f"COCO_val2014_{i:012d}.jpg" for i in range(images)],
         [f"a caption of about fifty letters, number {t}" for t in range(captions)],
-        np.sort(np.arange(captions) % pictures),
+        np.sort(np.arange(captions) % images),
     )
-    tokens = rng.standard_normal((pictures, TOKENS, 384), np.float32)
-    images = rng.standard_normal((pictures, BACKBONE.text.projection_size), np.float32)
-    return EncodedGallery(gallery, list(range(pictures)), tokens, unit(images))
+    tokens = rng.standard_normal((images, TOKENS, 384), np.float32)
+    embeddings = rng.standard_normal((images, BACKBONE.text.projection_size), np.float32)
+    return EncodedGallery(gallery, list(range(images)), tokens, unit(embeddings))
 
 
 def made_texts(rng: np.random.Generator, encoded: EncodedGallery) -> np.ndarray:
-    """Embeddings of captions, each near its picture's."""
-    pictures = encoded.embeddings[encoded.gallery.caption_image]
-    noise = rng.standard_normal(pictures.shape, np.float32) / pictures.shape[1] ** 0.5
-    return unit(pictures + 3 * noise)
+    """Embeddings of captions, each near its image's."""
+    images = encoded.embeddings[encoded.gallery.caption_image]
+    noise = rng.standard_normal(images.shape, np.float32) / images.shape[1] ** 0.5
+    return unit(images + 3 * noise)
 
 
 def unit(rows: np.ndarray) -> np.ndarray:

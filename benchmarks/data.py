@@ -1,6 +1,6 @@
-"""Pictures per second from every kind of source, beside PyTorch's DataLoader with webdataset.
+"""Images per second from every kind of source, beside PyTorch's DataLoader with webdataset.
 
-    python benchmarks/data.py [--pictures 512] [--rounds 3] [--out data.json]
+    python benchmarks/data.py [--images 512] [--rounds 3] [--out data.json]
 
 Synthetic JPEGs of 640 x 480 pixels are written in every format. Each side then delivers all of them
 shuffled, decoded by Pillow and warped to 384 px, in batches of 32; captions are tokenised on our
@@ -34,7 +34,7 @@ from side_by_side import machine, timed
 
 from edje_jax.config.model import ImageRecipe
 from edje_jax.config.run import DataConfig
-from edje_jax.data.bad_pictures import BadPictures
+from edje_jax.data.bad_records import BadRecords
 from edje_jax.data.exclusion import _hashed
 from edje_jax.data.images import file_bytes
 from edje_jax.data.loader import RowRecipe, TrainingBatches, iterate
@@ -46,26 +46,26 @@ from edje_jax.types import Source
 
 SIDE, BATCH, WORKERS = 384, 32, 2
 GROUP = 100
-"""Rows in a row group of the Parquet file, as hub sets of pictures have them."""
+"""Rows in a row group of the Parquet file, as hub sets of images have them."""
 
 
 def main() -> None:
     """Write the sets, time all sides, print a table, write JSON if asked to."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--pictures", type=int, default=512, help=f"a multiple of {BATCH}")
+    parser.add_argument("--images", type=int, default=512, help=f"a multiple of {BATCH}")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", default="", help="JSON file to write")
     options = parser.parse_args()
     load = [os.getloadavg()[0]]
     with tempfile.TemporaryDirectory() as temporary:
-        jpegs = [jpeg(seed) for seed in range(options.pictures)]
+        jpegs = [jpeg(seed) for seed in range(options.images)]
         specs = write_sets(Path(temporary), jpegs)
         sources = {kind: open_source(spec) for kind, spec in specs.items()}
         blip = sources["blip"]
         seconds: dict[str, list[float]] = {}
         for _ in range(options.rounds):
             for name, run in sides(sources, Path(temporary)).items():
-                seconds.setdefault(name, []).append(second_pass(run, options.pictures))
+                seconds.setdefault(name, []).append(second_pass(run, options.images))
         others = timed(
             {
                 "hash (--data.exclude)": lambda: _hashed(blip, np.arange(len(blip)), "blip"),
@@ -75,8 +75,8 @@ def main() -> None:
             options.rounds,
         )
     load.append(os.getloadavg()[0])
-    rates = {name: rate(options.pictures, taken) for name, taken in {**seconds, **others}.items()}
-    table = Table("", "pictures/s", "slowest to fastest")
+    rates = {name: rate(options.images, taken) for name, taken in {**seconds, **others}.items()}
+    table = Table("", "images/s", "slowest to fastest")
     for name, row in rates.items():
         table.add_row(name, f"{row['median']:,.0f}", f"{row['least']:,.0f} to {row['most']:,.0f}")
     Console().print(table)
@@ -85,7 +85,7 @@ def main() -> None:
             "machine": machine(),
             "webdataset": webdataset.__version__,
             "load average at the start and the end, this work included": load,
-            "pictures": options.pictures,
+            "pictures": options.images,
             "mean bytes": statistics.mean(map(len, jpegs)),
             "side": SIDE, "batch": BATCH, "workers": WORKERS, "parquet row group": GROUP,
             "pictures per second": rates,
@@ -94,7 +94,7 @@ def main() -> None:
 
 
 def sides(sources: dict[str, Source], folder: Path) -> dict[str, Callable[[], Iterator[int]]]:
-    """{name: pictures in each batch of two passes over the set}."""
+    """{name: images in each batch of two passes over the set}."""
     ours = {f"{kind}, threads": loading(source, 0) for kind, source in sources.items()}
     for kind in ("webdataset", "arrayrecord"):
         ours[f"{kind}, {WORKERS} processes"] = loading(sources[kind], WORKERS)
@@ -102,15 +102,15 @@ def sides(sources: dict[str, Source], folder: Path) -> dict[str, Callable[[], It
     return {**ours, theirs: lambda: with_torch(tars(folder))}
 
 
-def second_pass(run: Callable[[], Iterator[int]], pictures: int) -> float:
+def second_pass(run: Callable[[], Iterator[int]], images: int) -> float:
     """Seconds from the end of the first pass, when processes are up and buffers full, to the last
     batch: ending the processes is no part of a pass."""
     came, began, ended = 0, 0.0, 0.0
     for count in run():
         came += count
         ended = time.perf_counter()
-        began = began or (ended if came >= pictures else 0.0)
-    assert came == 2 * pictures
+        began = began or (ended if came >= images else 0.0)
+    assert came == 2 * images
     return ended - began
 
 
@@ -122,7 +122,7 @@ def loading(source: Source, workers: int) -> Callable[[], Iterator[int]]:
     reader = TrainingBatches(source, recipe, DataConfig(batch_size=BATCH), 0, steps)
 
     def run() -> Iterator[int]:
-        for batch in iterate(reader, 0, BadPictures(len(source), 0.0), workers):
+        for batch in iterate(reader, 0, BadRecords(len(source), 0.0), workers):
             yield int(batch.valid.sum())
 
     return run
@@ -142,20 +142,20 @@ def with_torch(paths: list[str]) -> Iterator[int]:
     return (len(images) for images, _ in loader)
 
 
-def to_pixels(picture: Image.Image) -> np.ndarray:
+def to_pixels(image: Image.Image) -> np.ndarray:
     """As `resize` does it: warped, bilinear, uint8."""
-    return np.array(picture.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+    return np.array(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
 
 
 def reading(source: Source) -> Callable[[], Any]:
-    """Every picture's file in a shuffled order."""
+    """Every image's file in a shuffled order."""
     order = np.random.default_rng(0).permutation(len(source)).tolist()
     return lambda: sum(len(file_bytes(source, index)) for index in order)
 
 
-def rate(pictures: int, seconds: list[float]) -> dict[str, float]:
-    """Pictures per second: median, least and most."""
-    rates = sorted(pictures / one for one in seconds)
+def rate(images: int, seconds: list[float]) -> dict[str, float]:
+    """Images per second: median, least and most."""
+    rates = sorted(images / one for one in seconds)
     return {"median": statistics.median(rates), "least": rates[0], "most": rates[-1]}
 
 
@@ -163,7 +163,7 @@ def rate(pictures: int, seconds: list[float]) -> dict[str, float]:
 
 
 def jpeg(seed: int) -> bytes:
-    """A picture with structure at every scale, and of as many bytes, as photographs have."""
+    """An image with structure at every scale, and of as many bytes, as photographs have."""
     random, pixels = np.random.default_rng(seed), np.full((480, 640, 3), 128, np.float32)
     for octave in range(8):
         shape = (3 << octave, 4 << octave, 3)
@@ -176,21 +176,21 @@ def jpeg(seed: int) -> bytes:
 
 
 def write_sets(folder: Path, jpegs: list[bytes]) -> dict[str, str]:
-    """{kind: SPEC} of the same pictures, one caption each. (`karpathy:` reads as `blip:` does.)"""
-    captions = [f"a picture of noise, number {i}" for i in range(len(jpegs))]
-    pictures = folder / "blip"
-    pictures.mkdir()
+    """{kind: SPEC} of the same images, one caption each. (`karpathy:` reads as `blip:` does.)"""
+    captions = [f"an image of noise, number {i}" for i in range(len(jpegs))]
+    images = folder / "blip"
+    images.mkdir()
     for i, data in enumerate(jpegs):
-        (pictures / f"{i}.jpg").write_bytes(data)
+        (images / f"{i}.jpg").write_bytes(data)
     entries = [{"image": f"{i}.jpg", "caption": text} for i, text in enumerate(captions)]
-    (pictures / "all.json").write_text(json.dumps(entries))
+    (images / "all.json").write_text(json.dumps(entries))
     with webdataset.ShardWriter(f"{folder}/%05d.tar", maxcount=len(jpegs) // 4, verbose=0) as tar:
         for i, data in enumerate(jpegs):
             tar.write({"__key__": f"{i:09d}", "jpg": data, "txt": captions[i]})
     table = pa.table({"image": [{"bytes": data} for data in jpegs], "caption": captions})
     pq.write_table(table, folder / "all.parquet", row_group_size=GROUP)
     specs = {
-        "blip": f"blip:{pictures}/all.json",
+        "blip": f"blip:{images}/all.json",
         "tfds": write_tfds(folder, jpegs, captions),
         "webdataset": f"webdataset:{folder}/*.tar",
         "arrayrecord": f"arrayrecord:{folder}/packed/*.array_record",
@@ -204,7 +204,7 @@ def write_tfds(folder: Path, jpegs: list[bytes], captions: list[str]) -> str:
     """A prepared set of TensorFlow Datasets."""
 
     class Noise(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        """The pictures."""
+        """The images."""
 
         __module__ = "noise"  # Of a package, TFDS looks for more files
         VERSION = tfds.core.Version("1.0.0")

@@ -2,7 +2,7 @@
 
     python benchmarks/patch_probe.py [BACKBONE_FOLDER] [--out probe.json]
 
-A ridge regression from frozen vision tokens to one-hot attributes, fitted on training pictures
+A ridge regression from frozen vision tokens to one-hot attributes, fitted on training images
 and scored on validation ones, over the patches that hold an object. A dual encoder can retrieve
 well with tokens that do not know shapes, and then no joint encoder rises above it: this is the
 check. The raw pixels of the same patches are probed beside it.
@@ -21,7 +21,8 @@ from rich.table import Table
 import edje_jax
 from edje_jax.data.images import normalise, resize
 from edje_jax.models.towers import patchify
-from edje_jax.scenes.shapes import ATTRIBUTES, Shapes
+from edje_jax.scenes.scene import ATTRIBUTES
+from edje_jax.scenes.shapes import Shapes
 from edje_jax.weights.backbone import load_backbone
 from edje_jax.weights.families.registry import make_backbone
 
@@ -32,8 +33,8 @@ def main() -> None:
     """Probe, print a table, write JSON if asked to."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("backbone", nargs="?", default=str(SHIPPED))
-    parser.add_argument("--fit", type=int, default=1500, help="training pictures")
-    parser.add_argument("--score", type=int, default=500, help="validation pictures")
+    parser.add_argument("--fit", type=int, default=1500, help="training images")
+    parser.add_argument("--score", type=int, default=500, help="validation images")
     parser.add_argument("--out", default="", help="JSON file to write")
     options = parser.parse_args()
     result = probe(options.backbone, options.fit, options.score)

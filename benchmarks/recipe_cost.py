@@ -30,7 +30,7 @@ from edje_jax.training.losses.table import step_flops
 UTILISATION = 0.4
 """Assumed share of the peak; none has been measured with this code."""
 PRETRAIN, COCO = 14_000_000, 113_287
-"""Pictures of an epoch: the paper's pre-training mix, and Karpathy's COCO training split."""
+"""Images of an epoch: the paper's pre-training mix, and Karpathy's COCO training split."""
 
 
 def tower(width: int, depth: int, heads: int, size: int, patch: int, inner: int = 0):
@@ -66,13 +66,13 @@ class Cost:
 
     recipe: str
     backbone: str
-    pictures: int
+    images: int
     flops: float
 
     @property
     def hours(self) -> float:
         """Device-hours of one epoch."""
-        return self.pictures * self.flops / (UTILISATION * flops.PEAKS["H100"]) / 3600
+        return self.images * self.flops / (UTILISATION * flops.PEAKS["H100"]) / 3600
 
 
 def student(backbone: str, adapter: AdapterConfig) -> EdjeConfig:
@@ -85,14 +85,14 @@ def costs() -> list[Cost]:
     main = "SigLIP2 L/16-384"
     out = []
     pretrain, finetune = load_config("pretrain_local"), load_config("finetune_coco")
-    for stage, run, pictures in (("pre-train", pretrain, PRETRAIN), ("fine-tune", finetune, COCO)):
+    for stage, run, images in (("pre-train", pretrain, PRETRAIN), ("fine-tune", finetune, COCO)):
         local = student(main, AdapterConfig("local"))
         alone = step_flops(local, run.loss, 1, teacher=None)
-        out.append(Cost(f"{stage} Local", main, pictures, alone))
+        out.append(Cost(f"{stage} Local", main, images, alone))
         for tokens in (32, 64, 128):
             compressed = student(main, AdapterConfig("compress", tokens))
             step = step_flops(compressed, run.loss, 1, teacher=local)
-            out.append(Cost(f"{stage} Compressed-{tokens}, distilled", main, pictures, step))
+            out.append(Cost(f"{stage} Compressed-{tokens}, distilled", main, images, step))
     for backbone in BACKBONES:
         if backbone != main:
             local = student(backbone, AdapterConfig("local"))
@@ -125,7 +125,7 @@ def main() -> None:
             {
                 "recipe": cost.recipe,
                 "backbone": cost.backbone,
-                "pictures": cost.pictures,
+                "pictures": cost.images,
                 "flops_a_picture": cost.flops,
                 "h100_hours_an_epoch": cost.hours,
             }

@@ -133,7 +133,7 @@ class Pairs:
             pieces = int(rng.integers(8, 21) * 1.2)
             row[: pieces + 2] = [CLS, *rng.integers(1000, 30000, pieces), SEP]
         patches, width = CONFIG.backbone.num_vision_tokens, VISION.hidden_size
-        # One picture's patch tokens stand for all: what is computed does not depend on them.
+        # One image's patch tokens stand for all: what is computed does not depend on them.
         self.patches = rng.normal(size=(1, patches, width)).astype(np.float32)
         self.config = CONFIG
         shapes = jnp.zeros((1, patches, width)), jnp.ones((1, 3), jnp.int32)

@@ -1,4 +1,4 @@
-"""Time of a query's parts against the number of pictures: first stage, gather, rerank.
+"""Time of a query's parts against the number of images: first stage, gather, rerank.
 
     python benchmarks/search.py [--sizes 10000 100000 1000000] [--queries 20] [--out search.json]
 
@@ -131,7 +131,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    """Medians against the number of pictures, both logarithmic."""
+    """Medians against the number of images, both logarithmic."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -147,7 +147,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
         ]
         if points:
             axes.plot(*zip(*points, strict=True), marker="o", label=name)
-    axes.set(xscale="log", yscale="log", xlabel="pictures", ylabel="milliseconds a query (median)")
+    axes.set(xscale="log", yscale="log", xlabel="images", ylabel="milliseconds a query (median)")
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)

@@ -2,7 +2,7 @@
 
     python benchmarks/token_dtypes.py MODEL [--data shapes:test] [--k 10] [--out token_dtypes.json]
 
-The pictures are encoded once; their tokens go through each format of the store and are reranked.
+The images are encoded once; their tokens go through each format of the store and are reranked.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def main() -> None:
     for dtype, form in FORMATS.items():
         kept = np.asarray(unpack(pack(encoded.tokens, dtype)), np.float32)
         rows[dtype] = (form.bytes_per_image(count, width), kept)
-    table = Table("", "bytes a picture", "T2I R@1", "I2T R@1")
+    table = Table("", "bytes an image", "T2I R@1", "I2T R@1")
     result: dict = {"model": options.model, "data": options.data, "k": options.k, "formats": {}}
     for name, (size, tokens) in rows.items():
         kept = dataclasses.replace(encoded, tokens=tokens)

@@ -2,7 +2,7 @@
 
     python benchmarks/torch_recalls.py MODEL [--data shapes:test] [--k 10] [--out recalls.json]
 
-Pictures, captions, first stage and reranking all go through `modeling_edje.py` as it lies in the
+Images, captions, first stage and reranking all go through `modeling_edje.py` as it lies in the
 folder; only the ranking arithmetic is shared.
 """
 

@@ -141,7 +141,7 @@ def ours(work: Work, chunks: int = 1) -> Callable[[], float]:
         partial(edje_train_step, setup=setup),
         donate_argnums=0,
         # Else the second step's state would lie another way than the first one's: compiled again.
-        out_shardings=(shardings, devices.whole),
+        out_shardings=(shardings, devices.replicated),
     )
     frozen = Frozen(work.frozen, None)
 
@@ -225,9 +225,9 @@ class Torch:
         tokens = self.model.vision_projection(vision.last_hidden_state)
         present = self.ids != PAD
         own = torch.arange(len(self.ids), device=self.device)
-        texts = torch.cat([own, own, captions])
-        pictures = torch.cat([own, images, own])
-        logits = self.match(self.ids[texts], present[texts], tokens[pictures]).view(3, -1)
+        text_rows = torch.cat([own, own, captions])
+        image_rows = torch.cat([own, images, own])
+        logits = self.match(self.ids[text_rows], present[text_rows], tokens[image_rows]).view(3, -1)
         zero = torch.zeros_like(own)
         loss = sum(F.cross_entropy(torch.stack([logits[0], n], 1), zero) for n in logits[1:]) / 2
         hidden = torch.where(self.masked, MASK, self.ids)

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import edje_jax
 from edje_jax.config.model import BertConfig
-from edje_jax.config.run import AdapterSpec, DataConfig, EdjeRun, LossConfig, ModelSpec, OptimConfig
+from edje_jax.config.parts import AdapterSpec, ModelSpec
+from edje_jax.config.run import DataConfig, EdjeRun, LossConfig, OptimConfig
 
 config = EdjeRun(
     steps=1450,

@@ -6,7 +6,8 @@ Published: matching (and distillation) alone, learning rate 2e-5, the rest as in
 
 import dataclasses
 
-from edje_jax.config.run import AdapterSpec, DataConfig, LossConfig, OptimConfig
+from edje_jax.config.parts import AdapterSpec
+from edje_jax.config.run import DataConfig, LossConfig, OptimConfig
 
 from .pretrain_compressed import config as pretrain
 

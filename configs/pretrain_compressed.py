@@ -6,7 +6,7 @@ the teacher; distillation weighs 1, as the other losses do (arXiv 2510.06820 and
 
 import dataclasses
 
-from edje_jax.config.run import AdapterSpec
+from edje_jax.config.parts import AdapterSpec
 
 from .pretrain_local import config as local
 

@@ -8,7 +8,8 @@ to 45 epochs (code; what the paper's runs used is not published). Betas are Adam
 set is yours to name: docs/recipes.md tells how to get the paper's.
 """
 
-from edje_jax.config.run import AdapterSpec, DataConfig, EdjeRun, LossConfig, ModelSpec, OptimConfig
+from edje_jax.config.parts import AdapterSpec, ModelSpec
+from edje_jax.config.run import DataConfig, EdjeRun, LossConfig, OptimConfig
 
 config = EdjeRun(
     epochs=45,

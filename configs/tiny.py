@@ -1,7 +1,8 @@
 """A small EDJE on a tiny backbone, on any SPEC."""
 
 from edje_jax.config.model import BertConfig
-from edje_jax.config.run import AdapterSpec, DataConfig, EdjeRun, LossConfig, ModelSpec, OptimConfig
+from edje_jax.config.parts import AdapterSpec, ModelSpec
+from edje_jax.config.run import DataConfig, EdjeRun, LossConfig, OptimConfig
 
 config = EdjeRun(
     epochs=30,
@@ -23,7 +24,7 @@ config = EdjeRun(
         dropout=0.0,
     ),
     # Masked LM alone first, without which a joint encoder from scratch takes far longer to look at
-    # the picture; K = 3, as one negative alone is nearly always of the same thing, and then the
+    # the image; K = 3, as one negative alone is nearly always of the same thing, and then the
     # model never learns to reject other things.
     loss=LossConfig(negatives=3, masked_lm_first=0.2),
     optim=OptimConfig(lr=1.5e-3, schedule="cosine", hold=0.6, clip_norm=1.0),

@@ -69,7 +69,7 @@ class OnDisk(Protocol):
 
 
 @runtime_checkable
-class Encoded(Protocol):
+class HasFiles(Protocol):
     """A source whose images are kept as files or as the bytes of files."""
 
     def encoded(self, index: int) -> bytes:

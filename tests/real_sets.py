@@ -14,7 +14,7 @@ COUNT = 24
 
 
 class Scene(NamedTuple):
-    """A picture's number, its PNG, and its captions."""
+    """An image's number, its PNG, and its captions."""
 
     number: int
     png: bytes
@@ -47,8 +47,8 @@ def write_every_format(folder: Path) -> dict[str, str]:
 
 
 def write_blip(folder: Path, made: list[Scene]) -> str:
-    """A JSON beside its pictures."""
-    _write_pictures(folder, made)
+    """A JSON beside its images."""
+    _write_images(folder, made)
     entries = [
         {"image": scene.file, "image_id": scene.number, "caption": scene.captions} for scene in made
     ]
@@ -57,8 +57,8 @@ def write_blip(folder: Path, made: list[Scene]) -> str:
 
 
 def write_karpathy(folder: Path, made: list[Scene]) -> str:
-    """The set as "train" and "restval", and its first picture as "test" too."""
-    _write_pictures(folder / "val2014", made)
+    """The set as "train" and "restval", and its first image as "test" too."""
+    _write_images(folder / "val2014", made)
 
     def entry(scene: Scene, split: str, **more: int) -> dict:
         sentences = [{"raw": text, "tokens": text.split()} for text in scene.captions]
@@ -159,7 +159,7 @@ def write_parquet(folder: Path, made: list[Scene]) -> str:
     return f"parquet:{folder}/*.parquet#train"
 
 
-def _write_pictures(folder: Path, made: list[Scene]) -> None:
+def _write_images(folder: Path, made: list[Scene]) -> None:
     folder.mkdir(parents=True)
     for scene in made:
         (folder / scene.file).write_bytes(scene.png)

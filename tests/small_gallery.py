@@ -17,23 +17,23 @@ class Case(NamedTuple):
 @pytest.fixture
 def make_case() -> Callable[..., Case]:
     def make(
-        pictures: int = 40, per_picture: int = 3, k: int = 10, weight: float = 0.0, seed: int = 0
+        images: int = 40, per_image: int = 3, k: int = 10, weight: float = 0.0, seed: int = 0
     ) -> Case:
         rng = np.random.default_rng(seed)
         gallery = Gallery.of(
-            [f"picture {i}.jpg" for i in range(pictures)],
-            [[f"caption {j} of {i}" for j in range(per_picture)] for i in range(pictures)],
+            [f"image {i}.jpg" for i in range(images)],
+            [[f"caption {j} of {i}" for j in range(per_image)] for i in range(images)],
         )
-        images = unit(rng.normal(size=(pictures, 6)))
+        embeddings = unit(rng.normal(size=(images, 6)))
         texts = unit(
-            images[gallery.caption_image] + 0.5 * rng.normal(size=(len(gallery.captions), 6))
+            embeddings[gallery.caption_image] + 0.5 * rng.normal(size=(len(gallery.captions), 6))
         )
 
         def score(text_index: np.ndarray, image_index: np.ndarray) -> np.ndarray:
             noise = np.random.default_rng(seed + 1).normal(size=len(text_index))
             return 1.5 * (gallery.caption_image[text_index] == image_index) + noise
 
-        return Case(gallery, rerank(gallery, images, texts, score, k, weight))
+        return Case(gallery, rerank(gallery, embeddings, texts, score, k, weight))
 
     return make
 

@@ -105,7 +105,7 @@ def test_recipes_train_the_adapters_that_they_are_named_after():
         _, default = choose_config(arguments, "")
         run = tyro.cli(type(default), default=default, args=arguments[1:])
         assert run.init or run.model.backbone, line
-        adapters[run.workdir] = run.model.adapter.completed_by(adapters.get(run.init))
+        adapters[run.workdir] = run.model.adapter.resolve(adapters.get(run.init))
     for workdir, adapter in adapters.items():
         stated = re.match(r"runs/c(\d+)", workdir)
         assert (adapter.kind == "compress") == bool(stated), workdir
@@ -178,7 +178,7 @@ def test_the_costs_are_those_of_the_script(monkeypatch):
     text = (ROOT / "docs" / "recipes.md").read_text("utf-8")
     stated = re.search(r"<!-- recipe_cost -->\n(.*?)\n<!-- /recipe_cost -->", text, re.DOTALL)
     assert stated and stated[1] == module.markdown()
-    # Linear in the pictures, and more tokens cost more.
+    # Linear in the images, and more tokens cost more.
     local, few, some, many = module.costs()[:4]
     assert few.flops < some.flops < many.flops < local.flops
     assert local.hours == pytest.approx(14e6 * local.flops / (0.4 * 989e12) / 3600)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edje_jax.cli.program import UsageError
 from edje_jax.runtimes.devices import log_devices
-from edje_jax.system.files import whole_folder
+from edje_jax.system.files import atomic_folder
 from edje_jax.training.load_checkpoint import is_checkpoint, load_checkpoint
 from edje_jax.weights.card import model_card
 from edje_jax.weights.folder import Model, load_model, save_model
@@ -45,7 +45,7 @@ def _is_published(source: str) -> bool:
 
 
 def _read(source: str, backbone: str, language: str) -> tuple[Model, str]:
-    """A model and its card, whatever it was kept in."""
+    """Model and its card, read from any of the formats."""
     path = Path(source).expanduser()
     if _is_published(source):
         model = load_published(str(path), backbone, language)
@@ -58,7 +58,7 @@ def _read(source: str, backbone: str, language: str) -> tuple[Model, str]:
 
 def _to_edje(source: str, out: Path, backbone: str, language: str) -> None:
     model, card = _read(source, backbone, language)
-    with whole_folder(out) as folder:
+    with atomic_folder(out) as folder:
         save_model(folder, model, card)
 
 
@@ -77,7 +77,7 @@ def _to_onnx(source: str, out: Path, backbone: str, language: str) -> None:
     def note(path: str) -> None:
         log.info("exported %s", Path(path).name)
 
-    with whole_folder(out) as folder, tempfile.TemporaryDirectory() as temporary:
+    with atomic_folder(out) as folder, tempfile.TemporaryDirectory() as temporary:
         # The graphs are traced from the module that a model folder is loaded into.
         model = Path(temporary)
         save_model(model, *_read(source, backbone, language))

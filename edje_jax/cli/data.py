@@ -12,7 +12,7 @@ from edje_jax.cli.progress import Bars
 from edje_jax.data import pack as packing
 from edje_jax.data.sources.registry import LINES, open_source
 from edje_jax.data.statistics import Statistics, grid, quantiles, statistics
-from edje_jax.system.files import replacing
+from edje_jax.system.files import atomic_path
 
 log = logging.getLogger(__name__)
 
@@ -24,19 +24,19 @@ SHOWN = 10
 
 
 def stat(spec: str, image_root: str, look_at: int, grid_file: str) -> None:
-    """Print what a set holds; write some of its pictures to `grid_file` if named.
+    """Print what a set holds; write some of its images to `grid_file` if named.
 
     Raises:
-        UsageError: `grid_file` is no picture, or `look_at` is negative.
+        UsageError: `grid_file` is no image, or `look_at` is negative.
         FileNotFoundError, ValueError: the set cannot be opened.
     """
     if look_at < 0:
-        raise UsageError(f"--look-at {look_at}: give a number of pictures, or 0 for all")
+        raise UsageError(f"--look-at {look_at}: give a number of images, or 0 for all")
     if grid_file and Path(grid_file).suffix.lower() not in FORMATS:
         raise UsageError(f"--grid {grid_file}: name a file that ends in {', '.join(FORMATS)}")
     source = open_source(spec, image_root)
     with Bars() as bars:
-        found = statistics(source, look_at, lambda done, total: bars.show("pictures", done, total))
+        found = statistics(source, look_at, lambda done, total: bars.show("images", done, total))
     Console().print(_table(found))
     for records in (found.left_out, found.faults, found.bad):
         for name, reason in list(records.items())[:SHOWN]:
@@ -49,9 +49,9 @@ def stat(spec: str, image_root: str, look_at: int, grid_file: str) -> None:
     if grid_file:
         path = Path(grid_file).expanduser()
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
+        with atomic_path(path) as temporary:
             grid(source).save(temporary, FORMATS[path.suffix.lower()])
-        log.info("%s: some of the pictures", path)
+        log.info("%s: some of the images", path)
 
 
 def pack(spec: str, out: str, image_root: str, shard_size: int) -> None:
@@ -69,9 +69,9 @@ def pack(spec: str, out: str, image_root: str, shard_size: int) -> None:
             open_source(spec, image_root),
             folder,
             shard_size,
-            lambda done, total: bars.show("pictures", done, total),
+            lambda done, total: bars.show("images", done, total),
         )
-    log.info("%s: %d pictures; read them as arrayrecord:%s/*.array_record", folder, written, folder)
+    log.info("%s: %d images; read them as arrayrecord:%s/*.array_record", folder, written, folder)
     if rejected:
         log.warning("%d could not be read: %s", len(rejected), folder / "rejected.csv")
 
@@ -83,18 +83,18 @@ def _table(found: Statistics) -> Table:
     shares = ", ".join(f"{share:.0%}" for share in AT)
     each = sorted(found.captions_each.items())
     for name, value in (
-        ("pictures", f"{found.pictures:,}"),
+        ("images", f"{found.images:,}"),
         ("places in an epoch", f"{found.places:,}"),
         ("different ids", f"{found.ids:,}"),
         ("captions", f"{found.captions:,}"),
-        ("captions a picture", ", ".join(f"{n}: {count:,}" for n, count in each)),
+        ("captions an image", ", ".join(f"{n}: {count:,}" for n, count in each)),
         (f"words a caption ({shares})", _quantiles(found.words_each)),
-        ("pictures decoded", f"{len(found.sizes) + len(found.bad):,}"),
+        ("images decoded", f"{len(found.sizes) + len(found.bad):,}"),
         (f"width ({shares})", _quantiles(widths)),
         (f"height ({shares})", _quantiles(heights)),
         ("could not be read", f"{len(found.bad):,}"),
         ("records left out", f"{len(found.left_out):,}"),
-        ("pictures with bad captions", f"{len(found.faults):,}"),
+        ("images with bad captions", f"{len(found.faults):,}"),
     ):
         table.add_row(name, value)
     return table

@@ -18,6 +18,7 @@ from edje_jax.cli.named_configs import load_config
 from edje_jax.cli.program import UsageError, run_program
 from edje_jax.cli.tune import tune
 from edje_jax.data.sources.registry import open_source
+from edje_jax.evaluate.tuning import Choices
 from edje_jax.search.reranker import Reranker
 from edje_jax.system.allocator import start_with_huge_pages
 from edje_jax.training.loop import run
@@ -51,7 +52,7 @@ def main(arguments: list[str]) -> int:
     shutil.rmtree(FEATURES, ignore_errors=True)
     log.info("calibrating on 300 captions and 300 scenes of %s", TUNING_SET)
     model = str(WORKDIR / "model")
-    tune([model], TUNING_SET, k=[100], token_dtypes=["bfloat16"], queries=300, save=True)
+    tune([model], TUNING_SET, Choices([100], ["bfloat16"], queries=300), save=True)
     log.info("evaluating on the 1,000 scenes and 5,000 captions of %s", GALLERY)
     evaluate_model(model, GALLERY, out=WORKDIR / "eval")
     show_search()

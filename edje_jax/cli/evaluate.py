@@ -20,10 +20,10 @@ from edje_jax.evaluation.compare import compare
 from edje_jax.evaluation.compositional import summarise
 from edje_jax.reports.compositional import compositional_table, write_compositional
 from edje_jax.reports.evaluation_files import read_evaluation, write_metrics
-from edje_jax.reports.report import write_report
+from edje_jax.reports.report import Heading, write_report
 from edje_jax.reports.tables import comparison_table, evaluation_tables
 from edje_jax.search.reranker import Reranker
-from edje_jax.system.files import naming, write_json
+from edje_jax.system.files import errors_name, write_json
 
 
 def evaluate_model(
@@ -41,7 +41,7 @@ def evaluate_model(
 
     Raises:
         FileNotFoundError, ValueError: the model or the set cannot be opened.
-        TooManyBadPictures: more than `max_bad` of the records are bad.
+        TooManyBadRecords: more than `max_bad` of the records are bad.
     """
     started = time.perf_counter()
     if out is not None:
@@ -62,7 +62,7 @@ def evaluate_model(
         if out is None:
             return metrics
         gallery, record = found.encoded.gallery, found.encoded.record
-        with naming(out):
+        with errors_name(out):
             metrics = write_metrics(
                 out,
                 found.retrieval,
@@ -77,8 +77,10 @@ def evaluate_model(
                 found.retrieval,
                 gallery,
                 lambda i: source.image(record[i]),
-                title=f"{data}, reranked by {model}",
-                facts={"model": model, "data": data, **({"pool": pool} if pool else {})},
+                Heading(
+                    f"{data}, reranked by {model}",
+                    {"model": model, "data": data, **({"pool": pool} if pool else {})},
+                ),
                 metrics=metrics,
                 word_maps=partial(caption_word_maps, runtime, found.encoded, source),
             )
@@ -132,5 +134,5 @@ def evaluate_compositional(
     with print_tables_after([compositional_table(result)]):
         if out is None:
             return result
-        with naming(out):
+        with errors_name(out):
             return write_compositional(out, items, scored, settings)

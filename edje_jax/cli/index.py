@@ -1,5 +1,6 @@
 """`edje index`: build an index of images and look after it."""
 
+import dataclasses
 import logging
 import os
 import time
@@ -10,7 +11,6 @@ from rich.table import Table
 
 from edje_jax.cli.program import UsageError
 from edje_jax.cli.progress import Bars
-from edje_jax.config.model import TokenDtype
 from edje_jax.data.sources.registry import open_source
 from edje_jax.data.sources.texts import printable
 from edje_jax.index import build as building
@@ -37,25 +37,21 @@ def build(
     model: str,
     images: str,
     out: str,
-    token_dtype: TokenDtype = "bfloat16",
+    options: building.BuildOptions,
     shard: str = "",
-    workers: int = 0,
     image_root: str = "",
-    max_bad: float = 1.0,
-    prune: bool = False,
-    restore: bool = False,
 ) -> None:
-    """Build an index, go on with one, or bring it up to its set.
+    """Build an index, go on with one, or bring it up to its set; the share is that of `shard`.
 
     Raises:
-        UsageError: `shard` is not i/n, or `max_bad` no share.
+        UsageError: `shard` is not i/n, or the share that may be bad is none.
         BadStore: the index is another model's, or holds another build.
-        TooManyBadPictures: too many images, or all, cannot be indexed.
-        FileNotFoundError, ValueError: the model or the pictures cannot be opened.
+        TooManyBadRecords: too many images, or all, cannot be indexed.
+        FileNotFoundError, ValueError: the model or the images cannot be opened.
     """
-    share = share_of(shard)
-    if not 0 <= max_bad <= 1:
-        raise UsageError(f"--max-bad {max_bad:g}: a share of the set, from 0 to 1")
+    options = dataclasses.replace(options, share=share_of(shard))
+    if not 0 <= options.max_bad <= 1:
+        raise UsageError(f"--max-bad {options.max_bad:g}: a share of the set, from 0 to 1")
     use_one_heap()
     spec = images
     if ":" not in images or os.path.isdir(os.path.expanduser(images)):
@@ -71,26 +67,24 @@ def build(
         def show(done: int, total: int) -> None:
             nonlocal last, before
             before = done if before is None else before  # Shards of an earlier call come at once
-            bars.show("pictures", done, total)
+            bars.show("images", done, total)
             # Where there is no terminal, a line now and then.
             if not Console(stderr=True).is_terminal and time.monotonic() - last > 20:
                 last = time.monotonic()
                 rate = max(done - before, 1) / (last - began)
                 left = (total - done) / rate
                 log.info(
-                    "%d/%d pictures · %.1f a second · %d:%02d left",
+                    "%d/%d images · %.1f a second · %d:%02d left",
                     done, total, rate, left // 60, left % 60,
                 )  # fmt: skip
 
         report = building.build(
-            reranker.runtime, reranker.stamp, source, spec, folder,
-            token_dtype=token_dtype, share=share, workers=workers,
-            max_bad=max_bad, prune=prune, restore=restore, progress=show,
-        )  # fmt: skip
+            reranker.runtime, reranker.stamp, source, spec, folder, options, show
+        )
     if report is None:
         log.info("this share is done; the index is complete when the others are")
     else:
-        _tell(folder, report, prune)
+        _tell(folder, report, options.prune)
 
 
 def _tell(folder: Path, report: Report, prune: bool) -> None:
@@ -162,13 +156,13 @@ def info(index: str) -> None:
     if deferred := manifest.model.get("deferred_layers", 0):
         tokens += f" after {deferred} deferred layers"
     for name, value in (
-        ("pictures", f"{len(store):,}"),
+        ("images", f"{len(store):,}"),
         ("captions", f"{len(store.captions):,}"),
         ("removed", f"{len(manifest.removed):,}"),
         ("rejected", f"{len(manifest.rejected):,}"),
         ("with faults", f"{len(manifest.faults):,}"),
         ("shards", f"{len(manifest.shards):,}"),
-        ("tokens", f"{tokens}, {manifest.bytes_per_picture:,} bytes a picture"),
+        ("tokens", f"{tokens}, {manifest.bytes_per_image:,} bytes an image"),
         ("read from", printable(manifest.spec)),
         ("model", printable(f"{manifest.model['source']} ({manifest.model['fingerprint']})")),
         *((f"{kind} on disk", f"{size / 1e6:,.1f} MB") for kind, size in sizes.items()),
@@ -192,21 +186,21 @@ def verify(index: str) -> None:
 
 
 def remove(index: str, ids: tuple[str, ...]) -> None:
-    """Take pictures out of an index.
+    """Take images out of an index.
 
     Raises:
         UsageError: none is named.
         BadStore: one is not in the index.
     """
     if not ids:
-        raise UsageError("which pictures? Give their ids")
+        raise UsageError("which images? Give their ids")
     count = maintain.remove(Path(index).expanduser(), list(ids))
     told = f"{count} removed; `edje index compact {printable(index)}` gives their room back"
     Console().print(told, markup=False, soft_wrap=True)
 
 
 def compact(index: str) -> None:
-    """Give the room of removed pictures back.
+    """Give the room of removed images back.
 
     Raises:
         BadStore: no finished index.

@@ -58,7 +58,7 @@ def run_program(main: Callable[[list[str]], int | None]) -> NoReturn:
         elif debug:
             raise
         else:
-            code = _fail(f"error: {_told(error)}", FAILED)
+            code = _fail(f"error: {_message(error)}", FAILED)
     sys.exit(flush_all(code))
 
 
@@ -68,7 +68,7 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-def _told(error: Exception) -> str:
+def _message(error: Exception) -> str:
     """A failure in words; those of the system begin with the file, as all others do."""
     if not isinstance(error, OSError) or not error.errno:
         return str(error) or type(error).__name__

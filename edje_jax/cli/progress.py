@@ -34,7 +34,7 @@ class Bars:
         self._bars.stop()
 
     def show(self, what: str, done: int, total: int) -> None:
-        """So much of some work is done."""
+        """Show how much of some work is done."""
         if what not in self._tasks:
             self._tasks[what] = self._bars.add_task(what, total=total, rate="")
         task = self._tasks[what]

@@ -1,4 +1,4 @@
-"""`edje search`: ask an index with words or with a picture."""
+"""`edje search`: ask an index with words or with an image."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ def search(asked: Any) -> None:
     """Print the results as a table, or as JSON alone.
 
     Raises:
-        UsageError: neither a query nor a picture, or both.
+        UsageError: neither a query nor an image, or both.
         BadStore, FileNotFoundError: the index or its model cannot be opened.
     """
     if bool(asked.query) == bool(asked.image):
@@ -61,7 +61,7 @@ def model_of(index: ImageIndex, name: str = "") -> Reranker:
 
 
 def _table(index: ImageIndex, found: list[dict[str, Any]]) -> Table:
-    table = Table("", "score", "cosine", "before", "picture")
+    table = Table("", "score", "cosine", "before", "image")
     for place, result in enumerate(found, start=1):
         moved = result["base_rank"] - place
         arrow = f" ↑{moved}" if moved > 0 else f" ↓{-moved}" if moved < 0 else ""

@@ -30,7 +30,7 @@ def serve(asked: Any) -> None:
 
     Raises:
         UsageError: an option makes no sense, or what serving needs is not installed.
-        RuntimeError: the port cannot be listened on; told before anything is loaded.
+        RuntimeError: the port cannot be listened on; raised before anything is loaded.
         BadStore, FileNotFoundError: the index or its model cannot be opened.
     """
     try:
@@ -58,7 +58,7 @@ def serve(asked: Any) -> None:
         log.info("compiling every shape; --no-warm leaves that to the first requests")
     host = f"[{asked.host}]" if ":" in asked.host else asked.host
     port = listening.getsockname()[1]
-    log.info("%d pictures on http://%s:%d%s", len(index), host, port, root_path)
+    log.info("%d images on http://%s:%d%s", len(index), host, port, root_path)
     # uvicorn hands a signal on once all is answered; asked to end and done is a success.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=30))
@@ -72,7 +72,7 @@ def serve(asked: Any) -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens, so that the port is nobody else's while an index is loaded.
+    """Socket that listens; it holds the port while an index is loaded.
 
     Raises:
         UsageError: there is no such address or port.

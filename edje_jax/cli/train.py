@@ -25,10 +25,10 @@ def main(arguments: list[str], program: str = "edje train", runs: Path = Path("r
     workdir = Path(config.workdir or runs / name).expanduser()
     # Imported late, so that a mistyped option is reported at once.
     from edje_jax.training.loop import run
-    from edje_jax.training.processes import joined
+    from edje_jax.training.processes import process_group
     from edje_jax.training.tasks.registry import make_task
 
-    with joined(config):
+    with process_group(config):
         run(make_task(config, workdir), workdir)
     return 0
 

@@ -1,6 +1,7 @@
 """Command `edje tune`: which model, token dtype and depth to take, by what was measured on a set,
 and the calibration that suits each model there."""
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,20 +10,22 @@ from edje_jax.cli.program import UsageError
 from edje_jax.cli.progress import Bars
 from edje_jax.cli.tables import print_tables_after
 from edje_jax.config.calibration import Calibration
-from edje_jax.config.model import TokenDtype
 from edje_jax.data.sources.registry import open_captioned
 from edje_jax.data.sources.subset import joined
-from edje_jax.evaluate.gallery import encode_gallery
+from edje_jax.evaluate.gallery import Progress, encode_gallery
 from edje_jax.evaluate.tuning import (
     QUERIES,
+    Choices,
     Untimed,
     fit_calibration,
     measure_recalls,
     measure_speeds,
 )
+from edje_jax.evaluation.protocols import SomeQueries
 from edje_jax.reports.tuning import tuning_tables, write_tuning
 from edje_jax.search.reranker import Reranker
 from edje_jax.system.files import read_json
+from edje_jax.types import Source
 from edje_jax.weights.calibration import NAME as CALIBRATION
 from edje_jax.weights.calibration import write_calibration
 from edje_jax.weights.card import state_calibration
@@ -34,31 +37,28 @@ log = logging.getLogger(__name__)
 def tune(
     models: Sequence[str],
     data: str,
+    choices: Choices,
     *,
-    k: Sequence[int],
-    token_dtypes: Sequence[TokenDtype],
     out: str = "",
     image_root: str = "",
     max_bad: float = 0.01,
     precision: float = 0.9,
     save: bool = False,
-    queries: int = 0,
 ) -> None:
     """Measure each model with each token dtype and depth; print the results with those on the
     Pareto front marked, and with `out` write `tune.json` and `tune.png`.
 
     Each model's calibration is fitted at the largest depth with the first of the token dtypes; with
-    `save` it is written into the model's folder. `queries` is the number of captions, and of
-    images, that are asked for; 0 asks for all. If a model fails, the results of the models before
+    `save` it is written into the model's folder. If a model fails, the results of the models before
     it are printed and written all the same.
 
     Raises:
         UsageError: a depth is not positive, there is no model or token dtype, `precision` is no
-            share, `queries` is negative, or a calibration cannot be saved to a hub id.
+            share, the number of queries is negative, or a calibration cannot be saved to a hub id.
         FileNotFoundError, ValueError: a model or the set cannot be opened.
-        TooManyBadPictures: more than `max_bad` of the records are bad.
+        TooManyBadRecords: more than `max_bad` of the records are bad.
     """
-    _check(models, k, token_dtypes, precision, save, queries)
+    _check(models, choices, precision, save)
     folder = Path(out).expanduser() if out else None
     # Fail before the work if a folder or a model cannot be opened.
     if folder:
@@ -66,20 +66,17 @@ def tune(
     for model in models:
         read_model_config(model_folder(model))
     source = joined(open_captioned(data, image_root))
-    depths = sorted({min(depth, len(source)) for depth in k})
-    if max(k) > len(source):
-        log.warning("--k %d: all of the %d pictures are reranked", max(k), len(source))
+    deepest = max(choices.depths)
+    if deepest > len(source):
+        log.warning("--k %d: all of the %d images are reranked", deepest, len(source))
+    depths = sorted({min(depth, len(source)) for depth in choices.depths})
+    choices = dataclasses.replace(choices, depths=depths)
     untimed: list[Untimed] = []
     calibrations: dict[str, Calibration] = {}
     try:
         with Bars() as bars:
             for model in models:
-                reranker = Reranker.from_pretrained(model)
-                encoded = encode_gallery(reranker.runtime, source, max_bad, bars.show)
-                found, asked = measure_recalls(
-                    reranker.runtime, reranker.source, encoded, depths, token_dtypes, queries,
-                    bars.show,
-                )  # fmt: skip
+                found, asked = _measure(model, source, choices, max_bad, bars.show)
                 untimed += found
                 warn_of_training_data(model, data)
                 if fitted := fit_calibration(asked, precision, data):
@@ -95,23 +92,25 @@ def tune(
                     write_tuning(folder, results, calibrations, data)
 
 
-def _check(
-    models: Sequence[str],
-    k: Sequence[int],
-    token_dtypes: Sequence[TokenDtype],
-    precision: float,
-    save: bool,
-    queries: int,
-) -> None:
+def _measure(
+    model: str, source: Source, choices: Choices, max_bad: float, progress: Progress
+) -> tuple[list[Untimed], SomeQueries]:
+    """Recalls of one model, and the retrieval that its calibration is fitted to."""
+    reranker = Reranker.from_pretrained(model)
+    encoded = encode_gallery(reranker.runtime, source, max_bad, progress)
+    return measure_recalls(reranker.runtime, reranker.source, encoded, choices, progress)
+
+
+def _check(models: Sequence[str], choices: Choices, precision: float, save: bool) -> None:
     """Raise a UsageError for options out of range."""
-    if not k or min(k) < 1:
-        raise UsageError(f"--k {' '.join(map(str, k))}: give depths from 1 on")
-    if not models or not token_dtypes:
+    if not choices.depths or min(choices.depths) < 1:
+        raise UsageError(f"--k {' '.join(map(str, choices.depths))}: give depths from 1 on")
+    if not models or not choices.token_dtypes:
         raise UsageError("give at least one model and one of --token-dtypes")
     if not 0 < precision <= 1:
         raise UsageError(f"--precision {precision:g}: a share above 0, up to 1")
-    if queries < 0:
-        raise UsageError(f"--queries {queries}: give a number, or 0 for all")
+    if choices.queries < 0:
+        raise UsageError(f"--queries {choices.queries}: give a number, or 0 for all")
     for model in models if save else ():
         if not Path(model).expanduser().is_dir():
             raise UsageError(f"--save: {model} is no folder here; download it, and name the folder")

@@ -171,7 +171,7 @@ class BertConfig:
         return self.num_hidden_layers - self.deferred_layers
 
     @property
-    def as_published(self) -> bool:
+    def is_published_layout(self) -> bool:
         """Whether code that knows neither deferred layers nor attended vision does the same."""
         return self.deferred_layers == 0 and self.online_vision == "updated"
 

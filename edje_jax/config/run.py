@@ -10,16 +10,14 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_type_hints
 
 from edje_jax.config.model import (
-    AdapterConfig,
-    BertConfig,
     IccProfile,
-    OnlineVision,
     Precision,
     TextConfig,
     Transparency,
     VisionConfig,
     to_dict,
 )
+from edje_jax.config.parts import ModelSpec, at_least
 from edje_jax.system.files import read_json
 
 
@@ -58,7 +56,7 @@ class DataConfig:
     other runs: no image is decoded or encoded again. Made if it is not there."""
 
     def __post_init__(self):
-        _at_least(
+        at_least(
             1,
             {
                 "--data.batch-size": self.batch_size,
@@ -66,7 +64,7 @@ class DataConfig:
                 "--data.limit": self.limit,
             },
         )
-        _at_least(0, {"--data.workers": self.workers, "--data.max-bad": self.max_bad})
+        at_least(0, {"--data.workers": self.workers, "--data.max-bad": self.max_bad})
         if not 0 < self.crop <= 1:
             raise ValueError(
                 f"--data.crop {self.crop}: a share of the image's area, above 0 up to 1"
@@ -89,7 +87,7 @@ class MeshConfig:
     """Devices that share one copy of the parameters and of the optimiser's state."""
 
     def __post_init__(self):
-        _at_least(1, {"--mesh.data": self.data, "--mesh.fsdp": self.fsdp})
+        at_least(1, {"--mesh.data": self.data, "--mesh.fsdp": self.fsdp})
 
 
 @dataclass(frozen=True)
@@ -164,12 +162,12 @@ class LossConfig:
     """Share of the steps, from the start, that train masked LM (and text recovery) alone."""
 
     def __post_init__(self):
-        _at_least(1, {"--loss.negatives": self.negatives})
-        _at_least(1, {"--loss.auxiliary-stride": self.auxiliary_stride})
-        _at_least(0, {"--loss.binary-match": self.binary_match})
+        at_least(1, {"--loss.negatives": self.negatives})
+        at_least(1, {"--loss.auxiliary-stride": self.auxiliary_stride})
+        at_least(0, {"--loss.binary-match": self.binary_match})
         if self.hardest_of is not None:
-            _at_least(self.negatives, {"--loss.hardest-of": self.hardest_of})
-        _at_least(0, {"--loss.random-negatives": self.random_negatives, "--loss.queue": self.queue})
+            at_least(self.negatives, {"--loss.hardest-of": self.hardest_of})
+        at_least(0, {"--loss.random-negatives": self.random_negatives, "--loss.queue": self.queue})
 
     @classmethod
     def weights(cls) -> tuple[str, ...]:
@@ -180,79 +178,6 @@ class LossConfig:
     def all_negatives(self) -> int:
         """Negatives of each kind per row, hard and random."""
         return self.negatives + self.random_negatives
-
-
-@dataclass(frozen=True)
-class AdapterSpec:
-    """The adapter of a run. What is left out is that of --init, or else as published: `compress`,
-    64 tokens, 8192 wide."""
-
-    kind: Literal["local", "compress"] | None = None
-    num_tokens: int | None = None
-    """Tokens that `compress` makes of an image; `local` keeps every vision token."""
-    intermediate_size: int | None = None
-
-    def __post_init__(self):
-        _at_least(
-            1,
-            {
-                "--model.adapter.num-tokens": self.num_tokens,
-                "--model.adapter.intermediate-size": self.intermediate_size,
-            },
-        )
-
-    def completed_by(self, start: AdapterConfig | None) -> AdapterConfig:
-        """The whole of it, for a run that starts from a model with the adapter `start`, if any.
-
-        Raises:
-            ValueError: a number of tokens is asked of a `start` that does not compress.
-        """
-        base = start or AdapterConfig()
-        kind = self.kind or base.kind
-        if kind == "local":
-            if self.num_tokens and not self.kind:
-                raise ValueError(
-                    f"--model.adapter.num-tokens {self.num_tokens}: the adapter of --init is local"
-                    " and keeps every vision token; leave it out, or add --model.adapter.kind"
-                    " compress for another"
-                )
-            tokens = base.num_tokens if base.kind == "local" else 0
-        else:
-            tokens = self.num_tokens or base.num_tokens or AdapterConfig().num_tokens
-        return AdapterConfig(kind, tokens, self.intermediate_size or base.intermediate_size)
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """Parts that an EDJE is assembled from."""
-
-    backbone: str | None = None
-    """Folder or hub id of the dual encoder, in Hugging Face's format: SigLIP, SigLIP2 or CLIP."""
-    token_layer: int | None = None
-    """Layer of the backbone that vision tokens come from, -1 for the last, -2 for the one before
-    (default: its family's, the last of SigLIP, the one before of CLIP)."""
-    class_token: bool = False
-    """Keep CLIP's class token among the vision tokens."""
-    joint_encoder: str | None = None
-    """Folder or hub id of the BERT (default: a new one of the shape in `fresh`)."""
-    adapter: AdapterSpec = field(default_factory=AdapterSpec)
-    fresh: BertConfig = field(default_factory=BertConfig)
-    """Shape of a joint encoder trained from scratch (`vocab_size` is its tokenizer's limit)."""
-    max_text_length: int | None = None
-    """[CLS] + caption + [SEP] (default: that of --init, or else 63, as published)."""
-    dropout: float = 0.1
-    deferred_layers: int | None = None
-    """Layers of the joint encoder that run offline on the vision side, see `BertConfig` (default:
-    as many as `fresh` or the model of `init` has; none of a language model of `joint_encoder`)."""
-    online_vision: OnlineVision | None = None
-    """Treatment of vision rows in the other layers, see `BertConfig` (default: as it is there)."""
-    similarity_prior: bool | None = None
-    """Whether the match head is given the first stage's cosine of a pair, as in VEDJE (default: as
-    the model of `init` has it; a new one has none)."""
-    icc_profile: IccProfile | None = None
-    """Use of an image's colour profile, see `ImageRecipe` (default: the backbone's setting)."""
-    transparency: Transparency | None = None
-    """Treatment of transparent areas, see `ImageRecipe` (default: the backbone's setting)."""
 
 
 @dataclass(frozen=True)
@@ -291,9 +216,9 @@ class RunConfig:
     """Trace steps 10 to 15 for TensorBoard and Perfetto, into profile/ of the workdir."""
 
     def __post_init__(self):
-        _at_least(1, {"--steps": self.steps, "--eval-every": self.eval_every})
-        _at_least(1, {"--log-every": self.log_every, "--checkpoint-every": self.checkpoint_every})
-        _at_least(1, {"--keep-checkpoints": self.keep_checkpoints})
+        at_least(1, {"--steps": self.steps, "--eval-every": self.eval_every})
+        at_least(1, {"--log-every": self.log_every, "--checkpoint-every": self.checkpoint_every})
+        at_least(1, {"--keep-checkpoints": self.keep_checkpoints})
 
 
 @dataclass(frozen=True)
@@ -315,7 +240,7 @@ class EdjeRun(RunConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        _at_least(1, {"--accumulate": self.accumulate})
+        at_least(1, {"--accumulate": self.accumulate})
 
 
 @dataclass(frozen=True)
@@ -337,12 +262,6 @@ class BackboneRun(RunConfig):
     """Use of an image's colour profile (see `ImageRecipe`)."""
     transparency: Transparency = "dropped"
     """Treatment of transparent areas (see `ImageRecipe`)."""
-
-
-def _at_least(least: int, values: dict[str, float | None]) -> None:
-    for name, value in values.items():
-        if value is not None and not value >= least:
-            raise ValueError(f"{name} {value}: the least is {least}")
 
 
 RUNS: dict[str, type[RunConfig]] = {run.task: run for run in (EdjeRun, BackboneRun)}
@@ -369,10 +288,10 @@ def read_run(path: Path) -> RunConfig:
 
 
 def run_from_dict(raw: dict[str, Any]) -> RunConfig:
-    """Settings of a run from what `run_to_dict` made of them; fields that are newer have their
-    defaults.
+    """Settings of a run from the dict that `run_to_dict` made; missing fields, which are newer than
+    the file, have their defaults.
 
-    Files of before tasks had names are told apart by "model", which only an EDJE's have.
+    Files written before tasks had names are recognised by "model", which only an EDJE's have.
 
     Raises:
         ValueError: this version knows no task of that name, or a value is out of range.
@@ -387,7 +306,7 @@ def run_from_dict(raw: dict[str, Any]) -> RunConfig:
 
 
 def _from_dict(kind: Any, raw: dict[str, Any]) -> Any:
-    """A config dataclass from what `to_dict` made of it; JSON has lists for tuples."""
+    """Config dataclass from the dict that `to_dict` made; JSON has lists for tuples."""
     hints = get_type_hints(kind)
     values = {}
     for each in dataclasses.fields(kind):

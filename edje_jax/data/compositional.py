@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edje_jax.data.sources.texts import read_json, text_fault
-from edje_jax.evaluation.compositional import Item, Picture
+from edje_jax.evaluation.compositional import Item, Region
 
 CATEGORIES = ("category", "collapsed_tag", "relation_name", "attributes")
 """Fields that sort items; the second is Winoground's, the last two are ARO's."""
@@ -59,8 +59,8 @@ def _read_file(path: Path, image_root: str, several: bool) -> Iterator[Item]:
 def _item(name: str, entry: Any, root: Path, category: str, path: Path) -> Item:
     if isinstance(entry, ValueError):  # A line that is no JSON
         raise ValueError(f"{path}: entry {name}: {entry}")
-    for pictures, captions in FORMS:
-        fields = (*pictures, *captions)
+    for images, captions in FORMS:
+        fields = (*images, *captions)
         if isinstance(entry, dict) and all(isinstance(entry.get(x), str) for x in fields):
             for field in fields:
                 if fault := text_fault(entry[field]):
@@ -69,7 +69,7 @@ def _item(name: str, entry: Any, root: Path, category: str, path: Path) -> Item:
             return Item(
                 name,
                 _category(entry) or category,
-                tuple(Picture(_found(root / entry[x], path), box) for x in pictures),
+                tuple(Region(_found(root / entry[x], path), box) for x in images),
                 tuple(entry[x] for x in captions),
             )
     forms = "; ".join(", ".join((*a, *b)) for a, b in FORMS)
@@ -98,5 +98,5 @@ def _found(path: Path, file: Path) -> str:
         if os.path.isfile(candidate):
             return str(candidate)
     raise FileNotFoundError(
-        f"{file}: picture {path} is not there; name the folder of pictures with --image-root"
+        f"{file}: image {path} is not there; name the folder of images with --image-root"
     )

@@ -63,7 +63,7 @@ def open_image(stream: BinaryIO, by_first_bytes: bool = False) -> ImageFile.Imag
             return cast(ImageFile.ImageFile, factory(stream, ""))
         except (SyntaxError, IndexError, TypeError, struct.error):
             continue  # Pillow takes these for another format
-    raise UnidentifiedImageError(f"not a picture in a known format{_hint(prefix)}")
+    raise UnidentifiedImageError(f"not an image in a known format{_hint(prefix)}")
 
 
 def may_be_image(prefix: bytes) -> bool:

@@ -20,13 +20,13 @@ from jaxtyping import Bool, Int64, UInt8
 from PIL import features
 
 from edje_jax.config.run import DataConfig
-from edje_jax.data.bad_pictures import are_too_many, left_out
+from edje_jax.data.bad_records import are_too_many, left_out
 from edje_jax.data.feature_cache import dataset_stamp
 from edje_jax.data.image_reader import cut_into, read_batches
 from edje_jax.data.sources.mixture import Mixture
 from edje_jax.data.sources.subset import Subset
 from edje_jax.system.cache_folder import cache_folder
-from edje_jax.system.files import replacing
+from edje_jax.system.files import atomic_path
 from edje_jax.types import Source
 
 log = logging.getLogger(__name__)
@@ -66,10 +66,10 @@ def _parts(source: Source, spec: str) -> list[tuple[str, Source]]:
 
 
 def _readable(hashes: UInt8[np.ndarray, "n 16"], data: DataConfig) -> set[bytes]:
-    """The hashes of the excluded images, most of which must be there to be told from others."""
+    """Hashes of the excluded images that can be read, which most of them must be."""
     there: Bool[np.ndarray, " n"] = np.any(hashes, axis=1)
     if missing := int((~there).sum()):
-        told = f"--data.exclude {data.exclude}: {missing} of {len(there)} pictures cannot be read"
+        told = f"--data.exclude {data.exclude}: {missing} of {len(there)} images cannot be read"
         if missing == len(there) or are_too_many(missing, len(there), data.max_bad):
             raise ValueError(f"{told}, so they cannot be left out; check --data.image-root")
         log.warning("%s; they are not left out", told)
@@ -81,11 +81,11 @@ def _without(
 ) -> Source:
     kept = np.array([row.tobytes() not in unwanted for row in hashes], bool)
     log.info(
-        "%d of %d pictures of %s left out: they are in %s", (~kept).sum(), len(kept), name, excluded
+        "%d of %d images of %s left out: they are in %s", (~kept).sum(), len(kept), name, excluded
     )
     if not kept.any():
         raise ValueError(
-            f"--data.exclude {excluded}: it has every picture of {name}; leave one of them out"
+            f"--data.exclude {excluded}: it has every image of {name}; leave one of them out"
         )
     return Subset(train, kept)
 
@@ -134,7 +134,7 @@ def _hash_into(
         done += len(batch.records) + len(batch.bad)
         if time.monotonic() - last > 20:
             last = time.monotonic()
-            log.info("%s: %d of %d pictures hashed", name, done, len(records))
+            log.info("%s: %d of %d images hashed", name, done, len(records))
 
 
 def _hash(source: Source, index: int) -> UInt8[np.ndarray, " 16"]:
@@ -147,7 +147,7 @@ def _hash(source: Source, index: int) -> UInt8[np.ndarray, " 16"]:
 def _keep(path: Path, hashes: UInt8[np.ndarray, "n 16"]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary, temporary.open("wb") as file:
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
             np.save(file, hashes)
     except OSError as error:
         log.warning("%s: cannot be kept (%s)", path, error.strerror)

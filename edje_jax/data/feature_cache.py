@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool
 
-from edje_jax.system.files import naming, read_json, write_json
+from edje_jax.system.files import errors_name, read_json, write_json
 from edje_jax.types import Features, Source
 
 FORMAT = 1
@@ -150,7 +150,7 @@ class FeatureCacheWriter:
                 f" {free / 1e9:.1f} GB are free; choose another folder with --data.cache-features,"
                 " or do without"
             )
-        with naming(self.folder):
+        with errors_name(self.folder):
             for name in TABLES:
                 dtype = np.dtype(f"V{jnp.dtype(self.dtypes[name]).itemsize}")
                 # Sparse: the disk is taken as rows come.
@@ -163,7 +163,7 @@ class FeatureCacheWriter:
     def write(self, name: str, start: int, rows: np.ndarray) -> None:
         """Write rows of a table from `start` on."""
         path = self.folder / f"{name}.npy"
-        with naming(path), path.open("r+b", buffering=0) as file:
+        with errors_name(path), path.open("r+b", buffering=0) as file:
             whole = path.stat().st_size
             header = whole - self._row_bytes(name) * self.shapes[name][0]
             file.seek(header + start * self._row_bytes(name))

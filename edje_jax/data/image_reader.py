@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from edje_jax.config.model import ImageRecipe
-from edje_jax.data.bad_pictures import BadPictures, caption_faults
+from edje_jax.data.bad_records import BadRecords, caption_faults
 from edje_jax.data.images import BadImage, record_pixels
 from edje_jax.data.prefetch import prefetch
 from edje_jax.types import Source
@@ -146,13 +146,13 @@ def read_images(
 
 
 def read_gallery(
-    source: Source, recipe: ImageRecipe, bad: BadPictures, records: range | None = None
+    source: Source, recipe: ImageRecipe, bad: BadRecords, records: range | None = None
 ) -> Iterator[ImageBatch]:
     """Images of a set that is evaluated, all or some `records`; bad ones are handed to `bad`, and
     so are faults of captions. Batches without an image are left out.
 
     Raises:
-        TooManyBadPictures: see `BadPictures`.
+        TooManyBadRecords: see `BadRecords`.
     """
     batches = cut_into(range(len(source)) if records is None else records)
     for wanted, batch in zip(batches, read_images(source, recipe, batches), strict=True):

@@ -17,7 +17,7 @@ from edje_jax.config.model import ImageRecipe
 from edje_jax.data import png
 from edje_jax.data.colours import to_rgb
 from edje_jax.data.decoders import open_image
-from edje_jax.types import ArrayT, Encoded, Source
+from edje_jax.types import ArrayT, HasFiles, Source
 
 MAX_PIXELS = 178_956_970
 """Images of more are refused as decompression bombs: Pillow's own limit, but not switched off
@@ -60,7 +60,7 @@ def load_image(
         return _from_array(source)
     if not isinstance(source, _READABLE) and not hasattr(source, "read"):
         raise TypeError(
-            f"cannot read a picture from {type(source).__name__}; give a path, bytes, an open "
+            f"cannot read an image from {type(source).__name__}; give a path, bytes, an open "
             "binary file, a PIL image or uint8 [height, width, 3]"
         )
     name, recipe = _name(source), recipe or ImageRecipe()
@@ -105,7 +105,7 @@ class _Named(io.BytesIO):
 def _from_array(pixels: np.ndarray) -> Image.Image:
     if pixels.dtype != np.uint8 or pixels.shape[2:] != (3,) or not pixels.size:
         raise BadImage(
-            f"an array of {pixels.dtype} {list(pixels.shape)} is not a picture; "
+            f"an array of {pixels.dtype} {list(pixels.shape)} is not an image; "
             "give uint8 [height, width, 3]"
         )
     return Image.fromarray(pixels).copy()  # fromarray shares the caller's memory
@@ -116,7 +116,7 @@ def _name(source: object) -> str:
     if isinstance(source, str | os.PathLike):
         return os.fspath(source)
     name = getattr(source, "filename", "") or getattr(source, "name", "")
-    return name if isinstance(name, str) and name else "picture in memory"
+    return name if isinstance(name, str) and name else "image in memory"
 
 
 def _stream(source: str | os.PathLike[str] | bytes | bytearray | BinaryIO) -> BinaryIO:
@@ -130,8 +130,8 @@ def _decode_stream(stream: BinaryIO, recipe: ImageRecipe, max_pixels: int) -> Im
     if not stream.read(1):
         raise BadImage("the file is empty")
     try:
-        with open_image(stream) as picture:
-            return _decode(picture, recipe, max_pixels)
+        with open_image(stream) as image:
+            return _decode(image, recipe, max_pixels)
     except BadImage:
         raise
     except ValueError:  # What Pillow raises of a PNG's texts and profile that are over its limits
@@ -140,30 +140,30 @@ def _decode_stream(stream: BinaryIO, recipe: ImageRecipe, max_pixels: int) -> Im
         if not file.startswith(png.SIGNATURE):
             raise
     file, profile = png.without_texts(file)
-    with open_image(io.BytesIO(file)) as picture:
+    with open_image(io.BytesIO(file)) as image:
         if profile:
-            picture.info["icc_profile"] = profile
-        return _decode(picture, recipe, max_pixels)
+            image.info["icc_profile"] = profile
+        return _decode(image, recipe, max_pixels)
 
 
-def _decode(picture: Image.Image, recipe: ImageRecipe, max_pixels: int) -> Image.Image:
-    width, height = picture.size
+def _decode(image: Image.Image, recipe: ImageRecipe, max_pixels: int) -> Image.Image:
+    width, height = image.size
     if width * height > max_pixels:
         raise BadImage(f"{width} x {height} pixels, more than {max_pixels:,}; make it smaller")
     if not width * height:
         raise BadImage(f"{width} x {height} pixels: it has none")
-    picture.load()
-    return to_rgb(_upright(picture), recipe)
+    image.load()
+    return to_rgb(_upright(image), recipe)
 
 
-def _upright(picture: Image.Image) -> Image.Image:
+def _upright(image: Image.Image) -> Image.Image:
     """A copy, turned and mirrored as the EXIF orientation says."""
     try:
-        return ImageOps.exif_transpose(picture)
+        return ImageOps.exif_transpose(image)
     # The pixels are decoded by now: only the EXIF block can be broken, which is no loss.
     except Exception as error:
-        logger.debug("%s: unreadable EXIF left aside (%s)", _name(picture), error)
-        return picture.copy()
+        logger.debug("%s: unreadable EXIF left aside (%s)", _name(image), error)
+        return image.copy()
 
 
 def _reason(error: Exception, name: str) -> str:
@@ -174,7 +174,7 @@ def _reason(error: Exception, name: str) -> str:
             hint = "; a URL is not fetched: download it first" if "://" in name else ""
             return f"no such file{hint}"
         case IsADirectoryError():
-            return "a folder, not a picture"
+            return "a folder, not an image"
         case PermissionError():
             return "permission denied"
         case UnidentifiedImageError():
@@ -202,7 +202,7 @@ def resize(image: Image.Image, recipe: ImageRecipe) -> UInt8[np.ndarray, "s s 3"
         ValueError: `image` is not RGB.
     """
     if image.mode != "RGB":
-        raise ValueError(f"resize takes an RGB picture, got {image.mode}; load_image makes one")
+        raise ValueError(f"resize takes an RGB image, got {image.mode}; load_image makes one")
     side, resample = recipe.size, Image.Resampling[recipe.resample.upper()]
     if recipe.resize == "warp":
         return np.array(image.resize((side, side), resample))
@@ -250,7 +250,7 @@ def file_bytes(source: Source, index: int) -> bytes:
     Raises:
         BadImage: it cannot be read.
     """
-    if isinstance(source, Encoded):
+    if isinstance(source, HasFiles):
         return source.encoded(index)
     stream = io.BytesIO()
     source.image(index).save(stream, "PNG")
@@ -263,7 +263,7 @@ def decode_record(source: Source, index: int, recipe: ImageRecipe) -> Image.Imag
     Raises:
         BadImage: it cannot be read.
     """
-    if recipe.reading and isinstance(source, Encoded):
+    if recipe.reading and isinstance(source, HasFiles):
         return decode(source.encoded(index), source.image_id(index), recipe)
     return source.image(index)
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from edje_jax.config.model import ImageRecipe
 from edje_jax.config.run import DataConfig
-from edje_jax.data.bad_pictures import BadPictures, caption_faults
+from edje_jax.data.bad_records import BadRecords, caption_faults
 from edje_jax.data.buckets import bucket, lengths_up_to
 from edje_jax.data.feature_cache import Caption, FeatureCache
 from edje_jax.data.images import BadImage, decode_record, random_crop, resize
@@ -170,13 +170,13 @@ def part_of(rows: int, process: tuple[int, int]) -> slice:
 
 
 def iterate(
-    reader: Reader[tuple[BatchT, dict[str, str]]], start: int, bad: BadPictures, workers: int = 0
+    reader: Reader[tuple[BatchT, dict[str, str]]], start: int, bad: BadRecords, workers: int = 0
 ) -> Generator[BatchT, None, None]:
     """Batches `start`, `start + 1`, ... of a reader whose items are (batch, {bad image: reason}),
     prepared ahead; bad images are handed to `bad`.
 
     Raises:
-        TooManyBadPictures: see `BadPictures`.
+        TooManyBadRecords: see `BadRecords`.
     """
     for batch, reasons in prefetch(reader, start, workers):
         bad.add(reasons)

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edje_jax.data.bad_pictures import caption_faults, left_out
+from edje_jax.data.bad_records import caption_faults, left_out
 from edje_jax.data.feature_cache import dataset_stamp
 from edje_jax.data.image_reader import in_order, or_bad
 from edje_jax.data.images import BadImage, decode, file_bytes
@@ -20,7 +20,7 @@ from edje_jax.data.sources.array_record import FORMAT, VERSION, read_table
 from edje_jax.data.sources.mixture import Mixture
 from edje_jax.data.sources.subset import joined
 from edje_jax.data.sources.texts import printable
-from edje_jax.system.files import is_abandoned, replacing
+from edje_jax.system.files import atomic_path, is_abandoned
 from edje_jax.types import Source
 
 OPTIONS = "group_size:1,uncompressed"
@@ -50,7 +50,7 @@ def pack(
         OSError: the disk is full, or `out` cannot be written.
     """
     if isinstance(source, Mixture) and source.weights:
-        raise ValueError("a mixture with weights repeats pictures; pack the parts, then mix these")
+        raise ValueError("a mixture with weights repeats images; pack the parts, then mix these")
     source = joined(source)
     total = len(source)
     starts = range(0, total, shard_size)
@@ -93,8 +93,8 @@ def _write(
 ) -> None:
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    pictures, rejected = [], []
-    with replacing(path) as temporary:
+    images, rejected = [], []
+    with atomic_path(path) as temporary:
         writer = ArrayRecordWriter(str(temporary), OPTIONS)
         for record, data in zip(records, files, strict=True):
             image_id = source.image_id(record)
@@ -102,10 +102,10 @@ def _write(
                 rejected.append({"id": image_id, "reason": str(data)})
                 continue
             writer.write(data)
-            pictures.append({"id": image_id, "captions": list(source.captions(record))})
+            images.append({"id": image_id, "captions": list(source.captions(record))})
             if fault := caption_faults(source, record):
                 rejected.append({"id": image_id, "reason": f"packed without a caption: {fault}"})
-        table = {**head, "pictures": pictures, "rejected": rejected}
+        table = {**head, "pictures": images, "rejected": rejected}
         writer.write(json.dumps(table).encode())
         writer.close()
 
@@ -124,6 +124,6 @@ def _list_rejected(path: Path, rejected: dict[str, str]) -> None:
     path.unlink(missing_ok=True)
     if not rejected:
         return
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         named = [(printable(name), printable(reason)) for name, reason in rejected.items()]
         csv.writer(file).writerows([("id", "reason"), *named])

@@ -48,5 +48,5 @@ def prefetch(reader: Reader[Item], start: int, workers: int = 0) -> Iterator[Ite
 
 
 def _ignore_interrupts(worker: int, workers: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the main process alone decides when to stop."""
+    """Ignore Ctrl-C, which reaches every process: the main process alone decides when to stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Whether an image is still the one that was read before.
+"""Stamps and digests, by which an image that changed is noticed.
 
 A stamp is cheap to compare and tells that an image may have changed; a digest, for which the image
 is read but not decoded, tells whether it has.
@@ -7,7 +7,7 @@ is read but not decoded, tells whether it has.
 import hashlib
 import os
 
-from edje_jax.types import Encoded, Source, Stamped
+from edje_jax.types import HasFiles, Source, Stamped
 
 
 def file_stamp(path: str) -> str:
@@ -37,7 +37,7 @@ def digest_of(source: Source, index: int) -> str:
     Raises:
         BadImage: the image cannot be read.
     """
-    if isinstance(source, Encoded):
+    if isinstance(source, HasFiles):
         return hashlib.sha256(source.encoded(index)).hexdigest()[:32]
     image = source.image(index)
     digest = hashlib.sha256(f"{image.width} x {image.height}".encode())

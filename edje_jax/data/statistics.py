@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from edje_jax.data.bad_pictures import caption_faults, left_out
+from edje_jax.data.bad_records import caption_faults, left_out
 from edje_jax.data.image_reader import cut_into, read_batches
 from edje_jax.data.images import BadImage
 from edje_jax.data.sources.captioned import lines_of
@@ -17,7 +17,7 @@ from edje_jax.types import Source
 
 TILE, LINES = 256, 4
 """Side of an image in a grid, in pixels, and lines of text below it."""
-PICTURES, COLUMNS = 12, 4
+IMAGES, COLUMNS = 12, 4
 _FONT_SIZE = 14
 
 
@@ -25,7 +25,7 @@ _FONT_SIZE = 14
 class Statistics:
     """A set in numbers."""
 
-    pictures: int
+    images: int
     places: int
     """Images of an epoch: more, where a mixture repeats some."""
     ids: int
@@ -70,9 +70,9 @@ def statistics(
             faults[source.image_id(index)] = fault
     sizes, bad = _look(source, spread(len(source), look_at), progress)
     ids = {source.image_id(index) for index in range(len(source))}
-    pictures = source.pictures if isinstance(source, Mixture) else len(source)
+    images = source.images if isinstance(source, Mixture) else len(source)
     return Statistics(
-        pictures,
+        images,
         len(source),
         len(ids),
         captions_each,
@@ -100,15 +100,15 @@ def quantiles(values: Counter[int], at: Sequence[float]) -> list[int]:
 
 def grid(source: Source) -> Image.Image:
     """Some images spread over the set, each with its first captions below."""
-    rows = spread(len(source), PICTURES)
+    rows = spread(len(source), IMAGES)
     height = TILE + LINES * (_FONT_SIZE + 4)
     sheet = Image.new("RGB", (COLUMNS * TILE, -(-len(rows) // COLUMNS) * height), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT_SIZE)
     for place, row in enumerate(rows):
         x, y = place % COLUMNS * TILE, place // COLUMNS * height
         try:
-            picture = ImageOps.contain(source.image(row), (TILE - 8, TILE - 8))
-            sheet.paste(picture, (x + (TILE - picture.width) // 2, y + 4))
+            image = ImageOps.contain(source.image(row), (TILE - 8, TILE - 8))
+            sheet.paste(image, (x + (TILE - image.width) // 2, y + 4))
         except BadImage as error:
             draw.multiline_text((x + 4, y + 4), _wrapped([str(error)]), "red", font)
         draw.multiline_text((x + 4, y + TILE), _wrapped(source.captions(row)), "black", font)

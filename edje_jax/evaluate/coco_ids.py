@@ -34,7 +34,7 @@ def coco_ids(gallery: Gallery, annotations: Path) -> CocoIds:
     for text, owner in zip(gallery.captions, images[gallery.caption_image], strict=True):
         found = known[int(owner), _one_line(text)]
         if not found:
-            raise ValueError(f"{annotations}: picture {owner} has no caption {text!r} there")
+            raise ValueError(f"{annotations}: image {owner} has no caption {text!r} there")
         captions.append(found.pop(0))
     ids = CocoIds(images, np.array(captions))
     check_whole_test_set(ids)
@@ -44,7 +44,7 @@ def coco_ids(gallery: Gallery, annotations: Path) -> CocoIds:
 def _image_id(name: str) -> int:
     digits = re.search(r"(\d+)$", PurePosixPath(name).stem)
     if not digits:
-        raise ValueError(f"picture {name!r}: no COCO number at the end of its name")
+        raise ValueError(f"image {name!r}: no COCO number at the end of its name")
     return int(digits[1])
 
 

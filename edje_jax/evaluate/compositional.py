@@ -12,7 +12,7 @@ from edje_jax.data.image_reader import in_order
 from edje_jax.data.images import load_image, resize
 from edje_jax.data.text import canonicalise
 from edje_jax.evaluate.gallery import Progress
-from edje_jax.evaluation.compositional import Item, Picture, Scored
+from edje_jax.evaluation.compositional import Item, Region, Scored
 from edje_jax.evaluation.scores import cosines, mixed
 from edje_jax.runtimes.base import Runtime
 
@@ -35,7 +35,7 @@ def score_items(
             items than it says.
     """
     # Sorted, so that an image of many items is encoded about once.
-    order = sorted(range(len(items)), key=lambda i: items[i].pictures[0].path)
+    order = sorted(range(len(items)), key=lambda i: items[i].regions[0].path)
     scored: dict[int, Scored] = {}
     for start in range(0, len(order), CHUNK):
         part = order[start : start + CHUNK]
@@ -48,16 +48,16 @@ def score_items(
 
 def _score(runtime: Runtime, items: Sequence[Item], weight: float) -> list[Scored]:
     # Each canonical caption and each image once: two that are equal to the model tie exactly.
-    pictures = _numbered(picture for item in items for picture in item.pictures)
+    regions = _numbered(region for item in items for region in item.regions)
     texts = _numbered(canonicalise(text) for item in items for text in item.captions)
-    pixels = in_order(partial(_pixels, runtime.config.image), pictures)
+    pixels = in_order(partial(_pixels, runtime.config.image), regions)
     encoded = runtime.encode_images(np.stack(list(pixels)))
     embeddings = runtime.embed_texts(list(texts))
     ids = runtime.joint_tokenizer(list(texts))
     grids = [
         np.meshgrid(
             [texts[canonicalise(text)] for text in item.captions],
-            [pictures[picture] for picture in item.pictures],
+            [regions[region] for region in item.regions],
             indexing="ij",
         )
         for item in items
@@ -78,9 +78,9 @@ def _score(runtime: Runtime, items: Sequence[Item], weight: float) -> list[Score
     ]
 
 
-def _pixels(recipe: ImageRecipe, picture: Picture) -> UInt8[np.ndarray, "s s 3"]:
-    image = load_image(picture.path, recipe)
-    return resize(image.crop(picture.box) if picture.box else image, recipe)
+def _pixels(recipe: ImageRecipe, region: Region) -> UInt8[np.ndarray, "s s 3"]:
+    image = load_image(region.path, recipe)
+    return resize(image.crop(region.box) if region.box else image, recipe)
 
 
 def _numbered(values: Iterable[Value]) -> dict[Value, int]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float32
 
-from edje_jax.data.bad_pictures import BadPictures, left_out
+from edje_jax.data.bad_records import BadRecords, left_out
 from edje_jax.data.image_reader import read_gallery
 from edje_jax.data.sources.pooled import Pooled
 from edje_jax.data.sources.registry import open_captioned, open_source
@@ -57,7 +57,7 @@ def encode_gallery(
 
     Raises:
         ValueError: the source has no captions to ask with (`open_captioned` finds that sooner).
-        TooManyBadPictures: more than `max_bad` of the records are bad, of the set or,
+        TooManyBadRecords: more than `max_bad` of the records are bad, of the set or,
             where there is one, of the pool: a large pool hides no damage to the set.
         OSError: the tokens need a temporary file, and there is no room for it.
     """
@@ -72,7 +72,7 @@ def encode_gallery(
         batch
         for part, of in zip((range(own), range(own, len(source))), sets, strict=False)
         for batch in read_gallery(
-            source, config.image, BadPictures.after(left_out(of), len(part), max_bad), part
+            source, config.image, BadRecords.after(left_out(of), len(part), max_bad), part
         )
     )
     for batch in batches:
@@ -81,7 +81,7 @@ def encode_gallery(
         tokens[rows], embeddings[rows] = encoded.tokens, encoded.embeddings
         record += batch.records
         if progress:
-            progress("pictures", len(record), len(source))
+            progress("images", len(record), len(source))
     captions = [list(source.captions(i)) for i in record]
     gallery = Gallery.of([source.image_id(i) for i in record], captions)
     count = len(record)

@@ -69,7 +69,7 @@ def measure_source(
     """Encode a captioned set and measure the runtime on it; `Reranker.runtime` is a runtime.
 
     Raises:
-        TooManyBadPictures: more than `max_bad` of the records are bad.
+        TooManyBadRecords: more than `max_bad` of the records are bad.
         ValueError: the set has no captions, or is not what the protocol needs.
     """
     started = time.perf_counter()

@@ -27,6 +27,16 @@ QUERIES = 8
 
 
 @dataclasses.dataclass(frozen=True)
+class Choices:
+    """Ways of reranking to compare, and the queries to compare them on."""
+
+    depths: Sequence[int]
+    token_dtypes: Sequence[TokenDtype]
+    queries: int = 0
+    """Number of captions, and of images, that are asked for; 0 asks for all."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Untimed:
     """Result whose speed is still to be measured."""
 
@@ -41,15 +51,12 @@ def measure_recalls(
     runtime: JaxRuntime,
     model: str,
     encoded: EncodedGallery,
-    depths: Sequence[int],
-    token_dtypes: Sequence[TokenDtype],
-    queries: int = 0,
+    choices: Choices,
     progress: Progress | None = None,
 ) -> tuple[list[Untimed], SomeQueries]:
     """Recalls of one model, called `model`, for each token dtype and depth.
 
-    Each dtype is scored once, at the largest depth, without the first stage's cosine. `queries` is
-    the number of captions, and of images, that are asked for; 0 asks for all.
+    Each dtype is scored once, at the largest depth, without the first stage's cosine.
 
     Returns the results, and the retrieval at the largest depth with the first of the dtypes.
     """
@@ -58,12 +65,12 @@ def measure_recalls(
     texts = runtime.embed_texts(captions)
     some_captions = np.unique(np.linspace(0, len(captions) - 1, QUERIES).astype(int))
     ids = runtime.joint_tokenizer([captions[i] for i in some_captions])
-    # Timed later, when nothing but the joint encoder shall be held.
+    # Timed later, when nothing but the joint encoder is in memory.
     reranker = dataclasses.replace(runtime, backbone_params={})
-    joint = runtime.config.joint_encoder
+    joint, deepest = runtime.config.joint_encoder, max(choices.depths)
     untimed: list[Untimed] = []
     asked: list[SomeQueries] = []
-    for dtype in token_dtypes:
+    for dtype in choices.token_dtypes:
         tokens = pack(encoded.tokens, dtype)
         stored = dataclasses.replace(encoded, tokens=tokens)
         score_pairs = pair_scorer(runtime, stored, progress)
@@ -73,12 +80,12 @@ def measure_recalls(
                 encoded.embeddings,
                 texts,
                 score_pairs,
-                max(depths),
-                queries or len(captions),
+                deepest,
+                choices.queries or len(captions),
             )
         )
-        some_tokens = tokens[np.arange(min(len(tokens), max(depths)))]
-        for k in depths:
+        some_tokens = tokens[np.arange(min(len(tokens), deepest))]
+        for k in choices.depths:
             metrics = asked[-1].retrieval.at(k=k).metrics()
             result = TuneResult(
                 model,

@@ -28,7 +28,7 @@ class Evaluation:
     def description(self) -> str:
         """Name, data and size, for messages."""
         m = self.metrics
-        return f"{self.name} ({m['data']}, {m['pictures']:,} pictures, {m['captions']:,} captions)"
+        return f"{self.name} ({m['data']}, {m['pictures']:,} images, {m['captions']:,} captions)"
 
     @property
     def settings(self) -> dict[str, Any]:

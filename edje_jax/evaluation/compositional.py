@@ -24,7 +24,7 @@ STAGES = ("base", "reranked")
 
 
 @dataclass(frozen=True)
-class Picture:
+class Region:
     """Image file, or a part of it: (left, upper, right, lower) in pixels."""
 
     path: str
@@ -37,7 +37,7 @@ class Item:
 
     name: str
     category: str
-    pictures: tuple[Picture, ...]
+    regions: tuple[Region, ...]
     captions: tuple[str, ...]
 
 

@@ -33,7 +33,7 @@ def check_whole_test_set(ids: CocoIds) -> None:
         ValueError: some are missing.
     """
     needed = _judge().coco_gts
-    for what, numbers, key in (("pictures", ids.images, "i2t"), ("captions", ids.captions, "t2i")):
+    for what, numbers, key in (("images", ids.images, "i2t"), ("captions", ids.captions, "t2i")):
         if missing := needed[key].keys() - set(numbers.tolist()):
             raise ValueError(
                 f"{len(missing):,} of COCO's {len(needed[key]):,} test {what} are not in this "

@@ -57,7 +57,7 @@ def rerank_folds(
     """
     total = len(gallery.image_ids)
     if not 2 <= count <= total:
-        raise ValueError(f"{count} folds of {total} pictures; give 2 to {total}")
+        raise ValueError(f"{count} folds of {total} images; give 2 to {total}")
     results = []
     for rows in np.array_split(np.arange(total), count):
         first, after = int(rows[0]), int(rows[-1]) + 1

@@ -53,7 +53,7 @@ class Gallery:
         owner = np.asarray(self.caption_image)
         if not self.image_ids or not self.captions:
             raise ValueError(
-                f"the gallery has {len(self.image_ids)} pictures and {len(self.captions)} "
+                f"the gallery has {len(self.image_ids)} images and {len(self.captions)} "
                 "captions; evaluation needs both"
             )
         if owner.shape != (len(self.captions),):
@@ -63,7 +63,7 @@ class Gallery:
         if owner.min() < 0 or owner.max() >= len(self.image_ids):
             raise ValueError(
                 f"caption_image runs from {owner.min()} to {owner.max()}; "
-                f"the gallery has pictures 0 to {len(self.image_ids) - 1}"
+                f"the gallery has images 0 to {len(self.image_ids) - 1}"
             )
         _check_ids(self.image_ids)
         object.__setattr__(self, "caption_image", owner.astype(np.int32))
@@ -200,7 +200,7 @@ def rerank(
     texts = _embeddings("text_embeddings", text_embeddings, len(gallery.captions))
     if images.shape[1] != texts.shape[1]:
         raise ValueError(
-            f"pictures are embedded in {images.shape[1]} dimensions and captions in "
+            f"images are embedded in {images.shape[1]} dimensions and captions in "
             f"{texts.shape[1]}; both must come from one backbone"
         )
     owner, numbers = gallery.caption_image, np.arange(len(images), dtype=np.int32)
@@ -221,7 +221,7 @@ def rerank(
 
 
 @dataclass(frozen=True, eq=False)
-class FirstStage:
+class BaseRanking:
     """Nearest items of each query, and the place of its best right answer among all items."""
 
     candidates: Int[np.ndarray, "q k"]
@@ -236,7 +236,7 @@ def first_stage(
     query_image: Int[np.ndarray, " q"],
     item_image: Int[np.ndarray, " g"],
     k: int,
-) -> FirstStage:
+) -> BaseRanking:
     """Exact search by inner product; an item is a right answer if it has the query's image.
 
     Works through the queries in blocks, so memory does not grow with q * g.
@@ -250,7 +250,7 @@ def first_stage(
         similarities[rows] = np.take_along_axis(near, candidates[rows], axis=1)
         positive = query_image[rows, None] == item_image[None]
         best[rows], rank[rows] = best_positive(near, positive)
-    return FirstStage(candidates, similarities, best, rank)
+    return BaseRanking(candidates, similarities, best, rank)
 
 
 def similarity_blocks(
@@ -307,7 +307,7 @@ def score_each_once(
     if not np.isfinite(scores).all():
         i = int(np.flatnonzero(~np.isfinite(scores))[0])
         raise ValueError(
-            f"score_pairs gave {scores[i]} for caption {text_index[i]} and picture "
+            f"score_pairs gave {scores[i]} for caption {text_index[i]} and image "
             f"{image_index[i]}; check the model's weights"
         )
     scores = scores[place.ravel()]
@@ -315,7 +315,7 @@ def score_each_once(
 
 
 def rank_candidates(
-    stage: FirstStage,
+    stage: BaseRanking,
     scores: Float[np.ndarray, "q k"],
     query_image: Int[np.ndarray, " q"],
     item_image: Int[np.ndarray, " g"],
@@ -381,10 +381,10 @@ def _check_ids(image_ids: Sequence[str]) -> None:
     seen: set[str] = set()
     for i, name in enumerate(image_ids):
         if not name:
-            raise ValueError(f"picture {i} has an empty id; give every picture a name")
+            raise ValueError(f"image {i} has an empty id; give every image a name")
         if name in seen:
             raise ValueError(
-                f"picture id {name!r} stands twice; put a picture's captions into one record"
+                f"image id {name!r} stands twice; put an image's captions into one record"
             )
         seen.add(name)
 

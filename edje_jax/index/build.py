@@ -9,6 +9,7 @@ leaves does not depend on how often it was.
 import logging
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,6 @@ from edje_jax.index.manifest import Manifest
 from edje_jax.index.shard_content import RecordDecoder, encode
 from edje_jax.index.shard_files import BadStore, write_shard
 from edje_jax.index.store import Store, check_model, next_number
-from edje_jax.models.token_formats import pack
 from edje_jax.runtimes.base import IMAGE_BATCH, Runtime
 from edje_jax.system.allocator import give_back_freed_memory
 from edje_jax.system.files import read_json, write_json
@@ -36,8 +36,25 @@ BATCH = IMAGE_BATCH
 SHARD_ROWS = 1024
 SHARD_BYTES = 64 << 20
 """Most images, and most bytes of tokens, of a shard: it is built in memory."""
-Progress = Callable[[int, int], None]
+BuildProgress = Callable[[int, int], None]
 """Function of (images done, images to do) of this process's share."""
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """Options of a build."""
+
+    token_dtype: TokenDtype = "bfloat16"
+    share: tuple[int, int] = (0, 1)
+    """(i, n): this process builds every n-th shard, from the i-th on."""
+    workers: int = 0
+    """Processes that decode images; 0 uses threads of this one."""
+    max_bad: float = 1.0
+    """Share of the source's images that may be bad; if all are, it is an error anyway."""
+    prune: bool = False
+    """Drop images that are gone from the source, which else keep answering."""
+    restore: bool = False
+    """Take removed images in again."""
 
 
 def build(
@@ -46,39 +63,27 @@ def build(
     source: Source,
     spec: str,
     out: Path,
-    *,
-    token_dtype: TokenDtype = "bfloat16",
-    share: tuple[int, int] = (0, 1),
-    workers: int = 0,
-    max_bad: float = 1.0,
-    prune: bool = False,
-    restore: bool = False,
-    progress: Progress | None = None,
+    options: BuildOptions = BuildOptions(),
+    progress: BuildProgress | None = None,
 ) -> Report | None:
     """Bring an index up to a source; None if other shares are missing, so that it is not complete.
 
-    Of n processes with share (i, n), each builds every n-th shard, and the last one to finish
-    completes the index. Images that are as they were indexed are left as they are.
-
-    Args:
-        stamp: stamp of the model that `runtime` runs (`weights.model_stamp`).
-        max_bad: share of the source's images that may be bad; if all are, it is an error anyway.
-        prune: drop images that are gone from the source, which else keep answering.
-        restore: take removed images in again.
+    Of several processes, the last one to finish completes the index. Images that are as they were
+    indexed are left as they are. `stamp` is the model's that `runtime` runs
+    (`weights.model_stamp`).
 
     Raises:
         BadStore: the index is another model's or token dtype's, or a build of other images was
             begun in it.
-        TooManyBadPictures: more images than `max_bad` allows are bad, or all of them; the index is
-            as it was.
+        TooManyBadRecords: more images than may be are bad, or all of them; the index is as it was.
     """
     out.mkdir(parents=True, exist_ok=True)
-    manifest = _manifest(runtime, stamp, spec, out, token_dtype)
+    manifest = _manifest(runtime, stamp, spec, out, options.token_dtype)
     manifest, changes = _recover_previous_build(
-        out, manifest, lambda now: compare(source, out, now, restore)
+        out, manifest, lambda now: compare(source, out, now, options.restore)
     )
     shards = _plan_shards(out, manifest, changes)
-    part, parts = share
+    part, parts = options.share
     if part and not shards:
         return None  # Only captions and paths are left to write; the first process writes them.
     mine = [number for number in shards if (number - min(shards)) % parts == part]
@@ -90,33 +95,25 @@ def build(
         if progress:
             progress(done, total)
 
-    paths = {number: record_of(out, number) for number in mine}
-    note(sum(len(shards[number]) for number, path in paths.items() if path.exists()))
-    left = {
-        number: cut_into(shards[number], BATCH)
-        for number, path in paths.items()
-        if not path.exists()
-    }
+    finished = [number for number in mine if record_of(out, number).exists()]
+    note(sum(len(shards[number]) for number in finished))
+    left = {n: cut_into(shards[n], BATCH) for n in mine if n not in finished}
     batches = [batch for cut in left.values() for batch in cut]
     decoder = RecordDecoder(source, runtime.config.image)
     rejected = dict(changes.bad)
     # One stream for all shards: the next one's images are decoded while one is written.
-    with closing(read_batches(decoder, batches, workers)) as decoded:
+    with closing(read_batches(decoder, batches, options.workers)) as decoded:
         for number, cut in left.items():
             encoded = encode(runtime, changes, islice(decoded, len(cut)), note)
             rejected |= encoded.rejected
-            refuse_many(out, rejected, changes, max_bad)
-            columns = {
-                **pack(encoded.tokens, token_dtype).columns,
-                "embeddings": encoded.embeddings,
-                "captions": encoded.captions,
-            }
+            refuse_many(out, rejected, changes, options.max_bad)
+            columns = encoded.columns(options.token_dtype)
             record = write_shard(out, number, columns, encoded.rows, encoded.thumbnails)
-            write_json(paths[number], {"shard": record, "rejected": encoded.rejected})
+            write_json(record_of(out, number), {"shard": record, "rejected": encoded.rejected})
             give_back_freed_memory()
     return finish(
         out, manifest, changes, list(shards),
-        spec=spec, max_bad=max_bad, prune=prune, embed=runtime.embed_texts,
+        spec=spec, max_bad=options.max_bad, prune=options.prune, embed=runtime.embed_texts,
     )  # fmt: skip
 
 
@@ -156,7 +153,7 @@ def _plan_shards(out: Path, manifest: Manifest, changes: Changes) -> dict[int, n
         BadStore: it was begun with another model or token dtype.
     """
     first, records = next_number(manifest), changes.records
-    size = min(SHARD_ROWS, max(SHARD_BYTES // manifest.bytes_per_picture, 1))
+    size = min(SHARD_ROWS, max(SHARD_BYTES // manifest.bytes_per_image, 1))
     plan = {
         "fingerprint": manifest.model["fingerprint"],
         "token_dtype": manifest.token_dtype,

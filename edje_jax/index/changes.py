@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
-from edje_jax.data.bad_pictures import caption_faults, left_out
+from edje_jax.data.bad_records import caption_faults, left_out
 from edje_jax.data.images import BadImage
 from edje_jax.data.sources.texts import printable, text_fault, usable
 from edje_jax.data.stamps import digest_of, stamp_of

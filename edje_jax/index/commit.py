@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from edje_jax.data.bad_pictures import TooManyBadPictures, are_too_many
+from edje_jax.data.bad_records import TooManyBadRecords, are_too_many
 from edje_jax.index.changes import Changes
 from edje_jax.index.manifest import Manifest
 from edje_jax.index.shard_files import file_of, read_rows, rewrite_words
-from edje_jax.system.files import read_json, replacing
+from edje_jax.system.files import atomic_path, read_json
 
 LISTED = 20
 """Largest number of bad images that an error lists."""
@@ -70,7 +70,7 @@ def finish(
     """Complete an index, if every shard of the build is there; None if other processes' are not.
 
     Raises:
-        TooManyBadPictures: see `build`.
+        TooManyBadRecords: see `build`.
     """
     try:
         parts = [read_json(record_of(out, number)) for number in numbers]
@@ -83,7 +83,7 @@ def finish(
     try:
         refuse_many(out, rejected, changes, max_bad)
         _refuse_none_left(out, rejected, changes, prune)
-    except TooManyBadPictures:
+    except TooManyBadRecords:
         _forget_rejected(out, parts)
         raise
     now = with_shards(out, before, parts)
@@ -101,15 +101,15 @@ def finish(
 
 
 def refuse_many(out: Path, rejected: dict[str, str], changes: Changes, max_bad: float) -> None:
-    """Raise `TooManyBadPictures` for more than may be bad."""
+    """Raise `TooManyBadRecords` for more than may be bad."""
     bad, total = rejected | changes.faults, changes.records_in_all
     if are_too_many(len(bad), total, max_bad):
         reason = f"more than --max-bad {max_bad:g} allows. Raise the limit, or mend them"
-        raise TooManyBadPictures(_listed(out, bad, total, reason))
+        raise TooManyBadRecords(_listed(out, bad, total, reason))
 
 
 def _refuse_none_left(out: Path, rejected: dict[str, str], changes: Changes, prune: bool) -> None:
-    """Raise `TooManyBadPictures` if a set has images, and none of them can be one of the index."""
+    """Raise `TooManyBadRecords` if a set has images, and none of them can be one of the index."""
     kept = set() if prune else set(changes.gone)
     unusable = rejected | {
         name: reason for name, reason in changes.absent.items() if name not in kept
@@ -117,7 +117,7 @@ def _refuse_none_left(out: Path, rejected: dict[str, str], changes: Changes, pru
     if 0 < len(unusable) == changes.total - len(changes.removed):
         bad = unusable | changes.faults
         reason = "so that no image is left. Mend them"
-        raise TooManyBadPictures(_listed(out, bad, changes.records_in_all, reason))
+        raise TooManyBadRecords(_listed(out, bad, changes.records_in_all, reason))
 
 
 def _listed(out: Path, bad: dict[str, str], total: int, reason: str) -> str:
@@ -178,7 +178,7 @@ def commit(out: Path, before: Manifest, now: Manifest, parts: list[dict[str, Any
     is_first = not (out / "manifest.json").exists()
     if now.shards if is_first else now != before:
         with (
-            replacing(out / "rejected.csv") as temporary,
+            atomic_path(out / "rejected.csv") as temporary,
             temporary.open("w", encoding="utf-8", newline="") as file,
         ):
             listed = [*now.rejected.items(), *now.faults.items()]

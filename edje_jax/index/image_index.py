@@ -29,7 +29,7 @@ class ImageIndex:
     """
 
     def __init__(self, store: Store, tokens_on: TokensOn = "disk", first_stage: str = "exact"):
-        find_first_stage(first_stage)  # An unknown name is told at once
+        find_first_stage(first_stage)  # Refuses an unknown name at once
         self.store = store
         self.tokens = StoredTokens(store, tokens_on)
         self._first_stage = first_stage
@@ -73,7 +73,7 @@ class ImageIndex:
         """
         if len(self) and not self.store.captions:
             raise ValueError(
-                f"{self.store.folder}: no captions in this index, so a picture finds none; build it"
+                f"{self.store.folder}: no captions in this index, so an image finds none; build it"
                 " from a SPEC that has them, such as blip:captions.json"
             )
         return open_first_stage(self.store, self._first_stage, "captions")

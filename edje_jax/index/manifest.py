@@ -69,7 +69,7 @@ class Manifest:
         return frozenset((*self.removed, *self.rejected, *self.dropped))
 
     @property
-    def bytes_per_picture(self) -> int:
+    def bytes_per_image(self) -> int:
         """Bytes of the compressed tokens of an image."""
         return FORMATS[self.token_dtype].bytes_per_image(self.num_tokens, self.width)
 
@@ -90,7 +90,7 @@ class Manifest:
         }
 
     def write(self, folder: Path) -> None:
-        """Make it the index's."""
+        """Write the manifest of an index."""
         raw = dataclasses.asdict(self)
         unknown = raw.pop("unknown")
         if not self.columns:

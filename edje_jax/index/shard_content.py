@@ -9,16 +9,16 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from edje_jax.config.model import ImageRecipe
+from edje_jax.config.model import ImageRecipe, TokenDtype
 from edje_jax.data.image_reader import ReadBatch, stack_images
 from edje_jax.data.images import BadImage, decode_record, resize
 from edje_jax.data.sources.texts import printable
 from edje_jax.data.stamps import digest_of
 from edje_jax.index.changes import Changes
 from edje_jax.index.shard_files import ImageRecord
+from edje_jax.models.token_formats import pack
 from edje_jax.runtimes.base import Encoded, Runtime
-from edje_jax.types import Encoded as HasFiles
-from edje_jax.types import Source, Stamped
+from edje_jax.types import HasFiles, Source, Stamped
 
 THUMBNAIL = 256
 """Longest side of a thumbnail in pixels."""
@@ -76,6 +76,14 @@ class EncodedShard:
     captions: np.ndarray
     thumbnails: list[bytes]
     rejected: dict[str, str]
+
+    def columns(self, token_dtype: TokenDtype) -> dict[str, np.ndarray]:
+        """Arrays of the shard by their names, the tokens packed."""
+        return {
+            **pack(self.tokens, token_dtype).columns,
+            "embeddings": self.embeddings,
+            "captions": self.captions,
+        }
 
 
 def encode(

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from edje_jax.index.mapped_files import map_array
-from edje_jax.system.files import replacing
+from edje_jax.system.files import atomic_path
 
 
 class BadStore(ValueError):
@@ -88,7 +88,7 @@ def write_shard(
         written.append(folder / f"{name}-{number:05d}.npy")
         _write_array(written[-1], array)
     written.append(folder / f"thumbnails-{number:05d}.bin")
-    with replacing(written[-1]) as temporary:
+    with atomic_path(written[-1]) as temporary:
         temporary.write_bytes(b"".join(thumbnails))
     written.append(folder / f"rows-{number:05d}.jsonl")
     starts = np.cumsum([0, *map(len, thumbnails)]).tolist()
@@ -157,14 +157,14 @@ def _next_name(path: Path) -> Path:
 def _write_array(path: Path, array: np.ndarray) -> None:
     if array.dtype.kind == "V":  # bfloat16 and the like, which files of NumPy know as bits alone
         array = array.view(f"u{array.dtype.itemsize}")
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.save(file, array, allow_pickle=False)
 
 
 def _write_rows(path: Path, rows: Sequence[ImageRecord]) -> None:
     # A path may hold bytes that are not UTF-8: they are written as JSON escapes.
     with (
-        replacing(path) as temporary,
+        atomic_path(path) as temporary,
         temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file,
     ):
         file.writelines(json.dumps(row._asdict(), ensure_ascii=False) + "\n" for row in rows)

@@ -1,4 +1,4 @@
-"""A reranker as a search model of `mteb`: two stages, and each picture encoded once.
+"""A reranker as a search model of `mteb`: two stages, and each image encoded once.
 
     import mteb
     from edje_jax import Reranker
@@ -8,7 +8,7 @@
     mteb.evaluate(model, mteb.get_tasks(["Flickr30kT2IRetrieval"]))
 
 Implements mteb's `SearchProtocol` (mteb 2.26). mteb's own wrapper of a cross-encoder would hand
-every picture over again with every query.
+every image over again with every query.
 """
 
 import logging
@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from edje_jax.config.model import ImageRecipe
-from edje_jax.data.bad_pictures import are_too_many
+from edje_jax.data.bad_records import are_too_many
 from edje_jax.data.image_reader import cut_into, read_batches, stack_images
 from edje_jax.data.images import BadImage, decode, image_pixels, resize
 from edje_jax.evaluation.retrieval import similarity_blocks, top_k
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 class MtebSearch:
-    """Text-to-image and image-to-text tasks; the task's category tells which side is pictures.
+    """Text-to-image and image-to-text tasks; the task's category tells which side is images.
 
     The k nearest by cosine are reordered as `eval.py` does, with the model's own similarity weight
     unless another is given; what mteb wants beyond k follows in the order of the cosine. Where a
@@ -86,7 +86,7 @@ class MtebSearch:
         asked, corpus = self._read(queries, task_metadata, "query"), self._corpus
         if (asked.texts is None) == (corpus.texts is None):
             raise ValueError(
-                "an EDJE scores texts against pictures: one of queries and corpus must be pictures"
+                "an EDJE scores texts against images: one of queries and corpus must be images"
             )
         if top_ranked is None:
             items, near = _nearest(asked, corpus, min(top_k, len(corpus.ids)))
@@ -132,7 +132,7 @@ class MtebSearch:
         if modalities not in (["text"], ["image"]):
             raise ValueError(
                 f"{task_metadata.name}: a {role} is {' and '.join(modalities)}; an EDJE scores "
-                "texts against pictures, so it must be either text or image"
+                "texts against images, so it must be either text or image"
             )
         (kind,) = modalities
         if kind not in rows.column_names:
@@ -188,12 +188,12 @@ class MtebSearch:
         """
         query, place = np.nonzero(items[:, :depth] >= 0)
         item = items[query, place]
-        texts, pictures = (corpus, asked) if asked.texts is None else (asked, corpus)
+        texts, images = (corpus, asked) if asked.texts is None else (asked, corpus)
         pairs = (item, query) if asked.texts is None else (query, item)
         runtime = self.reranker.runtime
         assert texts.texts is not None
         ids, known = runtime.joint_tokenizer(texts.texts), near[query, place]
-        logits = runtime.score_pairs(ids, pictures.tokens, *pairs, known)
+        logits = runtime.score_pairs(ids, images.tokens, *pairs, known)
         if not np.isfinite(logits).all():
             i = int(np.flatnonzero(~np.isfinite(logits))[0])
             raise ValueError(

@@ -52,7 +52,7 @@ def layer_attention(
 def patch_attention(
     model: Edje, params: PyTree, ids: Int[Array, "b t"], vision_tokens: Float[Array, "b n d"]
 ) -> Float[Array, "b t n"]:
-    """How a text row's view of the picture is spread over the vision tokens; rows sum to 1.
+    """How a text row's view of the image is spread over the vision tokens; rows sum to 1.
 
     The mean over heads and over the layers that see both sides, through the mean over the heads of
     a compressing adapter; a local one has a token for every patch. Rows of padding mean nothing.

@@ -17,7 +17,7 @@ _FIRST_END_TOKEN_ID = 2
 """Value of `eos_token_id` in OpenAI's configs. It is wrong: the end token is the highest id."""
 
 
-class VisionTower(nn.Module):
+class ClipVisionTower(nn.Module):
     """[class token, patches] -> tokens and the class token's projection.
 
     Vision tokens are those of one layer's output as it is, the class token only if asked for.
@@ -51,7 +51,7 @@ class VisionTower(nn.Module):
         return VisionOutput(tokens, project(norm(hidden[-1][:, 0])), tuple(hidden))
 
 
-class TextTower(nn.Module):
+class ClipTextTower(nn.Module):
     """Token ids -> the projection of the end token's row.
 
     Attention is causal and the end token closes the caption, so no padding is ever seen.
@@ -79,8 +79,8 @@ class Clip(DualTower):
     """CLIP's dual encoder."""
 
     def setup(self):
-        self.vision = VisionTower(self.config, self.dtype, self.remat)
-        self.text = TextTower(self.config.text, self.dtype, self.remat)
+        self.vision = ClipVisionTower(self.config, self.dtype, self.remat)
+        self.text = ClipTextTower(self.config.text, self.dtype, self.remat)
         self.logit_scale = self.param("logit_scale", nn.initializers.constant(2.6592), ())
 
     def __call__(

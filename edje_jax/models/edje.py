@@ -39,11 +39,11 @@ class Edje(nn.Module):
         Deferred layers are part of it, without dropout.
         """
         tokens = self.adapter(vision_tokens.astype(self.dtype))
-        return self.joint_encoder.defer(tokens)
+        return self.joint_encoder.run_deferred_layers(tokens)
 
-    def read_text(self, ids: Int[Array, "b t"], train: bool = False) -> TextSide:
+    def encode_text(self, ids: Int[Array, "b t"], train: bool = False) -> TextSide:
         """Run the text side of the deferred layers on captions."""
-        return self.joint_encoder.read_text(ids, train)
+        return self.joint_encoder.encode_text(ids, train)
 
     def match(
         self,
@@ -57,15 +57,15 @@ class Edje(nn.Module):
         pairs = self.joint_encoder.join(ids, tokens, train)
         return self.joint_encoder.match(pairs, train, similarity)
 
-    def match_read(
+    def match_encoded(
         self,
         text: TextSide,
         tokens: Float[Array, "b m d"],
         train: bool = False,
         similarity: Float[Array, " b"] | None = None,
     ) -> Float[Array, " b"]:
-        """Match logits of captions that `read_text` has read."""
-        pairs = self.joint_encoder.join_read(text, tokens)
+        """Match logits of captions that `encode_text` has read."""
+        pairs = self.joint_encoder.join_encoded(text, tokens)
         return self.joint_encoder.match(pairs, train, similarity)
 
     def masked_lm(

@@ -1,4 +1,4 @@
-"""The joint encoder: BERT over the tokens of a picture and a caption.
+"""The joint encoder: BERT over the tokens of an image and a caption.
 
 The published sequence is [CLS] caption [SEP] v_1..v_m [SEP] padding, and every position id
 follows it, so that a vision token's position depends on the caption's length. In memory the
@@ -11,9 +11,10 @@ because attention does not care about order: every offset is then static and pad
 **Deferred fusion** (`joint_encoder.deferred_layers` = s > 0) departs from the paper: in the first
 s layers the m vision rows and the rest attend within their own side, as DeFormer (arXiv 2005.00697)
 and PreTTR (arXiv 2004.14255) split text from text. Vision rows then stand at fixed positions, after
-the longest caption, and their first s layers are `defer`: what comes out is what a store keeps, m
-rows as before. The [SEP] that closes the vision segment belongs to the text side, whose first s
-layers are `read_text`, once for all pictures that a caption meets. With `online_vision` "attended"
+the longest caption; `run_deferred_layers` takes them through their first s layers, and a store
+keeps the result, m rows as before. The [SEP] that closes the vision segment belongs to the text
+side, which `encode_text` takes through its first s layers, once for all images that a caption
+meets. With `online_vision` "attended"
 the other layers leave the vision rows as they are (MICE, MORES).
 """
 
@@ -34,7 +35,7 @@ EVERY_ROW: tuple[int, None] = (0, None)
 
 
 class TextSide(NamedTuple):
-    """Captions, ready to meet pictures: [SEP] [CLS] caption [SEP] padding, embedded and through
+    """Captions, ready to meet images: [SEP] [CLS] caption [SEP] padding, embedded and through
     the deferred layers."""
 
     rows: Float[Array, "b n d"]
@@ -42,7 +43,7 @@ class TextSide(NamedTuple):
     """True for rows that are there."""
 
 
-class Content(NamedTuple):
+class RowInputs(NamedTuple):
     """Inputs of the embedding of rows."""
 
     content: Float[Array, "b n d"]
@@ -50,13 +51,13 @@ class Content(NamedTuple):
     segments: Int[Array, "b n"]
 
 
-class Joined(NamedTuple):
+class PairRows(NamedTuple):
     """Pairs in memory order, embedded and through the deferred layers."""
 
     rows: Float[Array, "b n d"]
     mask: Bool[Array, "b n"]
     vision: int
-    """How many of the rows, from the first, are the picture's."""
+    """How many of the rows, from the first, are the image's."""
 
 
 class JointEncoder(nn.Module):
@@ -83,7 +84,7 @@ class JointEncoder(nn.Module):
         if prior := self.config.similarity_prior:
             self.similarity_prior = SimilarityPriorHead(prior, bert.hidden_size, self.dtype)
 
-    def defer(self, tokens: Float[Array, "b m d"]) -> Float[Array, "b m d"]:
+    def run_deferred_layers(self, tokens: Float[Array, "b m d"]) -> Float[Array, "b m d"]:
         """The vision side of the deferred layers, if there are any."""
         if not self._deferred:
             return tokens
@@ -94,7 +95,7 @@ class JointEncoder(nn.Module):
             x = layer(x, present, False, EVERY_ROW)
         return x
 
-    def read_text(self, ids, train) -> TextSide:
+    def encode_text(self, ids, train) -> TextSide:
         """The text side of the deferred layers."""
         text, present = self._text(ids)
         x = self.embeddings(*text, train)
@@ -102,27 +103,25 @@ class JointEncoder(nn.Module):
             x = layer(x, present, train, EVERY_ROW)
         return TextSide(x, present)
 
-    def join(self, ids, tokens, train) -> Joined:
+    def join(self, ids, tokens, train) -> PairRows:
         """Pairs as the first layer that sees both sides takes them."""
         if self._deferred:
-            return self.join_read(self.read_text(ids, train), tokens)
+            return self.join_encoded(self.encode_text(ids, train), tokens)
         text, present = self._text(ids)
         start = jnp.sum(present[:, 1:].astype(jnp.int32), axis=1, keepdims=True)
         parts = zip(self._vision(tokens, start), text, strict=True)
-        both = Content(*(jnp.concatenate(part, axis=1) for part in parts))
+        both = RowInputs(*(jnp.concatenate(part, axis=1) for part in parts))
         rows = self.embeddings(*both, train)
-        return Joined(rows, _and_vision(present, tokens), tokens.shape[1])
+        return PairRows(rows, _and_vision(present, tokens), tokens.shape[1])
 
-    def join_read(self, text: TextSide, tokens) -> Joined:
+    def join_encoded(self, text: TextSide, tokens) -> PairRows:
         """Join tokens with captions that passed the deferred layers before."""
         if not self._deferred:
-            raise ValueError(
-                "captions are read before they meet a picture by deferred layers alone"
-            )
+            raise ValueError("captions are read before they meet an image by deferred layers alone")
         rows = jnp.concatenate([tokens.astype(self.dtype), text.rows], axis=1)
-        return Joined(rows, _and_vision(text.mask, tokens), tokens.shape[1])
+        return PairRows(rows, _and_vision(text.mask, tokens), tokens.shape[1])
 
-    def match(self, pairs: Joined, train, similarity: Float[Array, " b"] | None = None):
+    def match(self, pairs: PairRows, train, similarity: Float[Array, " b"] | None = None):
         first = pairs.vision + 1
         cls = self._encode(pairs, train, (first, first + 1))[:, 0]
         if self.config.similarity_prior:
@@ -162,12 +161,12 @@ class JointEncoder(nn.Module):
     def _deferred(self) -> int:
         return self.config.joint_encoder.deferred_layers
 
-    def _vision(self, tokens: Float[Array, "b m d"], start: Int[Array, "b 1"]) -> Content:
+    def _vision(self, tokens: Float[Array, "b m d"], start: Int[Array, "b 1"]) -> RowInputs:
         """Vision rows, of which the first stands at a given position."""
         positions = start + jnp.arange(tokens.shape[1], dtype=start.dtype)[None]
-        return Content(tokens.astype(self.dtype), positions, jnp.ones_like(positions))
+        return RowInputs(tokens.astype(self.dtype), positions, jnp.ones_like(positions))
 
-    def _text(self, ids: Int[Array, "b t"]) -> tuple[Content, Bool[Array, "b n"]]:
+    def _text(self, ids: Int[Array, "b t"]) -> tuple[RowInputs, Bool[Array, "b n"]]:
         """The [SEP] that closes the vision segment and the caption; which of them are there."""
         batch, length = ids.shape
         present = ids != self.config.joint_encoder.pad_token_id
@@ -178,7 +177,7 @@ class JointEncoder(nn.Module):
         # the longest caption's where what is stored cannot know which one it will meet.
         start = jnp.full_like(lengths, self.config.max_text_length) if self._deferred else lengths
         positions = jnp.broadcast_to(jnp.arange(length)[None], ids.shape)
-        content = Content(
+        content = RowInputs(
             self.embeddings.words(jnp.concatenate([closing, ids], axis=1)),
             jnp.concatenate([start + self.config.num_tokens, positions], axis=1),
             jnp.concatenate([jnp.ones((batch, 1), ids.dtype), jnp.zeros_like(ids)], axis=1),
@@ -186,14 +185,14 @@ class JointEncoder(nn.Module):
         return content, jnp.concatenate([jnp.ones((batch, 1), bool), present], axis=1)
 
     def _encode(
-        self, pairs: Joined, train: bool, kept: tuple[int, int | None]
+        self, pairs: PairRows, train: bool, kept: tuple[int, int | None]
     ) -> Float[Array, "b r d"]:
         """The layers that see both sides; the last one computes only the rows asked for."""
         for layer in self.layers[self._deferred : -1]:
             pairs = pairs._replace(rows=self._both(layer, pairs, train))
         return self.layers[-1](pairs.rows, pairs.mask, train, kept)
 
-    def _both(self, layer: Layer, pairs: Joined, train: bool) -> Float[Array, "b n d"]:
+    def _both(self, layer: Layer, pairs: PairRows, train: bool) -> Float[Array, "b n d"]:
         """A layer over both sides, whose vision rows may stay what they are."""
         if self.config.joint_encoder.online_vision == "updated":
             return layer(pairs.rows, pairs.mask, train, EVERY_ROW)

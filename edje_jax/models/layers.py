@@ -1,4 +1,4 @@
-"""Pieces that more than one tower is built from."""
+"""Layers that several towers share."""
 
 from collections.abc import Callable
 

@@ -33,7 +33,7 @@ class AttentionPool(nn.Module):
         return (x + mlp(norm(x)))[:, 0]
 
 
-class VisionTower(nn.Module):
+class SiglipVisionTower(nn.Module):
     """Patches -> tokens and a pooled embedding. No class token.
 
     The last layer's tokens go through the post layer norm, an earlier layer's do not.
@@ -61,7 +61,7 @@ class VisionTower(nn.Module):
         return VisionOutput(tokens, embedding, tuple(hidden))
 
 
-class TextTower(nn.Module):
+class SiglipTextTower(nn.Module):
     """Token ids -> embedding: the **last position** through a linear head, padding included.
 
     SigLIP pads every text to its full length with the pad id and uses no attention mask, unless
@@ -90,10 +90,10 @@ class Siglip(DualTower):
     """SigLIP's dual encoder."""
 
     def setup(self):
-        self.vision = VisionTower(
+        self.vision = SiglipVisionTower(
             self.config.vision, self.config.token_layer, self.dtype, self.remat
         )
-        self.text = TextTower(self.config.text, self.dtype, self.remat)
+        self.text = SiglipTextTower(self.config.text, self.dtype, self.remat)
         self.logit_scale = self.param("logit_scale", nn.initializers.constant(jnp.log(10.0)), (1,))
         self.logit_bias = self.param("logit_bias", nn.initializers.constant(-10.0), (1,))
 

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from edje_jax.evaluation.compositional import STAGES, Item, Scored, is_right, summarise
-from edje_jax.system.files import replacing_text, write_json
+from edje_jax.system.files import atomic_text, write_json
 
 SHOWN = 30
 """Categories shown in the table; compositional.json has all."""
@@ -51,7 +51,7 @@ def write_compositional(
     """
     metrics = {**settings, **summarise(items, scored)}
     out.mkdir(parents=True, exist_ok=True)
-    with replacing_text(out / "per_item.csv") as file:
+    with atomic_text(out / "per_item.csv") as file:
         rows = csv.writer(file)
         kinds = ("text", "image", "group")
         names = [f"{stage}_{kind}" for stage in STAGES for kind in kinds]

@@ -17,7 +17,7 @@ from edje_jax.evaluation import trec
 from edje_jax.evaluation.compare import Evaluation
 from edje_jax.evaluation.measures import measure_ranks
 from edje_jax.evaluation.retrieval import DIRECTIONS, Direction, Gallery, Retrieval
-from edje_jax.system.files import replacing_text
+from edje_jax.system.files import atomic_text
 
 PER_QUERY = (
     "direction",
@@ -77,7 +77,7 @@ def write_metrics(
         _write(out / f"{key}.qrels", trec.qrels_lines(gallery, key))
         _write(out / f"{key}.base.run", trec.base_run(direction, *ids[key]))
         _write(out / f"{key}.run", trec.reranked_run(direction, *ids[key]))
-    with replacing_text(out / "per_query.csv") as file:
+    with atomic_text(out / "per_query.csv") as file:
         rows = csv.writer(file)
         rows.writerow(PER_QUERY)
         for key in DIRECTIONS:
@@ -157,5 +157,5 @@ def _per_query(
 
 def _write(path: Path, parts: Iterator[str] | list[str]) -> None:
     """Write a text file, whole or not at all."""
-    with replacing_text(path) as file:
+    with atomic_text(path) as file:
         file.writelines(parts)

@@ -126,7 +126,7 @@ def _moved(direction: Direction, q: int, gallery: Gallery, album: "Album", texts
     image = int(gallery.caption_image[q]) if texts else q
     name = gallery.captions[q] if texts else gallery.image_ids[q]
     before, after = int(direction.base_rank[q]), int(direction.reranked_rank[q])
-    note = "The right picture" if texts else "The query"
+    note = "The right image" if texts else "The query"
     return (
         f"<li>{album.thumbnail(image, note)}<span>{escape(name)}</span>"
         f"<p>{before:,} → <b>{after:,}</b> {_move(before - after)}</p></li>"
@@ -153,7 +153,7 @@ class Album:
         if index not in self._uris:
             self._uris[index] = self._uri(index)
         if self._uris[index] is None:
-            label = escape(f"{about} (the picture could not be read)")
+            label = escape(f"{about} (the image could not be read)")
             return (
                 f'<div class="pic missing" role="img" aria-label="{label}" title="{label}"></div>'
             )
@@ -174,7 +174,7 @@ class Album:
             data = io.BytesIO()
             image.save(data, "JPEG", quality=85)
         except Exception as error:  # A decoder may raise anything; no report is lost to an image.
-            log.warning("report: picture %s left out: %s", self._gallery.image_ids[index], error)
+            log.warning("report: image %s left out: %s", self._gallery.image_ids[index], error)
             return None
         return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
 
@@ -190,7 +190,7 @@ def text_card(direction: Direction, q: int, gallery: Gallery, album: Album) -> s
     base, after = ([slot(*place) for place in row] for row in _places(direction, q))
     for row, rank in ((base, direction.base_rank[q]), (after, direction.reranked_rank[q])):
         if rank > len(row):
-            image = album.thumbnail(int(gallery.caption_image[q]), "The right picture")
+            image = album.thumbnail(int(gallery.caption_image[q]), "The right image")
             row.append(f'<li class="apart"><div class="hit">{image}</div><p>rank {rank:,}</p></li>')
     return f"""
 <article><header><h4>{escape(gallery.captions[q])}</h4>{_verdict(direction, q)}</header>

@@ -44,7 +44,7 @@ def figures(metrics: Mapping[str, Any]) -> list[Figure]:
     made = [
         (
             "Recall, base beside reranked",
-            "Whiskers: the 95% interval of the gain, from draws of other pictures.",
+            "Whiskers: the 95% interval of the gain, from draws of other images.",
             _bars,
         )
     ]

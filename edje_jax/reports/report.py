@@ -7,7 +7,7 @@ Every text that comes from the data goes through `escape`. The page's frame and 
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -22,7 +22,7 @@ from edje_jax.evaluation.retrieval import Direction, Gallery, Retrieval
 from edje_jax.reports.examples import Album, Section, image_card, moves_html, sections, text_card
 from edje_jax.reports.figures import figures
 from edje_jax.reports.word_maps import WordMaps, word_card, word_style
-from edje_jax.system.files import replacing_text
+from edje_jax.system.files import atomic_text
 
 WORD_CARDS = 4
 """Captions whose words are shown over their image."""
@@ -43,9 +43,24 @@ class Names:
 
 
 NAMES = {
-    "t2i": Names("t2i", "Text to image", "captions", "Which picture does this describe?"),
-    "i2t": Names("i2t", "Image to text", "pictures", "Which captions describe this?"),
+    "t2i": Names("t2i", "Text to image", "captions", "Which image does this describe?"),
+    "i2t": Names("i2t", "Image to text", "images", "Which captions describe this?"),
 }
+
+
+@dataclass(frozen=True)
+class Heading:
+    """Title of a report, and the facts under it in their order: model, data, time taken."""
+
+    title: str = "Base and reranked"
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    def facts_html(self, further: Mapping[str, str]) -> str:
+        """HTML of the facts, then of further ones."""
+        return "".join(
+            f"<div><dt>{escape(name)}</dt><dd>{escape(str(value))}</dd></div>"
+            for name, value in {**self.facts, **further}.items()
+        )
 
 
 def write_report(
@@ -53,9 +68,8 @@ def write_report(
     retrieval: Retrieval,
     gallery: Gallery,
     load_image: Callable[[int], Image.Image],
+    heading: Heading = Heading(),
     *,
-    title: str = "Base and reranked",
-    facts: Mapping[str, str] | None = None,
     examples: int = 12,
     metrics: Mapping[str, Any] | None = None,
     word_maps: Callable[[int], WordMaps] | None = None,
@@ -63,9 +77,9 @@ def write_report(
     """Write `report.html`: the numbers, and queries with what stood first before and after.
 
     `load_image(i)` gives the gallery's image i; one that cannot be loaded is shown as missing.
-    `facts` stand under the title, in order (model, data, time taken). Up to `examples` queries a
-    section are shown. Figures are drawn of `metrics`, as metrics.json has them (default: the
-    measures alone); `word_maps(q)` tells where the words of caption q look in their image.
+    Up to `examples` queries a section are shown. Figures are drawn of `metrics`, as metrics.json
+    has them (default: the measures alone); `word_maps(q)` tells where the words of caption q look
+    in their image.
 
     Raises:
         ValueError: `examples` is negative.
@@ -75,8 +89,7 @@ def write_report(
         raise ValueError(f"examples = {examples}; give the number of queries to show a section")
     album = Album(gallery, load_image)
     facts = {
-        **(facts or {}),
-        "Pictures": f"{len(gallery.image_ids):,}",
+        "Images": f"{len(gallery.image_ids):,}",
         "Captions": f"{len(gallery.captions):,}",
         "Reranked": f"first {retrieval.k:,} of each list",
         "Similarity weight": f"{retrieval.similarity_weight:g}",
@@ -92,11 +105,8 @@ def write_report(
     words, word_styles = _words_html(chosen["t2i"], gallery, word_maps)
     template = resources.files("edje_jax.reports").joinpath("report_template.html")
     content = Template(template.read_text("utf-8")).substitute(
-        title=escape(title),
-        facts="".join(
-            f"<div><dt>{escape(name)}</dt><dd>{escape(str(value))}</dd></div>"
-            for name, value in facts.items()
-        ),
+        title=escape(heading.title),
+        facts=heading.facts_html(facts),
         panels="".join(_panel(NAMES[key], getattr(retrieval, key), retrieval.k) for key in NAMES),
         contents="".join(_contents(NAMES[key], chosen[key]) for key in NAMES)
         + ('<p><a class="to" href="#words">Where words look</a></p>' if words else ""),
@@ -108,7 +118,7 @@ def write_report(
     )
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    with replacing_text(out / "report.html") as file:
+    with atomic_text(out / "report.html") as file:
         file.write(content)
     return out / "report.html"
 
@@ -148,7 +158,7 @@ def _words_html(
         return "", []
     return (
         '<section class="direction" id="words" aria-labelledby="words-title">'
-        '<h2 id="words-title">Where words look <small>in the picture they describe</small></h2>'
+        '<h2 id="words-title">Where words look <small>in the image they describe</small></h2>'
         '<p class="note">A word\'s attention to the compressed tokens, the mean over heads and '
         "layers, times theirs to the patches; lit where a word looks more than the caption's words "
         "do on average, each tile scaled by its own maximum. Attention shows where information may "

@@ -61,7 +61,7 @@ def folds_table(folds: Mapping[str, Any]) -> Table:
     """Table of the mean over folds; `folds` is `evaluation.protocols.folds_summary`."""
     sizes = sorted(set(folds["pictures"]))
     size = " to ".join(f"{n:,}" for n in sizes)
-    return metrics_table(folds, f"Mean of {folds['count']} folds of {size} pictures")
+    return metrics_table(folds, f"Mean of {folds['count']} folds of {size} images")
 
 
 def k_table(sweep: Mapping[str, Any]) -> Table:

@@ -14,7 +14,7 @@ from edje_jax.config.calibration import Calibration
 from edje_jax.evaluation.retrieval import DIRECTIONS
 from edje_jax.evaluation.tuning import TuneResult, on_front, pareto_front
 from edje_jax.models.token_formats import FORMATS
-from edje_jax.system.files import replacing, write_json
+from edje_jax.system.files import atomic_path, write_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -130,7 +130,7 @@ def draw(results: Sequence[TuneResult], path: Path) -> None:
     _panel(time, results, [1e3 / result.queries_per_second for result in results])
     _panel(size, results, [result.bytes_per_picture for result in results])
     time.set(xlabel="ms per query, reranking alone", ylabel="R@1, mean of both ways")
-    size.set(xlabel="bytes per picture")
+    size.set(xlabel="bytes per image")
     size.minorticks_off()
     sizes = sorted({result.bytes_per_picture for result in results})
     size.set_xticks(sizes, [f"{bytes_:,}" for bytes_ in sizes])
@@ -142,7 +142,7 @@ def draw(results: Sequence[TuneResult], path: Path) -> None:
         time.plot([], [], mark_of(dtype), color="grey", label=dtype)
     figure.suptitle("Full colour: on the Pareto front of R@1, time and bytes", fontsize="medium")
     figure.legend(loc="outside right upper", fontsize="small")
-    with replacing(path) as temporary:
+    with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
 
 

@@ -43,7 +43,7 @@ def word_card(caption: str, one: WordMaps, number: int) -> str:
     )
     return (
         f'<article><header><h4>{escape(caption)}</h4></header><ol class="words">'
-        f'<li><div class="pic w{number}" role="img" aria-label="The picture"></div>'
+        f'<li><div class="pic w{number}" role="img" aria-label="The image"></div>'
         f"<p>&nbsp;</p></li>{tiles}</ol></article>"
     )
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float32, PyTree, UInt8
 
 from edje_jax.config.model import BackboneConfig, ImageRecipe
-from edje_jax.data.bad_pictures import BadPictures, left_out
+from edje_jax.data.bad_records import BadRecords, left_out
 from edje_jax.data.buckets import batches
 from edje_jax.data.image_reader import read_gallery
 from edje_jax.data.images import normalise
@@ -62,11 +62,11 @@ class DualEncoder:
         """{"t2i": {"R@1", "R@5", "R@10"}, "i2t": {...}}, in percent.
 
         Raises:
-            TooManyBadPictures: more than `max_bad` of the records are bad.
+            TooManyBadRecords: more than `max_bad` of the records are bad.
         """
         record: list[int] = []
         parts = []
-        bad = BadPictures.after(left_out(source), len(source), max_bad)
+        bad = BadRecords.after(left_out(source), len(source), max_bad)
         for batch in read_gallery(source, self.image, bad):
             parts.append(self.embed_images(batch.images))
             record += batch.records

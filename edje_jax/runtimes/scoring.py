@@ -34,7 +34,7 @@ def text_batches() -> tuple[int, ...]:
 @partial(jax.jit, static_argnums=0)
 def encode_captions(model: Edje, params: PyTree, real: Count, ids: Int[Array, "t l"]) -> TextSide:
     """Run the text side of the deferred layers on the first `real` captions."""
-    return _in_chunks(lambda ids: model.bind({"params": params}).read_text(ids), real, ids)
+    return _in_chunks(lambda ids: model.bind({"params": params}).encode_text(ids), real, ids)
 
 
 @jax.jit
@@ -59,7 +59,7 @@ def score(
         tokens = unpack(tokens) if isinstance(tokens, PackedTokens) else tokens
         edje = model.bind({"params": params})
         if isinstance(text, TextSide):
-            return edje.match_read(text, tokens, similarity=similarity)
+            return edje.match_encoded(text, tokens, similarity=similarity)
         return edje.match(text, tokens, similarity=similarity)
 
     return _in_chunks(logits, real, (text, tokens, similarity))

@@ -35,7 +35,7 @@ def patch_naming(source: Source, config: BackboneRun) -> "PatchNaming | None":
         return None
     if config.data.crop < 1:
         raise ValueError(
-            f"--data.crop {config.data.crop}: what patches hold is told of whole pictures;"
+            f"--data.crop {config.data.crop}: the labels of patches are of whole images;"
             " set it to 1, or --patch-naming to 0"
         )
     grid = config.vision.image_size // config.vision.patch_size

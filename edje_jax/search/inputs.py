@@ -56,7 +56,7 @@ def as_pairs(pairs: Iterable[Pair] | Pair) -> tuple[list[tuple[str, ImageLike]],
     return out, single
 
 
-def read_images(
+def decode_images(
     images: Iterable[ImageLike], recipe: ImageRecipe, names: Sequence[str] = ()
 ) -> UInt8[np.ndarray, "n s s 3"]:
     """Every image of an iterable, decoded and resized one by one.
@@ -70,7 +70,7 @@ def read_images(
         TypeError: one is of a type that images are not read from.
     """
     if is_single_image(images):
-        raise ValueError("images is a single picture; give a list of them")
+        raise ValueError("images is a single image; give a list of them")
 
     def read(numbered: tuple[int, ImageLike]) -> np.ndarray:
         i, image = numbered
@@ -104,10 +104,10 @@ def as_tokens(tokens: Any, shape: tuple[int, int]) -> Any:
             raise ValueError("tokens differ in shape; give those of one model")
         tokens = np.stack(parts) if parts else np.zeros((0, *shape), np.float32)
     if tokens.shape == shape:
-        raise ValueError(f"tokens of {shape} are a single picture's; give a list of them")
+        raise ValueError(f"tokens of {shape} are a single image's; give a list of them")
     if tokens.shape[1:] != shape:
         raise ValueError(
-            f"tokens of {tokens.shape[1:]} a picture; this model makes {shape}:"
+            f"tokens of {tokens.shape[1:]} an image; this model makes {shape}:"
             " they were encoded by another one"
         )
     return tokens

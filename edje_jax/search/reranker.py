@@ -20,7 +20,7 @@ from edje_jax.runtimes.devices import compute_dtype, log_devices
 from edje_jax.runtimes.jax import JaxRuntime
 from edje_jax.runtimes.round_robin import default_devices
 from edje_jax.search.cascade import search_images, search_texts
-from edje_jax.search.inputs import Pair, as_pairs, as_text, as_texts, as_tokens, read_images
+from edje_jax.search.inputs import Pair, as_pairs, as_text, as_texts, as_tokens, decode_images
 from edje_jax.search.results import to_results
 from edje_jax.weights.folder import Model, load_model
 from edje_jax.weights.model_stamp import model_stamp
@@ -119,8 +119,8 @@ class Reranker:
         texts, stored = as_texts(texts), self._tokens(tokens)
         if len(texts) != len(stored):
             raise ValueError(
-                f"score takes pairs: {len(texts)} texts for {len(stored)} pictures; for every text"
-                " against every picture use score_matrix"
+                f"score takes pairs: {len(texts)} texts for {len(stored)} images; for every text"
+                " against every image use score_matrix"
             )
         rows = np.arange(len(texts))
         return self._score(texts, stored, rows, rows, similarities)
@@ -162,7 +162,7 @@ class Reranker:
                 images.append(image)
                 names.append("the image of the pair" if single else f"the image of pairs[{i}]")
             rows.append(place[key])
-        pixels = read_images(images, self.config.image, names)
+        pixels = decode_images(images, self.config.image, names)
         encoded = self.runtime.encode_images(pixels)
         number = {text: i for i, text in enumerate(dict.fromkeys(text for text, _ in checked))}
         text_index = np.array([number[text] for text, _ in checked], int)
@@ -280,7 +280,7 @@ class Reranker:
             raise ValueError("give either images or pixel_values")
         recipe = self.config.image
         if pixel_values is None:
-            return self.runtime.encode_images(read_images(images, recipe))
+            return self.runtime.encode_images(decode_images(images, recipe))
         if not hasattr(pixel_values, "shape"):
             pixel_values = list(pixel_values)
         pixel_values = np.asarray(pixel_values, np.float32)

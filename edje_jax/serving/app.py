@@ -16,7 +16,7 @@ from edje_jax.serving.limits import Limits
 from edje_jax.serving.middleware import Body, Drain, Head, Paths, Watch
 from edje_jax.serving.monitor import Monitor
 from edje_jax.serving.routes import images, rerank, search, status
-from edje_jax.serving.schemas import PROBLEMS, state_limits
+from edje_jax.serving.schemas import ERROR_RESPONSES, state_limits
 from edje_jax.serving.service import Service
 from edje_jax.serving.state import State
 
@@ -48,7 +48,7 @@ def make_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        responses=PROBLEMS,
+        responses=ERROR_RESPONSES,
     )
     app.state.serving = state
     for routes in (search, rerank, images, status):
@@ -90,10 +90,10 @@ async def _warm(state: State) -> None:
 
 async def _invalid(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    return JSONResponse({"detail": [_mistake(one) for one in error.errors()]}, 422)
+    return JSONResponse({"detail": [_field_error(one) for one in error.errors()]}, 422)
 
 
-def _mistake(error: dict[str, Any]) -> dict[str, str]:
+def _field_error(error: dict[str, Any]) -> dict[str, str]:
     """Place and reason of an error, without the value: it may be megabytes, or no JSON (NaN)."""
     where, what = ".".join(map(str, error["loc"])), error["msg"].removeprefix("Value error, ")
     if where == "body" and error["type"] == "missing":
@@ -106,7 +106,7 @@ async def _failed(_: Request, error: Exception) -> JSONResponse:
 
 
 def _state_limits(app: FastAPI, limits: Limits) -> None:
-    """Let the OpenAPI document tell them."""
+    """State the limits in the OpenAPI document."""
     write = app.openapi
 
     def openapi() -> dict[str, Any]:

@@ -85,13 +85,13 @@ class _Remarks:
 def read_documents(
     documents: Sequence[Any],
     place: str,
-    numbers: Mapping[str, int],
+    image_of_id: Mapping[str, int],
     recipe: ImageRecipe,
     limits: Limits,
 ) -> Documents:
     """Look ids up and decode data, of at most `limits.images` images.
 
-    `place` names the list in messages, as in documents[0]; `numbers` gives the index's image of
+    `place` names the list in messages, as in documents[0]; `image_of_id` gives the index's image of
     each id.
 
     Raises:
@@ -103,10 +103,10 @@ def read_documents(
     for number, document in enumerate(documents):
         where = f"{place}[{number}]"
         try:
-            form = read_form(document, numbers)
+            form = read_form(document, image_of_id)
             sent += form.id is None
             if form.id is not None:
-                read.images.rows[number] = numbers[form.id]
+                read.images.rows[number] = image_of_id[form.id]
             elif sent > limits.images:
                 raise ValueError(
                     f"more than {limits.images} images are sent; index them, or send fewer at a"

@@ -11,7 +11,7 @@ from edje_jax.serving.documents import Images
 
 
 @dataclass(frozen=True)
-class Search:
+class SearchJob:
     """Search for the images that match a text."""
 
     query: str
@@ -20,11 +20,11 @@ class Search:
     @property
     def batch_key(self) -> Hashable:
         """Searches of the same depth share their calls of the model."""
-        return Search, self.k
+        return SearchJob, self.k
 
 
 @dataclass(frozen=True)
-class Captions:
+class CaptionsJob:
     """Search for the captions that match an image of the index."""
 
     image: int
@@ -33,11 +33,11 @@ class Captions:
     @property
     def batch_key(self) -> Hashable:
         """Searches of the same depth share their calls of the model."""
-        return Captions, self.k
+        return CaptionsJob, self.k
 
 
 @dataclass(frozen=True)
-class Rerank:
+class RerankJob:
     """Reranking of images by how they match a text."""
 
     query: str
@@ -46,10 +46,10 @@ class Rerank:
     @property
     def batch_key(self) -> Hashable:
         """All rerankings share their calls of the model."""
-        return Rerank
+        return RerankJob
 
 
-Job = Search | Captions | Rerank
+Job = SearchJob | CaptionsJob | RerankJob
 
 
 @dataclass(frozen=True)

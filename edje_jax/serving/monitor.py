@@ -29,7 +29,7 @@ class Monitor:
         Gauge("edje_waiting", "Requests in the queue.", registry=registry).set_function(waiting)
 
     def request(self, scope: Scope, status: int, seconds: float) -> None:
-        """A request was answered."""
+        """Count an answered request."""
         route = scope.get("route")
         # Not the address itself, of which there may be any number.
         name = getattr(route, "path", "other")
@@ -37,15 +37,15 @@ class Monitor:
         self._seconds.labels(name).observe(seconds)
 
     def answer(self, seconds: Timings, pairs: int) -> None:
-        """A search was answered."""
+        """Count an answered search."""
         for part in ("first_stage", "gather", "rerank"):
             self._parts.labels(part).observe(getattr(seconds, part))
         self.pairs(pairs)
 
     def pairs(self, count: int) -> None:
-        """So many pairs were scored."""
+        """Count scored pairs."""
         self._pairs.inc(count)
 
     def page(self) -> bytes:
-        """The text format."""
+        """All counters in the text format of Prometheus."""
         return generate_latest(self._registry)

@@ -311,7 +311,7 @@ class Info(BaseModel):
     ] = None
 
 
-class Model(BaseModel):
+class ServedModel(BaseModel):
     """The model that is served, in OpenAI's form."""
 
     id: str
@@ -324,31 +324,31 @@ class Models(BaseModel):
     """List of the one model that is served."""
 
     object: str = "list"
-    data: list[Model]
+    data: list[ServedModel]
 
 
 # --- refusals -------------------------------------------------------------------------------------
 
 
-class Mistake(BaseModel):
+class FieldError(BaseModel):
     """Fault of one field of a request."""
 
     where: str
     what: str
 
 
-class Problem(BaseModel):
+class ErrorResponse(BaseModel):
     """Reason for which there is no answer."""
 
-    detail: str | list[Mistake]
+    detail: str | list[FieldError]
 
 
-PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "description": description}
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorResponse, "description": description}
     for status, description in {
         400: "The request was cut short or is no HTTP",
         401: "The API key is missing or wrong",
-        404: "No such picture in this index",
+        404: "No such image in this index",
         413: "The body is longer than this server reads",
         422: "What was sent cannot be answered",
         429: "Too many requests wait; Retry-After says when to come back",

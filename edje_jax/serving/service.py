@@ -16,7 +16,7 @@ from edje_jax.models.token_formats import unpack
 from edje_jax.search.cascade import search_images, search_texts
 from edje_jax.search.reranker import Reranker
 from edje_jax.search.results import RankedCandidates, to_results
-from edje_jax.serving.jobs import Answer, Captions, Job, Rerank, Reranked, Search
+from edje_jax.serving.jobs import Answer, CaptionsJob, Job, Reranked, RerankJob, SearchJob
 
 log = logging.getLogger(__name__)
 
@@ -49,16 +49,16 @@ class Service:
 
     @property
     def _runners(self) -> dict[type, Callable[[list[Any]], list[Any]]]:
-        return {Search: self._search, Captions: self._captions, Rerank: self._rerank}
+        return {SearchJob: self._search, CaptionsJob: self._captions, RerankJob: self._rerank}
 
-    def _search(self, jobs: list[Search]) -> list[Answer]:
+    def _search(self, jobs: list[SearchJob]) -> list[Answer]:
         queries = [job.query for job in jobs]
         found, seconds = search_images(
             self.reranker.runtime, self.index, queries, jobs[0].k, self.reranker.calibration
         )
         return [Answer(one, seconds) for one in found]
 
-    def _captions(self, jobs: list[Captions]) -> list[Answer]:
+    def _captions(self, jobs: list[CaptionsJob]) -> list[Answer]:
         rows = np.array([job.image for job in jobs])
         tokens = np.asarray(unpack(self.index.tokens[rows]), np.float32)
         embeddings = self.index.store.embeddings[rows]
@@ -68,7 +68,7 @@ class Service:
         )
         return [Answer(one, seconds) for one in found]
 
-    def _rerank(self, jobs: list[Rerank]) -> list[Reranked]:
+    def _rerank(self, jobs: list[RerankJob]) -> list[Reranked]:
         runtime, weight = self.reranker.runtime, self.reranker.calibration.similarity_weight
         queries = [job.query for job in jobs]
         ids = runtime.joint_tokenizer(queries)

@@ -41,7 +41,7 @@ class State:
         return self.service.index.store
 
     @cached_property
-    def numbers(self) -> dict[str, int]:
+    def image_of_id(self) -> dict[str, int]:
         """Id -> image of the index, also as answers write an id that is no whole characters."""
         numbers = self.store.image_of_id
         odd = {whole_characters(name): number for name, number in numbers.items()}
@@ -79,9 +79,9 @@ class State:
         Raises:
             HTTPException: 404 where there is none.
         """
-        if name not in self.numbers:
-            raise HTTPException(404, "no such picture in this index")
-        return self.numbers[name]
+        if name not in self.image_of_id:
+            raise HTTPException(404, "no such image in this index")
+        return self.image_of_id[name]
 
 
 def _state(request: Request) -> State:

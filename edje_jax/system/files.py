@@ -28,33 +28,33 @@ def write_json(path: Path, value: object) -> None:
         OSError: the file cannot be written.
     """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    with replacing_text(path) as file:
+    with atomic_text(path) as file:
         file.write(text + "\n")
 
 
 @contextmanager
-def replacing_text(path: Path) -> Iterator[TextIO]:
+def atomic_text(path: Path) -> Iterator[TextIO]:
     """A UTF-8 text file that becomes `path` when the block ends well, and leaves no trace else.
 
     Ids can come from file names that are not UTF-8; those bytes are written as \\udcXX.
     """
     with (
-        replacing(path) as temporary,
+        atomic_path(path) as temporary,
         temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
     ):
         yield file
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary name to write to, which becomes `path` when the block ends well.
 
     Raises:
-        OSError: see `naming`.
+        OSError: see `errors_name`.
     """
     # Of this process alone: another may be writing the same file.
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with naming(path):
+    with errors_name(path):
         try:
             yield temporary
             move(temporary, path)
@@ -108,7 +108,7 @@ _NO_RENAMING = (errno.EXDEV, errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def is_abandoned(temporary: Path) -> bool:
-    """Whether no process of this machine writes to a temporary name of `replacing` any more."""
+    """Whether no process of this machine writes to a temporary name of `atomic_path` any more."""
     writer = temporary.suffixes[-2][1:]
     try:
         os.kill(int(writer), 0)
@@ -126,7 +126,7 @@ def most_open_files() -> int:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def errors_name(path: Path) -> Iterator[None]:
     """Let errors of the system name `path`: Python's say where only if a file cannot be opened.
 
     Raises:
@@ -167,13 +167,13 @@ def first_line(error: Exception) -> str:
 
 
 @contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
+def atomic_folder(target: Path) -> Iterator[Path]:
     """A folder to fill, which takes its name only once it is complete."""
     temporary = target.with_name(f".{target.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        with naming(target):
+        with errors_name(target):
             yield temporary
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -13,14 +13,15 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
 from edje_jax.config.model import UNMEASURED, BertConfig, EdjeConfig, SimilarityPrior
-from edje_jax.config.run import DataConfig, EdjeRun, ModelSpec
-from edje_jax.data.bad_pictures import BadPictures, left_out
+from edje_jax.config.parts import ModelSpec
+from edje_jax.config.run import DataConfig, EdjeRun
+from edje_jax.data.bad_records import BadRecords, left_out
 from edje_jax.data.exclusion import without
 from edje_jax.data.sources.registry import open_captioned, open_source
 from edje_jax.data.sources.subset import Subset, joined
 from edje_jax.data.text import JointTokenizer, train_wordpiece
 from edje_jax.data.tokenizer import same_tokenizer
-from edje_jax.training.processes import first_alone, is_first, wait_for_all
+from edje_jax.training.processes import is_first, main_process_first, wait_for_all
 from edje_jax.training.similarity_prior import known_prior
 from edje_jax.types import Source
 from edje_jax.weights import bert, edje
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Parts:
+class AssembledModel:
     """The pieces of a run, checked to fit each other."""
 
     config: EdjeConfig
@@ -43,7 +44,7 @@ class Parts:
     teacher: Model | None
 
 
-def assemble(config: EdjeRun, source: Source | None, workdir: Path) -> Parts:
+def assemble(config: EdjeRun, source: Source | None, workdir: Path) -> AssembledModel:
     """Load what the config names and make what it leaves out, from `source` if there is one.
 
     Raises:
@@ -57,14 +58,14 @@ def assemble(config: EdjeRun, source: Source | None, workdir: Path) -> Parts:
         )
     init = load_model(config.init) if config.init else None
     teacher = load_model(config.teacher) if config.teacher else None
-    backbone = _reading(config.model, _backbone(config, init, teacher))
+    backbone = _with_image_recipe(config.model, _backbone(config, init, teacher))
     if teacher:
         _check_vision(config, teacher, backbone)
     joint, tokenizer, params = _joint_encoder(config, init, teacher, source, workdir)
     joint = _with_layers_deferred(joint, config.model)
     whole = EdjeConfig(
         backbone.config,
-        config.model.adapter.completed_by(init.config.adapter if init else None),
+        config.model.adapter.resolve(init.config.adapter if init else None),
         joint,
         backbone.image,
         config.model.max_text_length or (init.config if init else EdjeConfig).max_text_length,
@@ -79,7 +80,7 @@ def assemble(config: EdjeRun, source: Source | None, workdir: Path) -> Parts:
     _check_shapes(params, whole, config.init or config.model.joint_encoder or "")
     if teacher:
         _check_texts(config, teacher, joint, tokenizer)
-    return Parts(whole, backbone, tokenizer, params, teacher)
+    return AssembledModel(whole, backbone, tokenizer, params, teacher)
 
 
 def _similarity_prior(
@@ -94,7 +95,7 @@ def _similarity_prior(
 
 
 def _adapter_params(config: EdjeRun, init: Model, whole: EdjeConfig) -> PyTree[np.ndarray]:
-    """The adapter of --init, if this run has the same; what it does not take over is told."""
+    """Adapter of --init, if this run has the same; a line of the log names what starts fresh."""
     joint, longest = whole.joint_encoder, init.config.max_text_length
     stood = init.config.joint_encoder.deferred_layers and joint.deferred_layers
     if stood and longest != whole.max_text_length:
@@ -113,7 +114,7 @@ def _adapter_params(config: EdjeRun, init: Model, whole: EdjeConfig) -> PyTree[n
 
 
 def _check_vision(config: EdjeRun, teacher: Model, backbone: Backbone) -> None:
-    """A teacher reads the vision tokens of this run's backbone."""
+    """Refuse a teacher of other vision tokens than those of this run's backbone."""
     if _vision_tokens(teacher.backbone) != _vision_tokens(backbone):
         raise ValueError(
             f"--teacher {config.teacher}: reads other vision tokens of the backbone than this run;"
@@ -128,7 +129,7 @@ def _check_vision(config: EdjeRun, teacher: Model, backbone: Backbone) -> None:
 
 
 def _check_texts(config: EdjeRun, teacher: Model, joint: BertConfig, tokenizer: Path) -> None:
-    """A teacher reads this run's captions, and has states that can be followed if they shall be."""
+    """Refuse a teacher that reads other captions, or whose hidden states cannot be followed."""
     theirs = teacher.config.joint_encoder.hidden_size
     if config.loss.hidden_states > 0 and theirs != joint.hidden_size:
         raise ValueError(
@@ -164,15 +165,15 @@ def open_sets(data: DataConfig, image_size: int = 64) -> tuple[Source, Source | 
 
     Raises:
         ValueError, FileNotFoundError: see `open_captioned`.
-        TooManyBadPictures: a set of which a part is taken has more bad records than `max_bad`.
+        TooManyBadRecords: a set of which a part is taken has more bad records than `max_bad`.
     """
-    # Tars are indexed and pictures hashed once, by the first process for all of its machine.
+    # Tars are indexed and images hashed once, by the first process for all of its machine.
     root = data.image_root or ""
-    with first_alone("sets"):
+    with main_process_first("sets"):
         train = open_captioned(data.train, root, image_size)
         if data.exclude or data.limit:
             # What the whole set left out is not counted against a part of it.
-            BadPictures.after(left_out(train), len(train), data.max_bad)
+            BadRecords.after(left_out(train), len(train), data.max_bad)
         if data.exclude:
             excluded = open_source(data.exclude, root, image_size)
             train = without(train, excluded, data, image_size)
@@ -191,7 +192,7 @@ def train_tokenizer(source: Source, vocab_size: int, folder: Path) -> None:
 
 
 def some_captions(source: Source, limit: int = 5_000) -> Iterator[str]:
-    """Captions of up to `limit` pictures spread over a source, to train a tokenizer from."""
+    """Captions of up to `limit` images spread over a source, to train a tokenizer from."""
     for index in range(0, len(source), max(len(source) // limit, 1)):
         yield from source.captions(index)
 
@@ -211,12 +212,12 @@ def _backbone(config: EdjeRun, init: Model | None, teacher: Model | None) -> Bac
         return teacher.backbone
     raise ValueError(
         "no backbone: give --model.backbone a Hugging Face SigLIP or CLIP folder or hub id; to make"
-        " a small one of your pictures, run edje train tiny_backbone and give its workdir's model/"
+        " a small one of your images, run edje train tiny_backbone and give its workdir's model/"
     )
 
 
-def _reading(spec: ModelSpec, backbone: Backbone) -> Backbone:
-    """The backbone, given images as the run asks for, if it does."""
+def _with_image_recipe(spec: ModelSpec, backbone: Backbone) -> Backbone:
+    """Backbone with the run's settings of the image recipe, where it has some."""
     asked = {"icc_profile": spec.icc_profile, "transparency": spec.transparency}
     asked = {name: value for name, value in asked.items() if value}
     return dataclasses.replace(backbone, image=dataclasses.replace(backbone.image, **asked))

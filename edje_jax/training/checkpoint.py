@@ -113,7 +113,7 @@ class Checkpoints:
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        """Finish writing and let go. After a failure nothing is raised that would hide it."""
+        """Finish writing and close. After a failure nothing is raised that would hide it."""
         with suppress(*([Exception] if error else [])):
             self.wait()
             self._manager.close()

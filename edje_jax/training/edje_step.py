@@ -126,7 +126,7 @@ def examples_of(
 ) -> tuple[Examples, Examples]:
     """(the batch's rows, the pool that their negatives come from: the batch, then the queue)."""
     own = Examples(
-        *devices.gather((features.text_embeddings, features.image_embeddings)),
+        *devices.replicate((features.text_embeddings, features.image_embeddings)),
         batch.image_ids,
         batch.caption_ids,
         batch.valid,
@@ -134,7 +134,7 @@ def examples_of(
     )
     if queue is None:
         return own, own
-    kept = devices.gather(queue).examples(batch.joint_ids.shape[1], pad)
+    kept = devices.replicate(queue).examples(batch.joint_ids.shape[1], pad)
     return own, jax.tree.map(lambda *parts: jnp.concatenate(parts), own, kept)
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Bool, PyTree, UInt8
 
 from edje_jax.config.model import ImageRecipe
 from edje_jax.config.run import DataConfig
-from edje_jax.data.bad_pictures import BadPictures, left_out
+from edje_jax.data.bad_records import BadRecords, left_out
 from edje_jax.data.feature_cache import FeatureCache, FeatureCacheWriter, check, dataset_stamp
 from edje_jax.data.image_reader import read_images
 from edje_jax.data.images import normalise
@@ -50,14 +50,14 @@ class FeaturePass:
     dtype: jax.typing.DTypeLike
     """Data type in which vision tokens are computed and kept."""
 
-    def cached(self) -> FeatureCache:
+    def ensure_cache(self) -> FeatureCache:
         """The cache at `data.cache_features`, made first, or made complete, if it has to be.
 
         A run of many processes needs a disk that all of them see.
 
         Raises:
             OtherFeatures: the folder keeps features of something else.
-            TooManyBadPictures: see `BadPictures`.
+            TooManyBadRecords: see `BadRecords`.
             OSError: the disk cannot hold it.
         """
         assert self.data.cache_features is not None
@@ -72,19 +72,19 @@ class FeaturePass:
         }
         if (folder / "manifest.json").exists():
             check(folder, stamp, read_json(folder / "manifest.json")["stamp"])
-            log.info("%s: features of %d pictures are there", folder, len(self.source))
+            log.info("%s: features of %d images are there", folder, len(self.source))
         else:
             tables = self._tables(len(self.source), int(first[-1]))
             self._make(FeatureCacheWriter(folder, stamp, *tables), first)
         return FeatureCache(folder)
 
-    def _tables(self, pictures: int, captions: int):
+    def _tables(self, images: int, captions: int):
         config = self.backbone.config
         width, tokens = config.vision.hidden_size, config.num_vision_tokens
         shared = config.text.projection_size
         shapes = {
-            "vision_tokens": (pictures, tokens, width),
-            "image_embeddings": (pictures, shared),
+            "vision_tokens": (images, tokens, width),
+            "image_embeddings": (images, shared),
             "text_embeddings": (captions, shared),
         }
         dtypes = dict.fromkeys(shapes, "float32") | {"vision_tokens": jnp.dtype(self.dtype).name}
@@ -96,11 +96,11 @@ class FeaturePass:
         wait_for_all("features")
         done = cache.progress()
         log.info(
-            "%s: keeping features of %d pictures, %.1f GB",
+            "%s: keeping features of %d images, %.1f GB",
             cache.folder, len(self.source), cache.size / 1e9,
         )  # fmt: skip
         for kind, work in (
-            ("pictures", self._pictures(cache, done["pictures"])),
+            ("pictures", self._images(cache, done["pictures"])),
             ("captions", self._captions(cache, done["captions"], first)),
         ):
             total, began, begun = cache.total(kind), time.monotonic(), done[kind]
@@ -124,8 +124,8 @@ class FeaturePass:
             cache.finish()
         wait_for_all("features whole")
 
-    def _pictures(self, cache: FeatureCacheWriter, start: int) -> Iterator[int]:
-        """Write pictures from `start` on; how many are done, now and then."""
+    def _images(self, cache: FeatureCacheWriter, start: int) -> Iterator[int]:
+        """Write images from `start` on; how many are done, now and then."""
         size, total = self.data.batch_size, len(self.source)
         own, starts = part_of(size, part_of_this_process()), range(start, total, size)
         batches = [range(at + own.start, min(at + own.stop, total)) for at in starts]
@@ -154,7 +154,7 @@ class FeaturePass:
     ) -> Iterator[tuple[UInt8[np.ndarray, "b s s 3"], Bool[np.ndarray, " b"]]]:
         """(images, which could be read) of each batch, filled up to so many rows."""
         recipe = self.backbone.image
-        bad = BadPictures.after(left_out(self.source), len(self.source), self.data.max_bad)
+        bad = BadRecords.after(left_out(self.source), len(self.source), self.data.max_bad)
         reader = read_images(self.source, recipe, batches, self.data.workers)
         for records, batch in zip(batches, reader, strict=True):
             bad.add({self.source.image_id(i): reason for i, reason in batch.bad.items()})

@@ -70,10 +70,10 @@ def fused(config: EdjeConfig) -> float:
 
 def matching(config: EdjeConfig, loss: LossConfig) -> float:
     """All pairs of one row of a batch, whose caption deferred layers read once, forward."""
-    return read_text(config) + (1 + 2 * loss.all_negatives) * fused(config)
+    return encode_text(config) + (1 + 2 * loss.all_negatives) * fused(config)
 
 
-def read_text(config: EdjeConfig) -> float:
+def encode_text(config: EdjeConfig) -> float:
     """A caption through the deferred layers, forward."""
     joint = config.joint_encoder
     return layers(joint, 1 + config.max_text_length, joint.deferred_layers)

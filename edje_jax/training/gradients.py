@@ -32,7 +32,7 @@ def gradients_of(
     if chunks == 1:
 
         def whole(params: PyTree) -> tuple[Array, tuple[Metrics, Array]]:
-            tokens = devices.split(compress(params, vision_tokens))
+            tokens = devices.shard_rows(compress(params, vision_tokens))
             total, metrics = loss(params, tokens, rows, dropout)
             return total, (metrics, tokens)
 
@@ -51,8 +51,10 @@ def gradients_of(
         return back(token_gradients.astype(made.dtype))[0]
 
     numbers = jnp.arange(chunks)
-    (gradients, token_gradients), metrics = _summed(of_losses, devices.cut(rows, chunks), numbers)
-    more = _summed(of_adapter, *devices.cut((vision_tokens, token_gradients), chunks))
+    (gradients, token_gradients), metrics = _summed(
+        of_losses, devices.to_chunks(rows, chunks), numbers
+    )
+    more = _summed(of_adapter, *devices.to_chunks((vision_tokens, token_gradients), chunks))
     return jax.tree.map(jnp.add, gradients, more), metrics, tokens
 
 
@@ -68,5 +70,5 @@ def _summed(function: Callable, *chunks: PyTree) -> PyTree:
 def in_chunks(function: Callable, rows: PyTree, chunks: int, devices: Devices) -> PyTree:
     """Apply a function to rows in `chunks` parts; the result is that of a single call."""
     if chunks == 1:
-        return devices.split(function(rows))
-    return devices.join(jax.lax.map(function, devices.cut(rows, chunks)))
+        return devices.shard_rows(function(rows))
+    return devices.from_chunks(jax.lax.map(function, devices.to_chunks(rows, chunks)))

@@ -18,7 +18,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore (m
 from tensorboardX.summary import scalar
 
 from edje_jax.config.run import RunConfig
-from edje_jax.system.files import naming, replacing
+from edje_jax.system.files import atomic_path, errors_name
 from edje_jax.training.flops import peak_flops
 from edje_jax.training.state import Metrics
 
@@ -64,7 +64,7 @@ class MetricLog:
         self._last = (start, time.perf_counter())
         drop_after(self._path, start)
         self._file = self._path.open("ab", buffering=0)
-        self._board = Board(workdir, start)
+        self._tensorboard = TensorBoardWriter(workdir, start)
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(),
@@ -88,9 +88,9 @@ class MetricLog:
     ) -> None:
         self._progress.stop()
         # What the run failed of, a full disk maybe, keeps these from closing too.
-        with suppress(*([OSError] if error else [])), naming(self.workdir):
+        with suppress(*([OSError] if error else [])), errors_name(self.workdir):
             self._file.close()
-            self._board.close()
+            self._tensorboard.close()
 
     def step(self, number: int, values: Metrics) -> None:
         """Take note of step `number` (from 0), which is "step" number + 1 in the log."""
@@ -124,18 +124,18 @@ class MetricLog:
 
     def write(self, done: int, figures: dict[str, float]) -> None:
         """Write a line of figures after `done` steps."""
-        with naming(self._path):
+        with errors_name(self._path):
             append(self._file, json.dumps({"step": done, **figures}) + "\n")
-            self._board.write(done, figures)
+            self._tensorboard.write(done, figures)
 
 
-class NoLog:
+class NullLog:
     """Log of processes that are not the first of a run: it writes nothing."""
 
     def __init__(self, workdir: Path):
         self.workdir = workdir
 
-    def __enter__(self) -> "NoLog":
+    def __enter__(self) -> "NullLog":
         return self
 
     def __exit__(
@@ -153,7 +153,7 @@ class NoLog:
         """Nothing."""
 
 
-class Board:
+class TensorBoardWriter:
     """TensorBoard's scalars, written by whoever calls.
 
     tensorboardX's own writer hands them to a thread, which dies in silence on a full disk.
@@ -205,5 +205,5 @@ def drop_after(path: Path, start: int) -> None:
         except ValueError:
             break  # The last line of a killed run may be cut short.
         kept.append(line + "\n")
-    with replacing(path) as temporary:
+    with atomic_path(path) as temporary:
         temporary.write_text("".join(kept), "utf-8")

@@ -17,12 +17,12 @@ import numpy as np
 from jaxtyping import PyTree
 
 from edje_jax.config.run import RunConfig, given, run_to_dict
-from edje_jax.data.bad_pictures import BadPictures, left_out
+from edje_jax.data.bad_records import BadRecords, left_out
 from edje_jax.data.loader import TrainingBatches, iterate
 from edje_jax.runtimes.devices import compute_dtype, log_devices
-from edje_jax.system.files import replacing, whole_folder, write_json
+from edje_jax.system.files import atomic_folder, atomic_path, write_json
 from edje_jax.training.checkpoint import Checkpoints
-from edje_jax.training.logs import Log, MetricLog, NoLog
+from edje_jax.training.logs import Log, MetricLog, NullLog
 from edje_jax.training.processes import any_of, is_first, wait_for_all
 from edje_jax.training.state import Metrics, TrainState
 from edje_jax.types import Batch
@@ -68,7 +68,7 @@ class Task(Protocol):
 
     @property
     def step_flops(self) -> float:
-        """Multiplications and additions of the model in a step; 0 if nobody counted."""
+        """Multiplications and additions of the model in a step; 0 if unknown."""
         ...
 
     def init(self) -> TrainState:
@@ -106,9 +106,9 @@ def run(task: Task, workdir: Path) -> bool:
     Rerunning the same command resumes from the newest checkpoint, bit for bit on CPU.
 
     Raises:
-        OtherRun, NotFinite, TooManyBadPictures, CheckpointError
+        OtherRun, NotFinite, TooManyBadRecords, CheckpointError
     """
-    claim(task.config, workdir)
+    claim_workdir(task.config, workdir)
     mesh = task.config.mesh
     devices = mesh.data * mesh.fsdp if mesh.data else jax.device_count()
     log_devices(compute_dtype(task.config.precision), devices)
@@ -118,12 +118,12 @@ def run(task: Task, workdir: Path) -> bool:
         if start:
             state = checkpoints.restore(state)
             log.info("resumed from %s", checkpoints.folder / str(start))
-        told = (
+        metric_log = (
             MetricLog(workdir, start, task.config, len(task.reader), task.step_flops)
             if is_first()
-            else NoLog(workdir)
+            else NullLog(workdir)
         )
-        with stop_requests() as stopped, told as metrics:
+        with stop_requests() as stopped, metric_log as metrics:
             state = _train(task, state, start, stopped, checkpoints, metrics)
             checkpoints.save(state)
             checkpoints.wait()
@@ -135,7 +135,7 @@ def run(task: Task, workdir: Path) -> bool:
     return finished
 
 
-def claim(config: RunConfig, workdir: Path) -> None:
+def claim_workdir(config: RunConfig, workdir: Path) -> None:
     """Make the workdir and write its config.json, or check that the one there is this run's.
 
     Raises:
@@ -172,9 +172,7 @@ def _train(
     config, steps = task.config, len(task.reader)
     # Each process counts its own, which is so much of the set.
     source, part, parts = task.reader.source, jax.process_index(), jax.process_count()
-    bad = BadPictures.after(
-        left_out(source)[part::parts], len(source) // parts, config.data.max_bad
-    )
+    bad = BadRecords.after(left_out(source)[part::parts], len(source) // parts, config.data.max_bad)
     previous: tuple[int, Batch, Metrics] | None = None
     profile = Profile(workdir=metrics.workdir / "profile", first=start + PROFILED[0])
     batches = iterate(task.reader, start, bad, config.data.workers)
@@ -246,7 +244,7 @@ def _check_and_log(number: int, batch: Batch, values: Metrics, metrics: Log) -> 
             jax.tree_util.keystr(path, simple=True, separator="/"): leaf
             for path, leaf in jax.tree.leaves_with_path(batch)
         }
-        with replacing(path) as temporary, temporary.open("wb") as file:
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **jax.device_get(arrays))
         raise NotFinite(
             f"{path}: the loss was {loss} at step {number}, whose batch is kept there. The last"
@@ -270,7 +268,7 @@ def _finish(
     # Every process helps to fetch what is exported; one writes.
     params = task.fetch(state)
     if is_first():
-        with whole_folder(workdir / "model") as folder:
+        with atomic_folder(workdir / "model") as folder:
             task.export(params, folder)
         log.info("wrote %s", workdir / "model")
     wait_for_all("export")

@@ -68,7 +68,7 @@ def part_of_this_process() -> tuple[int, int]:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes and talks."""
+    """Whether this is the main process, which writes and logs."""
     return jax.process_index() == 0
 
 
@@ -81,7 +81,7 @@ def wait_for_all(what: str) -> None:
 
 
 @contextmanager
-def first_alone(what: str) -> Iterator[None]:
+def main_process_first(what: str) -> Iterator[None]:
     """A block that the first process runs before the others, however long it takes; all leave it
     together. What it keeps on disk they find there."""
     wait = partial(multihost.get_barrier_sync_fn(), timeout_ms=PATIENCE)
@@ -101,7 +101,7 @@ def any_of(flag: bool) -> bool:
 
 
 @contextmanager
-def joined(config: RunConfig) -> Iterator[None]:
+def process_group(config: RunConfig) -> Iterator[None]:
     """A block that is one process's part of a run.
 
     If it fails, the process ends on the spot: the usual way out would wait for the others, which

@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from edje_jax.config.run import MeshConfig
-from edje_jax.weights.mapping import owned, to_device
+from edje_jax.weights.mapping import aligned_float32, to_device
 
 DATA, FSDP = "data", "fsdp"
 ROWS = PartitionSpec((DATA, FSDP))
@@ -44,7 +44,7 @@ class MeshError(ValueError):
 
 @dataclass(frozen=True)
 class Devices:
-    """A mesh and what it makes of arrays."""
+    """Device mesh, with methods that shard and replicate arrays."""
 
     mesh: Mesh
 
@@ -82,7 +82,7 @@ class Devices:
         return self.mesh.size
 
     @property
-    def own(self) -> tuple[Any, ...]:
+    def local_devices(self) -> tuple[Any, ...]:
         """This process's accelerators in use, for what it computes by itself; () on a CPU, whose
         devices share its cores."""
         here, devices = jax.process_index(), self.mesh.devices.flat
@@ -90,7 +90,7 @@ class Devices:
         return () if own[0].platform == "cpu" else own
 
     @property
-    def whole(self) -> NamedSharding:
+    def replicated(self) -> NamedSharding:
         """Sharding of arrays that every device holds."""
         return NamedSharding(self.mesh, PartitionSpec())
 
@@ -106,7 +106,7 @@ class Devices:
         shape = np.shape(leaf)
         cuttable = [axis for axis, size in enumerate(shape) if size % parts == 0 and size >= parts]
         if action == "whole" or parts == 1 or not cuttable:
-            return self.whole
+            return self.replicated
         axis = max(cuttable, key=lambda axis: shape[axis])
         return NamedSharding(self.mesh, PartitionSpec(*[None] * axis, FSDP))
 
@@ -114,7 +114,7 @@ class Devices:
         """`sharding` of every leaf."""
         return jax.tree_util.tree_map_with_path(self.sharding, tree)
 
-    def make(self, function: Callable[[], Tree]) -> Tree:
+    def init_sharded(self, function: Callable[[], Tree]) -> Tree:
         """Result of a function, computed on the devices that keep it: never whole on one."""
         return jax.jit(function, out_shardings=self.shardings(jax.eval_shape(function)))()
 
@@ -124,11 +124,11 @@ class Devices:
             return jax.device_get(tree)
         return jax.tree.map(partial(multihost_utils.process_allgather, tiled=True), tree)
 
-    def alone(self, tree: PyTree[jax.Array]) -> PyTree[jax.Array]:
+    def on_one_device(self, tree: PyTree[jax.Array]) -> PyTree[jax.Array]:
         """Copy the tree to one device of this process, for what it computes by itself."""
         return tree if self.count == 1 else to_device(self.fetch(tree))
 
-    def place(self, tree: PyTree[np.ndarray]) -> PyTree[jax.Array]:
+    def put(self, tree: PyTree[np.ndarray]) -> PyTree[jax.Array]:
         """Loaded parameters as float32 on the devices, each of which gets its part alone."""
 
         def one(path: Any, leaf: np.ndarray) -> jax.Array:
@@ -136,22 +136,22 @@ class Devices:
 
             def part(index: Any) -> np.ndarray:
                 if str(index) not in parts:
-                    parts[str(index)] = owned(leaf[index])
+                    parts[str(index)] = aligned_float32(leaf[index])
                 return parts[str(index)]
 
             return jax.make_array_from_callback(leaf.shape, self.sharding(path, leaf), part)
 
         return jax.tree_util.tree_map_with_path(one, tree)
 
-    def split(self, tree: Tree) -> Tree:
+    def shard_rows(self, tree: Tree) -> Tree:
         """Inside a jitted step: rows over the devices."""
         return jax.lax.with_sharding_constraint(tree, self.rows)
 
-    def gather(self, tree: Tree) -> Tree:
+    def replicate(self, tree: Tree) -> Tree:
         """Inside a jitted step: everything to every device."""
-        return jax.lax.with_sharding_constraint(tree, self.whole)
+        return jax.lax.with_sharding_constraint(tree, self.replicated)
 
-    def cut(self, tree: Tree, chunks: int) -> Tree:
+    def to_chunks(self, tree: Tree, chunks: int) -> Tree:
         """Inside a jitted step: rows [b, ...] -> [chunks, b / chunks, ...].
 
         Every chunk takes its share of each device's rows, so that nothing is sent.
@@ -164,15 +164,15 @@ class Devices:
 
         return jax.lax.with_sharding_constraint(jax.tree.map(one, tree), self._chunks)
 
-    def join(self, tree: Tree) -> Tree:
-        """The way back from `cut`."""
+    def from_chunks(self, tree: Tree) -> Tree:
+        """The way back from `to_chunks`."""
 
         def one(leaf: jax.Array) -> jax.Array:
             chunks, size = leaf.shape[:2]
             grid = leaf.reshape(chunks, self.count, size // self.count, *leaf.shape[2:])
             return grid.swapaxes(0, 1).reshape(chunks * size, *leaf.shape[2:])
 
-        return self.split(jax.tree.map(one, tree))
+        return self.shard_rows(jax.tree.map(one, tree))
 
     @property
     def _chunks(self) -> NamedSharding:

@@ -12,7 +12,7 @@ from edje_jax.data.loader import TrainingBatches
 from edje_jax.models.towers import DualTower
 from edje_jax.system.files import read_json, write_json
 from edje_jax.training.edje_step import encode
-from edje_jax.training.processes import first_alone, is_first
+from edje_jax.training.processes import is_first, main_process_first
 
 NAME = "similarity_prior.json"
 """File of a workdir: all processes, a run that resumes and its exports standardise alike."""
@@ -47,7 +47,7 @@ def measured_prior(
     Raises:
         ValueError: the first batch has no two rows that differ.
     """
-    with first_alone("similarity prior"):
+    with main_process_first("similarity prior"):
         if is_first() and not (workdir / NAME).exists():
             prior = _measured(reader, backbone, params, recipe)
             workdir.mkdir(parents=True, exist_ok=True)

@@ -98,7 +98,7 @@ def read_backbone_config(folder: Path) -> tuple[BackboneConfig, ImageRecipe]:
     image = recipe_from_preprocessor(folder)
     if image.size != config.vision.image_size:
         raise ValueError(
-            f"{folder}: preprocessor_config.json makes pictures of {image.size} px, the model"
+            f"{folder}: preprocessor_config.json makes images of {image.size} px, the model"
             f" takes {config.vision.image_size} px; correct the one that is wrong"
         )
     return config, image

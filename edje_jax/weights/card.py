@@ -7,7 +7,7 @@ from typing import Any
 
 from edje_jax.config.model import BertConfig, ImageRecipe
 from edje_jax.config.run import EdjeRun, RunConfig, run_to_dict
-from edje_jax.system.files import replacing
+from edje_jax.system.files import atomic_path
 from edje_jax.weights.folder import Model
 from edje_jax.weights.hub import is_hub_id
 
@@ -45,7 +45,7 @@ def state_calibration(folder: Path) -> None:
     use = card.find(b"## Use\n")
     end = card.find(b"\n## ", use + 1) if use >= 0 else -1
     before, after = (card[:end], card[end:]) if end >= 0 else (card.rstrip(b"\n") + b"\n", b"")
-    with replacing(path) as temporary:
+    with atomic_path(path) as temporary:
         temporary.write_bytes(before + passage + after)
 
 
@@ -74,8 +74,8 @@ def _what_it_is(model: Model) -> str:
     store = c.num_tokens * joint.hidden_size * 2
     return f"""# An EDJE reranker
 
-Scores a caption against a picture from {c.num_tokens} stored tokens of {joint.hidden_size} numbers
-({store:,} bytes a picture in 16 bits). Architecture: EDJE (arXiv 2510.06820), trained with
+Scores a caption against an image from {c.num_tokens} stored tokens of {joint.hidden_size} numbers
+({store:,} bytes an image in 16 bits). Architecture: EDJE (arXiv 2510.06820), trained with
 edje_jax.
 
 | part | shape |
@@ -95,7 +95,7 @@ def _reading(image: ImageRecipe) -> str:
 
 
 def _deferred(joint: BertConfig) -> str:
-    if joint.as_published:
+    if joint.is_published_layout:
         return ""
     offline = f", {joint.deferred_layers} of them offline" if joint.deferred_layers else ""
     return f"{offline}; vision {joint.online_vision} online"

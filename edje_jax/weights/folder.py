@@ -199,7 +199,7 @@ def _format(config: EdjeConfig) -> int:
         return 4
     if config.image.reading:
         return 3
-    return 1 if config.joint_encoder.as_published else 2
+    return 1 if config.joint_encoder.is_published_layout else 2
 
 
 def copy_backbone(backbone: Backbone, target: Path) -> None:

@@ -31,7 +31,7 @@ def model_stamp(config: EdjeConfig, fingerprint: str, source: str) -> dict[str, 
 def model_fingerprint(config: EdjeConfig, params: PyTree[np.ndarray]) -> str:
     """Fingerprint (32 hex digits) of every parameter and of the config of a model."""
     raw = to_dict(config) | {"image": config.image.to_dict()}
-    if config.joint_encoder.as_published:
+    if config.joint_encoder.is_published_layout:
         # Left out, so that models older than deferred layers keep their fingerprints.
         for name in ("deferred_layers", "online_vision"):
             del raw["joint_encoder"][name]

@@ -56,7 +56,7 @@ class Text(nn.Module):
 
 class OnlineRead(nn.Module):
     """Captions after the deferred layers, each pair's caption by number, and what is stored of
-    its picture -> match logits."""
+    its image -> match logits."""
 
     def __init__(self, model: EdjeModel):
         super().__init__()
@@ -95,7 +95,7 @@ class Graph(NamedTuple):
 
 def export_onnx(folder: Path, out: Path, note: Callable[[str], None] = lambda path: None) -> None:
     """Write `online.onnx`, `offline.onnx` and their `-fp16` twins, with what feeds them: the
-    tokenizer and `preprocessor_config.json`. `note` is told of every file.
+    tokenizer and `preprocessor_config.json`. `note` is called with every file.
 
     Where layers are deferred there is a `text.onnx` too, run once per caption. `online.onnx` then
     takes its two outputs in the place of ids and mask, and each pair's row in them. Of a model with

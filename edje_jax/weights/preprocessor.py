@@ -107,13 +107,13 @@ def _read_preprocessor(folder: Path) -> tuple[Path, dict[str, Any]]:
             raise ValueError(f"{path}: not valid JSON ({error}); write it anew") from error
         if name == "processor_config.json" and isinstance(stated, dict):
             stated = stated.get("image_processor")
-            if stated is None:  # the older form: the pictures' settings are in the other file
+            if stated is None:  # the older form: the images' settings are in the other file
                 continue
         if not isinstance(stated, dict):
             raise ValueError(f"{path}: expected an object of settings, got {stated!r}")
         return path, stated
     raise FileNotFoundError(
-        f"{folder}: no preprocessor_config.json, which says how pictures are resized and "
+        f"{folder}: no preprocessor_config.json, which says how images are resized and "
         "normalised; copy it from where the model came from"
     )
 
@@ -133,7 +133,7 @@ def _class_defaults(path: Path, stated: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_steps(path: Path, settings: Mapping[str, Any]) -> None:
     if not settings["do_resize"]:
-        raise _unsupported(path, settings, "do_resize", "pictures are resized: set it to true")
+        raise _unsupported(path, settings, "do_resize", "images are resized: set it to true")
     if not settings["do_rescale"]:
         raise _unsupported(path, settings, "do_rescale", "pixels are divided by 255: set it true")
     factor = settings["rescale_factor"]
@@ -142,11 +142,11 @@ def _check_steps(path: Path, settings: Mapping[str, Any]) -> None:
             path, settings, "rescale_factor", "set it to 1/255 and put the rest in mean and std"
         )
     if settings.get("do_pad"):
-        raise _unsupported(path, settings, "do_pad", "pictures are not padded: set it to false")
+        raise _unsupported(path, settings, "do_pad", "images are not padded: set it to false")
 
 
 def _size(path: Path, settings: Mapping[str, Any]) -> tuple[int, Literal["warp", "crop"]]:
-    """The side, and how pictures become square."""
+    """The side, and how images become square."""
     size = settings["size"]
     cropped = bool(settings.get("do_center_crop"))
     # A plain number is the short side, to both classes.
@@ -157,7 +157,7 @@ def _size(path: Path, settings: Mapping[str, Any]) -> tuple[int, Literal["warp",
         side, way = short, "crop"
     else:
         raise _unsupported(
-            path, settings, "size", "without do_center_crop pictures would not be square"
+            path, settings, "size", "without do_center_crop images would not be square"
         )
     if cropped and (crop := _square(path, settings, "crop_size")) != side:
         raise _unsupported(path, settings, "crop_size", f"{crop} and the size {side} must be equal")

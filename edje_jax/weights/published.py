@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from edje_jax.config.model import EdjeConfig
-from edje_jax.system.files import replacing
+from edje_jax.system.files import atomic_path
 from edje_jax.weights import bert, edje
 from edje_jax.weights.backbone import Backbone, backbone_rules, expected_params, load_backbone
 from edje_jax.weights.folder import Model
@@ -66,9 +66,9 @@ def save_published(path: Path, model: Model) -> None:
     import torch
 
     joint = model.config.joint_encoder
-    if not joint.as_published or model.config.similarity_prior:
+    if not joint.is_published_layout or model.config.similarity_prior:
         what = "deferred layers" if joint.deferred_layers else "attended vision"
-        what = what if not joint.as_published else "a similarity prior"
+        what = what if not joint.is_published_layout else "a similarity prior"
         raise ValueError(
             f"{model.source}: has {what}, of which the published code knows nothing: its"
             " scores would be others; use --to edje or --to onnx"
@@ -90,12 +90,12 @@ def save_published(path: Path, model: Model) -> None:
     for name in towers:
         if name.startswith("vision_model."):
             state[_TOWER + name.removeprefix("vision_model.")] = state[_WHOLE + name]
-    with replacing(path) as temporary:
+    with atomic_path(path) as temporary:
         torch.save({"model": state}, temporary)
 
 
 def modern_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Older transformers wrote `vision_encoder.vision_model.*` for today's `vision_encoder.*`."""
+    """Rename older transformers' `vision_encoder.vision_model.*` to today's `vision_encoder.*`."""
     old = _TOWER + "vision_model."
     return {
         _TOWER + name.removeprefix(old) if name.startswith(old) else name: value

@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from edje_jax.system.files import BadJson, read_json, replacing
+from edje_jax.system.files import BadJson, atomic_path, read_json
 from edje_jax.weights.other_formats import other_format
 from edje_jax.weights.torch_states import refusal, unwrapped, wrappings
 
@@ -43,7 +43,7 @@ def weight_files(folder: Path) -> list[Path]:
 
     `model.safetensors` goes before `pytorch_model.bin`, and a whole file before shards, as in
     transformers. Shards come behind their index. Weights that lack a shard, and an index that
-    cannot be read or is of no use, are passed over and told in a log line.
+    cannot be read or is of no use, are passed over and named in a log line.
 
     Raises:
         BadWeights, BadJson: there are no weights, or none that are complete.
@@ -216,7 +216,7 @@ def tensors_of(loaded: Any, source: str) -> dict[str, np.ndarray]:
 
 def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
     """Write through a temporary name, so that a file with this name is always whole."""
-    with replacing(path) as temporary:
+    with atomic_path(path) as temporary:
         save_file(tensors, str(temporary), metadata={"format": "pt"})
         # safetensors lets nobody but the owner read; a model is shared like any other file. Mounts
         # of buckets know no modes.

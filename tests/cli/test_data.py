@@ -48,8 +48,8 @@ def test_stat_counts_and_names_what_cannot_be_read(spec, capsys, caplog, monkeyp
     told = capsys.readouterr().out
     words = sorted(len(text.split()) for scene in scenes(COUNT) for text in scene.captions)
     for row in (
-        r"pictures +\S+ 7 ", r"different ids +\S+ 7 ", r"captions +\S+ 14 ",
-        r"captions a picture +\S+ 2: 7 ", r"pictures decoded +\S+ 7 ", r"could not be read +\S+ 2 ",
+        r"images +\S+ 7 ", r"different ids +\S+ 7 ", r"captions +\S+ 14 ",
+        r"captions an image +\S+ 2: 7 ", r"images decoded +\S+ 7 ", r"could not be read +\S+ 2 ",
         rf"words a caption .* \S+ {words[0]}, .*, {words[-1]} ", r"width .* \S+ 64, 64, .*, 64 ",
     ):  # fmt: skip
         assert re.search(row, told), (row, told)
@@ -59,10 +59,10 @@ def test_stat_counts_and_names_what_cannot_be_read(spec, capsys, caplog, monkeyp
 def test_stat_looks_at_some_and_draws_a_grid(spec, tmp_path, capsys):
     grid = tmp_path / "new" / "grid.png"
     assert main(["data", "stat", spec, "--look-at", "3", "--grid", str(grid)]) == 0
-    assert re.search(r"pictures decoded +\S+ 3 ", capsys.readouterr().out)
+    assert re.search(r"images decoded +\S+ 3 ", capsys.readouterr().out)
     with Image.open(grid) as sheet:
         assert sheet.format == "PNG" and sheet.width == 4 * 256
-        # Picture, text and the reason why a picture is missing are there.
+        # Image, text and the reason why an image is missing are there.
         assert len(sheet.crop((0, 0, 256, 256)).getcolors(1 << 16)) > 10
         assert len(sheet.crop((0, 256, 256, 328)).getcolors(1 << 16)) > 2
         reds = sheet.crop((512, 0, 768, 256)).getcolors(1 << 16)
@@ -73,7 +73,7 @@ def test_stat_looks_at_some_and_draws_a_grid(spec, tmp_path, capsys):
 def test_stat_of_a_set_that_has_nothing_to_decode_or_say(tmp_path, capsys):
     write_tar(tmp_path / "a.tar", [("1.txt", b"")])
     assert main(["data", "stat", f"webdataset:{tmp_path}/a.tar"]) == 0
-    assert re.search(r"captions a picture +\S+ 0: 1 ", capsys.readouterr().out)
+    assert re.search(r"captions an image +\S+ 0: 1 ", capsys.readouterr().out)
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_stat_names_bad_records_and_hints_at_lines(mixed, capsys, caplog, monkey
     told = capsys.readouterr().out
     for row in (
         r"captions +\S+ 3 ", r"could not be read +\S+ 0 ", r"records left out +\S+ 2 ",
-        r"pictures with bad captions +\S+ 2 ",
+        r"images with bad captions +\S+ 2 ",
     ):  # fmt: skip
         assert re.search(row, told), (row, told)
     for message in (
@@ -132,7 +132,7 @@ def test_quantiles_and_spread():
 # --- pack -----------------------------------------------------------------------------------------
 
 
-def test_a_pack_holds_every_picture_that_can_be_read(spec, tmp_path, caplog):
+def test_a_pack_holds_every_image_that_can_be_read(spec, tmp_path, caplog):
     files = pack(spec, tmp_path / "packed")
     names = [f"pictures-0000{i}-of-00003.array_record" for i in range(3)]
     assert [*files] == [*names, "rejected.csv"]
@@ -167,7 +167,7 @@ def test_records_of_one_id_are_packed_as_one(mixed, tmp_path):
     assert len(source) == 3 and source.captions(0) == scenes(1)[0].captions
 
 
-def test_pictures_that_are_drawn_are_packed_as_png(tmp_path, monkeypatch):
+def test_images_that_are_drawn_are_packed_as_png(tmp_path, monkeypatch):
     monkeypatch.setattr(Shapes, "__len__", lambda self: 4)
     pack("shapes:val", tmp_path / "packed")
     source = open_source(f"arrayrecord:{tmp_path}/packed/*.array_record")
@@ -254,7 +254,7 @@ def test_a_folder_of_another_pack_is_refused(spec, tmp_path):
         pack(spec, tmp_path / "packed")
 
 
-def test_repeated_pictures_are_not_packed_twice(spec, tmp_path):
-    with pytest.raises(ValueError, match=r"weights repeats pictures; pack the parts"):
+def test_repeated_images_are_not_packed_twice(spec, tmp_path):
+    with pytest.raises(ValueError, match=r"weights repeats images; pack the parts"):
         pack(f"{spec}@1+{spec}@3", tmp_path / "packed")
     assert not (tmp_path / "packed").exists()

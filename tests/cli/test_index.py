@@ -21,32 +21,32 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
     (folder / "more").mkdir()
     source = Shapes("val")
     for i in range(9):
         source.image(i).save(folder / ("more" if i % 2 else ".") / f"{i}.png")
-    (folder / "broken.jpg").write_bytes(b"no picture")
+    (folder / "broken.jpg").write_bytes(b"no image")
     return folder
 
 
 @pytest.fixture(scope="module")
-def index(trained, pictures, tmp_path_factory) -> Path:
+def index(trained, images, tmp_path_factory) -> Path:
     """Index of a folder without captions; to be read only."""
     out = tmp_path_factory.mktemp("index") / "made" / "index"
-    main(["index", "build", str(trained), str(pictures), "--out", str(out)])
+    main(["index", "build", str(trained), str(images), "--out", str(out)])
     return out
 
 
-def test_a_folder_becomes_an_index_that_answers(index, pictures, capsys):
+def test_a_folder_becomes_an_index_that_answers(index, images, capsys):
     main(["search", str(index), "a red circle", "--top", "3", "--json"])
     told = capsys.readouterr().out
     results = json.loads(told)
     assert told.count("\n") == 1 and len(results) == 3
     for result in results:
         assert result.keys() == {"id", "score", "similarity", "base_rank"}
-        assert (pictures / result["id"]).exists()
+        assert (images / result["id"]).exists()
     main(["search", str(index), "a red circle", "--top", "3"])
     table = capsys.readouterr().out
     assert all(result["id"] in table for result in results)
@@ -55,11 +55,11 @@ def test_a_folder_becomes_an_index_that_answers(index, pictures, capsys):
 def test_info_and_verify_and_remove(index, capsys, tmp_path):
     main(["index", "info", str(index)])
     told = capsys.readouterr().out
-    assert "bytes a picture" in told and "rejected" in told
+    assert "bytes an image" in told and "rejected" in told
     main(["index", "verify", str(index)])
     assert "files are as they were written" in capsys.readouterr().out
     assert (index / "rejected.csv").read_text().splitlines()[1].startswith("broken.jpg,")
-    with pytest.raises(UsageError, match="which pictures"):
+    with pytest.raises(UsageError, match="which images"):
         main(["index", "remove", str(index)])
 
 
@@ -79,9 +79,9 @@ def test_brackets_in_names_are_no_markup(trained, tmp_path, capsys, monkeypatch)
     assert told == f"1 removed; `edje index compact {out}` gives their room back\n"
 
 
-def test_flipped_byte_fails_verification(trained, pictures, tmp_path):
+def test_flipped_byte_fails_verification(trained, images, tmp_path):
     out = tmp_path / "index"
-    main(["index", "build", str(trained), str(pictures), "--out", str(out)])
+    main(["index", "build", str(trained), str(images), "--out", str(out)])
     path = out / "tokens-00000.npy"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
@@ -90,25 +90,25 @@ def test_flipped_byte_fails_verification(trained, pictures, tmp_path):
         main(["index", "verify", str(out)])
 
 
-def test_captions_answer_a_picture(trained, pictures, tmp_path, capsys):
+def test_captions_answer_an_image(trained, images, tmp_path, capsys):
     records = [
-        {"image": f"{'more/' if i % 2 else ''}{i}.png", "caption": [f"picture number {i}"]}
+        {"image": f"{'more/' if i % 2 else ''}{i}.png", "caption": [f"image number {i}"]}
         for i in range(9)
     ]
-    (pictures / "set.json").write_text(json.dumps(records))
-    out, spec = tmp_path / "index", f"blip:{pictures / 'set.json'}"
+    (images / "set.json").write_text(json.dumps(records))
+    out, spec = tmp_path / "index", f"blip:{images / 'set.json'}"
     main(["index", "build", str(trained), spec, "--out", str(out), "--token-dtype", "int8"])
     capsys.readouterr()
-    main(["search", str(out), "--image", str(pictures / "0.png"), "--top", "2", "--json"])
+    main(["search", str(out), "--image", str(images / "0.png"), "--top", "2", "--json"])
     results = json.loads(capsys.readouterr().out)
     assert [set(result) for result in results] == [
         {"id", "caption", "score", "similarity", "base_rank"}
     ] * 2
-    main(["search", str(out), "--image", str(pictures / "0.png"), "--top", "2"])
+    main(["search", str(out), "--image", str(images / "0.png"), "--top", "2"])
     assert results[0]["caption"] in capsys.readouterr().out
 
 
-def test_wrong_usage_says_what_is_right(index, trained, pictures, tmp_path):
+def test_wrong_usage_says_what_is_right(index, trained, images, tmp_path):
     for arguments, message in (
         (["search", str(index)], "give a query"),
         (["search", str(index), "dogs", "--image", "dog.jpg"], "give a query"),

@@ -8,7 +8,7 @@ import time
 import pytest
 import tyro
 
-from edje_jax.cli.edje import Serve
+from edje_jax.cli.commands.search import Serve
 from edje_jax.cli.program import UsageError
 from edje_jax.cli.serve import listen, serve
 from edje_jax.serving.limits import Limits
@@ -107,7 +107,7 @@ def test_it_ends_while_it_still_compiles(tmp_path):
         """
 import os, signal, threading, time
 import edje_jax.cli.serve as serve
-from edje_jax.cli.edje import Serve
+from edje_jax.cli.commands.search import Serve
 
 class Index:
     store = None

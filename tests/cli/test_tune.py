@@ -53,8 +53,8 @@ def test_every_choice_is_measured(trained, data, tmp_path, capsys):
             assert choice[direction] == pytest.approx(
                 expected[direction]["reranked"]["R@1"], abs=2.0
             )
-    with Image.open(tmp_path / "tune.png") as picture:
-        assert len(np.unique(np.asarray(picture.convert("L")))) > 10
+    with Image.open(tmp_path / "tune.png") as image:
+        assert len(np.unique(np.asarray(image.convert("L")))) > 10
     assert "* on the front" in capsys.readouterr().out
 
 
@@ -87,9 +87,9 @@ def test_a_model_that_fails_loses_nothing_before_it(trained, data, tmp_path, cap
     with pytest.raises(BadWeights, match="broken"):
         edje.main(["tune", str(trained), str(broken), "--data", data, *arguments])
     choices = json.loads((tmp_path / "out" / "tune.json").read_text())["choices"]
-    # There is no deeper than all pictures, nor is it timed.
+    # There is no deeper than all images, nor is it timed.
     assert [choice["k"] for choice in choices] == [5, 30]
-    assert "--k 100: all of the 30 pictures are reranked" in caplog.text
+    assert "--k 100: all of the 30 images are reranked" in caplog.text
     assert "* on the front" in capsys.readouterr().out
 
 

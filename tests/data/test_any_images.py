@@ -27,7 +27,7 @@ from tests.real_sets import write_tar
 
 RED = (200, 30, 30)
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
-UNKNOWN = "not a picture in a known format"
+UNKNOWN = "not an image in a known format"
 HEIC = b"\0\0\0\x1cftypheic" + bytes(100)
 
 
@@ -349,7 +349,7 @@ def test_the_image_of_a_sample_is_the_one_that_says_so(tmp_path, caplog):
         caplog.clear()
         with pytest.raises(BadImage, match=r"a\.tar: 3: "):
             source.image(2)
-        with pytest.raises(BadImage, match=r"a\.tar: 4: the sample has no picture"):
+        with pytest.raises(BadImage, match=r"a\.tar: 4: the sample has no image"):
             source.image(3)
 
 

@@ -55,7 +55,7 @@ def test_every_command_works_in_the_order_of_the_page(sets, capsys):
         _, default = choose_config(arguments[1:], "")
         config = tyro.cli(type(default), default=default, args=arguments[2:])
         train, _ = open_sets(config.data)
-        # The one picture that the first "test" shares with the others is left out.
+        # The one image that the first "test" shares with the others is left out.
         assert len(train) >= 24 - bool(config.data.exclude)
         assert (len(train) == 23) == bool(config.data.exclude)
     assert (sets / "cc3m.png").exists() and (sets / "packed").is_dir()

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from edje_jax.config.model import ImageRecipe
-from edje_jax.data.bad_pictures import BadPictures, TooManyBadPictures
+from edje_jax.data.bad_records import BadRecords, TooManyBadRecords
 from edje_jax.data.image_reader import (
     cut_into,
     in_order,
@@ -107,14 +107,14 @@ def test_a_reader_that_is_closed_reads_no_further():
 
 
 def test_a_gallery_counts_bad_images_and_captions_and_has_no_empty_batch(half_bad):
-    bad = BadPictures(10, 0.5)
+    bad = BadRecords(10, 0.5)
     found = list(read_gallery(half_bad, RECIPE, bad, range(0, 8)))
     assert [batch.records for batch in found] == [[0, 1, 3, 4]]
     assert list(bad.reasons) == ["1.png", "2.png", "5.png", "6.png", "7.png"]
     assert "caption 1 is a number" in bad.reasons["1.png"]
-    assert list(read_gallery(half_bad, RECIPE, BadPictures(10, 0.5), range(5, 8))) == []
-    with pytest.raises(TooManyBadPictures, match="5 of 10"):
-        list(read_gallery(half_bad, RECIPE, BadPictures(10, 0.4)))
+    assert list(read_gallery(half_bad, RECIPE, BadRecords(10, 0.5), range(5, 8))) == []
+    with pytest.raises(TooManyBadRecords, match="5 of 10"):
+        list(read_gallery(half_bad, RECIPE, BadRecords(10, 0.4)))
 
 
 def test_no_images_are_an_array_of_none():

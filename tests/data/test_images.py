@@ -1,4 +1,4 @@
-"""Pictures: equal to the `transformers` processors to the bit, and right on odd and bad files.
+"""Images: equal to the `transformers` processors to the bit, and right on odd and bad files.
 
 `python tests/data/test_images.py` writes the golden anew, from the installed transformers.
 """
@@ -35,20 +35,20 @@ def noise(width: int, height: int, seed: int = 0) -> np.ndarray:
     return (slope + rng.integers(0, 128, slope.shape)).astype(np.uint8)
 
 
-def reference(picture: np.ndarray, recipe: ImageRecipe, pixels_only: bool = True) -> np.ndarray:
+def reference(image: np.ndarray, recipe: ImageRecipe, pixels_only: bool = True) -> np.ndarray:
     """Pixels that transformers makes of an image: uint8 [S, S, 3], or normalised float32."""
     kind = SiglipImageProcessorPil if recipe.resize == "warp" else CLIPImageProcessorPil
     settings = recipe_to_preprocessor(recipe)
     del settings["image_processor_type"]
     if pixels_only:
         settings |= {"do_rescale": False, "do_normalize": False}
-    out = kind(**settings)(Image.fromarray(picture), return_tensors="np")["pixel_values"]
+    out = kind(**settings)(Image.fromarray(image), return_tensors="np")["pixel_values"]
     return np.moveaxis(out[0], 0, -1)
 
 
-def saved(picture: Image.Image, kind: str, **options) -> bytes:
+def saved(image: Image.Image, kind: str, **options) -> bytes:
     file = io.BytesIO()
-    picture.save(file, kind, **options)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 
@@ -62,19 +62,19 @@ def test_resize_equals_transformers_bit_for_bit(way, resample):
     for size in (16, 33, 64):
         recipe = ImageRecipe(size, way, resample)
         for width, height in shapes:
-            picture = noise(width, height)
-            ours = resize(Image.fromarray(picture), recipe)
-            theirs = reference(picture, recipe)
+            image = noise(width, height)
+            ours = resize(Image.fromarray(image), recipe)
+            theirs = reference(image, recipe)
             assert ours.dtype == np.uint8 and ours.shape == (size, size, 3)
             assert theirs.dtype == np.uint8
             np.testing.assert_array_equal(ours, theirs, err_msg=f"{width} x {height} -> {size}")
 
 
 @pytest.mark.parametrize("way", ["warp", "crop"])
-def test_a_long_picture_at_model_size_equals_transformers(way):
-    picture, recipe = noise(20_000, 100), ImageRecipe(224, way, "bicubic")
-    ours = resize(Image.fromarray(picture), recipe)
-    np.testing.assert_array_equal(ours, reference(picture, recipe))
+def test_a_long_image_at_model_size_equals_transformers(way):
+    image, recipe = noise(20_000, 100), ImageRecipe(224, way, "bicubic")
+    ours = resize(Image.fromarray(image), recipe)
+    np.testing.assert_array_equal(ours, reference(image, recipe))
 
 
 @pytest.mark.parametrize("mean, std", [((0.5,) * 3, (0.5,) * 3), (CLIP_MEAN, CLIP_STD)])
@@ -107,65 +107,65 @@ def golden_recipes() -> list[tuple[str, ImageRecipe]]:
     ]
 
 
-def golden_pictures() -> dict[str, np.ndarray]:
+def golden_images() -> dict[str, np.ndarray]:
     return {f"picture-{w}x{h}": noise(w, h) for w, h in ((40, 23), (17, 51))}
 
 
 def write_golden() -> None:
-    pictures = golden_pictures()
+    images = golden_images()
     outputs = {
-        f"{name}-{picture}": reference(pixels, recipe)
+        f"{name}-{image}": reference(pixels, recipe)
         for name, recipe in golden_recipes()
-        for picture, pixels in pictures.items()
+        for image, pixels in images.items()
     }
-    np.savez_compressed(GOLDEN, **pictures, **outputs)
+    np.savez_compressed(GOLDEN, **images, **outputs)
 
 
 @pytest.mark.parametrize("who", ["edje_jax", "transformers"])
 def test_nobody_drifted_from_the_golden(who):
     """The golden is of transformers 5.23 and Pillow 13: says which of the two sides has moved."""
     golden = np.load(GOLDEN, allow_pickle=False)
-    pictures = [name for name in golden.files if name.startswith("picture-")]
-    assert len(golden.files) == len(pictures) * (1 + len(golden_recipes())) == 30
+    images = [name for name in golden.files if name.startswith("picture-")]
+    assert len(golden.files) == len(images) * (1 + len(golden_recipes())) == 30
     for name, recipe in golden_recipes():
-        for picture in pictures:
-            pixels = golden[picture]
+        for image in images:
+            pixels = golden[image]
             if who == "transformers":
                 out = reference(pixels, recipe)
             else:
                 out = resize(Image.fromarray(pixels), recipe)
-            np.testing.assert_array_equal(out, golden[f"{name}-{picture}"], err_msg=name)
+            np.testing.assert_array_equal(out, golden[f"{name}-{image}"], err_msg=name)
 
 
-# --- odd pictures ---------------------------------------------------------------------------------
+# --- odd images ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(400, 30), (30, 400), (1, 90), (90, 1)])
 @pytest.mark.parametrize("resample", ["bilinear", "bicubic", "lanczos", "box", "hamming"])
 def test_cropping_while_resizing_shows_the_same_region(monkeypatch, shape, resample):
-    # Smooth, as pictures are: the two differ by rounding, not by region.
+    # Smooth, as images are: the two differ by rounding, not by region.
     x, y = np.mgrid[: shape[1], : shape[0]]
-    picture = np.stack([x * 255 / shape[1], y * 255 / shape[0], 128 + 100 * np.sin(y / 9)], -1)
-    image, recipe = Image.fromarray(picture.astype(np.uint8)), ImageRecipe(32, "crop", resample)
+    pixels = np.stack([x * 255 / shape[1], y * 255 / shape[0], 128 + 100 * np.sin(y / 9)], -1)
+    image, recipe = Image.fromarray(pixels.astype(np.uint8)), ImageRecipe(32, "crop", resample)
     whole = resize(image, recipe).astype(int)
     monkeypatch.setattr(images, "CROP_PIXELS", 0)
     assert np.abs(resize(image, recipe).astype(int) - whole).max() <= 1
 
 
 @pytest.mark.parametrize("shape", [(20_000, 1), (1, 20_000)])
-def test_a_thread_of_a_picture_is_cropped_in_little_memory(shape):
-    # The uncropped picture would be 7,680,000 x 384: 12 GB.
-    picture = noise(*shape)
-    out = resize(Image.fromarray(picture), ImageRecipe(384, "crop", "bicubic"))
+def test_a_thread_of_an_image_is_cropped_in_little_memory(shape):
+    # The uncropped image would be 7,680,000 x 384: 12 GB.
+    image = noise(*shape)
+    out = resize(Image.fromarray(image), ImageRecipe(384, "crop", "bicubic"))
     assert out.shape == (384, 384, 3)
     # One source pixel, or the border of two, fills the whole square.
-    centre = picture.reshape(-1, 3)[9_998:10_002].astype(int)
+    centre = image.reshape(-1, 3)[9_998:10_002].astype(int)
     assert (out >= centre.min(0) - 40).all() and (out <= centre.max(0) + 40).all()
     assert np.ptp(out, axis=0 if shape[0] > 1 else 1).max() == 0
 
 
 def test_resize_wants_rgb():
-    with pytest.raises(ValueError, match="takes an RGB picture, got L; load_image makes one"):
+    with pytest.raises(ValueError, match="takes an RGB image, got L; load_image makes one"):
         resize(Image.new("L", (4, 4)), ImageRecipe())
 
 
@@ -196,7 +196,7 @@ ODD = {
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_odd_pictures_equal_transformers(name, tmp_path):
+def test_odd_images_equal_transformers(name, tmp_path):
     path = tmp_path / "odd.png"
     path.write_bytes(ODD[name])
     ours, theirs = load_image(path), reference_load(str(path))
@@ -209,8 +209,8 @@ def test_odd_pictures_equal_transformers(name, tmp_path):
 
 
 def test_transparency_is_dropped_and_the_colours_beneath_show():
-    picture = np.full((4, 4, 4), (200, 100, 50, 0), np.uint8)
-    out = np.asarray(load_image(saved(Image.fromarray(picture), "PNG")))
+    image = np.full((4, 4, 4), (200, 100, 50, 0), np.uint8)
+    out = np.asarray(load_image(saved(Image.fromarray(image), "PNG")))
     assert (out == (200, 100, 50)).all()
 
 
@@ -226,14 +226,14 @@ def test_animations_give_their_first_frame(kind):
 def test_16_bit_grayscale_is_scaled_not_clipped():
     deep = np.array([[0, 257, 1000, 32768], [40000, 65000, 65534, 65535]], np.uint16)
     expected = np.round(deep / 257).astype(np.uint8)
-    for picture in (
+    for image in (
         load_image(saved(Image.fromarray(deep), "PNG")),
         load_image(saved(Image.fromarray(deep), "TIFF")),
         load_image(Image.fromarray(deep.astype(np.int32))),
     ):
-        assert picture.mode == "RGB"
-        np.testing.assert_array_equal(np.asarray(picture), np.dstack([expected] * 3))
-    # A dark 16-bit picture stays dark.
+        assert image.mode == "RGB"
+        np.testing.assert_array_equal(np.asarray(image), np.dstack([expected] * 3))
+    # A dark 16-bit image stays dark.
     assert np.asarray(load_image(saved(Image.fromarray(deep // 257), "PNG"))).max() == 1
 
 
@@ -248,22 +248,22 @@ def test_16_bit_grayscale_is_scaled_not_clipped():
     ],
 )
 def test_float_grayscale_fits_its_range(values, expected):
-    picture = Image.fromarray(np.array(values, np.float32))
-    assert picture.mode == "F"
-    for read in (load_image(picture), load_image(saved(picture, "TIFF"))):
+    image = Image.fromarray(np.array(values, np.float32))
+    assert image.mode == "F"
+    for read in (load_image(image), load_image(saved(image, "TIFF"))):
         np.testing.assert_array_equal(np.asarray(read)[..., 0], expected)
 
 
-def test_8_bit_values_in_a_32_bit_picture_stay():
-    picture = Image.fromarray(np.array([[0, 77, 255]], np.int32))
-    assert picture.mode == "I"
-    np.testing.assert_array_equal(np.asarray(load_image(picture))[0, :, 0], [0, 77, 255])
+def test_8_bit_values_in_a_32_bit_image_stay():
+    image = Image.fromarray(np.array([[0, 77, 255]], np.int32))
+    assert image.mode == "I"
+    np.testing.assert_array_equal(np.asarray(load_image(image))[0, :, 0], [0, 77, 255])
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_undone_pixel_by_pixel(orientation):
     upright = noise(5, 3)
-    # How a camera held that way stores the picture, by the EXIF standard's table.
+    # How a camera held that way stores the image, by the EXIF standard's table.
     stored = {
         1: upright,
         2: upright[:, ::-1],
@@ -276,8 +276,8 @@ def test_exif_orientation_is_undone_pixel_by_pixel(orientation):
     }[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
-    picture = Image.fromarray(np.ascontiguousarray(stored))
-    for data in (saved(picture, "PNG", exif=exif), saved(picture, "TIFF", exif=exif)):
+    image = Image.fromarray(np.ascontiguousarray(stored))
+    for data in (saved(image, "PNG", exif=exif), saved(image, "TIFF", exif=exif)):
         np.testing.assert_array_equal(np.asarray(load_image(data)), upright)
 
 
@@ -289,7 +289,7 @@ def test_a_broken_exif_block_costs_nothing():
     np.testing.assert_array_equal(np.asarray(load_image(data)), pixels)
 
 
-def test_every_way_to_hand_over_a_picture(tmp_path, monkeypatch):
+def test_every_way_to_hand_over_an_image(tmp_path, monkeypatch):
     pixels = noise(9, 5)
     data = saved(Image.fromarray(pixels), "PNG")
     (tmp_path / "a.png").write_bytes(data)
@@ -302,18 +302,18 @@ def test_every_way_to_hand_over_a_picture(tmp_path, monkeypatch):
         assert not file.closed
 
 
-def test_the_caller_s_picture_is_left_alone():
+def test_the_caller_s_image_is_left_alone():
     pixels = noise(9, 5)
-    picture = Image.fromarray(pixels)
-    out = load_image(picture)
+    image = Image.fromarray(pixels)
+    out = load_image(image)
     out.putpixel((0, 0), (1, 2, 3))
-    assert out is not picture and picture.getpixel((0, 0)) == tuple(pixels[0, 0])
+    assert out is not image and image.getpixel((0, 0)) == tuple(pixels[0, 0])
     kept = load_image(pixels)
     pixels[:] = 0
     assert np.asarray(kept).any()
 
 
-# --- bad pictures ---------------------------------------------------------------------------------
+# --- bad images ---------------------------------------------------------------------------------
 
 
 def png_that_claims(width: int, height: int) -> bytes:
@@ -329,12 +329,12 @@ BAD = {
     "truncated.jpg": (PHOTO[: len(PHOTO) // 2], "broken or truncated"),
     "truncated.png": (saved(Image.fromarray(noise(99, 99)), "PNG")[:9000], "broken or truncated"),
     "truncated.webp": (saved(Image.fromarray(noise(99, 99)), "WEBP")[:500], "broken or truncated"),
-    "stub.jpg": (PHOTO[:20], "not a picture in a known format"),
-    "text.png": (b"this is no picture at all\n" * 9, "not a picture in a known format"),
-    "page.html": (b"<html><body>404 Not Found</body></html>", "not a picture in a known format"),
+    "stub.jpg": (PHOTO[:20], "not an image in a known format"),
+    "text.png": (b"this is no image at all\n" * 9, "not an image in a known format"),
+    "page.html": (b"<html><body>404 Not Found</body></html>", "not an image in a known format"),
     "drawing.eps": (
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n",
-        "not a picture in a known format; EPS is not opened: save it as PNG or JPEG",
+        "not an image in a known format; EPS is not opened: save it as PNG or JPEG",
     ),
     "empty.jpg": (b"", "the file is empty"),
     "bomb.png": (
@@ -351,14 +351,14 @@ def test_bad_files_are_named_with_the_reason(name, tmp_path):
     path.write_bytes(content)
     with pytest.raises(BadImage, match=rf"{name}: .*{reason}"):
         load_image(path)
-    with pytest.raises(BadImage, match=f"picture in memory: .*{reason}"):
+    with pytest.raises(BadImage, match=f"image in memory: .*{reason}"):
         load_image(content)
 
 
 def test_paths_that_are_no_files(tmp_path):
     with pytest.raises(BadImage, match=r"nowhere\.png: no such file$"):
         load_image(tmp_path / "nowhere.png")
-    with pytest.raises(BadImage, match=f"{tmp_path}: a folder, not a picture"):
+    with pytest.raises(BadImage, match=f"{tmp_path}: a folder, not an image"):
         load_image(tmp_path)
     with pytest.raises(BadImage, match="no such file; a URL is not fetched"):
         load_image("https://example.com/a.jpg")
@@ -401,13 +401,13 @@ def test_bad_image_survives_the_way_back_from_a_worker():
 @pytest.mark.parametrize(
     "array", [noise(4, 4).astype(np.float32), noise(4, 4)[..., 0], np.zeros((0, 4, 3), np.uint8)]
 )
-def test_arrays_that_are_no_pictures(array):
+def test_arrays_that_are_no_images(array):
     with pytest.raises(BadImage, match=r"an array of .* give uint8 \[height, width, 3\]"):
         load_image(array)
 
 
 def test_other_types_are_a_mistake_of_the_caller():
-    with pytest.raises(TypeError, match="cannot read a picture from int; give a path"):
+    with pytest.raises(TypeError, match="cannot read an image from int; give a path"):
         load_image(3)
     with pytest.raises(BadImage, match="0 x 5 pixels"):
         load_image(Image.new("RGB", (0, 5)))
@@ -419,10 +419,10 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("size", [(200, 100), (33, 77), (1, 1), (2, 5000)])
 def test_a_random_window_is_as_large_as_asked(size):
-    picture, area = Image.new("RGB", size), size[0] * size[1]
+    image, area = Image.new("RGB", size), size[0] * size[1]
     shares = []
     for draw in range(200):
-        window = random_crop(picture, 0.6, np.random.default_rng(draw))
+        window = random_crop(image, 0.6, np.random.default_rng(draw))
         shares.append(window.width * window.height / area)
         if min(size) > 30:
             stretch = (window.width / size[0]) / (window.height / size[1])

@@ -11,7 +11,7 @@ from PIL import Image
 
 from edje_jax.config.model import ImageRecipe
 from edje_jax.config.run import DataConfig
-from edje_jax.data.bad_pictures import BadPictures, TooManyBadPictures, left_out
+from edje_jax.data.bad_records import BadRecords, TooManyBadRecords, left_out
 from edje_jax.data.images import resize
 from edje_jax.data.loader import RowRecipe, TrainingBatches, iterate
 from edje_jax.data.sources.blip_json import BlipJson
@@ -26,7 +26,7 @@ WORDS = ["cat", "dog", "bike", "man", "red", "blue"]
 
 
 class Numbered:
-    """Picture i is one colour and has captions of one, two and three times the same word."""
+    """Image i is one colour and has captions of one, two and three times the same word."""
 
     def __init__(self, count: int):
         self.count = count
@@ -35,7 +35,7 @@ class Numbered:
         return self.count
 
     def image_id(self, index: int) -> str:
-        return f"picture-{index}"
+        return f"image-{index}"
 
     def captions(self, index: int) -> tuple[str, ...]:
         assert 0 <= index < self.count
@@ -53,7 +53,7 @@ def reader(
 
 
 def shown(batch: Batch) -> list[int]:
-    """Which picture of `Numbered` each row shows."""
+    """Which image of `Numbered` each row shows."""
     return batch.images[:, 0, 0, 0].tolist()
 
 
@@ -81,7 +81,7 @@ def test_a_batch_is_a_function_of_seed_and_step():
 
 
 @pytest.mark.parametrize("count", [12, 30])
-def test_an_epoch_shows_every_picture_once(count):
+def test_an_epoch_shows_every_image_once(count):
     seen = order(reader(Numbered(count), batch_size=6), 3 * count // 6)
     epochs = [seen[i : i + count] for i in range(0, 3 * count, count)]
     assert all(sorted(epoch) == list(range(count)) for epoch in epochs)
@@ -119,7 +119,7 @@ def test_the_order_of_a_set_that_blocks_divide_stays_what_it_was():
 
 def test_iterate_starts_anywhere():
     batches = reader(Numbered(30), steps=9)
-    bad = BadPictures(30, 0.0)
+    bad = BadRecords(30, 0.0)
     everything = list(iterate(batches, 0, bad))
     assert len(everything) == 9
     for start in (4, 8):
@@ -133,7 +133,7 @@ def test_iterate_starts_anywhere():
 # --- rows -----------------------------------------------------------------------------------------
 
 
-def test_rows_hold_picture_and_caption_of_one_record():
+def test_rows_hold_image_and_caption_of_one_record():
     source = Numbered(30)
     batch, bad = reader(source, batch_size=15)[0]
     assert not bad and batch.valid.all() and batch.valid.dtype == bool
@@ -174,16 +174,16 @@ def test_joint_ids_may_all_have_the_full_length():
 
 def test_captions_change_from_epoch_to_epoch():
     batches = reader(Numbered(6), batch_size=6)
-    by_picture: dict[int, set[bytes]] = {}
+    by_image: dict[int, set[bytes]] = {}
     for step in range(10):
         batch, _ = batches[step]
         for row, index in enumerate(shown(batch)):
-            by_picture.setdefault(index, set()).add(batch.joint_ids[row, :8].tobytes())
-    drawn = [len(captions) for captions in by_picture.values()]
+            by_image.setdefault(index, set()).add(batch.joint_ids[row, :8].tobytes())
+    drawn = [len(captions) for captions in by_image.values()]
     assert max(drawn) == 3 and min(drawn) >= 2
 
 
-def test_ids_are_equal_for_the_same_picture_and_the_same_caption(tmp_path):
+def test_ids_are_equal_for_the_same_image_and_the_same_caption(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     entries = [
         {"image": "a.png", "image_id": "1", "caption": "Two dogs!"},
@@ -194,7 +194,7 @@ def test_ids_are_equal_for_the_same_picture_and_the_same_caption(tmp_path):
     (tmp_path / "set.json").write_text(json.dumps(entries))
     batch, bad = reader(BlipJson(tmp_path / "set.json"), batch_size=6)[0]
     assert not bad
-    assert len(set(batch.image_ids.tolist())) == 3  # Two epochs of three pictures
+    assert len(set(batch.image_ids.tolist())) == 3  # Two epochs of three images
     assert Counter(Counter(batch.image_ids.tolist()).values()) == {2: 3}
     dogs, cats = sorted(Counter(batch.caption_ids.tolist()).values(), reverse=True)
     assert (dogs, cats) == (4, 2)  # The same caption but for what canonicalising takes away
@@ -220,19 +220,19 @@ def test_worker_processes_give_the_same_batches_as_threads():
     source = Shapes("train", image_size=16)
     alone = reader(source, batch_size=4, block_size=4, steps=7)
     helped = reader(source, batch_size=4, block_size=4, steps=7, workers=2)
-    expected = list(iterate(alone, 1, BadPictures(len(source), 0.0)))
-    got = list(iterate(helped, 1, BadPictures(len(source), 0.0)))
+    expected = list(iterate(alone, 1, BadRecords(len(source), 0.0)))
+    got = list(iterate(helped, 1, BadRecords(len(source), 0.0)))
     assert len(got) == len(expected) == 6
     for a, b in zip(got, expected, strict=True):
         assert_same(a, b)
 
 
-# --- pictures that cannot be read -----------------------------------------------------------------
+# --- images that cannot be read -----------------------------------------------------------------
 
 
 @pytest.fixture
 def half_bad(tmp_path) -> BlipJson:
-    """Six pictures: the last three are missing, cut short, and no picture at all."""
+    """Six images: the last three are missing, cut short, and no image at all."""
     names = ["0.jpg", "1.png", "2.jpg", "missing.jpg", "cut.jpg", "text.png"]
     noise = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
     for name in ("0.jpg", "1.png", "2.jpg", "cut.jpg"):
@@ -245,10 +245,10 @@ def half_bad(tmp_path) -> BlipJson:
     return BlipJson(tmp_path / "set.json")
 
 
-def test_bad_pictures_are_named_once_and_their_rows_invalid(half_bad, caplog):
+def test_bad_images_are_named_once_and_their_rows_invalid(half_bad, caplog):
     caplog.set_level(logging.WARNING)
     batches = reader(half_bad, batch_size=6, steps=3)
-    bad = BadPictures(6, 0.5)
+    bad = BadRecords(6, 0.5)
     for batch in iterate(batches, 0, bad):
         assert batch.valid.sum() == 3
         assert not batch.images[~batch.valid].any() and batch.images[batch.valid].any()
@@ -258,12 +258,12 @@ def test_bad_pictures_are_named_once_and_their_rows_invalid(half_bad, caplog):
     told = "\n".join(caplog.messages)
     assert "skipped missing.jpg" in told and "no such file" in told
     assert "skipped cut.jpg" in told and "truncated" in told
-    assert "skipped text.png" in told and "not a picture" in told
+    assert "skipped text.png" in told and "not an image" in told
 
 
-def test_too_many_bad_pictures_stop_the_run_with_their_list(half_bad):
-    with pytest.raises(TooManyBadPictures) as caught:
-        list(iterate(reader(half_bad, batch_size=6), 0, BadPictures(6, 0.4)))
+def test_too_many_bad_images_stop_the_run_with_their_list(half_bad):
+    with pytest.raises(TooManyBadRecords) as caught:
+        list(iterate(reader(half_bad, batch_size=6), 0, BadRecords(6, 0.4)))
     message = str(caught.value)
     assert message.startswith("3 of 6 records could not be read")
     assert "--data.max-bad 0.4" in message and "--data.image-root" in message
@@ -271,7 +271,7 @@ def test_too_many_bad_pictures_stop_the_run_with_their_list(half_bad):
         assert f"\n  {name}: " in message
 
 
-def test_a_bad_picture_moves_no_other(half_bad, tmp_path):
+def test_a_bad_image_moves_no_other(half_bad, tmp_path):
     """The rows beside it, and every later batch, are those of the mended set."""
     before = [reader(half_bad, batch_size=4)[step][0] for step in range(4)]
     for name in ("missing.jpg", "cut.jpg", "text.png"):
@@ -283,18 +283,18 @@ def test_a_bad_picture_moves_no_other(half_bad, tmp_path):
         assert_same(a._replace(images=b.images, valid=b.valid), b)
 
 
-def test_a_picture_without_a_caption_counts_as_bad(tmp_path):
+def test_an_image_without_a_caption_counts_as_bad(tmp_path):
     class Silent(Numbered):
         def captions(self, index: int) -> tuple[str, ...]:
             return super().captions(index) if index % 3 else ()
 
     batch, bad = reader(Silent(6), batch_size=6)[0]
-    assert bad == {"picture-0": "has no caption", "picture-3": "has no caption"}
+    assert bad == {"image-0": "has no caption", "image-3": "has no caption"}
     assert batch.valid.tolist() == [index % 3 > 0 for index in order(reader(Numbered(6), 6), 1)]
 
 
 class Ramp(Numbered):
-    """Pictures of which every pixel has a colour of its own."""
+    """Images of which every pixel has a colour of its own."""
 
     def image(self, index: int) -> Image.Image:
         rows, columns = np.mgrid[:48, :64].astype(np.uint8) * 4
@@ -305,9 +305,9 @@ def test_windows_are_drawn_anew_every_epoch_and_the_same_every_time():
     cropped, whole = reader(Ramp(4), crop=0.5), reader(Ramp(4))
     first, again, later = cropped[0][0].images, cropped[0][0].images, cropped[1][0].images
     np.testing.assert_array_equal(first, again)
-    views = [picture.tobytes() for picture in (*first, *later, whole[0][0].images[0])]
+    views = [image.tobytes() for image in (*first, *later, whole[0][0].images[0])]
     assert len(set(views)) == 9
-    assert len({picture.tobytes() for picture in whole[0][0].images}) == 1
+    assert len({image.tobytes() for image in whole[0][0].images}) == 1
 
 
 def test_processes_draw_the_windows_of_one():
@@ -343,7 +343,7 @@ def test_a_bad_caption_is_one_bad_record_and_its_image_trains_with_the_others(tm
         entries.append({"image": f"{number}.png", "caption": captions})
     (tmp_path / "set.json").write_text(json.dumps([*entries, "odd", {"caption": "x"}]))
     source = BlipJson(tmp_path / "set.json")
-    bad = BadPictures.after(left_out(source), len(source), 0.8)
+    bad = BadRecords.after(left_out(source), len(source), 0.8)
     assert bad.total == 5 and len(bad.reasons) == 2
     (batch,) = iterate(reader(source, batch_size=3, steps=1), 0, bad)
     assert batch.valid.sum() == 2 and batch.images is not None
@@ -355,29 +355,29 @@ def test_a_bad_caption_is_one_bad_record_and_its_image_trains_with_the_others(tm
     )
     assert "entry 2: caption 0 is a number" in bad.reasons["2.png"]
     assert len(caplog.messages) == 4
-    strict = BadPictures.after(left_out(source), len(source), 0.6)
-    with pytest.raises(TooManyBadPictures, match=r"4 of 5 records .*--max-bad outside training"):
+    strict = BadRecords.after(left_out(source), len(source), 0.6)
+    with pytest.raises(TooManyBadRecords, match=r"4 of 5 records .*--max-bad outside training"):
         list(iterate(reader(source, batch_size=3, steps=1), 0, strict))
-    with pytest.raises(TooManyBadPictures, match="2 of 5 records"):
-        BadPictures.after(left_out(source), len(source), 0.3)
+    with pytest.raises(TooManyBadRecords, match="2 of 5 records"):
+        BadRecords.after(left_out(source), len(source), 0.3)
 
 
 def test_one_bad_record_of_a_hundred_is_within_a_share_of_a_hundredth():
-    bad = BadPictures.after([BadRecord("a.json: entry 3", "no object")], 99, 0.01)
+    bad = BadRecords.after([BadRecord("a.json: entry 3", "no object")], 99, 0.01)
     assert (bad.total, len(bad.reasons)) == (100, 1)
-    with pytest.raises(TooManyBadPictures, match="2 of 100 records"):
+    with pytest.raises(TooManyBadRecords, match="2 of 100 records"):
         bad.add({"7": "has no caption"})
 
 
 def test_a_share_is_meant_as_it_is_written():
-    bad = BadPictures(100, 0.29)
+    bad = BadRecords(100, 0.29)
     bad.add({str(number): "bad" for number in range(29)})
-    with pytest.raises(TooManyBadPictures, match="30 of 100"):
+    with pytest.raises(TooManyBadRecords, match="30 of 100"):
         bad.add({"29": "bad"})
 
 
 def test_a_long_list_of_bad_records_is_cut():
-    with pytest.raises(TooManyBadPictures) as caught:
-        BadPictures(100, 0.1).add({str(number): "bad" for number in range(60)})
+    with pytest.raises(TooManyBadRecords) as caught:
+        BadRecords(100, 0.1).add({str(number): "bad" for number in range(60)})
     lines = str(caught.value).splitlines()
     assert len(lines) == 52 and lines[-1] == "  and 10 more"

@@ -1,4 +1,4 @@
-"""A source -> gallery, tokens and embeddings, without the pictures that cannot be read."""
+"""A source -> gallery, tokens and embeddings, without the images that cannot be read."""
 
 import json
 import logging
@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from edje_jax.data.bad_pictures import TooManyBadPictures
+from edje_jax.data.bad_records import TooManyBadRecords
 from edje_jax.data.images import resize
 from edje_jax.data.sources.blip_json import BlipJson
 from edje_jax.data.sources.pooled import Pooled
@@ -32,7 +32,7 @@ def source(tmp_path) -> BlipJson:
 GOOD = [0, 1, 2, 4, 5, 6, 8, 9]
 
 
-def test_bad_pictures_are_named_and_left_out(runtime, source, caplog):
+def test_bad_images_are_named_and_left_out(runtime, source, caplog):
     caplog.set_level(logging.WARNING)
     encoded = encode_gallery(runtime, source, max_bad=0.2)
     assert encoded.record == GOOD
@@ -47,24 +47,24 @@ def test_bad_pictures_are_named_and_left_out(runtime, source, caplog):
     assert len(caplog.messages) == 2
 
 
-def test_too_many_bad_pictures_stop_it(runtime, source):
-    with pytest.raises(TooManyBadPictures, match="2 of 10 records"):
+def test_too_many_bad_images_stop_it(runtime, source):
+    with pytest.raises(TooManyBadRecords, match="2 of 10 records"):
         encode_gallery(runtime, source, max_bad=0.1)
 
 
 def test_a_pool_hides_no_damage_to_the_set(runtime, source, monkeypatch):
     monkeypatch.setitem(SPLITS, "test", 30)
     pooled = Pooled(source, Shapes("test", image_size=32))
-    with pytest.raises(TooManyBadPictures, match="2 of 10 records"):
+    with pytest.raises(TooManyBadRecords, match="2 of 10 records"):
         encode_gallery(runtime, pooled, max_bad=0.1)
     damaged = Pooled(Shapes("test", image_size=32), source)
-    with pytest.raises(TooManyBadPictures, match="2 of 10 records"):
+    with pytest.raises(TooManyBadRecords, match="2 of 10 records"):
         encode_gallery(runtime, damaged, max_bad=0.1)
     encoded = encode_gallery(runtime, damaged, max_bad=0.2)
     assert encoded.record == [*range(30), *(30 + i for i in GOOD)]
 
 
-def test_bad_records_count_beside_bad_pictures(runtime, source, tmp_path, caplog):
+def test_bad_records_count_beside_bad_images(runtime, source, tmp_path, caplog):
     entries = json.loads((tmp_path / "set.json").read_text())
     entries[0]["caption"] = ["\ud83d"]
     entries[2]["caption"].append(None)
@@ -72,10 +72,10 @@ def test_bad_records_count_beside_bad_pictures(runtime, source, tmp_path, caplog
         json.dumps([*entries, {"image": "10.png\0", "caption": "x"}])
     )
     source = BlipJson(tmp_path / "set.json")
-    with pytest.raises(TooManyBadPictures, match="5 of 11 records"):
+    with pytest.raises(TooManyBadRecords, match="5 of 11 records"):
         encode_gallery(runtime, source, max_bad=0.4)
     encoded = encode_gallery(runtime, source, max_bad=0.5)
-    # A picture that lost its only caption is a distractor.
+    # An image that lost its only caption is a distractor.
     assert encoded.record == GOOD and 0 not in encoded.gallery.caption_image
     for message in (
         "0.png: .*entry 0: caption 0",
@@ -98,7 +98,7 @@ def test_progress_is_told(runtime, source):
     told = []
     encoded = encode_gallery(runtime, source, 0.5, lambda *step: told.append(step))
     evaluate(runtime, encoded, 3, progress=lambda *step: told.append(step))
-    assert told[0] == ("pictures", 8, 10)
+    assert told[0] == ("images", 8, 10)
     what, done, total = told[-1]
     assert what == "pairs" and done == total > 8
 

@@ -23,5 +23,5 @@ def test_a_protocol_gives_what_the_command_writes(trained, monkeypatch):
     assert set(found.extra) == {"interval", "calibration", "folds", "similarity_weights"}
     assert found.retrieval.t2i.candidates.shape == (len(found.encoded.gallery.captions), 5)
     assert found.metrics["t2i"] == found.retrieval.t2i.metrics()
-    assert {what for what, *_ in told} == {"pictures", "pairs"}
+    assert {what for what, *_ in told} == {"images", "pairs"}
     assert set(found.seconds) == {"encode", "rerank"} and min(found.seconds.values()) > 0

@@ -1,4 +1,4 @@
-"""Words of a caption over the patches of a real picture."""
+"""Words of a caption over the patches of a real image."""
 
 import numpy as np
 
@@ -8,13 +8,13 @@ from edje_jax.scenes.shapes import Shapes
 
 
 def test_a_map_for_each_word(runtime):
-    picture = Shapes("val", image_size=48).image(0)
-    found = word_maps(runtime, picture, "A large, red_square above it")
+    image = Shapes("val", image_size=48).image(0)
+    found = word_maps(runtime, image, "A large, red_square above it")
     assert found.words == ["a", "large", "red", "square", "above", "it"]
     side = runtime.config.backbone.vision.image_size // runtime.config.backbone.vision.patch_size
     assert found.maps.shape == (6, side, side)
     np.testing.assert_allclose(found.maps.sum(axis=(1, 2)), 1, atol=1e-5)
-    np.testing.assert_array_equal(found.image, resize(picture, runtime.config.image))
+    np.testing.assert_array_equal(found.image, resize(image, runtime.config.image))
 
 
 def test_a_word_of_many_pieces_is_their_mean(runtime):
@@ -25,8 +25,8 @@ def test_a_word_of_many_pieces_is_their_mean(runtime):
     places = [place for _, pieces in words for place in pieces]
     # Every piece between [CLS] and [SEP] belongs to one word.
     assert places == list(range(1, int((ids != 0).sum()) - 1))
-    picture = Shapes("val", image_size=48).image(1)
-    found = word_maps(runtime, picture, caption)
+    image = Shapes("val", image_size=48).image(1)
+    found = word_maps(runtime, image, caption)
     rows = _patch_attention(
         runtime.backbone, runtime.model, runtime.config.image, runtime.backbone_params,
         runtime.params, ids, found.image[None],

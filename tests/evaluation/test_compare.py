@@ -45,15 +45,15 @@ def test_captions_of_one_image_are_no_independent_queries():
 def test_images_bring_all_their_queries():
     """Every draw's mean is weighted by queries: a brute force with the same draws."""
     rng = np.random.default_rng(2)
-    picture = np.repeat(np.arange(30), rng.integers(1, 6, 30))
-    before, after = ranks(len(picture), 3)
+    image = np.repeat(np.arange(30), rng.integers(1, 6, 30))
+    before, after = ranks(len(image), 3)
     chosen = np.random.default_rng(7).integers(0, 30, (5000, 30))
     means = []
     for draw in chosen:
-        rows = np.concatenate([np.flatnonzero(picture == p) for p in draw])
+        rows = np.concatenate([np.flatnonzero(image == p) for p in draw])
         means.append(measure_ranks(after[rows])["R@1"] - measure_ranks(before[rows])["R@1"])
     expected = np.percentile(means, (2.5, 97.5))
-    found = difference_intervals(before, after, picture, seed=7)["R@1"]
+    found = difference_intervals(before, after, image, seed=7)["R@1"]
     np.testing.assert_allclose(found, expected, atol=1e-9)
 
 
@@ -78,15 +78,15 @@ def test_medians_of_the_same_draws_by_brute_force(monkeypatch):
 
 def test_queries_without_an_answer_do_not_count_and_seeds_repeat():
     before, after = ranks(997, 4)
-    picture = np.random.default_rng(4).integers(0, 300, 997)
+    image = np.random.default_rng(4).integers(0, 300, 997)
     padded = [np.append(x, [0, 0]) for x in (before, after)]
-    with_padding = difference_intervals(*padded, np.append(picture, [3, 2000]), seed=5)
-    assert with_padding == difference_intervals(before, after, picture, seed=5)
-    assert with_padding != difference_intervals(before, after, picture, seed=6)
+    with_padding = difference_intervals(*padded, np.append(image, [3, 2000]), seed=5)
+    assert with_padding == difference_intervals(before, after, image, seed=5)
+    assert with_padding != difference_intervals(before, after, image, seed=6)
     with pytest.raises(ValueError, match="one of the two systems"):
-        difference_intervals(before, np.where(picture == 9, 0, after), picture)
+        difference_intervals(before, np.where(image == 9, 0, after), image)
     with pytest.raises(ValueError, match="nothing to draw"):
-        difference_intervals(0 * before, 0 * after, picture)
+        difference_intervals(0 * before, 0 * after, image)
 
 
 def test_no_change_is_an_interval_of_nothing(make_case):
@@ -102,21 +102,21 @@ def test_no_change_is_an_interval_of_nothing(make_case):
 # --- compare --------------------------------------------------------------------------------------
 
 
-def evaluation(folder, quality: float, pictures: int = 60, odd: str = "", extra=0, k: int = 10):
+def evaluation(folder, quality: float, images: int = 60, odd: str = "", extra=0, k: int = 10):
     """An evaluation's files; a better scorer has a higher `quality`."""
     rng = np.random.default_rng(0)
-    names = [f"p#{i}" for i in range(pictures)] + [f"pool{i}" for i in range(extra)]
-    captions = [[f"{j} of {i}{odd}" for j in range(3)] for i in range(pictures)] + [[]] * extra
+    names = [f"p#{i}" for i in range(images)] + [f"pool{i}" for i in range(extra)]
+    captions = [[f"{j} of {i}{odd}" for j in range(3)] for i in range(images)] + [[]] * extra
     gallery = Gallery.of(names, captions)
-    images = rng.normal(size=(len(names), 6))
-    texts = images[gallery.caption_image] + rng.normal(size=(len(gallery.captions), 6))
-    images, texts = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (images, texts))
+    embedded = rng.normal(size=(len(names), 6))
+    texts = embedded[gallery.caption_image] + rng.normal(size=(len(gallery.captions), 6))
+    embedded, texts = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (embedded, texts))
 
     def score(text_index, image_index):
         noise = np.random.default_rng(1).normal(size=len(text_index))
         return quality * (gallery.caption_image[text_index] == image_index) + noise
 
-    retrieval = rerank(gallery, images, texts, score, k)
+    retrieval = rerank(gallery, embedded, texts, score, k)
     model = f"model {quality}"
     write_metrics(folder, retrieval, gallery, model=model, data="some:set", seconds={})
     return retrieval
@@ -135,9 +135,9 @@ def test_differences_and_their_intervals(tmp_path):
         low, high = result[key]["interval"]["R@1"]
         assert result[key]["a"] == before and result[key]["b"] == after
         assert low < result[key]["difference"]["R@1"] == after["R@1"] - before["R@1"] < high
-        picture = np.repeat(np.arange(60), 3) if key == "t2i" else np.arange(60)
+        image = np.repeat(np.arange(60), 3) if key == "t2i" else np.arange(60)
         sides = (getattr(x, key).reranked_rank for x in (a, b))
-        assert [low, high] == list(difference_intervals(*sides, picture)["R@1"])
+        assert [low, high] == list(difference_intervals(*sides, image)["R@1"])
     assert result["t2i"]["interval"]["R@1"][0] > 0
     assert result["b"] == {
         "folder": str(tmp_path / "b"), "model": "model 2.5", "data": "some:set", "k": 8,
@@ -181,7 +181,7 @@ def test_files_are_written_before_the_table_and_the_table_is_told_without_them(
 
 def test_other_queries_or_galleries_are_refused(tmp_path):
     evaluation(tmp_path / "a", 1.0)
-    evaluation(tmp_path / "fewer", 1.0, pictures=59)
+    evaluation(tmp_path / "fewer", 1.0, images=59)
     evaluation(tmp_path / "reworded", 1.0, odd="!")
     evaluation(tmp_path / "pooled", 1.0, extra=5)
     for name, told in (

@@ -11,7 +11,7 @@ from edje_jax.data.compositional import read_items
 from edje_jax.data.images import resize
 from edje_jax.evaluate import compositional
 from edje_jax.evaluate.compositional import score_items
-from edje_jax.evaluation.compositional import Item, Picture, Scored, is_right, summarise
+from edje_jax.evaluation.compositional import Item, Region, Scored, is_right, summarise
 from edje_jax.reports.compositional import compositional_table, write_compositional
 from edje_jax.scenes.shapes import Shapes
 from edje_jax.search.reranker import Reranker
@@ -25,17 +25,17 @@ from edje_jax.search.reranker import Reranker
         ([[2, 1], [3, 4]], False, True),
         ([[1, 2], [2, 1]], False, False),
         ([[1, 1], [1, 1]], False, False),
-        # One tie of four is enough: between captions, then between pictures.
+        # One tie of four is enough: between captions, then between images.
         ([[2, 1], [2, 3]], False, True),
         ([[2, 2], [1, 3]], True, False),
     ],
 )
-def test_two_pictures_by_hand(scores, text, image):
+def test_two_images_by_hand(scores, text, image):
     found = is_right(np.array(scores, np.float32))
     assert found == {"text": text, "image": image, "group": text and image}
 
 
-def test_one_picture_by_hand():
+def test_one_image_by_hand():
     assert is_right(np.array([[1.0], [0.0]])) == {"text": True}
     assert is_right(np.array([[1.0], [1.0]])) == {"text": False}
     assert is_right(np.array([[2.0], [1.0], [3.0]])) == {"text": False}
@@ -43,8 +43,8 @@ def test_one_picture_by_hand():
         is_right(np.array([[1.0], [np.nan]]))
 
 
-def item(name: str, category: str, pictures: int) -> Item:
-    return Item(name, category, tuple(Picture(f"{i}") for i in range(pictures)), ("a", "b"))
+def item(name: str, category: str, images: int) -> Item:
+    return Item(name, category, tuple(Region(f"{i}") for i in range(images)), ("a", "b"))
 
 
 def test_percentages_by_category():
@@ -61,7 +61,7 @@ def test_percentages_by_category():
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images(tmp_path):
     scenes = Shapes("val", image_size=48)
     for i in range(6):
         scenes.image(i).save(tmp_path / f"{i}.png")
@@ -76,7 +76,7 @@ def write(path, content) -> None:
     path.write_text(json.dumps(content))
 
 
-def test_the_three_forms(pictures):
+def test_the_three_forms(images):
     crepe = {"7": {"filename": "0.png", "caption": "a", "negative_caption": "b"}}
     aro = {
         "image_path": "1.png", "true_caption": "c", "false_caption": "d", "relation_name": "on",
@@ -86,30 +86,30 @@ def test_the_three_forms(pictures):
         "image_0": "2", "image_1": "3.png", "caption_0": "e", "caption_1": "f", "tag": "fine",
         "collapsed_tag": "Object",
     }  # fmt: skip
-    write(pictures / "swap.json", crepe)
-    write(pictures / "aro.json", [aro])
-    (pictures / "wino.jsonl").write_text(json.dumps(wino) + "\n" + json.dumps(wino) + "\n")
-    items = read_items([pictures / name for name in ("swap.json", "aro.json", "wino.jsonl")])
-    at = [str(pictures / f"{i}.png") for i in range(4)]
+    write(images / "swap.json", crepe)
+    write(images / "aro.json", [aro])
+    (images / "wino.jsonl").write_text(json.dumps(wino) + "\n" + json.dumps(wino) + "\n")
+    items = read_items([images / name for name in ("swap.json", "aro.json", "wino.jsonl")])
+    at = [str(images / f"{i}.png") for i in range(4)]
     assert items == [
-        Item("swap.json:7", "swap", (Picture(at[0]),), ("a", "b")),
-        Item("aro.json:0", "on", (Picture(at[1], (4, 8, 24, 38)),), ("c", "d")),
-        Item("wino.jsonl:0", "Object", (Picture(at[2]), Picture(at[3])), ("e", "f")),
-        Item("wino.jsonl:1", "Object", (Picture(at[2]), Picture(at[3])), ("e", "f")),
+        Item("swap.json:7", "swap", (Region(at[0]),), ("a", "b")),
+        Item("aro.json:0", "on", (Region(at[1], (4, 8, 24, 38)),), ("c", "d")),
+        Item("wino.jsonl:0", "Object", (Region(at[2]), Region(at[3])), ("e", "f")),
+        Item("wino.jsonl:1", "Object", (Region(at[2]), Region(at[3])), ("e", "f")),
     ]
-    assert read_items([pictures / "swap.json"], str(pictures))[0].category == ""
+    assert read_items([images / "swap.json"], str(images))[0].category == ""
 
 
-def test_attributes_sort_and_lines_end_at_line_feeds_alone(pictures):
+def test_attributes_sort_and_lines_end_at_line_feeds_alone(images):
     entry = {
         "image_path": "1.png", "true_caption": "a white\u2028dog", "false_caption": "d",
         "attributes": ["white", "black"],
     }  # fmt: skip
     line = json.dumps(entry, ensure_ascii=False)
-    (pictures / "aro.jsonl").write_text(f"{line}\r\n\n{line}\n", "utf-8")
-    first, second = read_items([pictures / "aro.jsonl"])
-    (pictures / "one.jsonl").write_text(line, "utf-16")
-    assert read_items([pictures / "one.jsonl"])[0].captions == first.captions
+    (images / "aro.jsonl").write_text(f"{line}\r\n\n{line}\n", "utf-8")
+    first, second = read_items([images / "aro.jsonl"])
+    (images / "one.jsonl").write_text(line, "utf-16")
+    assert read_items([images / "one.jsonl"])[0].captions == first.captions
     assert first.captions == second.captions == ("a white\u2028dog", "d")
     assert first.category == second.category == "white_black"
 
@@ -150,14 +150,14 @@ def boxed(sides: str) -> str:
         (
             '[{"filename": "no.png", "caption": "a", "negative_caption": "b"}]',
             FileNotFoundError,
-            "no.png is not there; name the folder of pictures with --image-root",
+            "no.png is not there; name the folder of images with --image-root",
         ),
     ],
 )
-def test_a_bad_file_is_named(pictures, content, error, told):
-    (pictures / "set.json").write_text(content)
+def test_a_bad_file_is_named(images, content, error, told):
+    (images / "set.json").write_text(content)
     with pytest.raises(error, match=told):
-        read_items([pictures / "set.json"])
+        read_items([images / "set.json"])
 
 
 @pytest.fixture(scope="module")
@@ -165,25 +165,27 @@ def runtime(trained):
     return Reranker.from_pretrained(trained, precision="float32").runtime
 
 
-def scenes(pictures) -> list[Item]:
-    """Winoground's and SugarCrepe's kinds, a crop, a tie, and a picture that stands in several."""
-    at = [Picture(str(pictures / f"{i}.png")) for i in range(6)]
+def scenes(images) -> list[Item]:
+    """Winoground's and SugarCrepe's kinds, a crop, a tie, and an image that stands in several."""
+    at = [Region(str(images / f"{i}.png")) for i in range(6)]
     pair = Item("pair", "two", (at[0], at[1]), (captions(0), captions(1)))
     single = Item("single", "one", (at[1],), (captions(1), captions(0)))
-    crop = Item("crop", "one", (Picture(at[2].path, (0, 0, 24, 30)),), (captions(2), captions(3)))
+    crop = Item("crop", "one", (Region(at[2].path, (0, 0, 24, 30)),), (captions(2), captions(3)))
     tie = Item("tie", "one", (at[5],), ("A red_square.", "a red square"))
     return [pair, tie, single, crop]
 
 
 @pytest.mark.parametrize("chunk", [1, 256])
-def test_scores_are_those_of_the_model_pair_by_pair(runtime, pictures, monkeypatch, chunk):
+def test_scores_are_those_of_the_model_pair_by_pair(runtime, images, monkeypatch, chunk):
     monkeypatch.setattr(compositional, "CHUNK", chunk)
-    items = scenes(pictures)
+    items = scenes(images)
     found = score_items(runtime, items, similarity_weight=0.5)
     for one, scored in zip(items, found, strict=True):
-        images = [compositional.load_image(p.path) for p in one.pictures]
-        images = [x.crop(p.box) if p.box else x for x, p in zip(images, one.pictures, strict=True)]
-        encoded = runtime.encode_images(np.stack([resize(x, runtime.config.image) for x in images]))
+        regions = [compositional.load_image(p.path) for p in one.regions]
+        regions = [x.crop(p.box) if p.box else x for x, p in zip(regions, one.regions, strict=True)]
+        encoded = runtime.encode_images(
+            np.stack([resize(x, runtime.config.image) for x in regions])
+        )
         cosines = runtime.embed_texts(list(one.captions)) @ encoded.embeddings.T
         np.testing.assert_allclose(scored.base, cosines, rtol=0, atol=1e-5)
         ids = runtime.joint_tokenizer(list(one.captions))
@@ -194,8 +196,8 @@ def test_scores_are_those_of_the_model_pair_by_pair(runtime, pictures, monkeypat
     assert is_right(found[1].base) == is_right(found[1].reranked) == {"text": False}
 
 
-def test_files(runtime, pictures, tmp_path):
-    items = scenes(pictures)
+def test_files(runtime, images, tmp_path):
+    items = scenes(images)
     scored = score_items(runtime, items)
     metrics = write_compositional(tmp_path / "out", items, scored, {"model": "m"})
     assert json.loads((tmp_path / "out" / "compositional.json").read_text()) == metrics

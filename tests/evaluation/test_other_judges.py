@@ -17,7 +17,7 @@ from edje_jax.reports.tables import eccv_table
 
 @pytest.mark.parametrize("weight", [0.0, 2.0])
 def test_ir_measures_finds_the_same_recalls(tmp_path, make_case, weight):
-    gallery, retrieval = make_case(pictures=80, k=10, weight=weight)
+    gallery, retrieval = make_case(images=80, k=10, weight=weight)
     write_metrics(tmp_path, retrieval, gallery, model="m", data="d", seconds={})
     for key in ("t2i", "i2t"):
         direction = getattr(retrieval, key)
@@ -42,13 +42,13 @@ def test_ir_measures_finds_the_same_recalls(tmp_path, make_case, weight):
                 assert 100 * total == pytest.approx(expected, abs=1e-9)
             recall = ir_measures.calc_aggregate([R @ 5], qrels, lines)[R @ 5]
             success = ir_measures.calc_aggregate([Success @ 5], qrels, lines)[Success @ 5]
-            # One right picture a caption, so theirs is ours; several captions a picture, so not.
+            # One right image a caption, so theirs is ours; several captions an image, so not.
             assert (recall == pytest.approx(success)) == (key == "t2i")
 
 
 def test_runs_are_as_deep_as_what_was_reranked(tmp_path, make_case):
     """Up to that depth `Success@k` is our R@k; past it, a run of TREC has nothing more to find."""
-    gallery, retrieval = make_case(pictures=80, k=3)
+    gallery, retrieval = make_case(images=80, k=3)
     write_metrics(tmp_path, retrieval, gallery, model="m", data="d", seconds={})
     for key in ("t2i", "i2t"):
         qrels = list(ir_measures.read_trec_qrels(str(tmp_path / f"{key}.qrels")))
@@ -109,10 +109,10 @@ def test_coco_recalls_are_ours_and_eccv_is_told(coco):
         assert found["reranked"]["eccv_r1"][key] > found["base"]["eccv_r1"][key]
 
 
-def test_numbers_of_pictures_and_captions(coco):
+def test_numbers_of_images_and_captions(coco):
     judge, gallery, *_, path = coco
-    pictures, captions = coco_ids(gallery, path)
-    assert pictures.tolist() == list(judge.coco_gts["i2t"])
+    images, captions = coco_ids(gallery, path)
+    assert images.tolist() == list(judge.coco_gts["i2t"])
     assert captions.tolist() == [c for all_of in judge.coco_gts["i2t"].values() for c in all_of]
 
 
@@ -120,7 +120,7 @@ def test_what_is_not_coco_is_refused(coco, tmp_path):
     *_, path = coco
     with pytest.raises(ValueError, match=r"'a\.jpg': no COCO number"):
         coco_ids(Gallery.of(["a.jpg"], [["x"]]), path)
-    with pytest.raises(ValueError, match="picture 391895 has no caption 'x'"):
+    with pytest.raises(ValueError, match="image 391895 has no caption 'x'"):
         coco_ids(Gallery.of(["COCO_val2014_000000391895.jpg"], [["x"]]), path)
     (tmp_path / "other.json").write_text("[]")
     with pytest.raises(ValueError, match=r"not COCO's captions_val2014\.json"):
@@ -135,5 +135,5 @@ def test_a_part_of_coco_is_refused(coco):
         [[gallery.captions[t] for t in np.flatnonzero(owner == i)] for i in range(5)],
     )
     # By the numbers alone, which are looked up before anything is scored.
-    with pytest.raises(ValueError, match="4,995 of COCO's 5,000 test pictures are not in this"):
+    with pytest.raises(ValueError, match="4,995 of COCO's 5,000 test images are not in this"):
         coco_ids(part, path)

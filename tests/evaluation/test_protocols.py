@@ -14,15 +14,15 @@ def unit(x: np.ndarray) -> np.ndarray:
     return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
 
 
-def world(pictures: int = 23, seed: int = 0):
+def world(images: int = 23, seed: int = 0):
     """A gallery with ragged captions, its embeddings, and logits with many ties."""
     rng = np.random.default_rng(seed)
-    captions = [[f"{j} of {i}" for j in range(rng.integers(1, 4))] for i in range(pictures)]
-    gallery = Gallery.of([f"p{i}" for i in range(pictures)], captions)
-    images = unit(rng.normal(size=(pictures, 4)))
-    texts = unit(images[gallery.caption_image] + rng.normal(size=(len(gallery.captions), 4)))
-    logits = rng.integers(0, 4, (len(texts), pictures)).astype(np.float32)
-    return gallery, images, texts, logits
+    captions = [[f"{j} of {i}" for j in range(rng.integers(1, 4))] for i in range(images)]
+    gallery = Gallery.of([f"p{i}" for i in range(images)], captions)
+    embeddings = unit(rng.normal(size=(images, 4)))
+    texts = unit(embeddings[gallery.caption_image] + rng.normal(size=(len(gallery.captions), 4)))
+    logits = rng.integers(0, 4, (len(texts), images)).astype(np.float32)
+    return gallery, embeddings, texts, logits
 
 
 @pytest.mark.parametrize("weight", [0.0, 2.5])
@@ -95,7 +95,7 @@ def test_some_queries_are_ranked_as_all_are(queries):
 
 
 def test_a_fold_is_its_own_gallery():
-    gallery, images, texts, logits = world(pictures=23)
+    gallery, images, texts, logits = world(images=23)
     asked = []
 
     def score(text_index, image_index):
@@ -131,7 +131,7 @@ def test_a_fold_is_its_own_gallery():
 
 
 def test_too_many_folds_are_refused():
-    gallery, images, texts, logits = world(pictures=3)
+    gallery, images, texts, logits = world(images=3)
     for count in (1, 4):
         with pytest.raises(ValueError, match="give 2 to 3"):
             protocols.rerank_folds(gallery, images, texts, lambda t, i: logits[t, i], 2, count)
@@ -149,7 +149,7 @@ def test_a_pool_brings_distractors_and_no_question():
 
 
 class Few:
-    """Pictures named by letters, all of that letter's shade."""
+    """Images named by letters, all of that letter's shade."""
 
     def __init__(self, names: str, captions: int = 1):
         self.names, self.count = names, captions

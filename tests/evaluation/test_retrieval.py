@@ -20,7 +20,7 @@ def corners(rng: np.random.Generator, rows: int) -> np.ndarray:
 
 
 def by_hand() -> tuple[Gallery, np.ndarray, np.ndarray]:
-    """Three pictures on the axes; captions that lean towards this or that one."""
+    """Three images on the axes; captions that lean towards this or that one."""
     gallery = Gallery.of(["a", "b", "c"], [["a0", "a1"], ["b0"], ["c0"]])
     texts = np.array([[0.8, 0.6, 0], [0.6, 0.8, 0], [0, 0.6, 0.8], [0, 0, 1]], np.float32)
     return gallery, np.eye(3, dtype=np.float32), texts
@@ -40,7 +40,7 @@ def test_small_case_by_hand():
     np.testing.assert_allclose(result.t2i.similarities[0], [0.8, 0.6])
 
     assert result.i2t.candidates.tolist() == [[0, 1], [1, 0], [3, 2]]
-    # Picture b: its caption b0 ties with a0 at 0.6 and stands after it, past k.
+    # Image b: its caption b0 ties with a0 at 0.6 and stands after it, past k.
     assert result.i2t.base_rank.tolist() == [1, 3, 1]
     assert result.i2t.scores.tolist() == [[0, 5], [0, 5], [2, 0]]
     assert result.i2t.reranked_rank.tolist() == [1, 3, 1]
@@ -54,7 +54,7 @@ def test_small_case_by_hand():
     assert metrics["i2t"]["ceiling"] == pytest.approx(200 / 3)
 
 
-def test_any_caption_of_the_picture_is_a_hit():
+def test_any_caption_of_the_image_is_a_hit():
     gallery, images, texts = by_hand()
     wants_second = np.array([[0, 0, 0], [9, 0, 0], [0, 0, 0], [0, 0, 0]], np.float32)
     result = rerank(gallery, images, texts, lambda t, i: wants_second[t, i], k=3)
@@ -67,27 +67,27 @@ def test_any_caption_of_the_picture_is_a_hit():
 def test_against_brute_force_with_ties(k, block, monkeypatch):
     monkeypatch.setattr(retrieval, "BLOCK_SIMILARITIES", block)
     rng = np.random.default_rng(k)
-    pictures = 25
+    count = 25
     gallery = Gallery.of(
-        [str(i) for i in range(pictures)], [["x"] * int(n) for n in rng.integers(1, 4, pictures)]
+        [str(i) for i in range(count)], [["x"] * int(n) for n in rng.integers(1, 4, count)]
     )
-    images, texts = corners(rng, pictures), corners(rng, len(gallery.captions))
+    images, texts = corners(rng, count), corners(rng, len(gallery.captions))
     # Few different logits, so that reranking ties as well.
-    logits = rng.integers(0, 3, (len(texts), pictures)).astype(np.float32)
+    logits = rng.integers(0, 3, (len(texts), count)).astype(np.float32)
     result = rerank(gallery, images, texts, lambda t, i: logits[t, i], k)
 
     sides = (
-        (result.t2i, texts @ images.T, logits, gallery.caption_image, np.arange(pictures)),
-        (result.i2t, images @ texts.T, logits.T, np.arange(pictures), gallery.caption_image),
+        (result.t2i, texts @ images.T, logits, gallery.caption_image, np.arange(count)),
+        (result.i2t, images @ texts.T, logits.T, np.arange(count), gallery.caption_image),
     )
-    for side, near, scores, query_picture, item_picture in sides:
+    for side, near, scores, query_image, item_image in sides:
         depth = min(k, near.shape[1])
         assert side.candidates.shape == (len(near), depth)
         for q in range(len(near)):
             base = sorted(range(near.shape[1]), key=lambda j: (-near[q, j], j))
             head = sorted(base[:depth], key=lambda j: (-scores[q, j], base.index(j)))
             final = head + base[depth:]
-            right = [j for j in base if item_picture[j] == query_picture[q]]
+            right = [j for j in base if item_image[j] == query_image[q]]
             assert side.candidates[q].tolist() == base[:depth]
             assert side.candidates[q, side.order[q]].tolist() == head
             assert side.base_best[q] == right[0]
@@ -185,7 +185,7 @@ def test_level_scores_keep_the_base_order(make_case):
         assert side.base_rank.tolist() == side.reranked_rank.tolist()
 
 
-def test_a_picture_without_captions_is_a_candidate_and_no_query():
+def test_an_image_without_captions_is_a_candidate_and_no_query():
     gallery = Gallery.of(["a", "distractor", "c"], [["a0"], [], ["c0"]])
     images = np.eye(3, dtype=np.float32)
     texts = np.array([[0.6, 0.8, 0], [0, 0, 1]], np.float32)
@@ -209,19 +209,19 @@ def test_first_stage_holds_a_few_rows_at_a_time(monkeypatch):
     assert sum(seen) == 35 * 30
 
 
-def test_text_ids_number_the_captions_of_a_picture():
+def test_text_ids_number_the_captions_of_an_image():
     gallery = Gallery(["a", "b"], ["x", "y", "z"], np.array([1, 0, 1]))
     assert gallery.text_ids == ["b#0", "a#0", "b#1"]
 
 
 def test_gallery_refuses_what_cannot_be_evaluated():
     for images, captions, owner, message in (
-        ([], [], [], "0 pictures and 0 captions"),
-        (["a"], [], [], "1 pictures and 0 captions"),
+        ([], [], [], "0 images and 0 captions"),
+        (["a"], [], [], "1 images and 0 captions"),
         (["a"], ["x", "y"], [0], r"shape \(1,\) for 2 captions"),
-        (["a"], ["x"], [1], "pictures 0 to 0"),
+        (["a"], ["x"], [1], "images 0 to 0"),
         (["a", "a"], ["x", "y"], [0, 1], "'a' stands twice"),
-        (["a", ""], ["x", "y"], [0, 1], "picture 1 has an empty id"),
+        (["a", ""], ["x", "y"], [0, 1], "image 1 has an empty id"),
     ):
         with pytest.raises(ValueError, match=message):
             Gallery(images, captions, np.array(owner, np.int32))
@@ -242,7 +242,7 @@ def test_rerank_refuses_bad_numbers():
         ((images, broken, never, 2), "row 1 has length nan"),
         ((np.eye(3, 5), texts, never, 2), "5 dimensions and captions in 3"),
         ((images, texts, lambda t, i: np.zeros(3), 2), r"gave shape \(3,\)"),
-        ((images, texts, nan_for_one, 2), "nan for caption 2 and picture 1"),
+        ((images, texts, nan_for_one, 2), "nan for caption 2 and image 1"),
     ):
         with pytest.raises(ValueError, match=message):
             rerank(gallery, *arguments)

@@ -272,10 +272,10 @@ def tfds(rng: random.Random, folder: Path, made: list[Scene]) -> Mutated:
 
 def arrayrecord(rng: random.Random, folder: Path, made: list[Scene]) -> Mutated:
     writer = pytest.importorskip("array_record.python.array_record_module").ArrayRecordWriter
-    pictures = [{"id": str(s.number), "captions": list(s.captions)} for s in made]
+    images = [{"id": str(s.number), "captions": list(s.captions)} for s in made]
     table = {
         "format": "edje_jax pictures", "version": 1, "shard": 0, "shards": 1, "set": "s",
-        "pictures": mutate_json(rng, pictures), "rejected": [],
+        "pictures": mutate_json(rng, images), "rejected": [],
     }  # fmt: skip
     path = folder / "pictures-00000-of-00001.array_record"
     out = writer(str(path), "group_size:1,uncompressed")

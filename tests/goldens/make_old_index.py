@@ -37,7 +37,7 @@ from edje_jax.weights.folder import Model, save_model
 
 HERE = Path(__file__).parent
 OUT, TINY = HERE / "old_index", HERE / "reference_tiny"
-INDEXED, PICTURES = 8, 10
+INDEXED, IMAGES = 8, 10
 """The indexes hold the first images; the last ones are there to be added."""
 COLOURS = ("red", "green", "blue", "yellow", "white")
 QUERIES = ("a red circle left of a blue square", "two dogs", "a large green bus")
@@ -66,7 +66,7 @@ def draw_images(folder: Path) -> None:
     """PNG files of a circle and a square each, and set.json with one or two captions of each."""
     folder.mkdir()
     entries = []
-    for i in range(PICTURES):
+    for i in range(IMAGES):
         first, second = COLOURS[i % 5], COLOURS[(i + 1 + i // 5) % 5]
         image = Image.new("RGB", (40, 32), (25 * i, 250 - 20 * i, 60))
         draw = ImageDraw.Draw(image)

@@ -14,11 +14,11 @@ from PIL import Image
 
 from edje_jax import ImageIndex, Reranker
 from edje_jax.cli import index as commands
-from edje_jax.data.bad_pictures import TooManyBadPictures
+from edje_jax.data.bad_records import TooManyBadRecords
 from edje_jax.data.sources import tfds
 from edje_jax.data.sources.registry import open_source
 from edje_jax.index import build as building
-from edje_jax.index.build import build
+from edje_jax.index.build import BuildOptions, build
 from edje_jax.index.commit import Report
 from edje_jax.index.maintain import compact, remove
 from edje_jax.index.shard_files import checksum
@@ -75,8 +75,7 @@ class Set:
             source,
             "blip",
             self.index,
-            share=share,
-            **options,
+            BuildOptions(share=share, **options),
         )
 
     def answers(self) -> dict[str, tuple[list[str], bytes]]:
@@ -191,9 +190,9 @@ def test_the_table_in_the_documentation_is_what_happens(made, reranker, caplog, 
         act(made)
         caplog.clear()
         try:
-            commands.build("model", made.spec(), str(made.index), **options)
+            commands.build("model", made.spec(), str(made.index), BuildOptions(**options))
             told = caplog.text
-        except TooManyBadPictures as error:
+        except TooManyBadRecords as error:
             told = str(error)
         for words in says:
             assert words in told, f"{done}: {told}"
@@ -451,9 +450,7 @@ def test_bad_records_are_counted_and_limited(made, caplog):
     made.captions |= {"00.png": "half \ud83d", "bad.png": "nothing"}
     (made.folder / "bad.png").write_bytes(b"no image")
     before = made.answers()
-    with pytest.raises(
-        TooManyBadPictures, match=r"2 of 7 records are bad, more than --max-bad 0.2"
-    ):
+    with pytest.raises(TooManyBadRecords, match=r"2 of 7 records are bad, more than --max-bad 0.2"):
         made.build(max_bad=0.2)
     assert made.answers() == before
     report = made.build(max_bad=0.3)
@@ -469,7 +466,9 @@ def test_exactly_the_share_may_be_bad(reranker, tmp_path):
         image.write_bytes(b"no image") if number < 29 else SHAPES.image(number).save(image)
     source, out = open_source(f"folder:{tmp_path}/set"), tmp_path / "index"
     # In floating point, 0.29 * 100 is less than 29.
-    report = build(reranker.runtime, reranker.stamp, source, "folder", out, max_bad=0.29)
+    report = build(
+        reranker.runtime, reranker.stamp, source, "folder", out, BuildOptions(max_bad=0.29)
+    )
     assert report and len(report.rejected) == 29
 
 
@@ -488,7 +487,7 @@ def test_a_set_of_bad_images_alone_leaves_no_index(tmp_path, reranker):
     made = Set(tmp_path, reranker)
     break_all(made)
     for _ in range(2):
-        with pytest.raises(TooManyBadPictures, match="6 of 6 records are bad, so that no image"):
+        with pytest.raises(TooManyBadRecords, match="6 of 6 records are bad, so that no image"):
             made.build()
         assert list(made.index.iterdir()) == []
     made.put("00.png", 0)
@@ -499,9 +498,7 @@ def test_pruning_a_set_whose_files_are_all_missing_leaves_the_index(made):
     before = made.answers()
     for name in before:
         (made.folder / name).rename(made.folder / f"away-{name}")
-    with pytest.raises(
-        TooManyBadPictures, match="6 of 6 records are bad, so that no image is left"
-    ):
+    with pytest.raises(TooManyBadRecords, match="6 of 6 records are bad, so that no image is left"):
         made.build(prune=True)
     assert made.answers() == before
     report = made.build()
@@ -510,7 +507,7 @@ def test_pruning_a_set_whose_files_are_all_missing_leaves_the_index(made):
     made.build(prune=True)
     assert list(made.answers()) == ["00.png"]
     (made.folder / "00.png").write_bytes(b"no image")  # What was dropped is of no help
-    with pytest.raises(TooManyBadPictures, match=r"6 of 6 .*(\n.*)*01.png: its file is missing"):
+    with pytest.raises(TooManyBadRecords, match=r"6 of 6 .*(\n.*)*01.png: its file is missing"):
         made.build()
     assert list(made.answers()) == ["00.png"]
 

@@ -12,7 +12,7 @@ from edje_jax.first_stage.base import FirstStage, Nearest, Vectors
 from edje_jax.first_stage.registry import FIRST_STAGES, find_first_stage
 from edje_jax.index import build as building
 from edje_jax.index import first_stages
-from edje_jax.index.build import build
+from edje_jax.index.build import BuildOptions, build
 from edje_jax.index.maintain import compact, remove
 from edje_jax.search.cascade import search_images
 from tests.colour_runtime import RUNTIME, STAMP, Colours
@@ -114,7 +114,7 @@ def test_a_stale_first_stage_is_never_in_use(index, name):
         lambda: build(RUNTIME, STAMP, Colours(20), "colours", index),
         lambda: remove(index, ["03", "17"]),
         lambda: compact(index),
-        lambda: build(RUNTIME, STAMP, Colours(20), "colours", index, restore=True),
+        lambda: build(RUNTIME, STAMP, Colours(20), "colours", index, BuildOptions(restore=True)),
     )
     for change, count in zip(changes, (20, 18, 18, 20), strict=True):
         change()

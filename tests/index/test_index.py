@@ -1,4 +1,4 @@
-"""From pictures to answers: build, look after, open and search an index."""
+"""From images to answers: build, look after, open and search an index."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ from edje_jax.data.sources.blip_json import BlipJson
 from edje_jax.data.sources.folder import Folder
 from edje_jax.first_stage.registry import FIRST_STAGES
 from edje_jax.index import build as building
-from edje_jax.index.build import build
+from edje_jax.index.build import BuildOptions, build
 from edje_jax.index.image_index import TokensOn
 from edje_jax.index.maintain import compact, remove
 from edje_jax.index.store import BadStore, Store, verify
@@ -26,7 +26,7 @@ from edje_jax.models.token_formats import FORMATS, TokenFormat, unpack
 from edje_jax.scenes.shapes import Shapes
 from edje_jax.types import Source
 
-PICTURES = 23
+IMAGES = 23
 TEXTS = ["a red circle left of a blue square", "green", "a small striped green star and a ring"]
 
 
@@ -41,14 +41,14 @@ def small_shards(monkeypatch):
     monkeypatch.setattr(building, "BATCH", 2)
 
 
-def write_set(folder: Path, pictures: int = PICTURES, bad: tuple[int, ...] = ()) -> Source:
-    """A BLIP-style set of shapes, one picture of which is named by two entries."""
+def write_set(folder: Path, images: int = IMAGES, bad: tuple[int, ...] = ()) -> Source:
+    """A BLIP-style set of shapes, one image of which is named by two entries."""
     folder.mkdir(parents=True, exist_ok=True)
     shapes, records = Shapes("val"), []
-    for i in range(pictures):
+    for i in range(images):
         shapes.image(i).save(folder / f"{i:03d}.png")
         if i in bad:
-            (folder / f"{i:03d}.png").write_bytes(b"no picture")
+            (folder / f"{i:03d}.png").write_bytes(b"no image")
         records.append({"image": f"{i:03d}.png", "caption": list(shapes.captions(i))[: i % 3]})
     records.append({"image": "003.png", "caption": ["the fourth, once more"]})
     records = [record for record in records if record["caption"]]
@@ -72,7 +72,7 @@ def built(reranker, tmp_path_factory) -> tuple[Source, Path]:
     return source, folder / "index"
 
 
-def test_an_index_holds_what_the_model_says_of_each_picture(reranker, built):
+def test_an_index_holds_what_the_model_says_of_each_image(reranker, built):
     source, folder = built
     store = Store(folder)
     ids = [source.image_id(i) for i in range(len(source))]
@@ -137,16 +137,16 @@ def test_no_query_depends_on_the_others(reranker, built):
         )
 
 
-def test_a_picture_finds_captions(reranker, built):
+def test_an_image_finds_captions(reranker, built):
     source, folder = built
     index = ImageIndex.open(folder)
-    picture = source.image(4)
+    image = source.image(4)
     captions = [text for _, text in index.store.captions]
-    cosines = reranker.embed_images([picture]) @ reranker.embed_texts(captions).T
-    logits = reranker.score_matrix(captions, reranker.encode_images([picture]))[:, 0]
+    cosines = reranker.embed_images([image]) @ reranker.embed_texts(captions).T
+    logits = reranker.score_matrix(captions, reranker.encode_images([image]))[:, 0]
     near = np.argsort(-cosines[0], kind="stable")[:6]
     order = near[np.argsort(-logits[near], kind="stable")][:3]
-    results = reranker.search_captions(index, [picture], k=6, top_k=3)[0]
+    results = reranker.search_captions(index, [image], k=6, top_k=3)[0]
     assert [result["caption"] for result in results] == [captions[i] for i in order]
     for result, i in zip(results, order, strict=True):
         assert result["id"] == index.store.row(index.store.captions[int(i)][0]).id
@@ -176,13 +176,20 @@ SIGNS = TokenFormat(
 def test_every_token_dtype_searches(reranker, built, tmp_path, dtype, monkeypatch):
     monkeypatch.setitem(FORMATS, "signs", SIGNS)
     source, _ = built
-    assert build(reranker.runtime, reranker.stamp, source, "blip:set", tmp_path, token_dtype=dtype)
+    assert build(
+        reranker.runtime,
+        reranker.stamp,
+        source,
+        "blip:set",
+        tmp_path,
+        BuildOptions(token_dtype=dtype),
+    )
     store = Store(tmp_path)
     arrays = [
         path for name in store.manifest.token_column_names for path in tmp_path.glob(f"{name}-*")
     ]
     kept = sum(path.stat().st_size for path in arrays)
-    assert kept == len(store) * store.manifest.bytes_per_picture + 128 * len(arrays)
+    assert kept == len(store) * store.manifest.bytes_per_image + 128 * len(arrays)
     tokens = np.asarray(unpack(store.tokens(np.arange(len(store)))), np.float32)
     results = reranker.search(ImageIndex(store), TEXTS, k=len(store), top_k=5)
     for text, found in zip(TEXTS, results, strict=True):
@@ -215,7 +222,7 @@ def test_building_again_changes_nothing(reranker, built, tmp_path):
     assert files(tmp_path / "index") == before
 
 
-def test_one_stream_of_pictures_fills_all_shards(reranker, built, tmp_path, monkeypatch):
+def test_one_stream_of_images_fills_all_shards(reranker, built, tmp_path, monkeypatch):
     """Worker processes are started once, and what is built already is not read again."""
     source, folder = built
     read, read_batches = [], building.read_batches
@@ -225,18 +232,26 @@ def test_one_stream_of_pictures_fills_all_shards(reranker, built, tmp_path, monk
         return read_batches(decoder, batches, workers)
 
     monkeypatch.setattr(building, "read_batches", spied)
-    assert not build(reranker.runtime, reranker.stamp, source, "blip:set", tmp_path, share=(0, 2))
+    assert not build(
+        reranker.runtime, reranker.stamp, source, "blip:set", tmp_path, BuildOptions(share=(0, 2))
+    )
     assert build(reranker.runtime, reranker.stamp, source, "blip:set", tmp_path)
     assert read == [6, 4] and files(tmp_path) == files(folder)
 
 
 def test_many_machines_fill_one_index(reranker, built, tmp_path):
     source, folder = built
-    assert not build(reranker.runtime, reranker.stamp, source, "blip:set", tmp_path, share=(1, 3))
+    assert not build(
+        reranker.runtime, reranker.stamp, source, "blip:set", tmp_path, BuildOptions(share=(1, 3))
+    )
     with pytest.raises(BadStore, match="this index is unfinished; run the same"):
         Store(tmp_path)
-    assert not build(reranker.runtime, reranker.stamp, source, "blip:set", tmp_path, share=(0, 3))
-    assert build(reranker.runtime, reranker.stamp, source, "blip:set", tmp_path, share=(2, 3))
+    assert not build(
+        reranker.runtime, reranker.stamp, source, "blip:set", tmp_path, BuildOptions(share=(0, 3))
+    )
+    assert build(
+        reranker.runtime, reranker.stamp, source, "blip:set", tmp_path, BuildOptions(share=(2, 3))
+    )
     assert files(tmp_path) == files(folder)
 
 
@@ -280,10 +295,10 @@ def test_a_build_that_was_killed_anywhere_goes_on(reranker, built, tmp_path, mon
 
 def test_a_set_that_changed_under_a_build_keeps_what_is_done(reranker, tmp_path):
     source, index = write_set(tmp_path / "set"), tmp_path / "index"
-    build(reranker.runtime, reranker.stamp, source, "blip:set", index, share=(0, 2))
+    build(reranker.runtime, reranker.stamp, source, "blip:set", index, BuildOptions(share=(0, 2)))
     done = {path.name: path.read_bytes() for path in index.glob("tokens-*")}
     assert len(done) == 2
-    more = write_set(tmp_path / "set", PICTURES + 2)
+    more = write_set(tmp_path / "set", IMAGES + 2)
     assert build(reranker.runtime, reranker.stamp, more, "blip:set", index)
     store = Store(index)
     assert set(store.image_of_id) == {more.image_id(i) for i in range(len(more))}
@@ -294,11 +309,15 @@ def test_what_is_removed_during_a_build_stays_removed(reranker, tmp_path):
     index = tmp_path / "index"
     build(reranker.runtime, reranker.stamp, write_set(tmp_path / "set", 12), "blip:set", index)
     more = write_set(tmp_path / "set", 26)
-    assert not build(reranker.runtime, reranker.stamp, more, "blip:set", index, share=(0, 2))
+    assert not build(
+        reranker.runtime, reranker.stamp, more, "blip:set", index, BuildOptions(share=(0, 2))
+    )
     with pytest.raises(BadStore, match="a build is under way"):
         compact(index)
     remove(index, ["001.png"])
-    assert build(reranker.runtime, reranker.stamp, more, "blip:set", index, share=(1, 2))
+    assert build(
+        reranker.runtime, reranker.stamp, more, "blip:set", index, BuildOptions(share=(1, 2))
+    )
     assert "001.png" not in Store(index).image_of_id and "019.png" in Store(index).image_of_id
 
 
@@ -323,7 +342,7 @@ def test_an_index_may_be_empty(reranker, tmp_path):
     assert Store(index).manifest.shards == ()
 
 
-def test_pictures_are_added_removed_and_compacted(reranker, tmp_path):
+def test_images_are_added_removed_and_compacted(reranker, tmp_path):
     source = write_set(tmp_path / "set", 12)
     index = tmp_path / "index"
     build(reranker.runtime, reranker.stamp, source, "blip:set", index)
@@ -371,11 +390,11 @@ def test_pictures_are_added_removed_and_compacted(reranker, tmp_path):
     # Removed stays removed, until it is asked for.
     build(reranker.runtime, reranker.stamp, more, "blip:set", index)
     assert "001.png" not in Store(index).image_of_id
-    build(reranker.runtime, reranker.stamp, more, "blip:set", index, restore=True)
+    build(reranker.runtime, reranker.stamp, more, "blip:set", index, BuildOptions(restore=True))
     assert {"001.png", "004.png", "019.png"} < Store(index).image_of_id.keys()
 
 
-def test_bad_pictures_are_listed_and_can_be_mended(reranker, tmp_path):
+def test_bad_images_are_listed_and_can_be_mended(reranker, tmp_path):
     source = write_set(tmp_path / "set", bad=(2, 4, 5, 7, 8, 10))
     index = tmp_path / "index"
     assert build(reranker.runtime, reranker.stamp, source, "blip:set", index)
@@ -386,7 +405,7 @@ def test_bad_pictures_are_listed_and_can_be_mended(reranker, tmp_path):
     assert listed[0] == ["id", "reason"]
     bad = ["002.png", "004.png", "005.png", "007.png", "008.png", "010.png"]
     assert sorted(row[0] for row in listed[1:]) == bad
-    assert all("not a picture" in reason for _, reason in listed[1:])
+    assert all("not an image" in reason for _, reason in listed[1:])
     before = files(index)
     build(reranker.runtime, reranker.stamp, source, "blip:set", index)
     assert files(index) == before
@@ -430,7 +449,7 @@ def test_what_does_not_belong_together_is_refused(reranker, built, tmp_path):
             source,
             "blip:set",
             tmp_path / "index",
-            token_dtype="int8",
+            BuildOptions(token_dtype="int8"),
         )
     foreign = manifest | {"model": {"fingerprint": "0" * 32, "source": "another/model"}}
     (tmp_path / "index" / "manifest.json").write_text(json.dumps(foreign))
@@ -450,7 +469,14 @@ def test_what_does_not_belong_together_is_refused(reranker, built, tmp_path):
     with pytest.raises(BadStore, match="no index here"):
         ImageIndex.open(tmp_path / "nothing")
     # A build with another token dtype was begun.
-    build(reranker.runtime, reranker.stamp, source, "blip:set", tmp_path / "two", share=(0, 2))
+    build(
+        reranker.runtime,
+        reranker.stamp,
+        source,
+        "blip:set",
+        tmp_path / "two",
+        BuildOptions(share=(0, 2)),
+    )
     with pytest.raises(BadStore, match=r"unfinished build of another kind \(token_dtype differ"):
         build(
             reranker.runtime,
@@ -458,11 +484,11 @@ def test_what_does_not_belong_together_is_refused(reranker, built, tmp_path):
             source,
             "blip:set",
             tmp_path / "two",
-            token_dtype="int8",
+            BuildOptions(token_dtype="int8"),
         )
 
 
-def test_no_captions_no_answers_to_a_picture(reranker, tmp_path):
+def test_no_captions_no_answers_to_an_image(reranker, tmp_path):
     write_set(tmp_path / "set", 6)
     build(
         reranker.runtime,

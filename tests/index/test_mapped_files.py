@@ -14,7 +14,7 @@ import pytest
 from edje_jax import ImageIndex, Reranker
 from edje_jax.data.sources.folder import Folder
 from edje_jax.index import build as building
-from edje_jax.index.build import build
+from edje_jax.index.build import BuildOptions, build
 from edje_jax.index.maintain import compact, remove
 from edje_jax.index.mapped_files import map_array, map_bytes
 from edje_jax.index.shard_files import BadStore, map_file
@@ -73,7 +73,12 @@ def test_an_index_has_more_shards_than_files_may_be_open(reranker, many_shards):
         # What was deleted meanwhile can be searched until it is closed.
         assert len(reranker.search(index, ["a star"], k=99, top_k=99)[0]) == SHARDS
         report = build(
-            reranker.runtime, reranker.stamp, Folder(images), "folder", path, restore=True
+            reranker.runtime,
+            reranker.stamp,
+            Folder(images),
+            "folder",
+            path,
+            BuildOptions(restore=True),
         )
         assert report and report.new == ["00.png"] and len(Store(path)) == SHARDS
 

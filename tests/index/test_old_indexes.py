@@ -12,7 +12,7 @@ import pytest
 
 from edje_jax import ImageIndex, Reranker
 from edje_jax.data.sources.registry import open_source
-from edje_jax.index.build import build
+from edje_jax.index.build import BuildOptions, build
 from edje_jax.index.maintain import compact
 from edje_jax.index.store import Store, verify
 
@@ -53,7 +53,12 @@ def test_images_are_added_to_an_old_index(reranker, dtype, tmp_path):
     shutil.copytree(OLD / dtype, index)
     old = Store(OLD / dtype)
     report = build(
-        reranker.runtime, reranker.stamp, open_source(spec), spec, index, token_dtype=dtype
+        reranker.runtime,
+        reranker.stamp,
+        open_source(spec),
+        spec,
+        index,
+        BuildOptions(token_dtype=dtype),
     )
     assert report and report.new == ["08.png", "09.png"] and not report.changed
     for step in (lambda index: 0, compact):

@@ -117,9 +117,9 @@ def our_outputs(model: Siglip, params: dict, pixels, ids) -> dict[str, jax.Array
 def their_outputs(
     model: SiglipModel, pixels: np.ndarray, ids: np.ndarray
 ) -> dict[str, torch.Tensor]:
-    pictures = torch.from_numpy(np.moveaxis(pixels, -1, 1).copy())
-    out = model(torch.from_numpy(ids).long(), pictures)
-    vision = model.vision_model(pictures, output_hidden_states=True)
+    images = torch.from_numpy(np.moveaxis(pixels, -1, 1).copy())
+    out = model(torch.from_numpy(ids).long(), images)
+    vision = model.vision_model(images, output_hidden_states=True)
     return {
         "tokens": vision.last_hidden_state,
         "image embeddings": out.image_embeds,
@@ -271,7 +271,7 @@ SENTENCES = [
     "Café au lait, naïve façade, Zürich, Ångström, İstanbul",
     "北京的猫坐在窗台上 and 東京タワー",
     "Кошка сидит на окне; собака лает.",
-    "a picture of 3,141 penguins at -40 °C (−40 °F) @ 12:30 p.m. #winter",
+    "an image of 3,141 penguins at -40 °C (−40 °F) @ 12:30 p.m. #winter",
     "emoji 🐈‍⬛ 🏳️‍🌈 and a zero\u200bwidth space, \ttabs\nand newlines",
     "antidisestablishmentarianism floccinaucinihilipilification pneumonoultramicroscopic",
     "a " * 40 + "repeated word",

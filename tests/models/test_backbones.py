@@ -110,9 +110,9 @@ def ours(model: DualTower, params: dict, pixels, ids) -> dict[str, jax.Array]:
 def theirs(
     model: SiglipModel | CLIPModel, pixels: np.ndarray, ids: np.ndarray
 ) -> dict[str, torch.Tensor]:
-    pictures = torch.from_numpy(np.moveaxis(pixels, -1, 1).copy())
-    out = model(torch.from_numpy(ids).long(), pictures)
-    vision = model.vision_model(pictures, output_hidden_states=True)
+    images = torch.from_numpy(np.moveaxis(pixels, -1, 1).copy())
+    out = model(torch.from_numpy(ids).long(), images)
+    vision = model.vision_model(images, output_hidden_states=True)
     is_clip = isinstance(model, CLIPModel)
     return {
         "vision tokens": vision.hidden_states[-2][:, 1:] if is_clip else vision.last_hidden_state,
@@ -123,12 +123,12 @@ def theirs(
     }
 
 
-def differences(model: SiglipModel | CLIPModel, folder: Path, pictures: int = 2) -> dict:
+def differences(model: SiglipModel | CLIPModel, folder: Path, images: int = 2) -> dict:
     """Relative difference of each output, our model read from what theirs saved."""
     side = model.config.vision_config.image_size
     write(model, folder, side)
     loaded = load_backbone(str(folder))
-    pixels = np.random.default_rng(0).normal(size=(pictures, side, side, 3)).astype(np.float32)
+    pixels = np.random.default_rng(0).normal(size=(images, side, side, 3)).astype(np.float32)
     text = model.config.text_config
     end = text.vocab_size - 1 if text.eos_token_id in (2, None) else text.eos_token_id
     ids = captions(text.max_position_embeddings, end, text.pad_token_id)
@@ -159,7 +159,7 @@ FULL = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FULL)
 def test_whole_models_equal_transformers(name, tmp_path):
-    found = differences(randomise(FULL[name](), std=0.03), tmp_path, pictures=1)
+    found = differences(randomise(FULL[name](), std=0.03), tmp_path, images=1)
     assert max(found.values()) <= 1e-5, found
 
 

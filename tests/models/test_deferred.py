@@ -124,8 +124,8 @@ class Split(NamedTuple):
 def split(config: EdjeConfig, params, ids) -> Split:
     apply = functools.partial(Edje(config).apply, {"params": params})
     tokens = apply(jnp.asarray(vision_tokens()), method="compress")
-    text = apply(ids, method="read_text")
-    return Split(tokens, text, apply(text, tokens, method="match_read"))
+    text = apply(ids, method="encode_text")
+    return Split(tokens, text, apply(text, tokens, method="match_encoded"))
 
 
 CHOICES = [
@@ -257,9 +257,9 @@ def test_the_last_layer_must_see_both(deferred):
 
 
 def test_captions_cannot_be_read_before_where_no_layer_is_deferred():
-    read = run(config_of(1), "read_text", params(), text_ids())
+    read = run(config_of(1), "encode_text", params(), text_ids())
     with pytest.raises(ValueError, match="by deferred layers alone"):
-        run(config_of(0), "match_read", params(), read, stored(config_of(0)))
+        run(config_of(0), "match_encoded", params(), read, stored(config_of(0)))
 
 
 def test_vision_is_updated_or_attended_to():

@@ -87,7 +87,7 @@ def test_siglip_vision_towers(vision, total):
     "kind, num_tokens, size", [("compress", 64, 49_152), ("compress", 128, 98_304),
                                ("local", 0, 442_368)],
 )  # fmt: skip
-def test_what_a_picture_takes_on_disk(kind, num_tokens, size):
+def test_what_an_image_takes_on_disk(kind, num_tokens, size):
     """The paper's 49 kB, 98 kB and 442 kB."""
     config = edje_config(L16, AdapterConfig(kind, num_tokens))
     model = Edje(config, jnp.bfloat16)

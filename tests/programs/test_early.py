@@ -29,7 +29,7 @@ def call(monkeypatch, capsys):
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """Folder with one image and no captions."""
-    path = tmp_path / "pictures"
+    path = tmp_path / "images"
     path.mkdir()
     Image.new("RGB", (4, 4)).save(path / "a.png")
     return path

@@ -118,18 +118,18 @@ def test_a_missing_model_and_a_misspelt_set(call, tmp_path):
     assert code == 1 and "shapes" in err
 
 
-def odd_pictures(folder: Path) -> list[str]:
-    """Pictures that a collection from the wild holds."""
+def odd_images(folder: Path) -> list[str]:
+    """Images that a collection from the wild holds."""
     noise = np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8)
-    picture = Image.fromarray(noise)
-    picture.save(folder / "plain.png")
-    picture.convert("CMYK").save(folder / "cmyk.jpg")
-    picture.convert("L").save(folder / "gray.png")
-    picture.convert("P").save(folder / "palette.gif")
-    picture.save(folder / "animated.gif", save_all=True, append_images=[picture.rotate(90)])
+    image = Image.fromarray(noise)
+    image.save(folder / "plain.png")
+    image.convert("CMYK").save(folder / "cmyk.jpg")
+    image.convert("L").save(folder / "gray.png")
+    image.convert("P").save(folder / "palette.gif")
+    image.save(folder / "animated.gif", save_all=True, append_images=[image.rotate(90)])
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture.save(folder / "turned.jpg", exif=exif)
+    image.save(folder / "turned.jpg", exif=exif)
     Image.fromarray(noise[..., 0].astype(np.uint16) * 257).save(folder / "sixteen.png")
     Image.new("RGB", (1, 1)).save(folder / "one.png")
     Image.new("RGB", (20_000, 30), "red").save(folder / "wide.png")
@@ -137,12 +137,12 @@ def odd_pictures(folder: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_odd_pictures_and_captions_are_evaluated(call, trained, tmp_path):
-    (folder := tmp_path / "pictures").mkdir()
+def test_odd_images_and_captions_are_evaluated(call, trained, tmp_path):
+    (folder := tmp_path / "images").mkdir()
     texts = ["cat " * 2500, "🙂 dog 🐕", "两只狗", "plain", "", "<script>", "a_b", "&amp;", "x"]
-    names = odd_pictures(folder)
+    names = odd_images(folder)
     entries = [
-        {"image": f"pictures/{name}", "caption": text or "empty"}
+        {"image": f"images/{name}", "caption": text or "empty"}
         for name, text in zip(names, texts, strict=True)
     ]
     spec, out = captions(tmp_path / "set.json", entries), tmp_path / "eval"
@@ -161,18 +161,18 @@ def test_odd_pictures_and_captions_are_evaluated(call, trained, tmp_path):
 
 
 @pytest.mark.slow
-def test_bad_pictures_are_skipped_up_to_a_share(call, trained, tmp_path, caplog):
-    (tmp_path / "pictures").mkdir()
-    odd_pictures(tmp_path / "pictures")
-    (tmp_path / "pictures" / "text.png").write_text("not a picture")
-    whole = (tmp_path / "pictures" / "plain.png").read_bytes()
-    (tmp_path / "pictures" / "cut.png").write_bytes(whole[: len(whole) // 2])
+def test_bad_images_are_skipped_up_to_a_share(call, trained, tmp_path, caplog):
+    (tmp_path / "images").mkdir()
+    odd_images(tmp_path / "images")
+    (tmp_path / "images" / "text.png").write_text("not an image")
+    whole = (tmp_path / "images" / "plain.png").read_bytes()
+    (tmp_path / "images" / "cut.png").write_bytes(whole[: len(whole) // 2])
     names = ["plain", "gray", "one", "text", "cut", "missing"]
-    entries = [{"image": f"pictures/{name}.png", "caption": name} for name in names]
+    entries = [{"image": f"images/{name}.png", "caption": name} for name in names]
     spec = captions(tmp_path / "set.json", entries)
     code, _, err = call("eval.py", trained, "--data", spec)
     assert code == 1 and "3 of 6 records could not be read" in err
-    assert all(f"pictures/{name}.png" in err for name in names[3:])
+    assert all(f"images/{name}.png" in err for name in names[3:])
     code, _, err = call("eval.py", trained, "--data", spec, "--max-bad", "0.5")
     assert code == 0, err
     assert "missing.png: no such file" in caplog.text
@@ -216,7 +216,7 @@ def test_protocols_and_a_comparison(call, trained, tmp_path):
         "--out", tmp_path / "a",
     )  # fmt: skip
     assert code == 0, err
-    assert "Mean of 2 folds of 6 pictures" in shown and "by depth" in shown and "weight" in shown
+    assert "Mean of 2 folds of 6 images" in shown and "by depth" in shown and "weight" in shown
     a = json.loads((tmp_path / "a" / "metrics.json").read_text())
     assert a["k"] == a["folds"]["k"] == 3
     assert [at["k"] for at in a["k_sweep"]["at"]] == [1, 6]
@@ -252,6 +252,6 @@ def test_compositional_files(call, trained, tmp_path):
     assert code == 0 and "text reranked" in " ".join(shown.split()), err
     metrics = json.loads((tmp_path / "out" / "compositional.json").read_text())
     assert metrics["items"] == 3 and set(metrics["text"]) == {"base", "reranked"}
-    (tmp_path / "1.png").write_text("no picture")
+    (tmp_path / "1.png").write_text("no image")
     code, _, err = call("eval.py", *arguments)
     assert code == 1 and "1.png" in err and err.count("\n") == 1

@@ -42,7 +42,7 @@ def write(folder, case, **extra) -> dict:
 
 
 def test_new_measures_are_written_printed_and_drawn(make_case, tmp_path, new_measures):
-    case = make_case(pictures=200, k=40)
+    case = make_case(images=200, k=40)
     metrics = write(
         tmp_path,
         case,

@@ -135,7 +135,7 @@ def test_per_query_rows(tmp_path):
     assert list(rows[0].values()) == [
         "t2i", "a#0", 'says "hi", twice\nover', "2", "1", "2.5", "b", "a",
     ]  # fmt: skip
-    # Its picture is no candidate, so nothing has scored it.
+    # Its image is no candidate, so nothing has scored it.
     assert list(rows[2].values()) == ["t2i", "c#0", "c0", "3", "3", "", "b", "b"]
     assert [row["direction"] for row in rows] == ["t2i"] * 3 + ["i2t"] * 3
     assert rows[4]["top1_before"] == "b#0"

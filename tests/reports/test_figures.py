@@ -92,7 +92,7 @@ def square(index: int) -> Image.Image:
 
 
 def test_moves_are_the_largest(make_case):
-    side = make_case(pictures=60).retrieval.t2i
+    side = make_case(images=60).retrieval.t2i
     rose, fell = moves(side)
     risen = side.base_rank - side.reranked_rank
     assert risen[rose].tolist() == sorted(risen[risen > 0].tolist(), reverse=True)[:20]
@@ -101,12 +101,12 @@ def test_moves_are_the_largest(make_case):
 
 
 def test_equal_moves_by_how_decided_they_are():
-    """Fifty pictures of which every second one rises, and the others fall, by one place."""
+    """Fifty images of which every second one rises, and the others fall, by one place."""
     count = 50
     gallery = Gallery.of([str(i) for i in range(count)], [["x"]] * count)
     angles = np.linspace(0, np.pi, count)
     images = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    # A caption lies by its own picture, or a little nearer to the next one.
+    # A caption lies by its own image, or a little nearer to the next one.
     asked = angles + np.where(np.arange(count) % 2, 0.1, 0.6) * (angles[1] - angles[0])
     texts = np.stack([np.cos(asked), np.sin(asked)], axis=1)
     sure = np.random.default_rng(0).permutation(count) + 1.0
@@ -137,7 +137,7 @@ def test_a_caption_without_words_has_no_card(make_case, tmp_path, caplog, recwar
 
 
 def test_moves_stand_on_the_page(make_case, tmp_path):
-    case = make_case(pictures=60)
+    case = make_case(images=60)
     path = report.write_report(tmp_path, case.retrieval, case.gallery, square, examples=0)
     text = path.read_text("utf-8")
     for key in ("t2i", "i2t"):
@@ -152,7 +152,7 @@ def test_moves_stand_on_the_page(make_case, tmp_path):
 
 def test_words_light_their_patches(make_case, tmp_path):
     case = make_case()
-    picture = np.full((16, 16, 3), 200, np.uint8)
+    image = np.full((16, 16, 3), 200, np.uint8)
     maps = np.zeros((2, 4, 4))
     maps[0, 0, 0] = maps[1, 3, 3] = 1.0
     asked = []
@@ -161,7 +161,7 @@ def test_words_light_their_patches(make_case, tmp_path):
         asked.append(q)
         if len(asked) == 2:
             raise OSError("gone")
-        return WordMaps(picture, ["<red>", "square"], maps)
+        return WordMaps(image, ["<red>", "square"], maps)
 
     path = report.write_report(tmp_path, case.retrieval, case.gallery, square, word_maps=word_maps)
     text = path.read_text("utf-8")

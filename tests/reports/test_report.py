@@ -50,7 +50,9 @@ def write_page(tmp_path, case, load=square, **options) -> tuple[str, Page]:
 
 def test_page_shows_the_numbers_and_counts(tmp_path, make_case):
     case = make_case()
-    _, shown = write_page(tmp_path, case, title="A title", facts={"Model": "some/model"})
+    _, shown = write_page(
+        tmp_path, case, heading=report.Heading("A title", {"Model": "some/model"})
+    )
     words = " ".join(" ".join(shown.texts).split())
     assert "A title" in words
     assert "some/model" in words
@@ -89,7 +91,7 @@ def test_page_needs_nothing_from_outside(tmp_path, make_case):
     assert set(links) <= ids
 
 
-def test_each_picture_is_loaded_and_embedded_once(tmp_path, make_case):
+def test_each_image_is_loaded_and_embedded_once(tmp_path, make_case):
     loaded = []
 
     def load(index):
@@ -99,14 +101,14 @@ def test_each_picture_is_loaded_and_embedded_once(tmp_path, make_case):
     text, shown = write_page(tmp_path, make_case(), load)
     assert len(loaded) == len(set(loaded)) == len(re.findall(r"\.p\d+\{background-image", text))
     assert len(set(re.findall(r"base64,([^)]*)", text))) == len(loaded)
-    pictures = [attrs for _, attrs in shown.tags if "pic" in (attrs.get("class") or "").split()]
-    assert len(pictures) > len(loaded)
-    for attrs in pictures:
+    images = [attrs for _, attrs in shown.tags if "pic" in (attrs.get("class") or "").split()]
+    assert len(images) > len(loaded)
+    for attrs in images:
         assert attrs["role"] == "img"
-        assert re.search(r"picture \d+\.jpg: caption 0 of \d+", attrs["aria-label"] or "")
+        assert re.search(r"image \d+\.jpg: caption 0 of \d+", attrs["aria-label"] or "")
 
 
-def test_pictures_that_cannot_be_read_show_a_placeholder(tmp_path, make_case, caplog):
+def test_images_that_cannot_be_read_show_a_placeholder(tmp_path, make_case, caplog):
     def load(index):
         if index % 2:
             raise OSError("truncated")
@@ -127,7 +129,7 @@ def test_text_from_the_data_is_escaped(tmp_path):
     axes = np.eye(3, dtype=np.float32)
     retrieval = rerank(gallery, axes, axes, lambda t, i: (t != i) * 1.0, k=2)
     path = report.write_report(
-        tmp_path, retrieval, gallery, square, title=evil, facts={evil: evil}, examples=3
+        tmp_path, retrieval, gallery, square, report.Heading(evil, {evil: evil}), examples=3
     )
     text = path.read_text("utf-8")
     shown = Page(text)
@@ -139,7 +141,7 @@ def test_text_from_the_data_is_escaped(tmp_path):
     assert all(evil in (label or "") for label in labels)
 
 
-def test_the_right_picture_is_framed_and_moves_are_told(tmp_path):
+def test_the_right_image_is_framed_and_moves_are_told(tmp_path):
     gallery = Gallery.of(["a", "b", "c"], [["the first"], ["the second"], ["the third"]])
     texts = np.array([[0.6, 0.8, 0], [0, 1, 0], [0, 0, 1]], np.float32)
     logits = np.array([[4.25, 1, 0], [0, 1, 0], [0, 0, 1]], np.float32)
@@ -170,7 +172,7 @@ def test_a_right_answer_outside_the_places_shown_stands_apart(tmp_path, make_cas
     assert wrong.count("out of reach") == far
 
 
-def test_a_caption_that_stands_apart_is_the_pictures_own(tmp_path, make_case):
+def test_a_caption_that_stands_apart_is_the_images_own(tmp_path, make_case):
     case = make_case(k=12)
     text, _ = write_page(tmp_path, case, examples=200)
     side = case.retrieval.i2t
@@ -192,7 +194,7 @@ def test_a_caption_that_stands_apart_is_the_pictures_own(tmp_path, make_case):
 
 
 def test_sections_choose_as_they_say(make_case):
-    side = make_case(pictures=60).retrieval.t2i
+    side = make_case(images=60).retrieval.t2i
     gains, losses, wrong, anything = sections(side, 5, "captions")
     moved = side.base_rank[gains.shown]
     assert (side.reranked_rank[gains.shown] == 1).all()

@@ -48,4 +48,4 @@ def test_tables_show_every_setting(make_case):
         expected = [str(at["k"]), f"{at['ms_per_query']:.1f}", *(f"{v:.2f}" for v in values)]
         assert row.split()[:6] == expected
     assert [row.split()[0] for row in weights[-3:-1]] == ["0", "3.5"]
-    assert "Mean of 2 folds of 35 to 36 pictures, k = 5" in in_folds[0]
+    assert "Mean of 2 folds of 35 to 36 images, k = 5" in in_folds[0]

@@ -20,8 +20,8 @@ def test_the_plot_names_every_model_once(tmp_path):
     names = short_names([result.model for result in results])
     assert list(names.values()) == ["x/s2/model", "y/s2/model", "z"]
     draw(results, tmp_path / "tune.png")
-    with Image.open(tmp_path / "tune.png") as picture:
-        pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    with Image.open(tmp_path / "tune.png") as image:
+        pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
     for colour in ((31, 119, 180), (255, 127, 14), (44, 160, 44)):  # C0, C1, C2 at full strength
         assert (pixels == colour).all(axis=1).sum() > 100
 

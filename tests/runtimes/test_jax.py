@@ -91,7 +91,7 @@ def test_no_pairs_no_scores(runtime, ids, tokens):
 
 
 def test_ragged_requests_compile_nothing_after_the_warm_up(runtime, tokens):
-    """Whatever texts, pictures and pairs there are."""
+    """Whatever texts, images and pairs there are."""
     runtime.warm(tokens)
     programs = (scoring.score, scoring.encode_captions, scoring.gather_captions)
     warm = [program._cache_size() for program in programs]
@@ -147,12 +147,12 @@ def test_a_caption_is_read_once(runtime, ids, tokens, monkeypatch):
         read.clear()
 
 
-def pictures(count: int) -> np.ndarray:
+def noise_images(count: int) -> np.ndarray:
     return np.random.default_rng(4).integers(0, 256, (count, 32, 32, 3), np.uint8)
 
 
-def test_pictures_encode_the_same_in_any_batch(runtime):
-    images = pictures(41)
+def test_images_encode_the_same_in_any_batch(runtime):
+    images = noise_images(41)
     whole = runtime.encode_images(images)
     width = runtime.config.joint_encoder.hidden_size
     assert whole.tokens.shape == (41, runtime.config.num_tokens, width)
@@ -165,8 +165,8 @@ def test_pictures_encode_the_same_in_any_batch(runtime):
         np.testing.assert_allclose(part.embeddings, whole.embeddings[rows], rtol=0, atol=1e-5)
 
 
-def test_normalised_pixels_are_the_same_pictures(runtime):
-    images = pictures(3)
+def test_normalised_pixels_are_the_same_images(runtime):
+    images = noise_images(3)
     pixels = (images.astype(np.float32) / 255 - 0.5) / 0.5
     a, b = runtime.encode_images(images), runtime.encode_pixels(pixels)
     np.testing.assert_allclose(a.tokens, b.tokens, rtol=0, atol=1e-5)
@@ -245,14 +245,14 @@ def test_a_warm_up_reaches_every_device(four, ids, tokens):
     rng = np.random.default_rng(5)
     for count in (1, 9, 33, 300):
         four.score_pairs(ids, tokens, rng.integers(0, 20, count), rng.integers(0, 30, count))
-        four.encode_images(pictures(min(count, 40)))
+        four.encode_images(noise_images(min(count, 40)))
     assert [program._cache_size() for program in programs] == warm
 
 
-def test_several_devices_encode_pictures(runtime, four):
+def test_several_devices_encode_images(runtime, four):
     side = runtime.config.image.size
-    pictures = np.random.default_rng(3).integers(0, 256, (11, side, side, 3), dtype=np.uint8)
-    one, many = runtime.encode_images(pictures), four.encode_images(pictures)
+    images = np.random.default_rng(3).integers(0, 256, (11, side, side, 3), dtype=np.uint8)
+    one, many = runtime.encode_images(images), four.encode_images(images)
     np.testing.assert_allclose(many.tokens, one.tokens, rtol=0, atol=1e-5)
     np.testing.assert_allclose(many.embeddings, one.embeddings, rtol=0, atol=1e-6)
 
@@ -260,7 +260,7 @@ def test_several_devices_encode_pictures(runtime, four):
 def test_batches_are_encoded_one_by_one_in_order(runtime, four):
     """Each beside what it came with, the next ones asked for before the first one's results, and
     an empty one too."""
-    whole, taken = pictures(57), []
+    whole, taken = noise_images(57), []
     cuts = [slice(0, 32), slice(32, 32), slice(32, 40), slice(40, 57)]
     expected = runtime.encode_images(whole)
 

@@ -1,4 +1,4 @@
-"""The `shapes:` source: what its groups, captions and labels promise."""
+"""The `shapes:` source, its scenes and their drawing: what groups, captions and labels promise."""
 
 import hashlib
 import pickle
@@ -11,18 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edje_jax.scenes.shapes import (
-    ATTRIBUTES,
-    COLOURS,
-    LABEL_SIZES,
-    SHAPES,
-    SIZES,
-    TEXTURES,
-    TRAIN_GROUP,
-    Scene,
-    Shapes,
-    Thing,
-)
+from edje_jax.scenes.scene import ATTRIBUTES, COLOURS, SHAPES, SIZES, TEXTURES, Scene, Thing
+from edje_jax.scenes.shapes import LABEL_SIZES, TRAIN_GROUP, Shapes
 
 # A checker of its own: it reads captions by their words and positions by their numbers, and shares
 # nothing with the code that wrote them.
@@ -111,7 +101,7 @@ def digest(source: Shapes, indices: list[int]) -> str:
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_the_same_pictures_in_every_process(split):
+def test_the_same_images_in_every_process(split):
     indices = [0, 1, 517, 999]
     here = digest(Shapes(split), indices)
     assert digest(Shapes(split), indices[::-1]) != here, "the digest must tell orders apart"
@@ -138,7 +128,7 @@ def test_the_order_of_reading_changes_nothing():
     assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def test_pickling_keeps_the_pictures():
+def test_pickling_keeps_the_images():
     source = Shapes("val", image_size=32, seed=3)
     source.image(5)
     copy = pickle.loads(pickle.dumps(source))
@@ -154,7 +144,7 @@ def test_splits_and_seeds_differ():
     assert len(digests) == 6
 
 
-def test_lengths_and_pictures():
+def test_lengths_and_images():
     assert [len(Shapes(s)) for s in ("train", "val", "test")] == [100_000, 1_000, 1_000]
     for size in (32, 64, 96):
         image = Shapes("val", image_size=size).image(7)
@@ -229,7 +219,7 @@ def test_the_checker_can_tell_a_wrong_caption():
         spare = next(c for c in COLOURS if c not in used)
         assert not is_true(caption.replace(scene.things[0].colour, spare), scene)
         resized = re.sub(
-            r"\ba (?!picture)(small |large )?",
+            r"\ba (?!image)(small |large )?",
             lambda m: "a large " if m[1] == "small " else "a small ",
             caption,
             count=1,
@@ -249,7 +239,7 @@ def test_five_captions_in_several_wordings():
 def test_an_index_outside_is_refused(index):
     source = Shapes("val")
     for read in (source.scene, source.image, source.captions, lambda i: source.patch_labels(i, 8)):
-        with pytest.raises(IndexError, match=f"shapes:val has 1000 pictures, asked for {index}"):
+        with pytest.raises(IndexError, match=f"shapes:val has 1000 images, asked for {index}"):
             read(index)
 
 
@@ -265,13 +255,13 @@ def palette() -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([inks, inks + (255 - inks) * 2 / 3]), np.tile(np.arange(1, 7), 2)
 
 
-def colours_of(picture: np.ndarray) -> np.ndarray:
+def colours_of(image: np.ndarray) -> np.ndarray:
     """The colour code of each pixel, 0 for the background: the nearest of palette and greys."""
     inks, codes = palette()
     greys = np.repeat(np.arange(205, 250)[:, None], 3, axis=1)
     targets = np.concatenate([inks, greys])
     codes = np.concatenate([codes, np.zeros(len(greys), int)])
-    distance = ((picture[..., None, :].astype(float) - targets) ** 2).sum(-1)
+    distance = ((image[..., None, :].astype(float) - targets) ** 2).sum(-1)
     return codes[distance.argmin(-1)]
 
 

@@ -1,4 +1,4 @@
-"""An index of a model with deferred layers keeps what those make of a picture's tokens."""
+"""An index of a model with deferred layers keeps what those make of an image's tokens."""
 
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ from edje_jax import ImageIndex, Reranker
 from edje_jax.cli import edje
 from edje_jax.config.model import EdjeConfig
 from edje_jax.data.buckets import lengths_up_to
-from edje_jax.index.build import build
+from edje_jax.index.build import BuildOptions, build
 from edje_jax.index.store import BadStore
 from edje_jax.models.edje import Edje
 from edje_jax.models.token_formats import FORMATS, pack, unpack
@@ -26,7 +26,7 @@ from edje_jax.weights.folder import load_model
 from tests.models.test_edje import weights
 from tests.small_runs import COMMAND, read_log
 
-PICTURES = 12
+IMAGES = 12
 TEXTS = ["a red circle", "a small striped green star left of a large dotted blue square", "ring"]
 
 
@@ -34,7 +34,7 @@ class Some(Shapes):
     """The first few scenes."""
 
     def __len__(self) -> int:
-        return PICTURES
+        return IMAGES
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def wide(folder: Path, deferred: int, online_vision: str) -> Reranker:
 @functools.partial(jax.jit, static_argnums=0)
 def one_pass(config: EdjeConfig, params, ids, states) -> jax.Array:
     """Match logits by `Layer`s that see the rows of both sides at once, as a mask lets them; the
-    picture's rows are the stored ones after the deferred layers."""
+    image's rows are the stored ones after the deferred layers."""
 
     def whole(module: Edje) -> jax.Array:
         joint, bert, m = module.joint_encoder, config.joint_encoder, config.num_tokens
@@ -99,26 +99,29 @@ def test_a_store_scores_as_one_pass_over_equally_rounded_states(
     likes."""
     reranker, source = wide(trained, deferred, online_vision), Some("val")
     runtime, longest = reranker.runtime, reranker.config.max_text_length
-    states = reranker.encode_images([source.image(i) for i in range(PICTURES)])
+    states = reranker.encode_images([source.image(i) for i in range(IMAGES)])
     rng = np.random.default_rng(deferred)
     used = np.array([2, 9, *lengths_up_to(longest)])
     ids = rng.integers(1, reranker.config.joint_encoder.vocab_size, (len(used), longest))
     ids = np.where(np.arange(longest) < used[:, None], ids, 0).astype(np.int32)
-    text = np.repeat(np.arange(len(used)), rng.permutation(PICTURES)[: len(used)])
+    text = np.repeat(np.arange(len(used)), rng.permutation(IMAGES)[: len(used)])
     text = np.concatenate([text, rng.integers(0, len(used), 40)])
-    picture = rng.integers(0, PICTURES, len(text))
+    image = rng.integers(0, IMAGES, len(text))
     for dtype in FORMATS:
         folder = tmp_path / dtype
         assert build(
-            reranker.runtime, reranker.stamp, source, "shapes:val", folder, token_dtype=dtype
+            reranker.runtime,
+            reranker.stamp,
+            source,
+            "shapes:val",
+            folder,
+            BuildOptions(token_dtype=dtype),
         )
         rounded = np.asarray(unpack(pack(states, dtype)), np.float32)
-        expected = np.asarray(
-            one_pass(reranker.config, runtime.params, ids[text], rounded[picture])
-        )
+        expected = np.asarray(one_pass(reranker.config, runtime.params, ids[text], rounded[image]))
         assert expected.std() > 0.05
         tokens = ImageIndex.open(folder).tokens
-        logits = runtime.score_pairs(ids, tokens, text, picture)
+        logits = runtime.score_pairs(ids, tokens, text, image)
         np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5, err_msg=dtype)
 
 
@@ -130,14 +133,14 @@ def test_a_search_shows_the_scores_of_the_stored_states(reranker, tmp_path, caps
         source,
         "shapes:val",
         tmp_path / "index",
-        token_dtype="int8",
+        BuildOptions(token_dtype="int8"),
     )
-    tokens = reranker.encode_images([source.image(i) for i in range(PICTURES)])
+    tokens = reranker.encode_images([source.image(i) for i in range(IMAGES)])
     expected = reranker.score_matrix(TEXTS, np.asarray(unpack(pack(tokens, "int8")), np.float32))
     index = ImageIndex.open(tmp_path / "index")
-    found, _ = search_images(reranker.runtime, index, TEXTS, PICTURES)
+    found, _ = search_images(reranker.runtime, index, TEXTS, IMAGES)
     for row, one in zip(expected, found, strict=True):
-        assert sorted(one.rows) == list(range(PICTURES))
+        assert sorted(one.rows) == list(range(IMAGES))
         np.testing.assert_allclose(one.logits, row[one.rows], rtol=0, atol=1e-5)
     edje.main(["index", "info", str(tmp_path / "index")])
     assert "after 1 deferred layers" in " ".join(capsys.readouterr().out.split())
@@ -154,14 +157,21 @@ def test_the_same_weights_without_deferred_layers_are_another_model(reranker, tr
 def test_states_take_as_many_bytes_as_tokens(reranker, trained, dtype, tmp_path):
     plain = Reranker.from_pretrained(trained)
     for name, one in (("states", reranker), ("tokens", plain)):
-        build(one.runtime, one.stamp, Some("val"), "shapes:val", tmp_path / name, token_dtype=dtype)
+        build(
+            one.runtime,
+            one.stamp,
+            Some("val"),
+            "shapes:val",
+            tmp_path / name,
+            BuildOptions(token_dtype=dtype),
+        )
     sizes = [
         {p.name: p.stat().st_size for p in (tmp_path / name).glob("*.npy")}
         for name in ("states", "tokens")
     ]
     assert sizes[0] == sizes[1] and "tokens-00000.npy" in sizes[0]
-    pictures = [Shapes("val").image(i) for i in range(3)]
-    states, tokens = reranker.encode_images(pictures), plain.encode_images(pictures)
+    images = [Shapes("val").image(i) for i in range(3)]
+    states, tokens = reranker.encode_images(images), plain.encode_images(images)
     assert states.shape == tokens.shape and np.abs(states - tokens).max() > 1e-2
 
 
@@ -185,10 +195,10 @@ def test_layers_of_a_trained_model_are_deferred_by_distillation_and_searched(tra
         source,
         "shapes:val",
         tmp_path / "index",
-        token_dtype="bfloat16",
+        BuildOptions(token_dtype="bfloat16"),
     )
-    (found,) = reranker.search(ImageIndex.open(tmp_path / "index"), TEXTS[:1], k=PICTURES)
-    states = reranker.encode_images([source.image(i) for i in range(PICTURES)])
+    (found,) = reranker.search(ImageIndex.open(tmp_path / "index"), TEXTS[:1], k=IMAGES)
+    states = reranker.encode_images([source.image(i) for i in range(IMAGES)])
     expected = reranker.score_matrix(TEXTS[:1], states)[0]
     assert [hit["id"] for hit in found[:1]] == [source.image_id(int(np.argmax(expected)))]
     with pytest.raises(BadStore, match=r"1 deferred layers.*than this one .*, 0 deferred layers"):

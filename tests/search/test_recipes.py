@@ -11,7 +11,7 @@ from PIL import Image
 
 from edje_jax import ImageIndex, Reranker
 from edje_jax.data.sources.folder import Folder
-from edje_jax.index.build import build
+from edje_jax.index.build import BuildOptions, build
 from edje_jax.index.store import BadStore, Store
 from edje_jax.serving.documents import read_documents
 from edje_jax.serving.limits import Limits
@@ -57,7 +57,7 @@ def test_every_way_in_reads_as_the_recipe_says(careful, plain, pair, tmp_path):
         Folder(folder),
         "folder:logos",
         tmp_path / "index",
-        token_dtype="float16",
+        BuildOptions(token_dtype="float16"),
     )
     index = ImageIndex.open(tmp_path / "index")
     (found,) = careful.search(index, ["red"])

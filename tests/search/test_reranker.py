@@ -25,58 +25,58 @@ def reranker(trained) -> Reranker:
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[Image.Image]:
+def images() -> list[Image.Image]:
     source = Shapes("val")
     return [source.image(i) for i in range(5)]
 
 
-def test_tokens_of_pictures_in_any_form(reranker, pictures, tmp_path):
-    tokens = reranker.encode_images(pictures)
+def test_tokens_of_images_in_any_form(reranker, images, tmp_path):
+    tokens = reranker.encode_images(images)
     config = reranker.config
     assert tokens.shape == (5, config.num_tokens, config.joint_encoder.hidden_size)
     assert tokens.dtype == np.float32
-    for i, picture in enumerate(pictures):
-        picture.save(tmp_path / f"{i}.png")
+    for i, image in enumerate(images):
+        image.save(tmp_path / f"{i}.png")
     paths = [str(tmp_path / f"{i}.png") for i in range(5)]
     pixels = np.stack(
-        [np.asarray(normalise(resize(p, config.image), config.image)) for p in pictures]
+        [np.asarray(normalise(resize(p, config.image), config.image)) for p in images]
     )
     for same in (
         reranker.encode_images(paths),
-        reranker.encode_images([np.asarray(p) for p in pictures]),
+        reranker.encode_images([np.asarray(p) for p in images]),
         reranker.encode_images(pixel_values=pixels),
     ):
         np.testing.assert_allclose(same, tokens, rtol=0, atol=1e-5)
     for dtype in (np.float16, jnp.bfloat16):
-        half = reranker.encode_images(pictures, dtype=dtype)
+        half = reranker.encode_images(images, dtype=dtype)
         assert half.dtype == dtype
         np.testing.assert_array_equal(half, tokens.astype(dtype))
-    embeddings = reranker.embed_images(pictures)
+    embeddings = reranker.embed_images(images)
     for same in (reranker.embed_images(paths), reranker.embed_images(pixel_values=pixels)):
         np.testing.assert_allclose(same, embeddings, rtol=0, atol=1e-5)
 
 
-def test_embeddings_have_unit_length(reranker, pictures):
-    for embeddings in (reranker.embed_images(pictures), reranker.embed_texts(TEXTS)):
+def test_embeddings_have_unit_length(reranker, images):
+    for embeddings in (reranker.embed_images(images), reranker.embed_texts(TEXTS)):
         assert embeddings.dtype == np.float32
         np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1.0, atol=1e-5)
 
 
-def test_scores_agree_with_each_other(reranker, pictures):
-    tokens = reranker.encode_images(pictures)
+def test_scores_agree_with_each_other(reranker, images):
+    tokens = reranker.encode_images(images)
     matrix = reranker.score_matrix(TEXTS, tokens)
     assert matrix.shape == (3, 5) and matrix.dtype == np.float32
     assert matrix.std() > 0, "the model tells pairs apart"
     pairs = reranker.score(TEXTS, tokens[:3])
     np.testing.assert_allclose(pairs, matrix[np.arange(3), np.arange(3)], rtol=0, atol=1e-5)
-    logits = reranker.predict([(TEXTS[0], p) for p in pictures], raw_scores=True)
+    logits = reranker.predict([(TEXTS[0], p) for p in images], raw_scores=True)
     np.testing.assert_allclose(logits, matrix[0], rtol=0, atol=1e-5)
-    chances = reranker.predict([(TEXTS[0], p) for p in pictures])
+    chances = reranker.predict([(TEXTS[0], p) for p in images])
     np.testing.assert_allclose(chances, 1 / (1 + np.exp(-logits.astype(np.float64))), atol=1e-6)
 
 
-def test_stored_tokens_may_be_halves_and_may_be_on_the_device(reranker, pictures):
-    tokens = reranker.encode_images(pictures)
+def test_stored_tokens_may_be_halves_and_may_be_on_the_device(reranker, images):
+    tokens = reranker.encode_images(images)
     expected = reranker.score_matrix(TEXTS, tokens)
     on_device = reranker.score_matrix(TEXTS, jnp.asarray(tokens))
     np.testing.assert_allclose(on_device, expected, rtol=0, atol=1e-5)
@@ -85,8 +85,8 @@ def test_stored_tokens_may_be_halves_and_may_be_on_the_device(reranker, pictures
     np.testing.assert_allclose(halves, expected, rtol=0, atol=5e-3)
 
 
-def test_a_picture_in_several_pairs_is_encoded_once(reranker, pictures, tmp_path, monkeypatch):
-    pictures[0].save(tmp_path / "a.png")
+def test_an_image_in_several_pairs_is_encoded_once(reranker, images, tmp_path, monkeypatch):
+    images[0].save(tmp_path / "a.png")
     path, encoded = str(tmp_path / "a.png"), []
     encode = type(reranker.runtime).encode_images
     monkeypatch.setattr(
@@ -95,7 +95,7 @@ def test_a_picture_in_several_pairs_is_encoded_once(reranker, pictures, tmp_path
         lambda self, pixels: encoded.append(len(pixels)) or encode(self, pixels),
     )
     pairs = [
-        (TEXTS[0], path), (TEXTS[1], pictures[1]), (TEXTS[2], path), (TEXTS[0], pictures[1]),
+        (TEXTS[0], path), (TEXTS[1], images[1]), (TEXTS[2], path), (TEXTS[0], images[1]),
         (TEXTS[1], Path(path)),
     ]  # fmt: skip
     logits = reranker.predict(pairs, raw_scores=True)
@@ -123,15 +123,15 @@ def test_parameters_are_counted_by_where_they_run(reranker):
     )
 
 
-def test_equal_scores_keep_their_order(reranker, pictures):
-    ranked = reranker.rank("cat", [pictures[1]] * 3 + [pictures[0]])
+def test_equal_scores_keep_their_order(reranker, images):
+    ranked = reranker.rank("cat", [images[1]] * 3 + [images[0]])
     assert len(ranked) == 4
     assert [hit["corpus_id"] for hit in ranked if hit["corpus_id"] < 3] == [0, 1, 2]
 
 
-def test_rank_has_the_form_of_sentence_transformers(reranker, pictures):
-    chances = reranker.predict([(TEXTS[1], p) for p in pictures])
-    ranked = reranker.rank(TEXTS[1], pictures, top_k=3)
+def test_rank_has_the_form_of_sentence_transformers(reranker, images):
+    chances = reranker.predict([(TEXTS[1], p) for p in images])
+    ranked = reranker.rank(TEXTS[1], images, top_k=3)
     assert [set(hit) for hit in ranked] == [{"corpus_id", "score"}] * 3
     assert [hit["corpus_id"] for hit in ranked] == np.argsort(-chances, kind="stable")[:3].tolist()
     np.testing.assert_allclose(
@@ -139,18 +139,18 @@ def test_rank_has_the_form_of_sentence_transformers(reranker, pictures):
     )
 
 
-def test_nothing_in_nothing_out(reranker, pictures):
+def test_nothing_in_nothing_out(reranker, images):
     tokens = reranker.encode_images([])
     assert tokens.shape[0] == 0
     assert reranker.score([], tokens).shape == (0,)
-    assert reranker.score_matrix([], reranker.encode_images(pictures)).shape == (0, 5)
+    assert reranker.score_matrix([], reranker.encode_images(images)).shape == (0, 5)
     assert reranker.predict([]).shape == (0,)
     assert reranker.rank("cat", []) == []
     assert reranker.embed_texts([]).shape[0] == 0
 
 
-def test_long_and_strange_texts(reranker, pictures):
-    tokens = reranker.encode_images(pictures[:1])
+def test_long_and_strange_texts(reranker, images):
+    tokens = reranker.encode_images(images[:1])
     texts = ["circle " * 2000, "", "🙂🐕", "两只狗在海滩上", "!!!", "[SEP] [MASK]"]
     scores = reranker.score_matrix(texts, tokens)
     assert scores.shape == (6, 1) and np.isfinite(scores).all()
@@ -160,7 +160,7 @@ def test_long_and_strange_texts(reranker, pictures):
     "call, message",
     [
         (lambda r, p: r.score("cat", r.encode_images(p)), "single string"),
-        (lambda r, p: r.score(["cat"], r.encode_images(p)), "1 texts for 5 pictures"),
+        (lambda r, p: r.score(["cat"], r.encode_images(p)), "1 texts for 5 images"),
         (lambda r, p: r.score_matrix(["cat"], np.zeros((2, 3, 4), np.float32)), "another one"),
         (lambda r, p: r.encode_images(pixel_values=np.zeros((1, 3, 64, 64))), "channels last"),
         (lambda r, p: r.encode_images(), "either images or pixel_values"),
@@ -168,15 +168,15 @@ def test_long_and_strange_texts(reranker, pictures):
         (lambda r, p: r.embed_texts("cat"), "single string"),
         (lambda r, p: r.score_matrix("cat", r.encode_images(p)), "single string"),
         (lambda r, p: r.encode_images(pixel_values=np.zeros((32, 32, 3))), "channels last"),
-        (lambda r, p: r.encode_images("dogs.jpg"), "single picture"),
+        (lambda r, p: r.encode_images("dogs.jpg"), "single image"),
     ],
 )
-def test_misuse_is_told(reranker, pictures, call, message):
+def test_misuse_is_told(reranker, images, call, message):
     with pytest.raises(ValueError, match=message):
-        call(reranker, pictures)
+        call(reranker, images)
 
 
-def test_a_missing_picture_is_named(reranker):
+def test_a_missing_image_is_named(reranker):
     with pytest.raises(BadImage, match=r"nowhere\.png: no such file"):
         reranker.encode_images(["nowhere.png"])
 
@@ -204,11 +204,11 @@ def test_an_index_made_before_there_was_a_choice_still_opens(reranker):
 
 
 @pytest.fixture(scope="module")
-def paths(pictures, tmp_path_factory) -> list[str]:
+def paths(images, tmp_path_factory) -> list[str]:
     folder = tmp_path_factory.mktemp("paths")
-    for i, picture in enumerate(pictures):
-        picture.save(folder / f"{i}.png")
-    return [str(folder / f"{i}.png") for i in range(len(pictures))]
+    for i, image in enumerate(images):
+        image.save(folder / f"{i}.png")
+    return [str(folder / f"{i}.png") for i in range(len(images))]
 
 
 def frame(texts, paths):
@@ -322,17 +322,17 @@ def test_no_iterable_is_too_empty(empty, reranker, paths):
         (lambda r, p: r.predict(("cat", b"x")), BadImage, "the image of the pair: "),
         (lambda r, p: r.predict(7), ValueError, "pairs is of type int"),
         (lambda r, p: r.rank("cat", [p, Path(p).read_bytes()[:60]]), BadImage, "images[1]: "),
-        (lambda r, p: r.rank("cat", p), ValueError, "single picture; give a list"),
-        (lambda r, p: r.rank("cat", Image.open(p)), ValueError, "single picture; give a list"),
+        (lambda r, p: r.rank("cat", p), ValueError, "single image; give a list"),
+        (lambda r, p: r.rank("cat", Image.open(p)), ValueError, "single image; give a list"),
         (lambda r, p: r.rank(["cat"], [p]), ValueError, "text is of type list"),
-        (lambda r, p: r.encode_images(Path(p)), ValueError, "single picture"),
-        (lambda r, p: r.embed_images(np.zeros((9, 9, 3), np.uint8)), ValueError, "single picture"),
-        (lambda r, p: r.embed_images(np.array(p)), ValueError, "single picture"),
+        (lambda r, p: r.encode_images(Path(p)), ValueError, "single image"),
+        (lambda r, p: r.embed_images(np.zeros((9, 9, 3), np.uint8)), ValueError, "single image"),
+        (lambda r, p: r.embed_images(np.array(p)), ValueError, "single image"),
         (lambda r, p: r.encode_images([p, None]), TypeError, "images[1]: "),
         (lambda r, p: r.embed_texts(["cat", None]), ValueError, "texts[1] is of type NoneType"),
         (lambda r, p: r.embed_texts(np.array("cat")), ValueError, "single string"),
         (lambda r, p: r.embed_texts(b"cat"), ValueError, "texts[0] is of type int"),
-        (lambda r, p: r.score(["cat"], r.encode_images([p])[0]), ValueError, "a single picture's"),
+        (lambda r, p: r.score(["cat"], r.encode_images([p])[0]), ValueError, "a single image's"),
     ],
 )
 def test_what_is_wrong_is_told_with_its_place(call, error, told, reranker, paths):

@@ -11,15 +11,15 @@ from edje_jax.index.build import build
 from edje_jax.scenes.shapes import Shapes
 from edje_jax.serving.service import Service
 
-PICTURES = 12
+IMAGES = 12
 
 
 @pytest.fixture(scope="session")
 def indexed(trained, tmp_path_factory) -> Path:
-    """An index of captioned pictures, one of them with a name that wants quoting."""
+    """An index of captioned images, one of them with a name that wants quoting."""
     folder = tmp_path_factory.mktemp("served")
     source, records = Shapes("val"), []
-    for i in range(PICTURES):
+    for i in range(IMAGES):
         name = "odd & <name> #?%.png" if i == 5 else f"{i}.png"
         source.image(i).save(folder / name)
         records.append({"image": name, "caption": list(source.captions(i))[:2]})

@@ -47,7 +47,7 @@ def test_search_is_the_rerankers(client, service):
     assert answer["k"] == 9 and set(answer["seconds"]) == {
         "first_stage", "gather", "rerank", "total"
     }  # fmt: skip
-    # The base order's ranks are the reranked places of the same pictures.
+    # The base order's ranks are the reranked places of the same images.
     everything = client.post("/search", json={"query": QUERY, "k": 9, "top_k": 9}).json()
     places = {result["id"]: i + 1 for i, result in enumerate(everything["results"])}
     assert {one["id"]: one["rank"] for one in everything["base"]} == places
@@ -55,11 +55,11 @@ def test_search_is_the_rerankers(client, service):
     assert similarities == sorted(similarities, reverse=True)
 
 
-def test_captions_of_a_picture(client, service):
+def test_captions_of_an_image(client, service):
     name = service.index.store.row(3).id
     answer = client.post("/captions", json={"id": name, "k": 10, "top_k": 3}).json()
-    picture = service.index.store.row(3).path
-    expected = service.reranker.search_captions(service.index, [picture], k=10, top_k=3)[0]
+    image = service.index.store.row(3).path
+    expected = service.reranker.search_captions(service.index, [image], k=10, top_k=3)[0]
     # Through the index its tokens are bfloat16: nearly the same scores.
     got = {one["caption"]: one["score"] for one in answer["results"]}
     for one in expected:
@@ -70,7 +70,7 @@ def test_captions_of_a_picture(client, service):
 
 
 @pytest.mark.parametrize("route", ["/v1/rerank", "/v2/rerank"])
-def test_rerank_takes_pictures_in_every_form(client, service, route):
+def test_rerank_takes_images_in_every_form(client, service, route):
     row, path = service.index.store.row(2), paths(service)[7]
     uri = f"data:image/png;base64,{data_of(path)}"
     documents = [
@@ -120,14 +120,14 @@ def test_rerank_takes_pictures_in_every_form(client, service, route):
         ({"content": []}, "takes one part of type"),
         ({"image": "data:image/png,abc"}, "has to read data:image"),
         ({"image": "!!"}, "not base64"),
-        ({"image": base64.b64encode(b"no picture").decode()}, "not a picture"),
+        ({"image": base64.b64encode(b"no image").decode()}, "not an image"),
         ({"image": 7}, "expected"),
         ({}, "expected"),
         (None, "expected"),
         ([1], "expected"),
     ],
 )
-def test_what_is_no_picture_is_named(client, document, told):
+def test_what_is_no_image_is_named(client, document, told):
     asked = {"query": QUERY, "documents": [{"id": "0.png"}, document]}
     answer = client.post("/v1/rerank", json=asked)
     assert answer.status_code == 422
@@ -184,7 +184,7 @@ def test_an_original_is_sent_as_what_its_content_is(kind, media_type, client, in
         path.write_bytes(data)
 
 
-def test_a_picture_that_is_gone_still_has_its_thumbnail(client, service, indexed, tmp_path):
+def test_an_image_that_is_gone_still_has_its_thumbnail(client, service, indexed, tmp_path):
     path = indexed.parent / "11.png"
     data = path.read_bytes()
     path.unlink()

@@ -12,7 +12,7 @@ from edje_jax.index.build import build
 from edje_jax.models.token_formats import unpack
 from edje_jax.runtimes import scoring
 from edje_jax.serving.documents import Images
-from edje_jax.serving.jobs import Captions, Rerank, Search
+from edje_jax.serving.jobs import CaptionsJob, RerankJob, SearchJob
 from edje_jax.serving.service import Service
 
 TEXTS = ["a red circle", "a small striped green star left of a large dotted blue square"]
@@ -34,32 +34,32 @@ def deferred(trained, indexed, tmp_path_factory) -> Service:
 
 def test_every_kind_of_request(deferred, service):
     reranker, index = deferred.reranker, deferred.index
-    pictures = len(index)
-    stored = np.asarray(unpack(index.tokens[np.arange(pictures)]), np.float32)
+    images = len(index)
+    stored = np.asarray(unpack(index.tokens[np.arange(images)]), np.float32)
     expected = reranker.score_matrix(TEXTS, stored)
-    deferred.warm(ks=(pictures,))
+    deferred.warm(ks=(images,))
     programs = (scoring.score, scoring.encode_captions, scoring.gather_captions)
     warm = [program._cache_size() for program in programs]
 
     for row, answer in zip(
-        expected, deferred.run([Search(text, pictures) for text in TEXTS]), strict=True
+        expected, deferred.run([SearchJob(text, images) for text in TEXTS]), strict=True
     ):
         np.testing.assert_allclose(answer.found.logits, row[answer.found.rows], atol=1e-5)
 
     side = reranker.config.image.size
     sent = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), np.uint8)
     fresh = reranker.score_matrix(TEXTS, reranker.runtime.encode_images(sent).tokens)
-    jobs = [Rerank(text, Images({0: 4, 2: 7}, {1: sent[0], 3: sent[1]})) for text in TEXTS]
+    jobs = [RerankJob(text, Images({0: 4, 2: 7}, {1: sent[0], 3: sent[1]})) for text in TEXTS]
     for number, found in enumerate(deferred.run(jobs)):
         wanted = [expected[number, 4], fresh[number, 0], expected[number, 7], fresh[number, 1]]
         np.testing.assert_allclose(found.logits, wanted, atol=1e-5)
         np.testing.assert_array_equal(found.combined, found.logits)
 
-    (answer,) = deferred.run([Captions(3, 5)])
+    (answer,) = deferred.run([CaptionsJob(3, 5)])
     captions = [index.store.captions[row][1] for row in answer.found.rows]
     wanted = reranker.score_matrix(captions, stored[3:4])[:, 0]
     np.testing.assert_allclose(answer.found.logits, wanted, atol=1e-5)
 
     assert [program._cache_size() for program in programs] == warm
-    (other,) = service.run([Search(TEXTS[0], pictures)])
+    (other,) = service.run([SearchJob(TEXTS[0], images)])
     assert np.abs(other.found.logits - expected[0][other.found.rows]).max() > 1e-3

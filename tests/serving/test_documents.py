@@ -188,7 +188,7 @@ def test_every_bad_place_is_named_once_for_each_reason():
         (True, "no image with the id True"),
         (1.5, "expected"),
         (["00.png"], "expected"),
-        ({"image": base64.b64encode(RAW[:99]).decode()}, "broken or truncated|not a picture"),
+        ({"image": base64.b64encode(RAW[:99]).decode()}, "broken or truncated|not an image"),
         ({"image": ""}, "empty"),
         ("https://example.org/a.png", "addresses are not fetched"),
         ({"text": " s3://bucket/a.png"}, "addresses are not fetched"),

@@ -101,7 +101,7 @@ def test_the_keyboard_does_all(browser, server):
     assert browser.run("return document.activeElement.id") == "q"
 
 
-def test_a_picture_finds_captions_and_a_caption_searches(browser, server):
+def test_an_image_finds_captions_and_a_caption_searches(browser, server):
     browser.open(f"{server.address}/?q=green")
     browser.until(TILES)
     browser.click("#results li:nth-child(2) .tile")

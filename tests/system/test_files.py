@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edje_jax.system.files import BadJson, move, read_json, replacing, whole_folder
+from edje_jax.system.files import BadJson, atomic_folder, atomic_path, move, read_json
 
 
 def refuse(number: int):
@@ -22,7 +22,7 @@ def refuse(number: int):
 @pytest.mark.parametrize("number", [errno.EXDEV, errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP])
 def test_what_cannot_be_renamed_is_copied(number, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", refuse(number))
-    with replacing(tmp_path / "a.txt") as temporary:
+    with atomic_path(tmp_path / "a.txt") as temporary:
         temporary.write_text("x")
     (tmp_path / "from" / "inner").mkdir(parents=True)
     for name in ("config.json", "inner/b.txt"):
@@ -45,21 +45,27 @@ def test_half_a_copy_is_removed(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "copyfile", fail)
     with pytest.raises(OSError, match="No space left"):
         move(tmp_path / "from", tmp_path / "to")
-    with pytest.raises(OSError, match="No space left"), replacing(tmp_path / "b.txt") as temporary:
+    with (
+        pytest.raises(OSError, match="No space left"),
+        atomic_path(tmp_path / "b.txt") as temporary,
+    ):
         temporary.write_text("x")
     assert [path.name for path in tmp_path.iterdir()] == ["from"]
 
 
 def test_a_disk_that_is_full_is_not_copied_to(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", refuse(errno.ENOSPC))
-    with pytest.raises(OSError, match="No space left"), replacing(tmp_path / "a.txt") as temporary:
+    with (
+        pytest.raises(OSError, match="No space left"),
+        atomic_path(tmp_path / "a.txt") as temporary,
+    ):
         temporary.write_text("x")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_whole_folder_appears_only_when_it_is_whole(tmp_path):
     target = tmp_path / "deep" / "model"
-    with whole_folder(target) as folder:
+    with atomic_folder(target) as folder:
         (folder / "a").write_text("1")
         assert not target.exists()
     assert (target / "a").read_text() == "1"
@@ -69,7 +75,7 @@ def test_a_whole_folder_appears_only_when_it_is_whole(tmp_path):
 def test_a_whole_folder_replaces_the_one_before_wholly(tmp_path):
     target = tmp_path / "model"
     for name in ("old", "new"):
-        with whole_folder(target) as folder:
+        with atomic_folder(target) as folder:
             (folder / name).write_text(name)
     assert [p.name for p in target.iterdir()] == ["new"]
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
@@ -79,11 +85,11 @@ def test_a_whole_folder_replaces_the_one_before_wholly(tmp_path):
 def test_a_whole_folder_leaves_nothing_when_its_writer_fails(error, tmp_path):
     target = tmp_path / "model"
     for expected in ([], ["model"]):
-        with pytest.raises(error), whole_folder(target) as folder:
+        with pytest.raises(error), atomic_folder(target) as folder:
             (folder / "half").write_text("")
             raise error
         assert [p.name for p in tmp_path.iterdir()] == expected
-        with whole_folder(target) as folder:
+        with atomic_folder(target) as folder:
             (folder / "whole").write_text("")
     assert [p.name for p in target.iterdir()] == ["whole"]
 
@@ -93,7 +99,7 @@ def test_leftovers_of_a_killed_export_do_no_harm(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "rubbish").write_text("")
     for _ in range(2):
-        with whole_folder(tmp_path / "model") as folder:
+        with atomic_folder(tmp_path / "model") as folder:
             (folder / "whole").write_text("")
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
     assert [p.name for p in (tmp_path / "model").iterdir()] == ["whole"]

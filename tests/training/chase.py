@@ -21,7 +21,7 @@ TINY = Path(__file__).parents[1] / "goldens" / "reference_tiny"
 
 
 class Greys:
-    """Eight pictures, from black to nearly white."""
+    """Eight images, from black to nearly white."""
 
     def __len__(self) -> int:
         return 8

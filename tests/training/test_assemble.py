@@ -17,8 +17,8 @@ from safetensors.numpy import load_file, save_file
 from configs.debug import config as debug
 from configs.distil_deferred import config as distil
 from configs.finetune_coco import config as finetune
-from edje_jax.config.model import AdapterConfig
-from edje_jax.config.run import AdapterSpec, EdjeRun, LossConfig
+from edje_jax.config.parts import AdapterSpec
+from edje_jax.config.run import EdjeRun, LossConfig
 from edje_jax.scenes.shapes import Shapes
 from edje_jax.training.assemble import assemble, some_captions
 from edje_jax.training.tasks.edje import EdjeTask
@@ -182,39 +182,6 @@ def test_init_starts_from_all_of_a_model(trained, tmp_path):
     assert not (tmp_path / "tokenizer").exists()
 
 
-LOCAL, SMALL = AdapterConfig("local", 0, 32), AdapterConfig("compress", 8, 32)
-
-
-@pytest.mark.parametrize(
-    ("spec", "start", "expected"),
-    [
-        (AdapterSpec(), None, AdapterConfig("compress", 64, 8192)),
-        (AdapterSpec(), SMALL, SMALL),
-        (AdapterSpec(), LOCAL, LOCAL),
-        (AdapterSpec("local"), LOCAL, LOCAL),
-        # Written by a run that named a local adapter and left its tokens at 64.
-        (AdapterSpec("local"), AdapterConfig("local", 64, 32), AdapterConfig("local", 64, 32)),
-        (AdapterSpec("local"), SMALL, LOCAL),
-        (AdapterSpec("local", 16, 32), None, LOCAL),  # A config's number, of the kind it had
-        (AdapterSpec("compress"), LOCAL, AdapterConfig("compress", 64, 32)),
-        (AdapterSpec("compress", 4), LOCAL, AdapterConfig("compress", 4, 32)),
-        (AdapterSpec(num_tokens=4), SMALL, AdapterConfig("compress", 4, 32)),
-        (AdapterSpec("compress", 4, 64), SMALL, AdapterConfig("compress", 4, 64)),
-    ],
-)
-def test_what_a_run_leaves_out_of_its_adapter_is_that_of_init(spec, start, expected):
-    assert spec.completed_by(start) == expected
-
-
-def test_a_number_of_tokens_is_refused_where_init_compresses_nothing():
-    with pytest.raises(
-        ValueError, match=r"num-tokens 4: the adapter of --init is local .*compress"
-    ):
-        AdapterSpec(num_tokens=4).completed_by(LOCAL)
-    with pytest.raises(ValueError, match=r"--model\.adapter\.num-tokens -1"):
-        AdapterSpec("compress", -1)
-
-
 def test_fine_tuning_keeps_an_adapter_of_another_size(trained, tmp_path):
     parts = assemble(dataclasses.replace(finetune, init=str(trained)), None, tmp_path)
     model = load_model(str(trained))
@@ -237,7 +204,8 @@ def test_init_with_another_adapter_starts_it_fresh_and_says_so(trained, tmp_path
 
 def test_layers_of_a_trained_model_are_deferred(trained, tmp_path, caplog):
     """Weights stay; a run that says nothing keeps what the model has."""
-    assert assemble(edited(init=str(trained)), SOURCE, tmp_path).config.joint_encoder.as_published
+    before = assemble(edited(init=str(trained)), SOURCE, tmp_path).config
+    assert before.joint_encoder.is_published_layout
     config = edited(init=str(trained), deferred_layers=1, online_vision="attended")
     task = EdjeTask(config, tmp_path)
     joint = task.model_config.joint_encoder

@@ -220,7 +220,7 @@ def test_masked_lm_alone_trains_no_match():
         assert gradient.any() != name.startswith(heads), name
 
 
-def test_masked_lm_sees_the_picture():
+def test_masked_lm_sees_the_image():
     gradients, _ = one_step(make_batch(), phase="masked_lm")
     assert all(g.any() for name, g in gradients.items() if name.startswith("adapter/"))
 
@@ -448,7 +448,7 @@ def test_bfloat16_is_for_activations_only():
     ],
 )
 def test_chunks_give_the_gradients_of_the_whole_batch(taught, settings):
-    """Rows that are invalid or of one picture among them; negatives lie in other chunks."""
+    """Rows that are invalid or of one image among them; negatives lie in other chunks."""
     batch = make_batch(8)
     batch.image_ids[3] = batch.image_ids[6]
     batch.valid[5] = False

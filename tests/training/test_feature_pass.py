@@ -1,4 +1,4 @@
-"""Features kept on disk: the same run without pictures, and never those of something else."""
+"""Features kept on disk: the same run without images, and never those of something else."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from PIL import Image
 import train
 from configs.debug import config as debug
 from edje_jax.config.run import EdjeRun
-from edje_jax.data.bad_pictures import BadPictures, TooManyBadPictures
+from edje_jax.data.bad_records import BadRecords, TooManyBadRecords
 from edje_jax.data.feature_cache import Caption, FeatureCache, OtherFeatures
 from edje_jax.data.loader import iterate
 from edje_jax.training import feature_pass
@@ -21,18 +21,18 @@ from edje_jax.training.tasks.edje import EdjeTask
 from tests.small_runs import TINY, read_log
 
 STEPS = 6
-PICTURES = 21
+IMAGES = 21
 CAPTIONS = ("a red square", "one square, red", "square")
 
 
 def write_set(folder: Path, bad: Sequence[int] = ()) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     rng, records = np.random.default_rng(0), []
-    for i in range(PICTURES):
+    for i in range(IMAGES):
         pixels = rng.integers(0, 256, (20, 20, 3), np.uint8)
         Image.fromarray(pixels).save(folder / f"{i}.png")
         if i in bad:
-            (folder / f"{i}.png").write_bytes(b"no picture")
+            (folder / f"{i}.png").write_bytes(b"no image")
         captions = [f"{caption} number {i}" for caption in CAPTIONS[: 1 + i % 3]]
         records.append({"image": f"{i}.png", "caption": captions})
     (folder / "set.json").write_text(json.dumps(records))
@@ -52,7 +52,7 @@ def losses(workdir: Path) -> list[tuple[float, float]]:
 
 
 @pytest.mark.slow
-def test_a_run_on_kept_features_is_the_run_on_pictures(tmp_path, caplog):
+def test_a_run_on_kept_features_is_the_run_on_images(tmp_path, caplog):
     data = write_set(tmp_path / "set", bad=[4])
     cache = ("--data.cache-features", str(tmp_path / "features"))
     assert train.main(command(data, "--workdir", str(tmp_path / "plain"))) == 0
@@ -63,9 +63,9 @@ def test_a_run_on_kept_features_is_the_run_on_pictures(tmp_path, caplog):
     assert (tmp_path / "features" / "manifest.json").exists()
     assert not (tmp_path / "features" / "making.json").exists()
 
-    # The pictures are not asked for again.
-    for picture in (tmp_path / "set").glob("*.png"):
-        picture.unlink()
+    # The images are not asked for again.
+    for image in (tmp_path / "set").glob("*.png"):
+        image.unlink()
     assert train.main(command(data, *cache, "--workdir", str(tmp_path / "again"))) == 0
     assert losses(tmp_path / "again") == losses(tmp_path / "kept")
     assert "4.png: unreadable when its features were made" in caplog.text
@@ -94,20 +94,20 @@ def test_rows_are_those_of_the_captions_asked_for(tmp_path):
     features.vision_tokens[:] = 0
     assert cache.rows([Caption(2, 0)])[0].vision_tokens.any()
     # In worker processes too.
-    here = list(iterate(task.reader, 0, BadPictures(PICTURES, 1.0)))
-    there = list(iterate(task.reader, 0, BadPictures(PICTURES, 1.0), workers=1))
+    here = list(iterate(task.reader, 0, BadRecords(IMAGES, 1.0)))
+    there = list(iterate(task.reader, 0, BadRecords(IMAGES, 1.0), workers=1))
     for one, other in zip(here, there, strict=True):
         assert one.images is None and one.features is not None and other.features is not None
         np.testing.assert_array_equal(one.features.vision_tokens, other.features.vision_tokens)
 
 
-def test_the_last_picture_may_have_no_caption(tmp_path):
+def test_the_last_image_may_have_no_caption(tmp_path):
     data = write_set(tmp_path / "set")
     cached_task(data, tmp_path / "features")
     first = np.load(tmp_path / "features" / "first_caption.npy")
     first[-2] = first[-1]
     np.save(tmp_path / "features" / "first_caption.npy", first)
-    features, _ = FeatureCache(tmp_path / "features").rows([Caption(PICTURES - 1, 0)])
+    features, _ = FeatureCache(tmp_path / "features").rows([Caption(IMAGES - 1, 0)])
     assert features.text_embeddings.shape[0] == 1
 
 
@@ -181,7 +181,7 @@ def test_features_of_something_else_are_refused(tmp_path):
 
 def test_what_cannot_be_made_says_so(tmp_path, monkeypatch):
     data = write_set(tmp_path / "set", bad=range(8))
-    with pytest.raises(TooManyBadPictures, match="could not be read"):
+    with pytest.raises(TooManyBadRecords, match="could not be read"):
         cached_task(data, tmp_path / "bad")
     assert not (tmp_path / "bad" / "manifest.json").exists()
 

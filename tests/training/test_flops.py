@@ -47,11 +47,11 @@ def test_deferred_layers_count_once_a_side(vision):
     model, tokens = Edje(config), jnp.zeros((1, config.num_tokens, 128))
     ids = jnp.ones((1, config.max_text_length), jnp.int32)
     params = shapes(model, jnp.zeros((1, 64, 128)), jnp.ones((1, 3), jnp.int32))
-    text = jax.eval_shape(lambda p, i: model.bind({"params": p}).read_text(i), params, ids)
-    read = counted(lambda p, i: model.bind({"params": p}).read_text(i), params, ids)
-    assert flops.read_text(config) == pytest.approx(read, rel=0.15)
+    text = jax.eval_shape(lambda p, i: model.bind({"params": p}).encode_text(i), params, ids)
+    read = counted(lambda p, i: model.bind({"params": p}).encode_text(i), params, ids)
+    assert flops.encode_text(config) == pytest.approx(read, rel=0.15)
     online = counted(
-        lambda p, x, t: model.bind({"params": p}).match_read(x, t), params, text, tokens
+        lambda p, x, t: model.bind({"params": p}).match_encoded(x, t), params, text, tokens
     )
     # A match logit asks the last layer for one row; a training step's masked LM asks for all.
     last = dataclasses.replace(config, joint_encoder=dataclasses.replace(joint, deferred_layers=3))
@@ -71,7 +71,7 @@ def test_a_teacher_costs_what_it_is():
     assert step_flops(student, loss, 1, CONFIG) - alone == pytest.approx(expected)
     assert alone < step_flops(CONFIG, loss, 1, None)
     followed = dataclasses.replace(loss, hidden_states=1.0)
-    more = 3 * (flops.read_text(student) + flops.fused(student)) + flops.fused(CONFIG)
+    more = 3 * (flops.encode_text(student) + flops.fused(student)) + flops.fused(CONFIG)
     got = step_flops(student, followed, 1, CONFIG) - step_flops(student, loss, 1, CONFIG)
     assert got == pytest.approx(more)
 

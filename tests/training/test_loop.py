@@ -20,7 +20,7 @@ from tensorboardX.proto.event_pb2 import Event
 from edje_jax.config.run import DataConfig, EdjeRun, OptimConfig, RunConfig, run_to_dict
 from edje_jax.training.checkpoint import CheckpointError
 from edje_jax.training.logs import append, drop_after
-from edje_jax.training.loop import NotFinite, OtherRun, claim, run, stop_requests
+from edje_jax.training.loop import NotFinite, OtherRun, claim_workdir, run, stop_requests
 from tests.small_disk import fill
 from tests.small_runs import read_log
 from tests.training.chase import Chase, ChaseRun
@@ -301,7 +301,7 @@ def test_a_checkpoint_of_another_model_is_refused(straight, tmp_path):
 
 def test_another_config_is_refused_field_by_field(tmp_path):
     ours = EdjeRun(steps=5, seed=1)
-    claim(ours, tmp_path / "run")
+    claim_workdir(ours, tmp_path / "run")
     before = (tmp_path / "run" / "config.json").read_bytes()
     theirs = dataclasses.replace(
         ours,
@@ -311,7 +311,7 @@ def test_another_config_is_refused_field_by_field(tmp_path):
         log_every=77,
     )
     with pytest.raises(OtherRun) as caught:
-        claim(theirs, tmp_path / "run")
+        claim_workdir(theirs, tmp_path / "run")
     first, *rest = str(caught.value).splitlines()
     assert first.startswith(str(tmp_path / "run" / "config.json")) and "--workdir" in first
     assert [line.strip() for line in rest] == [
@@ -323,24 +323,24 @@ def test_another_config_is_refused_field_by_field(tmp_path):
 
 
 def test_a_config_of_another_kind_is_refused(tmp_path):
-    claim(EdjeRun(), tmp_path)
+    claim_workdir(EdjeRun(), tmp_path)
     with pytest.raises(OtherRun, match=r"loss: .* there, None now") as caught:
-        claim(ChaseRun(), tmp_path)
+        claim_workdir(ChaseRun(), tmp_path)
     assert "task: 'edje' there, 'chase' now" in str(caught.value)
 
 
 def test_a_run_from_before_tasks_had_names_goes_on(tmp_path):
-    claim(EdjeRun(), tmp_path)
+    claim_workdir(EdjeRun(), tmp_path)
     path = tmp_path / "config.json"
     older = json.loads(path.read_text())
     del older["task"]
     path.write_text(json.dumps(older))
-    claim(EdjeRun(), tmp_path)
+    claim_workdir(EdjeRun(), tmp_path)
     assert json.loads(path.read_text()) == as_json(EdjeRun())
 
 
 def test_harmless_fields_may_change(tmp_path):
-    claim(CONFIG, tmp_path)
+    claim_workdir(CONFIG, tmp_path)
     changed = dataclasses.replace(
         CONFIG,
         workdir="elsewhere",
@@ -350,21 +350,21 @@ def test_harmless_fields_may_change(tmp_path):
         keep_checkpoints=9,
         data=DataConfig(batch_size=4, workers=3, max_bad=0.5),
     )
-    claim(changed, tmp_path)
+    claim_workdir(changed, tmp_path)
     assert json.loads((tmp_path / "config.json").read_text()) == as_json(changed)
 
 
 def test_fields_that_are_newer_than_a_run_have_their_defaults(tmp_path):
-    claim(CONFIG, tmp_path)
+    claim_workdir(CONFIG, tmp_path)
     path = tmp_path / "config.json"
     older = json.loads(path.read_text())
     del older["optim"]["ema"], older["profile"]
     path.write_text(json.dumps(older))
-    claim(CONFIG, tmp_path)
+    claim_workdir(CONFIG, tmp_path)
     path.write_text(json.dumps(older))
     changed = dataclasses.replace(CONFIG, optim=OptimConfig(ema=0.9))
     with pytest.raises(OtherRun, match=r"optim\.ema: 0\.0 there, 0\.9 now"):
-        claim(changed, tmp_path)
+        claim_workdir(changed, tmp_path)
 
 
 def test_a_refused_workdir_is_left_alone(straight, tmp_path):

@@ -145,7 +145,7 @@ def test_text_recovery_loss_is_one_minus_cosine():
     assert call(text_recovery_loss, predicted, 0 * target, VALID) == 1.0
 
 
-def test_sigmoid_loss_sums_over_pictures_and_averages_over_texts():
+def test_sigmoid_loss_sums_over_images_and_averages_over_texts():
     logits = normal(B, B)
     positive = np.eye(B, dtype=bool)
     positive[0, 3] = positive[3, 0] = True

@@ -53,7 +53,7 @@ def frozen() -> Any:
 
 
 def batches(steps: int) -> list[Batch]:
-    """Rows of one picture twice and an unreadable one among them."""
+    """Rows of one image twice and an unreadable one among them."""
     out = []
     for seed in range(steps):
         batch = make_batch(ROWS, seed)
@@ -81,7 +81,7 @@ def trained(
         config = dataclasses.replace(config, similarity_prior=SimilarityPrior(0.1, 0.3))
     where = devices(data, fsdp)
     start = partial(with_queue, queue, config)
-    state = where.make(start)
+    state = where.init_sharded(start)
     shardings = where.shardings(jax.eval_shape(start))
     setup = StepSetup(
         Objective(Edje(config), loss, "all", MASK, where, Edje(CONFIG) if deferred else None),
@@ -96,10 +96,10 @@ def trained(
     step = jax.jit(
         partial(edje_train_step, setup=setup),
         donate_argnums=0,
-        out_shardings=(shardings, where.whole),
+        out_shardings=(shardings, where.replicated),
     )
-    teacher = where.place(jax.device_get(jax.jit(fresh)().params)) if deferred else None
-    towers = Frozen(where.place(frozen()), teacher)
+    teacher = where.put(jax.device_get(jax.jit(fresh)().params)) if deferred else None
+    towers = Frozen(where.put(frozen()), teacher)
     told = []
     for batch in batches(steps):
         placed = where.batch(batch)
@@ -154,11 +154,13 @@ def test_negatives_come_from_the_whole_batch(mesh):
     def mine(where: Devices) -> Negatives:
         @jax.jit
         def run(params, batch: Batch) -> Negatives:
-            features = where.split(encode(Siglip(CONFIG.backbone), params, batch, CONFIG.image))
+            features = where.shard_rows(
+                encode(Siglip(CONFIG.backbone), params, batch, CONFIG.image)
+            )
             rows, pool = examples_of(batch, features, None, 0, where)
             return choose_negatives(rows, pool, Kinds(3, 4, 4), jax.random.key(1))
 
-        return jax.device_get(run(where.place(frozen()), where.batch(batches(1)[0])))
+        return jax.device_get(run(where.put(frozen()), where.batch(batches(1)[0])))
 
     one, eight = mine(devices(1, 1)), mine(devices(*MESHES[mesh]))
     for ours, theirs in zip(eight, one, strict=True):
@@ -178,7 +180,7 @@ def test_fsdp_divides_what_a_device_holds():
     state = jax.eval_shape(partial(fresh, wide))
     whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     for data, fsdp, share in ((8, 1, 1), (2, 4, 1 / 3.3), (1, 8, 1 / 6)):
-        held = bytes_per_device(devices(data, fsdp).make(partial(fresh, wide)))
+        held = bytes_per_device(devices(data, fsdp).init_sharded(partial(fresh, wide)))
         assert held <= share * whole
         assert held >= whole / fsdp
 
@@ -186,7 +188,7 @@ def test_fsdp_divides_what_a_device_holds():
 def test_loaded_parameters_land_where_fresh_ones_do():
     where = devices(2, 4)
     params = jax.tree.map(np.asarray, jax.jit(fresh)().params)
-    placed = where.place(params)
+    placed = where.put(params)
     for (path, leaf), host in zip(
         jax.tree_util.tree_leaves_with_path(placed), jax.tree.leaves(params), strict=True
     ):

@@ -86,7 +86,7 @@ def of_torch(model: EdjeModel, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarr
 def of_onnx(
     onnx: Path, ending: str, model: EdjeModel, pixels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Through the files, each picture with its caption."""
+    """Through the files, each image with its caption."""
     count = len(pixels)
     text = {name: ids.numpy() for name, ids in model.tokenize(CAPTIONS[:count]).items()}
     (tokens,) = run(onnx / f"offline{ending}.onnx", pixel_values=np.moveaxis(pixels, -1, 1))
@@ -179,8 +179,8 @@ def test_a_clip_backbone_through_the_pytorch_module(class_token, old_tokenizer, 
     folder = tmp_path / "model"
     folder.mkdir()
     save_model(folder, Model(config, params, backbone, TINY / "bert", "test"), "A card.\n")
-    picture = np.random.default_rng(2).integers(0, 256, (40, 60, 3), np.uint8)
-    Image.fromarray(picture).save(tmp_path / "wide.png")
+    pixels = np.random.default_rng(2).integers(0, 256, (40, 60, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
     reranker, model = Reranker.from_pretrained(folder), EdjeModel.from_folder(folder)
     paths = [str(tmp_path / "wide.png")] * 3
     tokens = reranker.encode_images(paths)
@@ -229,40 +229,40 @@ def cross_encoder(folder) -> CrossEncoder:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> list[str]:
-    """Paths of three noisy pictures."""
-    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(1)
+def images(tmp_path_factory) -> list[str]:
+    """Paths of three noisy images."""
+    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(1)
     for i in range(3):
         noise = rng.integers(0, 256, (20 + i, 30, 3), np.uint8)
         Image.fromarray(noise).save(folder / f"{i}.png")
     return [str(folder / f"{i}.png") for i in range(3)]
 
 
-def test_it_ranks_as_a_cross_encoder(folder, cross_encoder, pictures):
+def test_it_ranks_as_a_cross_encoder(folder, cross_encoder, images):
     reranker = Reranker.from_pretrained(folder)
-    logits = reranker.score(["a dog"] * 3, reranker.encode_images(pictures))
-    pairs = [("a dog", path) for path in pictures]
+    logits = reranker.score(["a dog"] * 3, reranker.encode_images(images))
+    pairs = [("a dog", path) for path in images]
     raw = cross_encoder.predict(pairs, activation_fn=torch.nn.Identity(), show_progress_bar=False)
     np.testing.assert_allclose(raw, logits, atol=5e-4)
-    ranked = cross_encoder.rank("a dog", pictures)
+    ranked = cross_encoder.rank("a dog", images)
     assert [hit["corpus_id"] for hit in ranked] == np.argsort(-logits).tolist()
     best = 1 / (1 + np.exp(-logits.max()))
     assert ranked[0]["score"] == pytest.approx(best, abs=1e-3)
 
 
-def test_a_cross_encoder_s_pictures_come_in_several_forms(cross_encoder, pictures):
-    """Paths, PIL images, {"image": ...} and tokens made before: the same picture, one score."""
-    tokens = cross_encoder[0].encode(pictures[:1])[0]
-    opened = Image.open(pictures[0])
-    forms = [pictures[0], opened, {"image": pictures[0]}, {"image": opened}, tokens]
+def test_a_cross_encoder_s_images_come_in_several_forms(cross_encoder, images):
+    """Paths, PIL images, {"image": ...} and tokens made before: the same image, one score."""
+    tokens = cross_encoder[0].encode(images[:1])[0]
+    opened = Image.open(images[0])
+    forms = [images[0], opened, {"image": images[0]}, {"image": opened}, tokens]
     scores = cross_encoder.predict([("a dog", form) for form in forms])
     np.testing.assert_allclose(scores, scores[0], atol=1e-6)
-    assert len(np.unique(cross_encoder.predict([("a dog", path) for path in pictures]))) == 3
+    assert len(np.unique(cross_encoder.predict([("a dog", path) for path in images]))) == 3
 
 
-def test_pairs_the_wrong_way_round_are_refused(cross_encoder, pictures):
-    with pytest.raises(TypeError, match=r"a pair is \(text, picture\); its first half is a Png"):
-        cross_encoder.predict([(Image.open(pictures[0]), "a dog")])
+def test_pairs_the_wrong_way_round_are_refused(cross_encoder, images):
+    with pytest.raises(TypeError, match=r"a pair is \(text, image\); its first half is a Png"):
+        cross_encoder.predict([(Image.open(images[0]), "a dog")])
 
 
 def test_padding_and_company_change_nothing(folder, pixels):
@@ -313,7 +313,7 @@ def test_onnxruntime_attends_to_vision_alone(folder, pixels, expected, tmp_path)
 
 def test_deferred_layers_cannot_be_published(folder, tmp_path):
     model = load_model(str(folder))
-    if model.config.joint_encoder.as_published:
+    if model.config.joint_encoder.is_published_layout:
         save_published(tmp_path / "model.pth", model)
         assert (tmp_path / "model.pth").stat().st_size > 10_000
         return
@@ -329,8 +329,8 @@ def test_deferred_layers_cannot_be_published(folder, tmp_path):
 @pytest.mark.parametrize("count", [1, 3])
 def test_onnxruntime(onnx, folder, pixels, expected, ending, dtype, tolerance, count):
     """Also at another batch size and text length than the graphs were traced at."""
-    model, pictures = EdjeModel.from_folder(folder), pixels[:count].astype(dtype)
-    tokens, logits = of_onnx(onnx, ending, model, pictures)
+    model, images = EdjeModel.from_folder(folder), pixels[:count].astype(dtype)
+    tokens, logits = of_onnx(onnx, ending, model, images)
     assert tokens.dtype == np.dtype(dtype) and logits.dtype == np.float32
     agree((tokens, logits), [x[:count] for x in expected], tolerance)
 
@@ -343,20 +343,20 @@ def test_onnxruntime_reads_a_caption_once_for_all_its_candidates(onnx, folder, e
         return
     two = model.tokenize(CAPTIONS[:2])
     rows, there = run(onnx / "text.onnx", **{name: ids.numpy() for name, ids in two.items()})
-    caption, picture = np.array([1, 0, 1, 1, 0]), np.array([0, 0, 1, 2, 2])
+    caption, image = np.array([1, 0, 1, 1, 0]), np.array([0, 0, 1, 2, 2])
     (logits,) = run(
-        onnx / "online.onnx", text=rows, text_mask=there, caption=caption, tokens=tokens[picture]
+        onnx / "online.onnx", text=rows, text_mask=there, caption=caption, tokens=tokens[image]
     )
     whole = model.score(
         **{name: ids[caption] for name, ids in two.items()},
-        tokens=torch.from_numpy(tokens[picture]),
+        tokens=torch.from_numpy(tokens[image]),
     )
     np.testing.assert_allclose(logits, whole.detach().numpy(), rtol=0, atol=2e-4)
 
 
 @pytest.mark.slow
 def test_pytorch_evaluates_as_jax_does(trained, tmp_path):
-    """A trained model, from pictures to recalls, through both programs."""
+    """A trained model, from images to recalls, through both programs."""
     scenes = Shapes("val")
     for i in range(40):
         scenes.image(i).save(tmp_path / f"{i}.png")

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from edje_jax.config.model import EdjeConfig
 from edje_jax.models.edje import Edje
 from edje_jax.models.siglip import Siglip
-from edje_jax.system.files import BadJson, whole_folder, write_json
+from edje_jax.system.files import BadJson, atomic_folder, write_json
 from edje_jax.weights.backbone import load_backbone, read_backbone_config
 from edje_jax.weights.bert import load_language_model
 from edje_jax.weights.card import model_card
@@ -72,7 +72,7 @@ def score(config: EdjeConfig, params, backbone, pixels, ids) -> jax.Array:
 
 
 def logits(model: Model) -> np.ndarray:
-    """Match logits of four captions and pictures, from pixels on."""
+    """Match logits of four captions and images, from pixels on."""
     with np.load(TINY / "inputs.npz") as file:
         pixels = np.moveaxis(file["pixel_values"][:4], 1, -1)
     with np.load(TINY / "expected_local.npz") as file:
@@ -219,7 +219,7 @@ def test_a_model_is_written_where_nothing_can_be_renamed_and_no_mode_set(tmp_pat
         monkeypatch.setattr(shutil, name, refuse)
     target = tmp_path / "runs" / "model"
     for _ in range(2):  # The second time in the place of the first
-        with whole_folder(target) as folder:
+        with atomic_folder(target) as folder:
             save_model(folder, published("local"), "")
     assert_same(load_model(str(target)).params, published("local").params)
     assert [path.name for path in target.parent.iterdir()] == ["model"]
@@ -385,7 +385,7 @@ def test_weights_of_another_shape(folder):
 def test_a_backbone_and_its_preprocessor_that_disagree(folder):
     size = {"height": 48, "width": 48}
     change(folder / "backbone" / "preprocessor_config.json", size=size)
-    with pytest.raises(ValueError, match=r"makes pictures of 48 px, the model takes 32 px; corr"):
+    with pytest.raises(ValueError, match=r"makes images of 48 px, the model takes 32 px; corr"):
         load_model(str(folder))
 
 

@@ -20,7 +20,7 @@ import torch
 from configs.debug import config as debug
 from edje_jax.cli.convert import convert
 from edje_jax.config.model import BackboneConfig, EdjeConfig, ImageRecipe
-from edje_jax.config.run import AdapterSpec
+from edje_jax.config.parts import AdapterSpec
 from edje_jax.data.text import JointTokenizer
 from edje_jax.models.edje import Edje
 from edje_jax.training.assemble import assemble

@@ -42,9 +42,9 @@ def test_recipes_go_there_and_back_and_transformers_reads_them(recipe, tmp_path)
     folder = write_settings(tmp_path, recipe_to_preprocessor(recipe))
     assert recipe_from_preprocessor(folder) == recipe
     processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
-    picture = np.random.default_rng(0).integers(0, 256, (45, 31, 3), np.uint8)
-    theirs = processor(Image.fromarray(picture), return_tensors="np")["pixel_values"][0]
-    ours = normalise(resize(Image.fromarray(picture), recipe), recipe)
+    image = np.random.default_rng(0).integers(0, 256, (45, 31, 3), np.uint8)
+    theirs = processor(Image.fromarray(image), return_tensors="np")["pixel_values"][0]
+    ours = normalise(resize(Image.fromarray(image), recipe), recipe)
     np.testing.assert_allclose(ours, np.moveaxis(theirs, 0, -1), rtol=0, atol=1e-6)
     # ... and what transformers writes, we read.
     (tmp_path / "again").mkdir()

@@ -1,7 +1,7 @@
 """Two checkpoints in the published layout: every value on the way equals the published code's.
 
 The goldens in `goldens/reference_tiny/` are what the published PyTorch code made of eight
-pictures and eight captions, with random weights scaled so that a wrong detail shows. Each check
+images and eight captions, with random weights scaled so that a wrong detail shows. Each check
 is one function that returns a difference, so that the same code also shows that it can fail: with
 another activation, another position, another order of the tokens.
 """
@@ -128,7 +128,7 @@ class Case:
 
     @functools.cached_property
     def pairs(self) -> tuple[list[jax.Array], jax.Array]:
-        """Hidden states and match logits of every caption with every picture, captions first."""
+        """Hidden states and match logits of every caption with every image, captions first."""
         n = len(self.joint_ids)
         text, image = (grid.ravel() for grid in np.mgrid[:n, :n])
         args = self.joint_ids[text], self.compressed[image]
@@ -143,7 +143,7 @@ class Case:
 
     @property
     def match_logits(self) -> np.ndarray:
-        """[captions, pictures]."""
+        """[captions, images]."""
         n = len(self.joint_ids)
         return np.asarray(self.pairs[1]).reshape(n, n)
 
@@ -294,7 +294,7 @@ def text_lengths(case: Case) -> np.ndarray:
 
 
 def sides(case: Case, logits: np.ndarray) -> list[tuple[jax.Array, jax.Array]]:
-    """Positives [8] and hard negatives [8, 2], with negative pictures, then negative captions."""
+    """Positives [8] and hard negatives [8, 2], with negative images, then negative captions."""
     rows = np.arange(len(logits))[:, None]
     images = logits[rows, case.expected["negative_image_idx"]]
     texts = logits[case.expected["negative_text_idx"], rows]
@@ -490,5 +490,5 @@ def test_what_depends_on_a_detail_fails_without_it_and_nothing_else_does(sabotag
 @pytest.mark.parametrize("group", ["activation", "position", "order"])
 def test_no_check_is_left_out_of_the_sabotage(group):
     failing = set().union(*(s.fails for name, s in SABOTAGE.items() if name.startswith(group)))
-    # What is made of captions alone cannot know in which order pictures are read.
+    # What is made of captions alone cannot know in which order images are read.
     assert failing == set(CHECKS) - ({"text embeddings", *RECOVERY} if group == "order" else set())

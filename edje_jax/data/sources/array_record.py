@@ -1,6 +1,6 @@
 """The `arrayrecord:` source: what `edje data pack` writes, the format for training on a cluster.
 
-A shard `pictures-00000-of-00004.array_record` holds n + 1 records: n picture files as they are
+A shard `pictures-00000-of-00004.array_record` holds n + 1 records: n image files as they are
 (JPEG, PNG, ...), then a table of contents in UTF-8 JSON:
 
     {"format": "edje_jax pictures", "version": 1, "shard": 0, "shards": 4, "set": "6f1e...",
@@ -56,10 +56,10 @@ class ArrayRecord(Captioned):
         _refuse_gaps(self.files, tables)
         ids, captions, places, faults, bad = [], [], [], {}, []
         for number, (file, table) in enumerate(zip(self.files, tables, strict=True)):
-            for record, picture in enumerate(table["pictures"]):
-                where = f"{file}: picture {record}"
+            for record, image in enumerate(table["pictures"]):
+                where = f"{file}: image {record}"
                 try:
-                    image_id, good, fault = _entry(picture)
+                    image_id, good, fault = _entry(image)
                 except ValueError as error:
                     bad.append(BadRecord(where, str(error)))
                     continue
@@ -105,7 +105,7 @@ def read_table(file: str) -> dict[str, Any]:
         if table["format"] != FORMAT or table["version"] > VERSION:
             raise ValueError(f"format {table['format']!r}, version {table['version']}")
         if not isinstance(table["pictures"], list) or len(table["pictures"]) != count:
-            raise ValueError("its table counts other pictures than it holds")
+            raise ValueError("its table counts other images than it holds")
         for name, kind in (("shard", int), ("shards", int), ("set", str), ("rejected", list)):
             if not isinstance(table[name], kind):
                 raise ValueError(f'"{name}" of its table is no {kind.__name__}')
@@ -121,17 +121,17 @@ def read_table(file: str) -> dict[str, Any]:
     return table
 
 
-def _entry(picture: Any) -> tuple[str, list[str], str]:
+def _entry(image: Any) -> tuple[str, list[str], str]:
     """(id, captions that can be used, what is wrong with the others) of one in a table.
 
     Raises:
         ValueError: it has no id.
     """
-    if not isinstance(picture, dict):
-        raise ValueError(f"a {json_kind(picture)} in the table, not an object; pack the set again")
-    if fault := text_fault(picture.get("id")):
+    if not isinstance(image, dict):
+        raise ValueError(f"a {json_kind(image)} in the table, not an object; pack the set again")
+    if fault := text_fault(image.get("id")):
         raise ValueError(f'its "id" {fault}; pack the set again')
-    return picture["id"], *usable(listed(picture.get("captions")))
+    return image["id"], *usable(listed(image.get("captions")))
 
 
 @lru_cache(maxsize=OPEN)
@@ -147,7 +147,7 @@ def _records(file: str) -> Any:
 
 
 def _refuse_gaps(files: list[str], tables: list[dict[str, Any]]) -> None:
-    """A pack that is still being written, or whose shards were not all copied, is no set."""
+    """Refuse a pack that is still being written, or whose shards were not all copied."""
     packs = defaultdict(set)
     for file, table in zip(files, tables, strict=True):
         packs[os.path.dirname(file), table["set"], table["shards"]].add(table["shard"])
@@ -166,7 +166,7 @@ def _refuse_two_sets(
     ids: list[str],
     places: list[tuple[int, int]],
 ) -> None:
-    """Different sets may number their images alike, which makes no two of them one."""
+    """Refuse shards of different sets, which may number their images alike."""
     first: dict[str, int] = {}
     if len({table["set"] for table in tables}) < 2:
         return

@@ -95,7 +95,7 @@ class _Found:
         }
         if len(rows) == 2:
             raise ValueError(
-                f'"{image}" and image_id "{image_id}" belong to two different pictures in earlier'
+                f'"{image}" and image_id "{image_id}" belong to two different images in earlier'
                 " entries; correct one of them"
             )
         row = rows.pop() if rows else len(self.images)
@@ -128,7 +128,7 @@ def _read(path: str) -> _Found:
 
 def _read_list(path: str) -> list[Any]:
     if os.path.isdir(path):
-        raise ValueError(f"{path}: a folder, not a JSON file; for its pictures use folder:{path}")
+        raise ValueError(f"{path}: a folder, not a JSON file; for its images use folder:{path}")
     try:
         entries = read_json(path, f"one list, [{_EXAMPLE}, ...]")
     except FileNotFoundError as error:
@@ -154,13 +154,13 @@ def _image(entry: Any) -> str:
     if isinstance(url, str) and (image is None or image == url):
         raise ValueError(
             f"names a URL ({url[:300]}), not a file, and nothing is downloaded here; "
-            f"download the pictures first and list them as {_EXAMPLE}. Lists of URLs, as BLIP's for"
+            f"download the images first and list them as {_EXAMPLE}. Lists of URLs, as BLIP's for"
             " pre-training are, img2dataset downloads into tars, which webdataset: reads"
         )
     if "image" not in entry:
-        raise ValueError(f'"image" is missing; give a picture file: {_EXAMPLE}')
+        raise ValueError(f'"image" is missing; give an image file: {_EXAMPLE}')
     if fault := path_fault(image):
-        raise ValueError(f'"image" {fault}; give a picture file: {_EXAMPLE}')
+        raise ValueError(f'"image" {fault}; give an image file: {_EXAMPLE}')
     return str(image)
 
 

@@ -78,7 +78,7 @@ class Captioned(ABC):
 
     def _checked(self, index: int) -> int:
         if not 0 <= index < len(self):
-            raise IndexError(f"{self.name} has {len(self)} pictures, asked for {index}")
+            raise IndexError(f"{self.name} has {len(self)} images, asked for {index}")
         return index
 
 
@@ -129,5 +129,5 @@ def merge_records(
         if row in faults:
             wrong[at] = f"{wrong[at]}; {faults[row]}" if at in wrong else faults[row]
     if joined := row + 1 - len(rows):
-        log.info("%d rows are %d pictures", row + 1, len(rows))
+        log.info("%d rows are %d images", row + 1, len(rows))
     return Merged(rows, list(place), texts, wrong, joined)

@@ -51,12 +51,12 @@ class Folder:
         if not os.path.exists(self.folder):
             raise FileNotFoundError(f"{self.folder}: no such folder")
         if not os.path.isdir(self.folder):
-            raise NotADirectoryError(f"{self.folder}: a file; folder: takes a folder of pictures")
+            raise NotADirectoryError(f"{self.folder}: a file; folder: takes a folder of images")
         self.passed_over = PassedOver()
         found = sorted(_images(self.folder, self.passed_over))
         if not found:
             told = f" ({self.passed_over})" if self.passed_over.total else ""
-            raise ValueError(f"{self.folder}: no picture in it or below{told}")
+            raise ValueError(f"{self.folder}: no image in it or below{told}")
         self._paths = PackedStrings(found)
         kinds = Counter(_ending(name) or "no ending" for name in found).most_common()
         listed = ", ".join(f"{count:,} {kind}" for kind, count in kinds[:LISTED])
@@ -101,7 +101,7 @@ class Folder:
 
     def _checked(self, index: int) -> int:
         if not 0 <= index < len(self):
-            raise IndexError(f"{self.folder} has {len(self)} pictures, asked for {index}")
+            raise IndexError(f"{self.folder} has {len(self)} images, asked for {index}")
         return index
 
 

@@ -96,7 +96,7 @@ def _read(file: str) -> list[Any]:
         return entries
     raise ValueError(
         f'{file}: no list "images" in it; expected {{"images": [{_EXAMPLE}, ...]}}. A list of '
-        'pictures with "image" and "caption" is read by blip:'
+        'images with "image" and "caption" is read by blip:'
     )
 
 

@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 from PIL import Image
 
-from edje_jax.data.bad_pictures import caption_faults, left_out
+from edje_jax.data.bad_records import caption_faults, left_out
 from edje_jax.data.images import file_bytes
 from edje_jax.data.stamps import stamp_of
 from edje_jax.types import Source
@@ -48,7 +48,7 @@ class Mixture:
         return int(self._starts[-1])
 
     @property
-    def pictures(self) -> int:
+    def images(self) -> int:
         """Images of all sets, each counted once."""
         return sum(map(len, self.sources))
 
@@ -89,6 +89,6 @@ class Mixture:
     def at(self, index: int) -> tuple[int, int]:
         """(number of the set, index in it) of an image."""
         if not 0 <= index < len(self):
-            raise IndexError(f"the mixture has {len(self)} pictures, asked for {index}")
+            raise IndexError(f"the mixture has {len(self)} images, asked for {index}")
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         return number, (index - int(self._starts[number])) % len(self.sources[number])

@@ -19,8 +19,8 @@ from edje_jax.data.sources.matching import matching_files, modified, short_names
 from edje_jax.data.sources.packed import PackedStrings
 from edje_jax.data.sources.texts import (
     CAPTIONS,
-    PICTURE_IDS,
-    PICTURES,
+    IMAGE_FIELDS,
+    IMAGE_ID_FIELDS,
     ROW_IDS,
     first_named,
     in_a_line,
@@ -57,14 +57,14 @@ class Parquet(Captioned):
         self.files = matching_files(pattern, ".parquet")
         self._modified = [modified(file) for file in self.files]
         self._stamps = [file_stamp(file) for file in self.files]
-        self._picture: list[str] = []
+        self._image: list[str] = []
         ids, captions, places, faults, bad = [], [], [], {}, []
         splits: set[str] = set()
         for number, (file, short) in enumerate(
             zip(self.files, short_names(self.files), strict=True)
         ):
-            rows, picture = _read_rows(file, short, split)
-            self._picture.append(picture)
+            rows, image = _read_rows(file, short, split)
+            self._image.append(image)
             for row, (image_id, value, part) in enumerate(rows):
                 splits.add(part)
                 if part != split:
@@ -91,7 +91,7 @@ class Parquet(Captioned):
         name files of images."""
         number, row = self._places[self._checked(index)].tolist()
         stamp, file = self._stamps[number], self.files[number]
-        if _names_files(file, self._modified[number], self._picture[number]):
+        if _names_files(file, self._modified[number], self._image[number]):
             return ""
         return stamp and f"{stamp}-{row}"
 
@@ -103,8 +103,8 @@ class Parquet(Captioned):
         try:
             starts = _group_starts(file, when)
             group = int(np.searchsorted(starts, row, side="right")) - 1
-            pictures = _pictures(file, when, self._picture[number], group)
-            value = pictures[row - starts[group]].as_py()
+            images = _images(file, when, self._image[number], group)
+            value = images[row - starts[group]].as_py()
         except Exception as error:  # The library raises several kinds
             raise BadImage(f"{where}: {in_a_line(error)}") from error
         data, path = value, None
@@ -114,13 +114,13 @@ class Parquet(Captioned):
             return data
         if isinstance(path, str) and not path_fault(path):
             return read_file(os.path.join(os.path.dirname(file), path))
-        raise BadImage(f"{where} holds no bytes of a picture")
+        raise BadImage(f"{where} holds no bytes of an image")
 
 
 def _read_rows(file: str, short: str, split: str) -> tuple[Iterator[tuple[str, Any, str]], str]:
     """((id, what the column of captions holds, split) of every row, the column of images)."""
     schema = _footer(file, modified(file)).schema.to_arrow_schema()
-    picture, caption, name = _columns(file, schema)
+    image, caption, name = _columns(file, schema)
     if split and "split" not in schema.names:
         raise ValueError(
             f'{file}: no column "split" to look for "{split}" in; its columns are'
@@ -142,7 +142,7 @@ def _read_rows(file: str, short: str, split: str) -> tuple[Iterator[tuple[str, A
         part = _text(columns[of_split][row]) if of_split else ""
         return prefix + own if own else f"{short}/{row}", columns[caption][row], part
 
-    return map(metadata, range(table.num_rows)), picture
+    return map(metadata, range(table.num_rows)), image
 
 
 def _column(column: Any) -> list[Any]:
@@ -176,13 +176,13 @@ def _columns(file: str, schema: Any) -> tuple[str, str, str]:
     """Names of the columns of (images, captions, ids or "")."""
     import pyarrow as pa
 
-    pictures = [field.name for field in schema if _is_picture(field.type)]
-    picture = first_named(PICTURES, pictures)
+    images = [field.name for field in schema if _is_image(field.type)]
+    image = first_named(IMAGE_FIELDS, images)
     texts = [field.name for field in schema if _is_text(field.type)]
     nothing = [field.name for field in schema if _is_text(field.type, pa.types.is_null)]
     caption = first_named(CAPTIONS, texts) or first_named(CAPTIONS, nothing)
     for found, what, names in (
-        (picture, "pictures (bytes, or a struct that has them)", PICTURES),
+        (image, "images (bytes, or a struct that has them)", IMAGE_FIELDS),
         (caption, "captions (text, or a list of texts)", CAPTIONS),
     ):
         if not found:
@@ -190,7 +190,7 @@ def _columns(file: str, schema: Any) -> tuple[str, str, str]:
                 f"{file}: no column of {what}; looked for {', '.join(names)}, and there are"
                 f" {', '.join(f'{field.name} ({field.type})' for field in schema)}. Rename yours"
             )
-    return picture, caption, first_named((*PICTURE_IDS, *ROW_IDS), schema.names)
+    return image, caption, first_named((*IMAGE_ID_FIELDS, *ROW_IDS), schema.names)
 
 
 def _plain(kind: Any) -> Any:
@@ -215,7 +215,7 @@ def _is_bytes(kind: Any) -> bool:
     )
 
 
-def _is_picture(kind: Any) -> bool:
+def _is_image(kind: Any) -> bool:
     """Bytes, or a struct with such or (where it names files alone) with nothing as "bytes"."""
     import pyarrow.types as of
 
@@ -268,7 +268,7 @@ def _nothing(pattern: str, split: str, splits: set[str]) -> str:
 
 
 @lru_cache(maxsize=GROUPS)
-def _pictures(file: str, modified: int, column: str, group: int) -> Any:
+def _images(file: str, modified: int, column: str, group: int) -> Any:
     with _reader(file, modified) as reader:
         return reader.read_row_group(group, columns=[column])[column]
 

@@ -1,10 +1,10 @@
-"""A captioned set among the images of another one, which nobody asks for."""
+"""Captioned set whose gallery also holds the images of a pool, which are no queries."""
 
 from collections.abc import Sequence
 
 from PIL import Image
 
-from edje_jax.data.bad_pictures import caption_faults, left_out
+from edje_jax.data.bad_records import caption_faults, left_out
 from edje_jax.data.images import file_bytes
 from edje_jax.types import Source
 

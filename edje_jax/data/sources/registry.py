@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, Protocol, runtime_checkable
 
-from edje_jax.data.bad_pictures import caption_faults
+from edje_jax.data.bad_records import caption_faults
 from edje_jax.data.sources.array_record import ArrayRecord
 from edje_jax.data.sources.blip_json import BlipJson
 from edje_jax.data.sources.folder import Folder
@@ -29,7 +29,7 @@ from edje_jax.types import Source
 
 @dataclass(frozen=True)
 class Location:
-    """Set that a SPEC names, and what else a caller says of it."""
+    """Set that a SPEC names, with the caller's other settings."""
 
     path: str
     split: str
@@ -115,7 +115,7 @@ def open_captioned(spec: str, image_root: str = "", image_size: int = 64) -> Sou
     source = open_source(spec, image_root, image_size)
     if not any(source.captions(i) for i in range(len(source))):
         faults = filter(None, (caption_faults(source, i) for i in range(len(source))))
-        blip = f"{KINDS['blip'].example} lists pictures with theirs"
+        blip = f"{KINDS['blip'].example} lists images with theirs"
         raise ValueError(
             f'"{spec}": no captions in this set to train or evaluate with; {next(faults, blip)}'
         )

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool
 from PIL import Image
 
-from edje_jax.data.bad_pictures import caption_faults, left_out
+from edje_jax.data.bad_records import caption_faults, left_out
 from edje_jax.data.images import file_bytes
 from edje_jax.types import BadRecord, Source
 

@@ -29,7 +29,7 @@ from edje_jax.data.sources.passed_over import PassedOver
 from edje_jax.data.sources.tar_texts import Member, read_texts
 from edje_jax.data.sources.texts import in_a_line, printable
 from edje_jax.system.cache_folder import cache_folder
-from edje_jax.system.files import replacing
+from edje_jax.system.files import atomic_path
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ def _keep(index: TarIndex, stamp: np.ndarray, places: list[Path]) -> None:
     for path in places:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as temporary, temporary.open("wb") as file:
+            with atomic_path(path) as temporary, temporary.open("wb") as file:
                 np.savez(file, **arrays)
             return
         except OSError as error:
@@ -146,19 +146,19 @@ def build(tar: str) -> TarIndex:
             raise ValueError(f"{tar}: compressed; gunzip it first, as it is read in any order")
         samples, doubles = _samples(_members(tar, passed_over))
         for key in [key for key, sample in samples.items() if set(sample) == {""}]:
-            if not _picture(file, samples[key]):
+            if not _image(file, samples[key]):
                 passed_over.add("no image", key)
                 del samples[key]
-        pictures = [_picture(file, sample) for sample in samples.values()]
+        images = [_image(file, sample) for sample in samples.values()]
         texts = [read_texts(file, sample) for sample in samples.values()]
-    for sample, picture in zip(samples.values(), pictures, strict=True):
+    for sample, image in zip(samples.values(), images, strict=True):
         for extension, member in sample.items():
-            if member is not picture and extension not in ("txt", "json"):
+            if member is not image and extension not in ("txt", "json"):
                 passed_over.add(f".{extension}", f"{member.key}.{extension}")
     captions, starts = pack_captions([one.captions for one in texts])
     return TarIndex(
-        np.array([member.offset if member else -1 for member in pictures], np.int64),
-        np.array([member.size if member else -1 for member in pictures], np.int64),
+        np.array([member.offset if member else -1 for member in images], np.int64),
+        np.array([member.size if member else -1 for member in images], np.int64),
         PackedStrings(samples),
         PackedStrings(one.image_id for one in texts),
         captions,
@@ -224,7 +224,7 @@ def _members(tar: str, passed_over: PassedOver) -> Iterator[Member]:
 
 
 def _check_end(tar: str, at: int) -> None:
-    """tarfile takes a broken header for the end of a tar, which two blocks of zeros mark."""
+    """Check that a tar ends in two blocks of zeros: tarfile takes a broken header for its end."""
     with open(tar, "rb") as file:
         file.seek(at)
         mark = file.read(2 * tarfile.BLOCKSIZE)
@@ -232,7 +232,7 @@ def _check_end(tar: str, at: int) -> None:
         raise tarfile.ReadError("no end mark" if not mark else "a broken header")
 
 
-def _picture(file: BinaryIO, sample: dict[str, Member]) -> Member | None:
+def _image(file: BinaryIO, sample: dict[str, Member]) -> Member | None:
     """A sample's image.
 
     The first with an ending of the decoders', as KEY.jpg before KEY.mask.png; else the first by

@@ -176,7 +176,7 @@ def refuse_if_none(path: str, kept: int, bad: Sequence[BadRecord]) -> None:
         raise ValueError(f"{path}: none of {len(bad):,} records can be used; {where}: {reason}")
 
 
-PICTURES = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo")
+IMAGE_FIELDS = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo")
 
 
 CAPTIONS = (
@@ -185,7 +185,7 @@ CAPTIONS = (
 )  # fmt: skip
 
 
-PICTURE_IDS = ("image_id", "img_id", "imgid", "cocoid")
+IMAGE_ID_FIELDS = ("image_id", "img_id", "imgid", "cocoid")
 """Fields whose values identify an image in all files of a set."""
 
 

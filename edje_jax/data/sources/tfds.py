@@ -20,7 +20,7 @@ from edje_jax.data.images import BadImage, decode
 from edje_jax.data.sources.captioned import lines_of
 from edje_jax.data.sources.texts import (
     CAPTIONS,
-    PICTURES,
+    IMAGE_FIELDS,
     first_named,
     in_a_line,
     listed,
@@ -120,7 +120,7 @@ class Tfds:
 
     def _checked(self, index: int) -> int:
         if not 0 <= index < len(self):
-            raise IndexError(f"{self.folder}#{self.split} has {len(self)} pictures, not {index}")
+            raise IndexError(f"{self.folder}#{self.split} has {len(self)} images, not {index}")
         return index
 
     def __eq__(self, other: object) -> bool:
@@ -222,12 +222,12 @@ def _features(folder: str, features: Any) -> tuple[str, str, str]:
     """Names of (image, captions, id or "")."""
     import tensorflow_datasets as tfds
 
-    pictures = [name for name, kind in features.items() if isinstance(kind, tfds.features.Image)]
-    image = first_named(PICTURES, pictures) or next(iter(pictures), "")
+    images = [name for name, kind in features.items() if isinstance(kind, tfds.features.Image)]
+    image = first_named(IMAGE_FIELDS, images) or next(iter(images), "")
     captions = first_named(CAPTIONS, features)
     if not image or not captions:
         raise ValueError(
-            f"{folder}: needs a picture and captions; its features are {', '.join(features)}."
+            f"{folder}: needs an image and captions; its features are {', '.join(features)}."
             f" Captions are looked for as {', '.join(CAPTIONS)}"
         )
     return image, captions, first_named(IDS, features)

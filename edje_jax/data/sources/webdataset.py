@@ -68,7 +68,7 @@ class WebDataset(Captioned):
         """The image's bytes in the tar; `BadImage` if there are none."""
         size = int(self._size[self._checked(index)])
         if size < 0:
-            raise BadImage(f"{self.describe(index)}: the sample has no picture")
+            raise BadImage(f"{self.describe(index)}: the sample has no image")
         try:
             with open(self.tars[self._tar[index]], "rb") as file:
                 file.seek(self._offset[index])
@@ -76,7 +76,7 @@ class WebDataset(Captioned):
         except OSError as error:
             raise BadImage(f"{self.describe(index)}: cannot be read ({error.strerror})") from error
         if len(data) < size:
-            raise BadImage(f"{self.describe(index)}: the tar ends within the picture")
+            raise BadImage(f"{self.describe(index)}: the tar ends within the image")
         return data
 
     def describe(self, index: int) -> str:

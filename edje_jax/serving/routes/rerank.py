@@ -7,7 +7,7 @@ from fastapi import APIRouter, HTTPException, Request
 
 from edje_jax.evaluation.scores import probability
 from edje_jax.serving.documents import BadDocuments, Documents, read_documents
-from edje_jax.serving.jobs import Rerank
+from edje_jax.serving.jobs import RerankJob
 from edje_jax.serving.json_body import JsonRoute
 from edje_jax.serving.schemas import (
     Meta,
@@ -31,7 +31,7 @@ async def rerank(
 ) -> RerankAnswer | list[TextScore]:
     """Images, best first: with `texts` a bare list, as text-embeddings-inference answers."""
     documents = await _read(asked, state)
-    found = await state.compute(Rerank(asked.query, documents.images))
+    found = await state.compute(RerankJob(asked.query, documents.images))
     state.monitor.pairs(len(found.logits))
     calibration = state.service.reranker.calibration
     values = found.logits if asked.raw_scores else probability(found.combined, calibration)
@@ -57,7 +57,7 @@ async def _read(asked: RerankRequest, state: State) -> Documents:
     check_at_most(place, len(documents), state.limits.documents, "--max-documents")
     recipe = state.service.reranker.config.image
     reading = asyncio.to_thread(
-        read_documents, documents, place, state.numbers, recipe, state.limits
+        read_documents, documents, place, state.image_of_id, recipe, state.limits
     )
     try:
         async with state.decoding:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from fastapi import APIRouter, HTTPException
 
 from edje_jax.search.results import to_results
-from edje_jax.serving.jobs import Captions, Search
+from edje_jax.serving.jobs import CaptionsJob, SearchJob
 from edje_jax.serving.json_body import JsonRoute
 from edje_jax.serving.schemas import (
     BaseImage,
@@ -28,7 +28,7 @@ async def search(asked: SearchRequest, state: Shared) -> SearchAnswer:
     """Images of the index for a text."""
     check_at_most("k", asked.k, state.limits.k, "--max-k")
     began = time.perf_counter()
-    answer = await state.compute(Search(asked.query, asked.k))
+    answer = await state.compute(SearchJob(asked.query, asked.k))
     state.monitor.answer(answer.seconds, len(answer.found.rows))
     service = state.service
     found = service.results(answer.found, asked.top_k, asked.min_score)
@@ -47,8 +47,8 @@ async def captions(asked: CaptionsRequest, state: Shared) -> CaptionsAnswer:
     check_at_most("k", asked.k, state.limits.k, "--max-k")
     began = time.perf_counter()
     if not state.store.captions:
-        raise HTTPException(422, "the pictures of this index have no captions")
-    answer = await state.compute(Captions(state.number(asked.id), asked.k))
+        raise HTTPException(422, "the images of this index have no captions")
+    answer = await state.compute(CaptionsJob(state.number(asked.id), asked.k))
     state.monitor.answer(answer.seconds, len(answer.found.rows))
     results = []
     for row, scores in to_results(answer.found, asked.top_k, asked.min_score):

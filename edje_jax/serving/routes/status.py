@@ -6,7 +6,7 @@ from pathlib import Path
 from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse
 
-from edje_jax.serving.schemas import Health, Info, Model, Models, Ready
+from edje_jax.serving.schemas import Health, Info, Models, Ready, ServedModel
 from edje_jax.serving.state import Shared
 
 PAGE = Path(__file__).parents[1] / "page.html"
@@ -53,7 +53,7 @@ def info(state: Shared) -> Info:
 @router.get("/v1/models")
 def models(state: Shared) -> Models:
     """The one model, in OpenAI's form."""
-    return Models(data=[Model(id=state.service.name, created=state.started)])
+    return Models(data=[ServedModel(id=state.service.name, created=state.started)])
 
 
 @router.get("/metrics", response_class=PlainTextResponse)

@@ -47,7 +47,7 @@ def _target(context: RowContext) -> Float[Array, "r l t d"]:
 
 
 def _flops(config: EdjeConfig, loss: LossConfig) -> float:
-    return flops.read_text(config) + flops.fused(config)
+    return flops.encode_text(config) + flops.fused(config)
 
 
 TERM = Term(_loss, _flops, target=_target, target_flops=_flops)

@@ -39,7 +39,7 @@ def _flops(config: EdjeConfig, loss: LossConfig) -> float:
     joint = config.joint_encoder
     head = 2.0 * joint.hidden_size * (joint.hidden_size + joint.vocab_size)
     hidden = loss.mask_probability * config.max_text_length
-    encoder = flops.read_text(config) + flops.fused(config)
+    encoder = flops.encode_text(config) + flops.fused(config)
     return (encoder + hidden * head) / loss.auxiliary_stride
 
 

@@ -57,7 +57,7 @@ class RowContext:
     """Captions of the whole batch, in the joint encoder's tokens."""
     rows: Rows
     counts: Counts
-    """Of the whole batch, so that terms of any partition of its rows add up to that of all."""
+    """Divisors of the whole batch, so that the terms of its parts add up to that of all rows."""
     dropout: Array | None = None
     """Key of dropout; None for a pass that does not train."""
     queue: Queue | None = None
@@ -78,7 +78,7 @@ class RowContext:
         index = self.rows.index
         if len(index) == len(self.tokens):
             return self.tokens
-        return self.objective.devices.split(self.tokens[index])
+        return self.objective.devices.shard_rows(self.tokens[index])
 
     @cached_property
     def auxiliary(self) -> tuple[Rows, Float[Array, "a m d"]]:
@@ -89,7 +89,7 @@ class RowContext:
     def pairs(self) -> Pairs:
         """Match logits of all 1 + 2K pairs of the rows, in one pass."""
         count, k = self.rows.negatives.images.shape
-        logits = self.objective.devices.gather(self._match_logits())
+        logits = self.objective.devices.replicate(self._match_logits())
         positive, images, captions = jnp.split(logits, [count, count + count * k])
         return Pairs(positive, images.reshape(count, k), captions.reshape(count, k))
 
@@ -101,18 +101,20 @@ class RowContext:
         similarities, tokens, ids = None, self.tokens, self.ids
         if config.similarity_prior and rows.similarities is not None:
             similarities = jnp.concatenate([each.reshape(-1) for each in rows.similarities])
-            similarities = devices.split(similarities)
+            similarities = devices.shard_rows(similarities)
         if self.queue is not None:
-            tokens = jnp.concatenate([devices.gather(tokens), devices.gather(self.queue.tokens)])
-            queued = devices.gather(self.queue.ids)[:, : ids.shape[1]]
-            ids = jnp.concatenate([devices.gather(ids), queued])
-        tokens = devices.split(devices.gather(tokens)[image_rows])
+            tokens = jnp.concatenate(
+                [devices.replicate(tokens), devices.replicate(self.queue.tokens)]
+            )
+            queued = devices.replicate(self.queue.ids)[:, : ids.shape[1]]
+            ids = jnp.concatenate([devices.replicate(ids), queued])
+        tokens = devices.shard_rows(devices.replicate(tokens)[image_rows])
         # Deferred layers read each caption once, unless there are more captions than pairs.
         if config.joint_encoder.deferred_layers and len(ids) <= len(text_rows):
-            read = devices.gather(self.bound().read_text(ids, self.training))
-            text = devices.split(jax.tree.map(lambda leaf: leaf[text_rows], read))
-            return self.bound().match_read(text, tokens, self.training, similarities)
-        text = devices.split(devices.gather(ids)[text_rows])
+            read = devices.replicate(self.bound().encode_text(ids, self.training))
+            text = devices.shard_rows(jax.tree.map(lambda leaf: leaf[text_rows], read))
+            return self.bound().match_encoded(text, tokens, self.training, similarities)
+        text = devices.shard_rows(devices.replicate(ids)[text_rows])
         return self.bound().match(text, tokens, self.training, similarities)
 
     def pair_masks(self) -> tuple[tuple[Bool[Array, "..."], Int[Array, ""]], ...]:

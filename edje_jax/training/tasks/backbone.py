@@ -64,12 +64,12 @@ class BackboneTask:
 
     @property
     def step_flops(self) -> float:
-        """Not counted: these models are small."""
+        """0: FLOPs of these small models are not counted."""
         return 0.0
 
     def init(self) -> TrainState:
         """Fresh parameters from the seed."""
-        return self.devices.make(self._fresh)
+        return self.devices.init_sharded(self._fresh)
 
     def _fresh(self) -> TrainState:
         vision, text = self.backbone.vision, self.backbone.text
@@ -92,7 +92,7 @@ class BackboneTask:
             ema=self.config.optim.ema,
         )
         state = self.devices.shardings(jax.eval_shape(self._fresh))
-        return jax.jit(step, donate_argnums=0, out_shardings=(state, self.devices.whole))
+        return jax.jit(step, donate_argnums=0, out_shardings=(state, self.devices.replicated))
 
     def step(self, state: TrainState, batch: Batch, number: int) -> tuple[TrainState, Metrics]:
         """Take one jitted step; `number` makes no difference here."""
@@ -102,7 +102,7 @@ class BackboneTask:
         """Recalls of the dual encoder on `data.val`; {} if there is none."""
         if self.validation is None:
             return {}
-        params = self.devices.alone(state.result["siglip"])
+        params = self.devices.on_one_device(state.result["siglip"])
         dual = DualEncoder(self.backbone, self.image, params, self.tokenizer, self.model.dtype)
         found = dual.evaluate(self.validation, self.config.data.max_bad)
         return {f"val/{d}/{name}": value for d in found for name, value in found[d].items()}

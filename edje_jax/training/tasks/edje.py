@@ -20,7 +20,7 @@ from edje_jax.evaluate.gallery import encode_gallery, evaluate
 from edje_jax.models.edje import Edje
 from edje_jax.runtimes.devices import compute_dtype
 from edje_jax.runtimes.jax import JaxRuntime
-from edje_jax.training.assemble import Parts, assemble, open_sets
+from edje_jax.training.assemble import AssembledModel, assemble, open_sets
 from edje_jax.training.edje_step import Frozen, StepSetup, edje_train_step
 from edje_jax.training.feature_pass import FeaturePass
 from edje_jax.training.losses.table import step_flops
@@ -49,7 +49,7 @@ class EdjeTask:
         parts = config.accumulate * config.loss.auxiliary_stride
         self.devices = Devices.of(config.mesh, config.data.batch_size, parts)
         source, self.validation = open_sets(config.data)
-        self.parts: Parts = assemble(config, source, workdir)
+        self.parts: AssembledModel = assemble(config, source, workdir)
         self.model_config: EdjeConfig = self.parts.config
         dtype = compute_dtype(config.precision)
         self.dtype = dtype
@@ -67,7 +67,7 @@ class EdjeTask:
         steps = config.steps or max(round(config.epochs * per_epoch), 1)
         self.optimiser = optimiser(config.optim, steps, per_epoch)
         self.learning_rate = schedule(config.optim, steps, per_epoch)
-        place = self.devices.place
+        place = self.devices.put
         self.frozen = Frozen(
             place(self.parts.backbone.params), place(teacher.params) if teacher else None
         )
@@ -94,12 +94,12 @@ class EdjeTask:
             self.frozen.backbone,
             self.devices,
             self.dtype,
-        ).cached()
+        ).ensure_cache()
 
     def init(self) -> TrainState:
         """Fresh parameters from the seed, with what was loaded laid over them."""
-        state = self.devices.make(self._fresh)
-        loaded = self.devices.place(self.parts.params)
+        state = self.devices.init_sharded(self._fresh)
+        loaded = self.devices.put(self.parts.params)
         params = _overlay(state.params, loaded)
         if state.average is None:
             return dataclasses.replace(state, params=params)
@@ -134,7 +134,7 @@ class EdjeTask:
         step = partial(edje_train_step, setup=setup)
         # Stated, so that the second step gets a state that lies as the first one's did.
         state = self.devices.shardings(jax.eval_shape(self._fresh))
-        return jax.jit(step, donate_argnums=0, out_shardings=(state, self.devices.whole))
+        return jax.jit(step, donate_argnums=0, out_shardings=(state, self.devices.replicated))
 
     @property
     def step_flops(self) -> float:
@@ -161,12 +161,12 @@ class EdjeTask:
         one = self.devices.count == 1
         runtime = JaxRuntime(
             self.model_config,
-            self.devices.alone(state.result),
+            self.devices.on_one_device(state.result),
             self.frozen.backbone if one else to_device(self.parts.backbone.params),
             self.joint_tokenizer,
             self.backbone_tokenizer,
             self.dtype,
-            self.devices.own,
+            self.devices.local_devices,
         )
         encoded = encode_gallery(runtime, self.validation, self.config.data.max_bad)
         metrics = evaluate(runtime, encoded, self.config.k).metrics()

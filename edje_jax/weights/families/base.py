@@ -35,7 +35,7 @@ class Family:
     image_processors: Mapping[str, dict[str, Any]]
     """Name of an image processor class without "ImageProcessor" -> what a file leaves out."""
     token_layer: int = -1
-    """Layer that vision tokens come from if nobody asks for another, counted from the end."""
+    """Layer that vision tokens come from by default, counted from the end."""
     has_class_token: bool = False
     refused: Mapping[str, str] = field(default_factory=dict)
     """`model_type` of related models that are not read -> why, and what to use instead."""

@@ -129,7 +129,7 @@ SIGLIP = Family(
         }
     },
     refused={
-        "siglip2": "a SigLIP2 NaFlex model, whose pictures keep their shape, is not supported as a"
+        "siglip2": "a SigLIP2 NaFlex model, whose images keep their shape, is not supported as a"
         " backbone; use one of the fixed-resolution SigLIP2 models (their model_type is 'siglip')"
     },
 )

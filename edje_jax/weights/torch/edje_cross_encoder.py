@@ -1,11 +1,11 @@
-"""The model folder as a sentence-transformers `CrossEncoder` over (text, picture) pairs.
+"""The model folder as a sentence-transformers `CrossEncoder` over (text, image) pairs.
 
     model = CrossEncoder(FOLDER, trust_remote_code=True)
-    model.rank("two dogs", ["dogs.jpg", "boat.jpg"])        # pictures: paths, PIL images,
+    model.rank("two dogs", ["dogs.jpg", "boat.jpg"])        # images: paths, PIL images,
     tokens = model[0].encode(["dogs.jpg", "boat.jpg"])      # or compressed tokens made before
     model.predict([("two dogs", tokens[0]), ("two dogs", tokens[1])])
 
-A picture that several pairs of a batch share is encoded once; tokens [m, d] skip the backbone.
+An image that several pairs of a batch share is encoded once; tokens [m, d] skip the backbone.
 """
 
 import os
@@ -36,7 +36,7 @@ class EdjeCrossEncoder(InputModule):
 
     @property
     def modalities(self) -> list:
-        """A query is text; a document is a picture."""
+        """A query is text; a document is an image."""
         return ["text", "image", ("text", "image")]
 
     @property
@@ -50,14 +50,14 @@ class EdjeCrossEncoder(InputModule):
         return self.model.encode_image(self.model.preprocess(images))
 
     def preprocess(self, inputs, prompt: str | None = None, **_) -> dict[str, Tensor]:
-        """(text, picture) pairs -> ids, mask and compressed tokens.
+        """(text, image) pairs -> ids, mask and compressed tokens.
 
         Raises:
-            TypeError: a pair is not (text, picture), or holds tokens where the score needs the
+            TypeError: a pair is not (text, image), or holds tokens where the score needs the
                 image.
         """
         texts = [(prompt or "") + _text(query) for query, _ in inputs]
-        documents = [_picture(document) for _, document in inputs]
+        documents = [_image(document) for _, document in inputs]
         with_cosines = bool(
             self.model.config.similarity_prior or self.model.calibration["similarity_weight"]
         )
@@ -111,11 +111,11 @@ def _text(query: Any) -> str:
     if isinstance(query, dict) and set(query) == {"text"}:
         query = query["text"]
     if not isinstance(query, str):
-        raise TypeError(f"a pair is (text, picture); its first half is a {type(query).__name__}")
+        raise TypeError(f"a pair is (text, image); its first half is a {type(query).__name__}")
     return query
 
 
-def _picture(document: Any) -> Any:
+def _image(document: Any) -> Any:
     """Out of {"image": ...}; paths and PIL images otherwise."""
     if isinstance(document, dict) and set(document) == {"image"}:
         document = document["image"]
@@ -127,5 +127,5 @@ def _is_tokens(document: Any) -> bool:
 
 
 def _key(document: Any) -> Any:
-    """Equal for documents that are the same picture."""
+    """Equal for documents that are the same image."""
     return os.fspath(document) if isinstance(document, str | os.PathLike) else id(document)

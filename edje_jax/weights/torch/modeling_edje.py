@@ -193,7 +193,7 @@ class Bert(nn.Module):
 
 
 class EdjeModel(PreTrainedModel):
-    """Picture -> compressed tokens, once; [text, tokens] -> match logit, as often as asked."""
+    """Image -> compressed tokens, once; [text, tokens] -> match logit, as often as asked."""
 
     config_class = EdjeConfig
     base_model_prefix = "edje"
@@ -299,7 +299,7 @@ class EdjeModel(PreTrainedModel):
     forward = score
 
     def read_text(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Captions before they meet a picture: (rows [N, 1 + t, d], which are there)."""
+        """Captions before they meet an image: (rows [N, 1 + t, d], which are there)."""
         bert = self.language_model.bert
         lengths = attention_mask.long().sum(dim=1, keepdim=True)
         words = torch.cat([input_ids.gather(1, lengths - 1), input_ids], dim=1)
@@ -315,7 +315,7 @@ class EdjeModel(PreTrainedModel):
     def score_read(
         self, text: Tensor, mask: Tensor, tokens: Tensor, similarity: Tensor | None = None
     ) -> Tensor:
-        """Match logits of what `read_text` gave, of one caption for all pictures or of one each."""
+        """Match logits of what `read_text` gave, of one caption for all images or of one each."""
         count, m = tokens.shape[:2]
         if text.shape[0] == 1:
             text, mask = text.expand(count, -1, -1), mask.expand(count, -1)
@@ -421,7 +421,7 @@ class EdjeModel(PreTrainedModel):
 
     @property
     def num_tokens(self) -> int:
-        """Compressed tokens per picture."""
+        """Compressed tokens per image."""
         adapter = self.config.adapter
         if adapter["kind"] == "compress":
             return adapter["num_tokens"]
@@ -443,7 +443,7 @@ class EdjeModel(PreTrainedModel):
 
     @property
     def online_vision(self) -> str:
-        """What the other layers do with vision rows: they are "updated", or "attended" to alone."""
+        """Treatment of vision rows in the other layers: "updated", or "attended" to alone."""
         return self.config.joint_encoder.get("online_vision", "updated")
 
     def _embed_vision(self, tokens: Tensor, start: Tensor) -> Tensor:
@@ -453,7 +453,7 @@ class EdjeModel(PreTrainedModel):
     # --- first stage ------------------------------------------------------------------------------
 
     def embed_image(self, pixel_values: Tensor) -> Tensor:
-        """First-stage embeddings of pictures, unit length, [N, e]."""
+        """First-stage embeddings of images, unit length, [N, e]."""
         return _unit(self.backbone.get_image_features(pixel_values=pixel_values))
 
     def embed_text(self, texts: list[str]) -> Tensor:
@@ -536,6 +536,6 @@ def canonicalise(caption: str) -> str:
 
 
 def _unit(features) -> Tensor:
-    """transformers 5 returns an output object where earlier ones return the tensor."""
+    """Unit-length rows, from transformers 5's output object or from the tensor of earlier ones."""
     pooled = features if isinstance(features, Tensor) else features.pooler_output
     return F.normalize(pooled.float(), dim=-1)

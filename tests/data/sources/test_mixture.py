@@ -1,4 +1,4 @@
-"""Sets joined and mixed, and pictures left out of one."""
+"""Sets joined and mixed, and images left out of one."""
 
 import json
 import logging
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edje_jax.config.run import DataConfig
-from edje_jax.data.bad_pictures import TooManyBadPictures, left_out
+from edje_jax.data.bad_records import TooManyBadRecords, left_out
 from edje_jax.data.exclusion import _hash, pixel_hashes, without
 from edje_jax.data.images import BadImage, file_bytes
 from edje_jax.data.sources.mixture import Mixture
@@ -26,14 +26,14 @@ from tests.real_sets import scenes, write_blip, write_webdataset
 
 
 def blip(folder: Path, names: str, captions: int = 1) -> str:
-    """A SPEC of pictures that are not there."""
+    """A SPEC of images that are not there."""
     folder.mkdir(parents=True, exist_ok=True)
     told = [{"image": f"{x}.jpg", "caption": [f"{x}{n}" for n in range(captions)]} for x in names]
     (folder / "a.json").write_text(json.dumps(told))
     return f"blip:{folder}/a.json"
 
 
-def pictures(spec: str) -> list[str]:
+def images(spec: str) -> list[str]:
     """The first caption of every place."""
     source = open_source(spec)
     return [source.captions(i)[0][0] for i in range(len(source))]
@@ -42,10 +42,10 @@ def pictures(spec: str) -> list[str]:
 # --- mixtures -------------------------------------------------------------------------------------
 
 
-def test_without_weights_every_picture_comes_once(tmp_path):
+def test_without_weights_every_image_comes_once(tmp_path):
     a, b = blip(tmp_path / "a", "abc"), blip(tmp_path / "b", "x")
-    assert pictures(f"{a}+{b}") == [*"abcx"]
-    assert pictures(f"{a}+{b}+{a}") == [*"abcxabc"]
+    assert images(f"{a}+{b}") == [*"abcx"]
+    assert images(f"{a}+{b}+{a}") == [*"abcxabc"]
 
 
 @pytest.mark.parametrize(
@@ -58,9 +58,9 @@ def test_without_weights_every_picture_comes_once(tmp_path):
         ((0.7, 0.3), "abcd" * 4 + "abc" + "stuvwxyz"),
     ],
 )
-def test_weights_are_shares_of_an_epoch_in_which_every_picture_comes(weights, expected, tmp_path):
+def test_weights_are_shares_of_an_epoch_in_which_every_image_comes(weights, expected, tmp_path):
     a, b = blip(tmp_path / "a", "abcd"), blip(tmp_path / "b", "stuvwxyz")
-    places = pictures(f"{a}@{weights[0]}+{b}@{weights[1]}")
+    places = images(f"{a}@{weights[0]}+{b}@{weights[1]}")
     assert "".join(places) == expected
     from_a = sum(name in "abcd" for name in places)
     assert abs(from_a / len(places) - weights[0] / sum(weights)) <= 1 / len(places)
@@ -71,21 +71,21 @@ def test_weights_are_shares_of_an_epoch_in_which_every_picture_comes(weights, ex
         assert max(counts[x] for x in own) - min(counts[x] for x in own) <= 1
 
 
-def test_a_picture_keeps_its_set_and_its_captions(tmp_path):
+def test_an_image_keeps_its_set_and_its_captions(tmp_path):
     a, b = blip(tmp_path / "a", "ab", captions=2), blip(tmp_path / "b", "a")
     source = pickle.loads(pickle.dumps(open_source(f"{a}@1+{b}@3")))
     ids = [source.image_id(i) for i in range(len(source))]
-    # The same name in two sets is two pictures; a repeated one is one.
+    # The same name in two sets is two images; a repeated one is one.
     assert ids == [f"{a}/a.jpg", f"{a}/b.jpg", *[f"{b}/a.jpg"] * 6]
     assert source.captions(1) == ("b0", "b1")
     with pytest.raises(BadImage, match=r"b/a\.jpg"):
         source.image(7)
     for index in (-1, 8):
-        with pytest.raises(IndexError, match=f"has 8 pictures, asked for {index}"):
+        with pytest.raises(IndexError, match=f"has 8 images, asked for {index}"):
             source.captions(index)
 
 
-def test_splits_of_one_set_share_their_pictures(tmp_path):
+def test_splits_of_one_set_share_their_images(tmp_path):
     from tests.real_sets import write_karpathy
 
     whole = write_karpathy(tmp_path / "set", scenes(4)).removesuffix("#train")
@@ -97,12 +97,12 @@ def test_splits_of_one_set_share_their_pictures(tmp_path):
 
 def test_paths_may_hold_the_signs_of_a_mixture(tmp_path):
     odd = blip(tmp_path / "c++ @0.5 a+b:c", "a")
-    assert pictures(odd) == ["a"]
+    assert images(odd) == ["a"]
     file = Path(odd.removeprefix("blip:"))
     at_two = file.with_name("b.json@2")
     at_two.write_bytes(file.read_bytes())
-    assert pictures(f"blip:{at_two}") == ["a"]
-    assert pictures(f"blip:{at_two}@1+{odd}@2") == ["a"] * 3
+    assert images(f"blip:{at_two}") == ["a"]
+    assert images(f"blip:{at_two}@1+{odd}@2") == ["a"] * 3
     plain = blip(tmp_path / "plain", "x")
     with pytest.raises(ValueError, match=r"give every part a weight above 0.*as in blip:a@2@1"):
         open_source(f"blip:{at_two}+{plain}")
@@ -132,7 +132,7 @@ def test_the_shares_are_exact_for_any_sizes():
             assert mixed.at(start + sizes[number] - 1) == (number, sizes[number] - 1)
 
 
-# --- leaving pictures out -------------------------------------------------------------------------
+# --- leaving images out -------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def cache(tmp_path, monkeypatch) -> Path:
     return tmp_path / "cache" / "edje_jax" / "pixels"
 
 
-def test_pictures_are_left_out_by_their_pixels(tmp_path, cache, caplog):
+def test_images_are_left_out_by_their_pixels(tmp_path, cache, caplog):
     caplog.set_level(logging.INFO)
     made = scenes(8)
     train = write_blip(tmp_path / "train", made)
@@ -156,7 +156,7 @@ def test_pictures_are_left_out_by_their_pixels(tmp_path, cache, caplog):
     data = DataConfig(train=train, exclude=test)
     left = without(open_source(train), open_source(test), data, 64)
     assert [left.image_id(i) for i in range(len(left))] == ["0", "1", "5", "6", "7"]
-    assert f"3 of 8 pictures of {train} left out: they are in {test}" in caplog.text
+    assert f"3 of 8 images of {train} left out: they are in {test}" in caplog.text
     copy = pickle.loads(pickle.dumps(left))
     assert file_bytes(copy, 2) == made[5].png and copy.captions(2) == made[5].captions
     with pytest.raises(IndexError):
@@ -199,17 +199,17 @@ def test_hashes_are_kept_and_a_damaged_file_is_made_anew(tmp_path, cache, monkey
 def test_nothing_left_is_an_error(tmp_path, cache):
     train = write_blip(tmp_path / "train", scenes(4))
     data = DataConfig(train=train, exclude=train)
-    with pytest.raises(ValueError, match=r"--data\.exclude .*: it has every picture of blip:"):
+    with pytest.raises(ValueError, match=r"--data\.exclude .*: it has every image of blip:"):
         without(open_source(train), open_source(train), data, 64)
 
 
-def test_bad_entries_of_an_excluded_set_are_excluded_pictures_that_cannot_be_read(tmp_path, cache):
+def test_bad_entries_of_an_excluded_set_are_excluded_images_that_cannot_be_read(tmp_path, cache):
     made = scenes(4)
     train, test = write_blip(tmp_path / "train", made), write_blip(tmp_path / "test", made[:2])
     path = tmp_path / "test" / "all.json"
     path.write_text(json.dumps([*json.loads(path.read_text()), "odd"]))
     data = DataConfig(train=train, exclude=test, max_bad=0.3)
-    with pytest.raises(ValueError, match=r"1 of 3 pictures cannot be read"):
+    with pytest.raises(ValueError, match=r"1 of 3 images cannot be read"):
         without(open_source(train), open_source(test), data, 64)
     assert len(without(open_source(train), open_source(test), replace(data, max_bad=0.4), 64)) == 2
 
@@ -221,7 +221,7 @@ def test_a_set_of_which_a_part_is_taken_is_counted_whole(tmp_path):
     data = DataConfig(train=spec, limit=2, max_bad=0.2)
     part, _ = open_sets(data)
     assert len(part) == 2 and not left_out(part)
-    with pytest.raises(TooManyBadPictures, match="1 of 5 records"):
+    with pytest.raises(TooManyBadRecords, match="1 of 5 records"):
         open_sets(replace(data, max_bad=0.1))
 
 
@@ -239,7 +239,7 @@ def test_parts_of_a_set_say_what_is_wrong_with_their_captions(tmp_path):
     assert len(pooled.bad) == 1 and not pooled.caption_faults(len(pooled) - 2)
 
 
-def test_records_of_one_id_are_one_picture_where_it_matters(tmp_path):
+def test_records_of_one_id_are_one_image_where_it_matters(tmp_path):
     spec = write_blip(tmp_path / "a", scenes(3))
     told = json.loads((tmp_path / "a" / "all.json").read_text())
     told[1]["caption"] = ["another", 5]
@@ -253,7 +253,7 @@ def test_records_of_one_id_are_one_picture_where_it_matters(tmp_path):
     assert "entry 1: caption 1 is a number" in one.caption_faults(1)
 
 
-def test_excluded_pictures_that_were_absent_are_looked_for_again(tmp_path, cache, caplog):
+def test_excluded_images_that_were_absent_are_looked_for_again(tmp_path, cache, caplog):
     made = scenes(4)
     train, test = write_blip(tmp_path / "train", made), write_blip(tmp_path / "test", made[:2])
     files = [tmp_path / "test" / scene.file for scene in made[:2]]
@@ -264,12 +264,12 @@ def test_excluded_pictures_that_were_absent_are_looked_for_again(tmp_path, cache
 
     for file in files:
         file.unlink()
-    with pytest.raises(ValueError, match=r"2 of 2 pictures cannot be read.*--data\.image-root"):
+    with pytest.raises(ValueError, match=r"2 of 2 images cannot be read.*--data\.image-root"):
         left(data)
     files[0].write_bytes(made[0].png)
     assert left(data) == 3
-    assert "1 of 2 pictures cannot be read; they are not left out" in caplog.text
-    with pytest.raises(ValueError, match=r"1 of 2 pictures cannot be read"):
+    assert "1 of 2 images cannot be read; they are not left out" in caplog.text
+    with pytest.raises(ValueError, match=r"1 of 2 images cannot be read"):
         left(replace(data, max_bad=0.1))
     files[1].write_bytes(made[1].png)
     assert left(data) == 2
@@ -283,7 +283,7 @@ def test_hashes_of_another_decoder_are_others(tmp_path, cache, monkeypatch):
     assert len(list(cache.iterdir())) == 2
 
 
-def test_pictures_are_left_out_of_each_part_before_mixing(tmp_path, cache, monkeypatch):
+def test_images_are_left_out_of_each_part_before_mixing(tmp_path, cache, monkeypatch):
     made = scenes(12)
     a, b = write_blip(tmp_path / "a", made[:4]), write_blip(tmp_path / "b", made[4:])
     test = write_blip(tmp_path / "test", [made[0], made[4], made[5]])
@@ -304,4 +304,4 @@ def test_pictures_are_left_out_of_each_part_before_mixing(tmp_path, cache, monke
     )
     assert len(hashed) == 12 + 3
     found = statistics(left, look_at=1)
-    assert (found.pictures, found.places) == (9, 24)
+    assert (found.images, found.places) == (9, 24)

@@ -27,7 +27,7 @@ from edje_jax.data.sources.matching import expand, matching_files
 from edje_jax.data.sources.registry import open_captioned, open_source
 from edje_jax.data.statistics import statistics
 from edje_jax.data.text import BackboneTokenizer
-from edje_jax.types import Encoded, OnDisk, Source
+from edje_jax.types import HasFiles, OnDisk, Source
 from tests.real_sets import (
     COUNT,
     WRITERS,
@@ -64,7 +64,7 @@ def test_the_same_scenes_come_out_of_every_format(kind, specs):
     opened.image(5)
     # As a worker gets it, files that are open left behind.
     for source in (opened, pickle.loads(pickle.dumps(opened))):
-        assert isinstance(source, Source) and isinstance(source, Encoded)
+        assert isinstance(source, Source) and isinstance(source, HasFiles)
         assert isinstance(source, OnDisk) == (kind in ("blip", "karpathy"))
         assert len(source) == COUNT
         by_id = {source.image_id(i): i for i in range(COUNT)}
@@ -101,7 +101,7 @@ def test_karpathy_splits(specs):
         open_source(f"{file}#tset")
 
 
-def test_karpathy_pictures_may_stand_elsewhere(specs, tmp_path):
+def test_karpathy_images_may_stand_elsewhere(specs, tmp_path):
     file = Path(specs["karpathy"].removeprefix("karpathy:").removesuffix("#train"))
     (tmp_path / "x.json").write_bytes(file.read_bytes())
     spec = f"karpathy:{tmp_path / 'x.json'}#test"
@@ -110,7 +110,7 @@ def test_karpathy_pictures_may_stand_elsewhere(specs, tmp_path):
     assert open_source(spec, image_root=str(file.parent)).image(0).size == (64, 64)
 
 
-def test_parquet_splits_and_rows_of_one_picture(specs, tmp_path):
+def test_parquet_splits_and_rows_of_one_image(specs, tmp_path):
     whole = specs["parquet"].removesuffix("#train")
     assert open_source(f"{whole}#val").image_id(0) == "99"
     with pytest.raises(ValueError, match=r'"vall"; did you mean "#val"\? There are train, val$'):
@@ -125,17 +125,17 @@ def test_parquet_splits_and_rows_of_one_picture(specs, tmp_path):
     assert [source.image_id(i) for i in range(3)] == ["a/x", "a/y", "a/z"]
     assert [source.captions(i) for i in range(3)] == [("one", "three"), ("two",), ()]
     assert file_bytes(source, 1) == b
-    with pytest.raises(BadImage, match="holds no bytes of a picture"):
+    with pytest.raises(BadImage, match="holds no bytes of an image"):
         source.image(2)
     rows["key"] = [None, "y", None, None]
     for name in ("train", "test"):
         (tmp_path / name).mkdir()
         pq.write_table(pa.table(rows), tmp_path / name / "0000.parquet")
     source = open_source(f"parquet:{tmp_path}/*/0000.parquet")
-    # What has no id is a picture of its own.
+    # What has no id is an image of its own.
     ids = [source.image_id(i) for i in range(len(source))]
     assert ids == [f"{name}/0000/{row}" for name in ("test", "train") for row in (0, "y", 2, 3)]
-    # These names count pictures over all files; a missing one is NaN where pandas wrote it.
+    # These names count images over all files; a missing one is NaN where pandas wrote it.
     rows["cocoid"] = [1.0, 2.0, float("nan"), float("nan")]
     for name in ("train", "test"):
         pq.write_table(pa.table(rows), tmp_path / name / "0000.parquet")
@@ -152,10 +152,10 @@ def test_parquet_columns_of_other_encodings(tmp_path):
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     made = scenes(2)
     texts = pa.array([scene.captions for scene in made], pa.list_(pa.string(), 2))
-    pictures = pa.array([scene.png for scene in made])
+    images = pa.array([scene.png for scene in made])
     for image, caption in (
-        (pictures, texts),
-        (pictures.dictionary_encode(), pa.array(["one", "two"]).dictionary_encode()),
+        (images, texts),
+        (images.dictionary_encode(), pa.array(["one", "two"]).dictionary_encode()),
     ):
         pq.write_table(pa.table({"image": image, "caption": caption}), tmp_path / "a.parquet")
         source = open_source(f"parquet:{tmp_path}/a.parquet")
@@ -277,7 +277,7 @@ def test_a_table_may_name_files_instead_of_holding_them(tmp_path):
 
 
 def tar_of_three(folder: Path) -> Path:
-    """Captions in .txt, in .json, and one sample without a picture; no ids."""
+    """Captions in .txt, in .json, and one sample without an image; no ids."""
     folder.mkdir(parents=True, exist_ok=True)
     a, b, _ = (scene.png for scene in scenes(3))
     members = [
@@ -299,11 +299,11 @@ def test_tars_have_captions_in_either_place_and_ids_of_their_own(tmp_path):
     sets = ("cc12m", "cc3m")
     assert [source.image_id(i) for i in range(6)] == [f"{s}/a.b/{k}" for s in sets for k in keys]
     assert file_bytes(source, 4) == scenes(2)[1].png
-    with pytest.raises(BadImage, match=r"a\.b\.tar: 3: the sample has no picture"):
+    with pytest.raises(BadImage, match=r"a\.b\.tar: 3: the sample has no image"):
         source.image(2)
 
 
-def test_samples_of_one_image_id_are_one_picture(tmp_path):
+def test_samples_of_one_image_id_are_one_image(tmp_path):
     a, b, _ = (scene.png for scene in scenes(3))
     for number, members in enumerate(
         (
@@ -352,7 +352,7 @@ def test_an_index_is_kept_and_made_anew_when_stale_or_damaged(tmp_path, caplog, 
 
 def test_where_nothing_can_be_written_the_index_lies_in_the_cache(tmp_path, cache, monkeypatch):
     tar = tar_of_three(tmp_path / "tars")
-    monkeypatch.setattr("edje_jax.data.sources.tar_index.replacing", refusing(tar.parent))
+    monkeypatch.setattr("edje_jax.data.sources.tar_index.atomic_path", refusing(tar.parent))
     assert len(open_source(f"webdataset:{tar}")) == 3
     assert [path.name for path in tar.parent.iterdir()] == [tar.name]
     (kept,) = (cache / "tars").iterdir()
@@ -365,20 +365,20 @@ def test_a_stale_index_in_a_read_only_folder_does_not_hide_the_kept_one(tmp_path
     open_source(f"webdataset:{tar}")
     write_tar(tar, [("9.jpg", b"x"), ("9.txt", b"nine")])
     with monkeypatch.context() as patch:
-        patch.setattr("edje_jax.data.sources.tar_index.replacing", refusing(tar.parent))
+        patch.setattr("edje_jax.data.sources.tar_index.atomic_path", refusing(tar.parent))
         open_source(f"webdataset:{tar}")
     monkeypatch.setattr("edje_jax.data.sources.tar_index.build", None)
     assert open_source(f"webdataset:{tar}").captions(0) == ("nine",)
 
 
 def refusing(folder: Path):
-    """`replacing` of a folder that is read-only, as permissions stop no superuser."""
-    from edje_jax.system.files import replacing
+    """`atomic_path` of a folder that is read-only, as permissions stop no superuser."""
+    from edje_jax.system.files import atomic_path
 
     def guarded(path: Path):
         if path.parent == folder:
             raise PermissionError(13, "Permission denied", str(path))
-        return replacing(path)
+        return atomic_path(path)
 
     return guarded
 
@@ -526,7 +526,7 @@ def test_an_empty_txt_leaves_the_caption_to_the_json(tmp_path):
     assert open_source(f"webdataset:{tmp_path}/a.tar").captions(0) == ("one",)
 
 
-def test_keys_of_one_picture_of_img2dataset_are_one(tmp_path, caplog):
+def test_keys_of_one_image_of_img2dataset_are_one(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     facts = (
         {"sha256": "5f", "url": "http://a/1", "caption": "one"},
@@ -544,14 +544,14 @@ def test_keys_of_one_picture_of_img2dataset_are_one(tmp_path, caplog):
     source = open_source(f"webdataset:{tmp_path}/a.tar")
     assert [source.image_id(i) for i in range(len(source))] == ["5f", "http://c/2", "7"]
     assert [source.captions(i) for i in range(2)] == [("one", "two"), ("three", "four")]
-    assert "5 rows are 3 pictures" in caplog.text
+    assert "5 rows are 3 images" in caplog.text
 
 
-def test_a_tar_cut_short_after_it_was_opened_is_a_bad_picture(tmp_path):
+def test_a_tar_cut_short_after_it_was_opened_is_a_bad_image(tmp_path):
     tar = tar_of_three(tmp_path)
     source = open_source(f"webdataset:{tar}")
     tar.write_bytes(tar.read_bytes()[:600])
-    with pytest.raises(BadImage, match="the tar ends within the picture"):
+    with pytest.raises(BadImage, match="the tar ends within the image"):
         source.image(0)
     tar.unlink()
     with pytest.raises(BadImage, match="cannot be read"):
@@ -594,7 +594,7 @@ def test_packs_of_two_sets_whose_ids_collide_are_no_one_set(tmp_path):
 def test_a_bad_entry_of_a_pack_is_one_bad_record(tmp_path):
     """Packs of earlier versions hold half surrogate pairs."""
     writer = pytest.importorskip("array_record.python.array_record_module").ArrayRecordWriter
-    pictures = [
+    images = [
         {"id": "A", "captions": ["one", "\ud83d"]}, {"id": "\ud83d", "captions": ["x"]}, 5,
         {"id": "D", "captions": "four"},
     ]  # fmt: skip
@@ -605,7 +605,7 @@ def test_a_bad_entry_of_a_pack_is_one_bad_record(tmp_path):
         written = writer(str(path), "group_size:1,uncompressed")
         for name in "abcd":
             written.write(name.encode())
-        told = {**table, "pictures": pictures, "rejected": [], **changes}
+        told = {**table, "pictures": images, "rejected": [], **changes}
         written.write(json.dumps(told).encode())
         written.close()
 
@@ -613,8 +613,8 @@ def test_a_bad_entry_of_a_pack_is_one_bad_record(tmp_path):
     source = open_source(f"arrayrecord:{path}")
     found = [(source.image_id(i), source.captions(i), source.encoded(i)) for i in range(2)]
     assert len(source) == 2 and found == [("A", ("one",), b"a"), ("D", ("four",), b"d")]
-    assert [bad.where for bad in source.bad] == [f"{path}: picture {i}" for i in (1, 2)]
-    assert source.caption_faults(0).startswith(f"{path}: picture 0: caption 1 holds")
+    assert [bad.where for bad in source.bad] == [f"{path}: image {i}" for i in (1, 2)]
+    assert source.caption_faults(0).startswith(f"{path}: image 0: caption 1 holds")
     for changes in ({"shards": "1"}, {"pictures": 5}, {"set": None}, {"rejected": {}}):
         write(**changes)
         with pytest.raises(ValueError, match="not a whole file of edje data pack"):
@@ -712,7 +712,7 @@ def test_a_bad_entry_of_karpathys_file_is_one_bad_record(entry, message, tmp_pat
         ([{"raw": "x"}, {"raw": "\ud83d"}], ("x",), "caption 1 holds"),
     ],
 )
-def test_a_bad_sentence_leaves_the_picture_its_others(sentences, kept, message, tmp_path):
+def test_a_bad_sentence_leaves_the_image_its_others(sentences, kept, message, tmp_path):
     path = tmp_path / "x.json"
     entries = [image(), image(imgid=None, cocoid=2, sentences=sentences)]
     path.write_text("\n".join(map(json.dumps, entries)))  # As JSON Lines
@@ -731,7 +731,7 @@ def test_parquet_mistakes(tmp_path):
             {"image": [b"x"], "label": [3]},
             r"no column of captions .*looked for .*label \(in",
         ),
-        ({"url": ["x"], "caption": ["y"]}, r"no column of pictures .*url \(string\).*Rename"),
+        ({"url": ["x"], "caption": ["y"]}, r"no column of images .*url \(string\).*Rename"),
         ({"image": pa.array([], pa.binary()), "text": pa.array([], pa.string())}, "have no row"),
     ):
         pq.write_table(pa.table(table), path)
@@ -760,7 +760,7 @@ def test_tfds_mistakes(specs, tmp_path, monkeypatch):
     features = json.loads((copy / "features.json").read_text())
     del features["featuresDict"]["features"]["captions"]
     (copy / "features.json").write_text(json.dumps(features))
-    with pytest.raises(ValueError, match=r"needs a picture and captions; its features are .*image"):
+    with pytest.raises(ValueError, match=r"needs an image and captions; its features are .*image"):
         open_source(f"tfds:{copy}#train")
     told = (copy / "dataset_info.json").read_text()
     (copy / "dataset_info.json").write_text(told.replace("array_record", "tfrecord"))
@@ -768,7 +768,7 @@ def test_tfds_mistakes(specs, tmp_path, monkeypatch):
         open_source(f"tfds:{copy}#train")
 
 
-def test_a_damaged_shard_of_tfds_makes_bad_pictures(specs, tmp_path):
+def test_a_damaged_shard_of_tfds_makes_bad_images(specs, tmp_path):
     folder = Path(specs["tfds"].removeprefix("tfds:").removesuffix("#train"))
     for path in folder.iterdir():
         content = bytearray(path.read_bytes())
@@ -781,7 +781,7 @@ def test_a_damaged_shard_of_tfds_makes_bad_pictures(specs, tmp_path):
     # Neither counting nor training ends there.
     assert (source.image_id(0), source.captions(0)) == ("train/0", ())
     found = statistics(source)
-    assert found.pictures == COUNT and "record 0 cannot be read" in found.bad["train/0"]
+    assert found.images == COUNT and "record 0 cannot be read" in found.bad["train/0"]
     tokenizer = BackboneTokenizer(ROOT / "tests" / "goldens" / "reference_tiny" / "siglip", 16)
     recipe = RowRecipe(ImageRecipe(size=8), tokenizer)
     data = DataConfig(batch_size=COUNT)
@@ -814,7 +814,7 @@ def test_a_damaged_description_of_tfds_is_named(specs, tmp_path):
         open_source(f"tfds:{folder}#train[:x]")
 
 
-def test_a_karpathy_picture_without_a_folder(tmp_path):
+def test_a_karpathy_image_without_a_folder(tmp_path):
     path = tmp_path / "x.json"
     path.write_text(json.dumps({"images": [{**image(), "filepath": None}]}))
     assert open_source(f"karpathy:{path}#test").path(0) == str(tmp_path / "1.jpg")

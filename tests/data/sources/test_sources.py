@@ -32,15 +32,15 @@ def write(path: Path, entries: object) -> Path:
     return path
 
 
-def colour_of(picture: Image.Image) -> tuple[int, ...]:
-    assert picture.mode == "RGB"
-    return tuple(int(c) for c in np.asarray(picture)[0, 0])
+def colour_of(image: Image.Image) -> tuple[int, ...]:
+    assert image.mode == "RGB"
+    return tuple(int(c) for c in np.asarray(image)[0, 0])
 
 
 # --- blip -----------------------------------------------------------------------------------------
 
 
-def test_blip_reads_pictures_ids_and_captions(tmp_path):
+def test_blip_reads_images_ids_and_captions(tmp_path):
     paint(tmp_path / "a" / "red.png", RED)
     paint(tmp_path / "blue.png", BLUE)
     entries = [
@@ -57,19 +57,19 @@ def test_blip_reads_pictures_ids_and_captions(tmp_path):
     assert [colour_of(source.image(i)) for i in range(3)] == [RED, BLUE, RED]
 
 
-def test_blip_pictures_may_stand_elsewhere(tmp_path, monkeypatch):
-    paint(tmp_path / "pictures" / "a.png", BLUE)
+def test_blip_images_may_stand_elsewhere(tmp_path, monkeypatch):
+    paint(tmp_path / "images" / "a.png", BLUE)
     (tmp_path / "notes").mkdir()
     path = write(tmp_path / "notes" / "a.json", [{"image": "a.png", "caption": "x"}])
-    assert colour_of(BlipJson(str(path), tmp_path / "pictures").image(0)) == BLUE
+    assert colour_of(BlipJson(str(path), tmp_path / "images").image(0)) == BLUE
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert colour_of(BlipJson("~/notes/a.json", "~/pictures").image(0)) == BLUE
-    monkeypatch.chdir(tmp_path / "pictures")
-    write(tmp_path / "pictures" / "here.json", [{"image": "a.png", "caption": "x"}])
+    assert colour_of(BlipJson("~/notes/a.json", "~/images").image(0)) == BLUE
+    monkeypatch.chdir(tmp_path / "images")
+    write(tmp_path / "images" / "here.json", [{"image": "a.png", "caption": "x"}])
     assert colour_of(BlipJson("here.json").image(0)) == BLUE
 
 
-def test_blip_merges_entries_of_one_picture(tmp_path):
+def test_blip_merges_entries_of_one_image(tmp_path):
     entries = [
         {"image": "b.jpg", "caption": "b1", "image_id": "B"},
         {"image": "a.jpg", "caption": "a1"},
@@ -87,7 +87,7 @@ def test_blip_merges_entries_of_one_picture(tmp_path):
         source.image(0)
 
 
-def test_blip_a_missing_picture_shows_on_reading_only(tmp_path):
+def test_blip_a_missing_image_shows_on_reading_only(tmp_path):
     source = BlipJson(write(tmp_path / "x.json", [{"image": "gone.jpg", "caption": "x"}]))
     assert source.captions(0) == ("x",)
     with pytest.raises(BadImage, match=re.escape(str(tmp_path / "gone.jpg"))):
@@ -96,7 +96,7 @@ def test_blip_a_missing_picture_shows_on_reading_only(tmp_path):
 
 def test_blip_pickles_lean(tmp_path):
     entries = [
-        {"image": f"{i:07d}.jpg", "caption": "a picture of a thing", "image_id": f"id_{i}"}
+        {"image": f"{i:07d}.jpg", "caption": "an image of a thing", "image_id": f"id_{i}"}
         for i in range(20_000)
     ]
     source = BlipJson(write(tmp_path / "x.json", entries))
@@ -106,7 +106,7 @@ def test_blip_pickles_lean(tmp_path):
     assert len(data) < text + 33 * len(entries)
     copy = pickle.loads(data)
     assert len(copy) == 20_000
-    assert (copy.image_id(19_999), copy.captions(123)) == ("id_19999", ("a picture of a thing",))
+    assert (copy.image_id(19_999), copy.captions(123)) == ("id_19999", ("an image of a thing",))
 
 
 E1 = {"image": "1.jpg", "caption": "two dogs"}
@@ -136,10 +136,10 @@ def test_blip_files_that_are_no_list_are_named(entries, message, tmp_path):
     [
         ("2.jpg", "a string, not an object; expected"),
         (None, "a null, not an object"),
-        ({"caption": "x"}, '"image" is missing; give a picture file'),
-        ({"image": "", "caption": "x"}, '"image" is empty; give a picture file'),
-        ({"image": 3, "caption": "x"}, r'"image" is a number \(3\), not a text; give a picture'),
-        ({"image": "a\0.jpg", "caption": "x"}, '"image" holds a NUL; give a picture file'),
+        ({"caption": "x"}, '"image" is missing; give an image file'),
+        ({"image": "", "caption": "x"}, '"image" is empty; give an image file'),
+        ({"image": 3, "caption": "x"}, r'"image" is a number \(3\), not a text; give an image'),
+        ({"image": "a\0.jpg", "caption": "x"}, '"image" holds a NUL; give an image file'),
         ({"image": "a\ud83d.jpg", "caption": "x"}, r'"image" holds .\\ud83d., half of a surrog'),
         ({**E1, "image_id": True}, r'"image_id" is a boolean \(True\), .*a string or a whole num'),
         ({**E1, "image_id": ""}, '"image_id" is empty; give'),
@@ -147,16 +147,16 @@ def test_blip_files_that_are_no_list_are_named(entries, message, tmp_path):
         ({**E1, "image_id": "\udc80"}, '"image_id" holds .*half of a surrogate pair'),
         (
             {"url": "http://example.com/1.jpg", "caption": "x"},
-            r"names a URL \(http://example.com/1.jpg\), not a file.*download the pictures",
+            r"names a URL \(http://example.com/1.jpg\), not a file.*download the images",
         ),
         ({"image": "https://example.com/1.jpg", "caption": "x"}, "names a URL"),
         (
             {"image": "1.jpg", "caption": "x", "image_id": "B"},
-            '"1.jpg" and image_id "B" belong to two different pictures',
+            '"1.jpg" and image_id "B" belong to two different images',
         ),
     ],
 )
-def test_an_entry_without_a_picture_is_one_bad_record(entry, message, tmp_path):
+def test_an_entry_without_an_image_is_one_bad_record(entry, message, tmp_path):
     entries = [E1, {"image": "b.jpg", "caption": "b", "image_id": "B"}, entry, E1]
     path = write(tmp_path / "train.json", entries)
     source = BlipJson(path)
@@ -185,7 +185,7 @@ def test_an_entry_without_a_picture_is_one_bad_record(entry, message, tmp_path):
         (["x" * 100_001, "y"], ("y",), "caption 0 has 100,001 characters, more than 100,000"),
     ],
 )
-def test_a_bad_caption_leaves_the_picture_its_others(caption, kept, message, tmp_path):
+def test_a_bad_caption_leaves_the_image_its_others(caption, kept, message, tmp_path):
     entry = {"image": "2.jpg"} if caption == "missing" else {"image": "2.jpg", "caption": caption}
     path = write(tmp_path / "train.json", [E1, entry])
     source = BlipJson(path)
@@ -217,7 +217,7 @@ def test_a_line_that_is_nested_too_deeply_is_one_bad_record(tmp_path):
 def test_blip_files_that_are_not_there():
     with pytest.raises(FileNotFoundError, match=r"nothing\.json: no such file"):
         BlipJson("/nowhere/nothing.json")
-    with pytest.raises(ValueError, match="a folder, not a JSON file; for its pictures use folder:"):
+    with pytest.raises(ValueError, match="a folder, not a JSON file; for its images use folder:"):
         BlipJson("/")
 
 
@@ -251,7 +251,7 @@ def test_a_number_of_any_length_is_read(tmp_path):
 # --- folder ---------------------------------------------------------------------------------------
 
 
-def test_folder_finds_every_picture_in_order(tmp_path):
+def test_folder_finds_every_image_in_order(tmp_path):
     colours = {"b.PNG": RED, "a/z.jpg": BLUE, "a/b/c.webp": RED, "a-b.gif": BLUE, "Z.TIFF": RED}
     for name, colour in colours.items():
         paint(tmp_path / name, colour)
@@ -259,7 +259,7 @@ def test_folder_finds_every_picture_in_order(tmp_path):
         paint(tmp_path / "more" / name, RED)
     for name in (".hidden.png", ".thumbs/x.png", "a/.git/y.jpg"):
         paint(tmp_path / name, RED)
-    write(tmp_path / "notes.txt", "no picture")
+    write(tmp_path / "notes.txt", "no image")
     write(tmp_path / "png", "no extension")
     source = Folder(tmp_path)
     ids = [source.image_id(i) for i in range(len(source))]
@@ -274,17 +274,17 @@ def test_folder_finds_every_picture_in_order(tmp_path):
     assert [copy.image_id(i) for i in range(len(copy))] == ids
 
 
-def test_folder_opens_with_broken_pictures_in_it(tmp_path, monkeypatch):
-    write(tmp_path / "a.png", "no picture")
+def test_folder_opens_with_broken_images_in_it(tmp_path, monkeypatch):
+    write(tmp_path / "a.png", "no image")
     paint(tmp_path / "b.png", RED)
     monkeypatch.setenv("HOME", str(tmp_path.parent))
     source = Folder(f"~/{tmp_path.name}")
-    with pytest.raises(BadImage, match=r"a\.png: not a picture"):
+    with pytest.raises(BadImage, match=r"a\.png: not an image"):
         source.image(0)
     assert colour_of(source.image(1)) == RED
 
 
-def test_a_file_name_that_is_not_utf8_is_a_bad_picture(tmp_path):
+def test_a_file_name_that_is_not_utf8_is_a_bad_image(tmp_path):
     paint(tmp_path / "a.png", RED)
     os.rename(tmp_path / "a.png", os.fsencode(tmp_path) + b"/caf\xe9.png")
     with pytest.raises(BadImage, match=r"caf\\udce9\.png: its name is not UTF-8; rename it"):
@@ -295,7 +295,7 @@ def test_folder_mistakes_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere: no such folder"):
         Folder(tmp_path / "nowhere")
     write(tmp_path / "notes.txt", "x")
-    with pytest.raises(ValueError, match=r"no picture in it or below \(1 passed over: 1 \.txt"):
+    with pytest.raises(ValueError, match=r"no image in it or below \(1 passed over: 1 \.txt"):
         Folder(tmp_path)
     with pytest.raises(NotADirectoryError, match=r"notes\.txt: a file; folder: takes a folder"):
         Folder(tmp_path / "notes.txt")
@@ -307,7 +307,7 @@ def test_an_index_outside_is_refused(index, tmp_path):
     write(tmp_path / "a.json", [{"image": "a.png", "caption": "x"}])
     for source in (Folder(tmp_path), BlipJson(tmp_path / "a.json")):
         for read in (source.image, source.captions, source.image_id):
-            with pytest.raises(IndexError, match=f"has 1 pictures, asked for {index}"):
+            with pytest.raises(IndexError, match=f"has 1 images, asked for {index}"):
                 read(index)
 
 

@@ -25,10 +25,10 @@ from tests.small_runs import read_log
 SIDE = 24
 
 
-def blip_set(folder: Path, pictures: int) -> str:
+def blip_set(folder: Path, images: int) -> str:
     """Scenes as a set of files, which cannot say what patches hold."""
     source, entries = Shapes("train", image_size=SIDE), []
-    for i in range(pictures):
+    for i in range(images):
         source.image(i).save(folder / f"{i}.png")
         entries.append({"image": f"{i}.png", "caption": list(source.captions(i))})
     (folder / "set.json").write_text(json.dumps(entries))
@@ -83,12 +83,12 @@ def test_the_export_is_a_hugging_face_folder(finished):
     }  # fmt: skip
 
 
-def test_transformers_embeds_pictures_and_captions_as_we_do(finished):
+def test_transformers_embeds_images_and_captions_as_we_do(finished):
     folder = finished / "model"
     backbone = load_backbone(str(folder))
     length = backbone.config.text.max_position_embeddings
     rng = np.random.default_rng(0)
-    pictures = [Image.fromarray(rng.integers(0, 256, (h, w, 3), np.uint8))
+    opened = [Image.fromarray(rng.integers(0, 256, (h, w, 3), np.uint8))
                 for h, w in ((24, 24), (50, 31), (7, 90))]  # fmt: skip
     captions = ["a red circle left of a blue square", "Stars, inside!", "x", "a small " * 40]
 
@@ -98,7 +98,7 @@ def test_transformers_embeds_pictures_and_captions_as_we_do(finished):
         backbone.params,
         BackboneTokenizer(folder, length, backbone.config.text.pad_token_id),
     )
-    images = np.stack([resize(load_image(picture), backbone.image) for picture in pictures])
+    images = np.stack([resize(load_image(one), backbone.image) for one in opened])
 
     theirs = SiglipModel.from_pretrained(folder).eval()
     processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
@@ -110,7 +110,7 @@ def test_transformers_embeds_pictures_and_captions_as_we_do(finished):
         return_tensors="pt",
     )
     with torch.no_grad():
-        image = theirs.get_image_features(**processor(pictures, return_tensors="pt"))
+        image = theirs.get_image_features(**processor(opened, return_tensors="pt"))
         text = theirs.get_text_features(**inputs)
     for ours, out in ((dual.embed_images(images), image), (dual.embed_texts(captions), text)):
         expected = torch.nn.functional.normalize(out.pooler_output, dim=-1).numpy()
@@ -151,7 +151,7 @@ def test_an_epoch_counts_where_steps_do_not(config, tmp_path):
     assert len(task.reader) == 3 * 32 // 16
 
 
-def test_what_patches_hold_is_told_of_whole_pictures(config, tmp_path):
+def test_what_patches_hold_is_told_of_whole_images(config, tmp_path):
     data = DataConfig(train="shapes:train", crop=0.8, batch_size=16)
     cropped = dataclasses.replace(config, data=data, patch_naming=1.0)
     with pytest.raises(ValueError, match="set it to 1, or --patch-naming to 0"):

@@ -16,12 +16,12 @@ LISTED = 50
 """Bad records that a message lists."""
 
 
-class TooManyBadPictures(RuntimeError):
+class TooManyBadRecords(RuntimeError):
     """More records than `max_bad` allows are bad; the message lists them."""
 
 
 @dataclass
-class BadPictures:
+class BadRecords:
     """Counts the bad records of a set, names each once, and gives up in time."""
 
     total: int
@@ -31,11 +31,11 @@ class BadPictures:
     reasons: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def after(cls, left_out: Sequence[BadRecord], images: int, max_bad: float) -> "BadPictures":
+    def after(cls, left_out: Sequence[BadRecord], images: int, max_bad: float) -> "BadRecords":
         """The count for so many images, which begins with what their source left out.
 
         Raises:
-            TooManyBadPictures: that alone exceeds the share.
+            TooManyBadRecords: that alone exceeds the share.
         """
         bad = cls(images + len(left_out), max_bad)
         bad.add(dict(left_out))
@@ -45,7 +45,7 @@ class BadPictures:
         """Take note of {record: reason}.
 
         Raises:
-            TooManyBadPictures: the share is exceeded.
+            TooManyBadRecords: the share is exceeded.
         """
         for name, reason in bad.items():
             if name not in self.reasons:
@@ -55,7 +55,7 @@ class BadPictures:
             listed = [f"  {name}: {reason}" for name, reason in self.reasons.items()]
             if len(listed) > LISTED:
                 listed[LISTED:] = [f"  and {len(listed) - LISTED:,} more"]
-            raise TooManyBadPictures(
+            raise TooManyBadRecords(
                 f"{len(self.reasons)} of {self.total} records could not be read, more than"
                 f" --data.max-bad {self.max_bad:g} (--max-bad outside training) allows. Mend or"
                 " remove them, check --data.image-root, or raise the limit:\n" + "\n".join(listed)

@@ -1,0 +1,146 @@
+"""Command `edje index`: build and look after an index."""
+
+from dataclasses import dataclass
+
+import tyro
+
+from edje_jax.cli.commands.subcommand import subcommand
+from edje_jax.config.model import TokenDtype
+
+
+@dataclass(frozen=True)
+class IndexBuild:
+    """Encode images into an index that can be searched; resumes where it stopped.
+
+    Run again after the set changed, it encodes what is new or changed and takes up other captions;
+    it names images that are gone, and --prune drops them. Images that were removed with `edje index
+    remove` stay out. What cannot be read goes into rejected.csv.
+
+    Examples:
+        edje index build runs/coco/model photos/ --out photos.index
+        edje index build runs/coco/model blip:captions.json --out coco.index --token-dtype int8
+        edje index build runs/coco/model photos/ --out photos.index --shard 0/4      # of 4 machines
+    """
+
+    model: tyro.conf.Positional[str]
+    """Model folder, training workdir or hub id."""
+    images: tyro.conf.Positional[str]
+    """Folder of images, or a SPEC such as blip:captions.json, whose captions are indexed too."""
+    out: str
+    """Folder of the index."""
+    token_dtype: TokenDtype = "bfloat16"
+    """Data type of stored tokens: 2 bytes a number, 1 or a half."""
+    shard: str = ""
+    """i/n: build the i-th of n shares (from 0); the last to finish completes the index."""
+    workers: int = 0
+    """Processes that decode images; 0 uses threads of this one."""
+    image_root: str = ""
+    """Folder that a SPEC's relative image paths start from."""
+    max_bad: float = 1.0
+    """Share of the set's records that may be bad: unreadable images, unusable captions. If no image
+    can be read, the build fails anyway."""
+    prune: bool = False
+    """Drop images that are no longer in the set; without it, they keep answering."""
+    restore: bool = False
+    """Take images in again that were removed with `edje index remove`."""
+
+    def run(self) -> None:
+        from edje_jax.cli.index import build
+        from edje_jax.index.build import BuildOptions
+
+        options = BuildOptions(
+            self.token_dtype, workers=self.workers, max_bad=self.max_bad,
+            prune=self.prune, restore=self.restore,
+        )  # fmt: skip
+        build(self.model, self.images, self.out, options, self.shard, self.image_root)
+
+
+@dataclass(frozen=True)
+class IndexInfo:
+    """Say what an index holds, in how many bytes, and which model made it.
+
+    Examples:
+        edje index info photos.index
+    """
+
+    index: tyro.conf.Positional[str]
+    """Folder of the index."""
+
+    def run(self) -> None:
+        from edje_jax.cli.index import info
+
+        info(self.index)
+
+
+@dataclass(frozen=True)
+class IndexVerify:
+    """Check every file of an index against its checksum; exit code 1 if one differs.
+
+    Examples:
+        edje index verify photos.index
+    """
+
+    index: tyro.conf.Positional[str]
+    """Folder of the index."""
+
+    def run(self) -> None:
+        from edje_jax.cli.index import verify
+
+        verify(self.index)
+
+
+@dataclass(frozen=True)
+class IndexRemove:
+    """Take images out of an index; `edje index compact` gives their room back.
+
+    Builds leave them out from then on; `edje index build --restore` takes them in again.
+
+    Examples:
+        edje index remove photos.index 2019/cat.jpg 2019/dog.jpg
+    """
+
+    index: tyro.conf.Positional[str]
+    """Folder of the index."""
+    ids: tyro.conf.Positional[tuple[str, ...]]
+    """Ids of the images."""
+
+    def run(self) -> None:
+        from edje_jax.cli.index import remove
+
+        remove(self.index, self.ids)
+
+
+@dataclass(frozen=True)
+class IndexCompact:
+    """Write the shards anew that hold removed, changed or dropped images, without these.
+
+    Examples:
+        edje index compact photos.index
+    """
+
+    index: tyro.conf.Positional[str]
+    """Folder of the index."""
+
+    def run(self) -> None:
+        from edje_jax.cli.index import compact
+
+        compact(self.index)
+
+
+INDEX = (
+    subcommand("build", IndexBuild)
+    | subcommand("info", IndexInfo)
+    | subcommand("verify", IndexVerify)
+    | subcommand("remove", IndexRemove)
+    | subcommand("compact", IndexCompact)
+)
+
+
+@dataclass(frozen=True)
+class Index:
+    """Build and look after an index of images."""
+
+    command: tyro.conf.OmitSubcommandPrefixes[INDEX]  # type: ignore[valid-type]
+
+    def run(self) -> None:
+        self.command.run()

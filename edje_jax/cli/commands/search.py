@@ -1,0 +1,104 @@
+"""Commands that ask an index: `edje search` and `edje serve`."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import tyro
+
+from edje_jax.first_stage.registry import FIRST_STAGES
+
+if TYPE_CHECKING:
+    FirstStageName = str
+else:
+    FirstStageName = Literal[*FIRST_STAGES]
+
+
+@dataclass(frozen=True)
+class Search:
+    """Search an index with words, or its captions with an image.
+
+    Examples:
+        edje search photos.index "two dogs on a beach"
+        edje search photos.index "two dogs on a beach" --k 200 --top 5 --json
+        edje search photos.index "two dogs on a beach" --min-score 0.5
+        edje search coco.index --image dog.jpg
+    """
+
+    index: tyro.conf.Positional[str]
+    """Folder of the index."""
+    query: tyro.conf.Positional[str] = ""
+    """Text to search for."""
+    image: str = ""
+    """An image to look for captions of, instead of a query."""
+    k: int = 100
+    """Candidates of the first stage that are reranked."""
+    top: int = 10
+    """Results to show."""
+    min_score: float | None = None
+    """Least score of a result, from 0 to 1: "nothing matches" is an answer then."""
+    json: bool = False
+    """Write results as JSON and nothing else."""
+    model: str = ""
+    """Present path of the index's model, if it was moved."""
+    tokens_on: Literal["disk", "host", "device"] = "disk"
+    """Memory that holds the tokens while the index is open."""
+    first_stage: FirstStageName = "exact"
+    """Search that finds the candidates; all but "exact" are built once and kept in the index."""
+
+    def run(self) -> None:
+        from edje_jax.cli.search import search
+
+        search(self)
+
+
+@dataclass(frozen=True)
+class Serve:
+    """Serve an index: a search page at /, and the HTTP of a reranker.
+
+    Examples:
+        edje serve photos.index
+        edje serve photos.index --host 0.0.0.0 --port 80 --api-key "$KEY" --tokens-on host
+        edje serve photos.index --root-path /search --cors-origin https://shop.example
+    """
+
+    index: tyro.conf.Positional[str]
+    """Folder of the index."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for every one of this machine's."""
+    port: int = 8000
+    """Port to listen on; 0 for any that is free."""
+    api_key: str = ""
+    """Key that clients have to send; also read from the variable EDJE_API_KEY."""
+    cors_origin: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Origin whose pages may ask, such as https://shop.example, or "*"; give it once for each."""
+    root_path: str = ""
+    """Path that a reverse proxy puts before every other, such as /search."""
+    model: str = ""
+    """Present path of the index's model, if it was moved."""
+    tokens_on: Literal["disk", "host", "device"] = "disk"
+    """Memory that holds the tokens."""
+    first_stage: FirstStageName = "exact"
+    """Search that finds the candidates; all but "exact" are built once and kept in the index."""
+    max_waiting: int = 64
+    """Requests that may queue; one more gets a 429."""
+    max_batch: int = 16
+    """Requests computed together."""
+    max_documents: int = 1000
+    """Documents that a request may have reranked."""
+    max_images: int = 64
+    """Images that may be sent with a request, indexed ones not counted."""
+    max_pixels: int = 64_000_000
+    """Pixels that an image sent with a request may have."""
+    max_body_mib: int = 32
+    """MiB that the body of a request may have."""
+    max_k: int = 1000
+    """Candidates of the first stage that a search may have reranked."""
+    timeout: float = 30.0
+    """Seconds until a request is given up."""
+    warm: bool = True
+    """Compile every shape at the start; /ready answers 503 until that is done."""
+
+    def run(self) -> None:
+        from edje_jax.cli.serve import serve
+
+        serve(self)

@@ -1,0 +1,96 @@
+"""Settings of a training run that name the parts of its model."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from edje_jax.config.model import (
+    AdapterConfig,
+    BertConfig,
+    IccProfile,
+    OnlineVision,
+    Transparency,
+)
+
+
+def at_least(least: int, values: dict[str, float | None]) -> None:
+    """Check {option: its value}; None, which is "not given", passes.
+
+    Raises:
+        ValueError: a value is less than the least.
+    """
+    for name, value in values.items():
+        if value is not None and not value >= least:
+            raise ValueError(f"{name} {value}: the least is {least}")
+
+
+@dataclass(frozen=True)
+class AdapterSpec:
+    """The adapter of a run. What is left out is that of --init, or else as published: `compress`,
+    64 tokens, 8192 wide."""
+
+    kind: Literal["local", "compress"] | None = None
+    num_tokens: int | None = None
+    """Tokens that `compress` makes of an image; `local` keeps every vision token."""
+    intermediate_size: int | None = None
+
+    def __post_init__(self):
+        at_least(
+            1,
+            {
+                "--model.adapter.num-tokens": self.num_tokens,
+                "--model.adapter.intermediate-size": self.intermediate_size,
+            },
+        )
+
+    def resolve(self, start: AdapterConfig | None) -> AdapterConfig:
+        """Complete adapter of a run, which may start from a model with the adapter `start`.
+
+        Raises:
+            ValueError: a number of tokens is asked of a `start` that does not compress.
+        """
+        base = start or AdapterConfig()
+        kind = self.kind or base.kind
+        if kind == "local":
+            if self.num_tokens and not self.kind:
+                raise ValueError(
+                    f"--model.adapter.num-tokens {self.num_tokens}: the adapter of --init is local"
+                    " and keeps every vision token; leave it out, or add --model.adapter.kind"
+                    " compress for another"
+                )
+            tokens = base.num_tokens if base.kind == "local" else 0
+        else:
+            tokens = self.num_tokens or base.num_tokens or AdapterConfig().num_tokens
+        return AdapterConfig(kind, tokens, self.intermediate_size or base.intermediate_size)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Parts that an EDJE is assembled from."""
+
+    backbone: str | None = None
+    """Folder or hub id of the dual encoder, in Hugging Face's format: SigLIP, SigLIP2 or CLIP."""
+    token_layer: int | None = None
+    """Layer of the backbone that vision tokens come from, -1 for the last, -2 for the one before
+    (default: its family's, the last of SigLIP, the one before of CLIP)."""
+    class_token: bool = False
+    """Keep CLIP's class token among the vision tokens."""
+    joint_encoder: str | None = None
+    """Folder or hub id of the BERT (default: a new one of the shape in `fresh`)."""
+    adapter: AdapterSpec = field(default_factory=AdapterSpec)
+    fresh: BertConfig = field(default_factory=BertConfig)
+    """Shape of a joint encoder trained from scratch (`vocab_size` is its tokenizer's limit)."""
+    max_text_length: int | None = None
+    """[CLS] + caption + [SEP] (default: that of --init, or else 63, as published)."""
+    dropout: float = 0.1
+    deferred_layers: int | None = None
+    """Layers of the joint encoder that run offline on the vision side, see `BertConfig` (default:
+    as many as `fresh` or the model of `init` has; none of a language model of `joint_encoder`)."""
+    online_vision: OnlineVision | None = None
+    """Treatment of vision rows in the other layers, see `BertConfig` (default: as it is there)."""
+    similarity_prior: bool | None = None
+    """Whether the match head is given the first stage's cosine of a pair, as in VEDJE (default: as
+    the model of `init` has it; a new one has none)."""
+    icc_profile: IccProfile | None = None
+    """Use of an image's colour profile, see `ImageRecipe` (default: the backbone's setting)."""
+    transparency: Transparency | None = None
+    """Treatment of transparent areas, see `ImageRecipe` (default: the backbone's setting)."""

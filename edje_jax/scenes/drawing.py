@@ -1,0 +1,83 @@
+"""Pixels of a scene."""
+
+from functools import cache
+
+import numpy as np
+from PIL import Image, ImageChops, ImageDraw
+
+from edje_jax.scenes.scene import COLOURS, SIZES, Scene
+
+_SUPERSAMPLE = 4
+
+
+def render(scene: Scene, side: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a scene: uint8 [side, side, 3], and which object each fine pixel shows.
+
+    The second is uint8 [4 * side, 4 * side], 0 for the background, i for the i-th object.
+    """
+    fine = side * _SUPERSAMPLE
+    shade = int(rng.integers(205, 250))
+    canvas = Image.new("RGB", (fine, fine), (shade, shade, shade))
+    owner = Image.new("L", (fine, fine))
+    shift = rng.uniform(-0.025, 0.025, 2)
+    for i, (thing, (x, y, fixed)) in enumerate(
+        zip(scene.things, scene.layout.slots, strict=True), start=1
+    ):
+        radius = (fixed or SIZES[thing.size]) * rng.uniform(0.95, 1.05)
+        centre = np.array([x, y]) + shift + rng.uniform(-0.01, 0.01, 2)
+        outline, box = _outline(thing.shape, centre * fine, radius * fine)
+        ink = COLOURS[thing.colour]
+        canvas.paste(ink, box, outline)
+        if thing.texture != "plain":
+            light = tuple(c + (255 - c) * 2 // 3 for c in ink)
+            lit = _pattern(thing.texture, fine).crop(box)
+            canvas.paste(light, box, ImageChops.multiply(outline, lit))
+        owner.paste(i, box, outline)
+    image = np.asarray(canvas.reduce(_SUPERSAMPLE), np.int16)
+    noise = rng.integers(-6, 7, image.shape, np.int16)
+    return np.clip(image + noise, 0, 255).astype(np.uint8), np.asarray(owner)
+
+
+def _outline(
+    shape: str, centre: np.ndarray, radius: float
+) -> tuple[Image.Image, tuple[int, int, int, int]]:
+    """Mask, 255 inside a shape, and the box it covers; only the box is drawn, for speed."""
+    left, top = np.floor(centre - 1.15 * radius).astype(int)
+    side = int(2.3 * radius) + 3
+    (x, y), r = centre - (left, top), radius
+    mask = Image.new("L", (side, side))
+    draw = ImageDraw.Draw(mask)
+    if shape == "circle":
+        draw.ellipse((x - r, y - r, x + r, y + r), fill=255)
+    else:
+        draw.polygon(((x, y) + r * _polygon(shape)).ravel().tolist(), fill=255)
+    return mask, (int(left), int(top), int(left) + side, int(top) + side)
+
+
+@cache
+def _polygon(shape: str) -> np.ndarray:
+    """Corners [n, 2] on or near the unit circle, y down."""
+    if shape == "square":
+        return np.array([(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)])
+    if shape == "triangle":
+        return np.array([(0.0, -1.0), (1.0, 0.8), (-1.0, 0.8)])
+    if shape == "star":
+        turns = np.arange(10) * np.pi / 5
+        reach = np.where(np.arange(10) % 2, 0.45, 1.1)
+        return np.stack([reach * np.sin(turns), -reach * np.cos(turns)], axis=1)
+    w = 0.36
+    arm, turn = np.array([(-w, -1.0), (w, -1.0), (w, -w)]), np.array([[0, -1], [1, 0]])
+    return np.concatenate([arm @ np.linalg.matrix_power(turn, k).T for k in range(4)])
+
+
+@cache
+def _pattern(texture: str, fine: int) -> Image.Image:
+    """Mask, 255 where a texture lightens its object."""
+    rows, columns = np.mgrid[:fine, :fine]
+    if texture == "striped":
+        lit = (rows + columns) % (fine / 11) < fine / 26
+    else:
+        period = fine / 14
+        dr, dc = rows % period - period / 2, columns % period - period / 2
+        lit = dr**2 + dc**2 < (period * 0.31) ** 2
+    return Image.fromarray((lit * 255).astype(np.uint8))
