@@ -102,8 +102,8 @@ def costs() -> list[Cost]:
 
 
 def markdown() -> str:
-    """The table of docs/recipes.md."""
-    lines = ["| recipe | backbone | GFLOP a picture | H100-hours an epoch |", "|---|---|---|---|"]
+    """The table of docs/guide/recipes.md."""
+    lines = ["| recipe | backbone | GFLOP an image | H100-hours an epoch |", "|---|---|---|---|"]
     for cost in costs():
         hours = f"{cost.hours:.2f}" if cost.hours < 1 else f"{cost.hours:.1f}"
         lines.append(f"| {cost.recipe} | {cost.backbone} | {cost.flops / 1e9:,.0f} | {hours} |")
@@ -115,7 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", default="", help="JSON file to write")
     options = parser.parse_args()
-    table = Table("recipe", "backbone", "GFLOP a picture", "H100-hours an epoch")
+    table = Table("recipe", "backbone", "GFLOP an image", "H100-hours an epoch")
     for cost in costs():
         numbers = f"{cost.flops / 1e9:,.0f}", f"{cost.hours:,.2f}"
         table.add_row(cost.recipe, cost.backbone, *numbers)

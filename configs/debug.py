@@ -1,9 +1,6 @@
 """Seconds, on the built-in scenes and the backbone that ships with the package: every part of a
 run, small."""
 
-from pathlib import Path
-
-import edje_jax
 from edje_jax.config.model import BertConfig
 from edje_jax.config.parts import AdapterSpec, ModelSpec
 from edje_jax.config.run import DataConfig, EdjeRun, LossConfig, OptimConfig
@@ -12,7 +9,7 @@ config = EdjeRun(
     steps=20,
     data=DataConfig(train="shapes:train", batch_size=16, block_size=4),
     model=ModelSpec(
-        backbone=str(Path(edje_jax.__file__).parent / "assets" / "shapes_backbone"),
+        backbone="shapes-backbone",
         adapter=AdapterSpec("compress", num_tokens=8, intermediate_size=64),
         fresh=BertConfig(
             vocab_size=200,

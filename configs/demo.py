@@ -1,8 +1,5 @@
 """`make demo`: a small EDJE on the built-in scenes and the backbone that ships with the package."""
 
-from pathlib import Path
-
-import edje_jax
 from edje_jax.config.model import BertConfig
 from edje_jax.config.parts import AdapterSpec, ModelSpec
 from edje_jax.config.run import DataConfig, EdjeRun, LossConfig, OptimConfig
@@ -14,7 +11,7 @@ config = EdjeRun(
         train="shapes:train", limit=25_600, batch_size=64, block_size=4, full_length=True
     ),
     model=ModelSpec(
-        backbone=str(Path(edje_jax.__file__).parent / "assets" / "shapes_backbone"),
+        backbone="shapes-backbone",
         adapter=AdapterSpec("compress", num_tokens=16, intermediate_size=384),
         fresh=BertConfig(
             vocab_size=200,

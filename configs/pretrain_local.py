@@ -5,7 +5,7 @@ AdamW, weight decay 0.05, learning rate 3e-4, 100 warm-up steps from 1e-6, then 
 to 1e-6, text 64 (with the [SEP] that closes the vision segment), an adapter 8192 wide, masking half
 of the pieces, dropout 0.1, K = 3 (paper; the code's config has 1), 32 pairs per GPU on 8 GPUs, up
 to 45 epochs (code; what the paper's runs used is not published). Betas are AdamW's defaults. The
-set is yours to name: docs/recipes.md tells how to get the paper's.
+set is yours to name: docs/guide/recipes.md tells how to get the paper's.
 """
 
 from edje_jax.config.parts import AdapterSpec, ModelSpec

@@ -68,7 +68,8 @@ class ModelSpec:
     """Parts that an EDJE is assembled from."""
 
     backbone: str | None = None
-    """Folder or hub id of the dual encoder, in Hugging Face's format: SigLIP, SigLIP2 or CLIP."""
+    """Folder or hub id of the dual encoder, in Hugging Face's format: SigLIP, SigLIP2 or CLIP;
+    shapes-backbone is the small one that ships with the package."""
     token_layer: int | None = None
     """Layer of the backbone that vision tokens come from, -1 for the last, -2 for the one before
     (default: its family's, the last of SigLIP, the one before of CLIP)."""

@@ -319,10 +319,13 @@ def _from_dict(kind: Any, raw: dict[str, Any]) -> Any:
 
 
 def given(name: str, value: Any, default: Any) -> Any:
-    """A setting of a config.json; None if it says "not given" as files did before that was null.
+    """A setting of a config.json, as it is written today.
 
-    Such a file has "" or 0 for it, or -1 where 0 is a value.
+    Files of before "not given" was null have "" or 0 for it, or -1 where 0 is a value; files of
+    before the shipped backbone had a name have its path, which may be of another installation.
     """
+    if name == "backbone" and str(value).endswith("/edje_jax/assets/shapes_backbone"):
+        return "shapes-backbone"
     if default is not None or isinstance(value, bool):
         return value
     return None if value in ("", _NOT_GIVEN.get(name, 0)) else value

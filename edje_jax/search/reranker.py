@@ -32,7 +32,7 @@ Tokens = Float[Array, "n m d"] | Float[np.ndarray, "n m d"] | Iterable[Float[np.
 class Reranker:
     """Scores texts against images that were encoded once.
 
-        reranker = Reranker.from_pretrained("runs/demo/model")
+        reranker = Reranker.from_pretrained("shapes-demo")
         tokens = reranker.encode_images(["dogs.jpg", "boat.jpg"])
         reranker.score_matrix(["two dogs", "a boat"], tokens)
 
@@ -55,7 +55,7 @@ class Reranker:
     def from_pretrained(
         cls, name: str | os.PathLike[str], *, precision: Precision = "auto"
     ) -> "Reranker":
-        """Load a model folder, a training workdir, or a hub id.
+        """Load a model folder, a training workdir, a hub id, or the shipped "shapes-demo".
 
         Raises:
             FileNotFoundError, ValueError, BadWeights, WeightMismatch: see `load_model`.

@@ -147,7 +147,7 @@ def claim_workdir(config: RunConfig, workdir: Path) -> None:
         theirs = _filled(json.loads(path.read_text()), defaults)
         changed = [
             f"  {name}: {old!r} there, {new!r} now"
-            for name, (old, new) in _differences(theirs, ours).items()
+            for name, (old, new) in _differences(theirs, _filled(ours, defaults)).items()
             if name not in MAY_CHANGE
         ]
         if changed:

@@ -61,7 +61,7 @@ class Model:
 
 
 def load_model(name: str) -> Model:
-    """Load a model folder, a training workdir (its `model/`), or a hub id.
+    """Load a model folder, a training workdir (its `model/`), a shipped model, or a hub id.
 
     Raises:
         FileNotFoundError: no such folder or id.
@@ -99,7 +99,7 @@ def _tensors(folder: Path, prior: SimilarityPrior | None) -> Mapping[str, np.nda
 
 
 def model_folder(name: str) -> Path:
-    """The model folder that a folder, a training workdir or a hub id means.
+    """The model folder that a folder, a training workdir, a shipped name or a hub id means.
 
     Raises:
         FileNotFoundError: no such folder or id.

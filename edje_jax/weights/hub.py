@@ -1,10 +1,16 @@
-"""A folder on disk or a hub id -> a folder on disk."""
+"""Names of models -> folders on disk: a folder, a shipped model, or a hub id."""
 
 import os
 import re
 from pathlib import Path
 
 from edje_jax.system.files import first_line
+
+ASSETS = Path(__file__).resolve().parents[1] / "assets"
+
+SHIPPED = {"shapes-backbone": ASSETS / "shapes_backbone", "shapes-demo": ASSETS / "shapes_demo"}
+"""Folders of the models that come with the package, by name: a dual encoder trained on the built-in
+scenes, and the EDJE that `make demo` trains over it."""
 
 _FILES = ("*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*.md", "*.py")
 
@@ -16,8 +22,9 @@ _FILE = re.compile(r"\.(pth|pt|bin|npz|ckpt|safetensors|msgpack|h5|onnx|json|tar
 
 
 def resolve(name: str | os.PathLike[str], what: str) -> Path:
-    """The folder called `name`; if there is none, the hub's model of that id, from the cache.
+    """Folder of a model: the one at the path `name`, else the shipped one, else the hub's.
 
+    A folder in the working directory goes before the shipped model and the hub id of its name.
     `what` says in messages what the folder was wanted for. HF_HUB_OFFLINE is honoured.
 
     Raises:
@@ -26,6 +33,8 @@ def resolve(name: str | os.PathLike[str], what: str) -> Path:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
+    if str(name) in SHIPPED:
+        return SHIPPED[str(name)]
     if folder.is_file():
         raise FileNotFoundError(
             f"{name}: {what} is a file; give the folder with config.json and the weights that it"
@@ -47,7 +56,7 @@ def resolve(name: str | os.PathLike[str], what: str) -> Path:
 
 def is_hub_id(name: str) -> bool:
     """Whether a name can be a hub id: OWNER/NAME, or NAME alone as of bert-base-uncased."""
-    return bool(_HUB_ID.fullmatch(name)) and not _FILE.search(name)
+    return name not in SHIPPED and bool(_HUB_ID.fullmatch(name)) and not _FILE.search(name)
 
 
 def _reason(error: Exception) -> str:

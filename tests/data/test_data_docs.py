@@ -1,4 +1,4 @@
-"""Commands of docs/data.md, run on small sets of the names that it uses."""
+"""Commands of docs/guide/data.md, run on small sets of the names that it uses."""
 
 import re
 import shlex
@@ -14,7 +14,7 @@ from edje_jax.training.assemble import open_sets
 from tests.real_sets import WRITERS, scenes
 
 ROOT = Path(__file__).parents[2]
-TEXT = (ROOT / "docs" / "data.md").read_text()
+TEXT = (ROOT / "docs" / "guide" / "data.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 COMMANDS = [line for kind, block in BLOCKS if not kind for line in block.splitlines()]
 

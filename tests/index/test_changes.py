@@ -27,7 +27,7 @@ from edje_jax.models.token_formats import unpack
 from edje_jax.scenes.shapes import Shapes
 from tests.real_sets import WRITERS, Scene, scenes
 
-PAGE = Path(__file__).parents[2] / "docs" / "search.md"
+PAGE = Path(__file__).parents[2] / "docs" / "guide" / "search.md"
 SHAPES = Shapes("val")
 
 
@@ -111,7 +111,7 @@ def made(tmp_path, reranker) -> Set:
 
 
 def table() -> list[tuple[str, list[str], str]]:
-    """(what was done, what the build says, what search answers) of each row in docs/search.md."""
+    """(what was done, what the build says, what search answers) of each row in its table."""
     part = PAGE.read_text("utf-8").split("## When the set changes")[1].split("\n## ")[0]
     rows = [line.strip("|").split(" | ") for line in part.splitlines() if line.startswith("| ")]
     return [

@@ -17,7 +17,15 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from edje_jax.config.run import DataConfig, EdjeRun, OptimConfig, RunConfig, run_to_dict
+from edje_jax.config.run import (
+    DataConfig,
+    EdjeRun,
+    ModelSpec,
+    OptimConfig,
+    RunConfig,
+    read_run,
+    run_to_dict,
+)
 from edje_jax.training.checkpoint import CheckpointError
 from edje_jax.training.logs import append, drop_after
 from edje_jax.training.loop import NotFinite, OtherRun, claim_workdir, run, stop_requests
@@ -337,6 +345,19 @@ def test_a_run_from_before_tasks_had_names_goes_on(tmp_path):
     path.write_text(json.dumps(older))
     claim_workdir(EdjeRun(), tmp_path)
     assert json.loads(path.read_text()) == as_json(EdjeRun())
+
+
+def test_a_run_on_the_shipped_backbone_goes_on_in_another_checkout(tmp_path):
+    """Its config.json once had the path of the backbone, and now has its name."""
+    ours = EdjeRun(model=ModelSpec(backbone="shapes-backbone"))
+    path = tmp_path / "config.json"
+    claim(ours, tmp_path)
+    older = as_json(ours)
+    older["model"]["backbone"] = "/gone/edje_jax/assets/shapes_backbone"
+    path.write_text(json.dumps(older))
+    assert read_run(path) == ours
+    claim(ours, tmp_path)
+    assert json.loads(path.read_text()) == as_json(ours)
 
 
 def test_harmless_fields_may_change(tmp_path):
