@@ -351,12 +351,12 @@ def test_a_run_on_the_shipped_backbone_goes_on_in_another_checkout(tmp_path):
     """Its config.json once had the path of the backbone, and now has its name."""
     ours = EdjeRun(model=ModelSpec(backbone="shapes-backbone"))
     path = tmp_path / "config.json"
-    claim(ours, tmp_path)
+    claim_workdir(ours, tmp_path)
     older = as_json(ours)
     older["model"]["backbone"] = "/gone/edje_jax/assets/shapes_backbone"
     path.write_text(json.dumps(older))
     assert read_run(path) == ours
-    claim(ours, tmp_path)
+    claim_workdir(ours, tmp_path)
     assert json.loads(path.read_text()) == as_json(ours)
 
 
