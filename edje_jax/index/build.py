@@ -95,7 +95,7 @@ def build(
         if progress:
             progress(done, total)
 
-    finished = [number for number in mine if record_of(out, number).exists()]
+    finished = {number for number in mine if record_of(out, number).exists()}
     note(sum(len(shards[number]) for number in finished))
     left = {n: cut_into(shards[n], BATCH) for n in mine if n not in finished}
     batches = [batch for cut in left.values() for batch in cut]
