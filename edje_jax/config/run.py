@@ -164,7 +164,8 @@ class LossConfig:
     def __post_init__(self):
         at_least(1, {"--loss.negatives": self.negatives})
         at_least(1, {"--loss.auxiliary-stride": self.auxiliary_stride})
-        at_least(0, {"--loss.binary-match": self.binary_match})
+        flags = {name: f"--loss.{name.replace('_', '-')}" for name in self.weights()}
+        at_least(0, {flag: getattr(self, name) for name, flag in flags.items()})
         if self.hardest_of is not None:
             at_least(self.negatives, {"--loss.hardest-of": self.hardest_of})
         at_least(0, {"--loss.random-negatives": self.random_negatives, "--loss.queue": self.queue})

@@ -38,6 +38,9 @@ class FirstStage(Protocol):
 
     is_stored: ClassVar[bool]
     """Whether `build` writes files, from which `open` is quicker than building again."""
+    version: ClassVar[int]
+    """Number to raise when `build` comes to write something else, for a setting of it too: stored
+    first stages of another version are built anew."""
 
     @classmethod
     def build(cls, vectors: Vectors, folder: Path | None) -> "FirstStage":

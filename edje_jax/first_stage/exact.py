@@ -25,6 +25,7 @@ class Exact:
     """
 
     is_stored: ClassVar[bool] = False
+    version: ClassVar[int] = 1
 
     def __init__(self, vectors: Vectors):
         self._size, width = vectors.shape

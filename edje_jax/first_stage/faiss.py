@@ -15,6 +15,7 @@ class Faiss:
     """Base of the first stages that are an index of the faiss library."""
 
     is_stored: ClassVar[bool] = True
+    version: ClassVar[int] = 1
 
     def __init__(self, index: Any):
         self._index = index

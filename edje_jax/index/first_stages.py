@@ -33,7 +33,8 @@ def open_first_stage(store: Store, name: str, column: str) -> FirstStage:
     kind, vectors = find_first_stage(name), store.column(column)
     if not kind.is_stored or not len(vectors):
         return kind.build(vectors, None)
-    folder, stamp = store.folder / "first-stage" / name / column, _stamp(store, column, vectors)
+    folder = store.folder / "first-stage" / name / column
+    stamp = _stamp(store, column, vectors, kind.version)
     try:
         if (folder / "stamp.json").exists() and read_json(folder / "stamp.json") == stamp:
             return kind.open(folder)
@@ -46,8 +47,9 @@ def open_first_stage(store: Store, name: str, column: str) -> FirstStage:
         return kind.build(vectors, None)
 
 
-def _stamp(store: Store, column: str, vectors: Column) -> dict[str, Any]:
-    """Identity of a column's rows: the checksums of its files, and which of their rows count."""
+def _stamp(store: Store, column: str, vectors: Column, version: int) -> dict[str, Any]:
+    """Identity of a first stage: its version, the checksums of the column's files, and which of
+    their rows count."""
     files = {
         name: file["sha256"]
         for record in store.manifest.shards
@@ -55,7 +57,8 @@ def _stamp(store: Store, column: str, vectors: Column) -> dict[str, Any]:
         if kind_of(name) == column
     }
     locations = hashlib.sha256(vectors.locations.tobytes()).hexdigest()
-    return {"format": 1, "rows": len(vectors), "files": files, "locations": locations}
+    rows = {"rows": len(vectors), "files": files, "locations": locations}
+    return {"format": 1, "version": version, **rows}
 
 
 def _build(

@@ -10,6 +10,7 @@ from edje_jax.config.run import (
     BackboneRun,
     DataConfig,
     EdjeRun,
+    LossConfig,
     OptimConfig,
     RunConfig,
     read_run,
@@ -67,6 +68,11 @@ def test_values_that_look_like_not_given_are_kept_where_they_are_values():
 def test_every_kind_of_run_has_a_task():
     assert all(callable(find_task(name)) for name in RUNS)
     assert all(run.task == name for name, run in RUNS.items())
+
+
+def test_a_negative_weight_of_a_loss_is_refused():
+    with pytest.raises(ValueError, match=r"--loss\.masked-lm -0\.5: the least is 0"):
+        LossConfig(masked_lm=-0.5)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """First stages kept in an index: built once, opened again, and never in use once they are stale."""
 
+import json
 import logging
 import os
 from pathlib import Path
@@ -24,6 +25,7 @@ class MadeUp:
     """A first stage that stores its embeddings as they are."""
 
     is_stored = True
+    version = 1
 
     def __init__(self, embeddings: np.ndarray):
         self.embeddings = embeddings
@@ -61,7 +63,7 @@ def index(tmp_path) -> Path:
     return tmp_path / "index"
 
 
-@pytest.fixture(params=["made-up", "faiss-flat", "faiss-hnsw", "faiss-ivf"])
+@pytest.fixture(params=["made-up", *(name for name in FIRST_STAGES if name != "exact")])
 def name(request) -> str:
     """Every first stage that is stored."""
     if request.param.startswith("faiss"):
@@ -120,6 +122,14 @@ def test_a_stale_first_stage_is_never_in_use(index, name):
         change()
         found = answers(index, name)
         assert found == answers(index, "exact") and len(found[0]) == count
+
+
+def test_a_first_stage_of_another_version_is_built_anew(index, stored, monkeypatch):
+    monkeypatch.setattr(find_first_stage("made-up"), "version", 2)
+    assert len(ImageIndex.open(index, first_stage="made-up").images) == 12
+    assert json.loads((stored / "stamp.json").read_text())["version"] == 2
+    no_building(monkeypatch, "made-up")
+    assert answers(index, "made-up") == answers(index, "exact")
 
 
 def test_compacting_gives_the_room_of_stale_first_stages_back(index, stored):

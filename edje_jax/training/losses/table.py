@@ -35,9 +35,9 @@ def loss_of_rows(context: RowContext) -> tuple[Float[Array, ""], Metrics]:
     its rows add up to the loss of all of them.
     """
     objective, metrics = context.objective, {}
-    if objective.phase == "all":
-        metrics["match_accuracy"] = match_accuracy(context)
     terms = active_terms(objective.loss, objective.phase, objective.teacher is not None)
+    if any(term.needs_pairs for term in terms.values()):
+        metrics["match_accuracy"] = match_accuracy(context)
     losses = {name: term.loss(context) for name, term in terms.items()}
     weighted = (getattr(objective.loss, name) * loss for name, loss in losses.items())
     total = sum(weighted, jnp.zeros(()))
