@@ -50,6 +50,7 @@ from edje_jax.runtimes.devices import compute_dtype
 from edje_jax.system.allocator import give_back_freed_memory, keep_freed_memory
 from edje_jax.training import flops
 from edje_jax.training.edje_step import Frozen, StepSetup, edje_train_step
+from edje_jax.training.losses.table import step_flops
 from edje_jax.training.losses.term import Objective
 from edje_jax.training.masking import choose_masked
 from edje_jax.training.sharding import Devices
@@ -349,7 +350,7 @@ def main() -> None:
     first = {name: run() for name, run in sides.items()}
     seconds = timed(sides, options.rounds)
     slower = ratios(seconds)
-    step_flops = flops.train_step(work.config, LOSS, options.batch, teacher=None)
+    flops_of_step = step_flops(work.config, LOSS, options.batch, teacher=None)
     table = Table("", "seconds a step", "ours is faster by", "peak MB", "first loss")
     result: dict[str, Any] = {
         "machine": machine(), "size": options.size, "batch": options.batch, "sides": {}
@@ -364,7 +365,7 @@ def main() -> None:
             "first_loss": first[name],
         }
         if peak := flops.peak_flops(jax.devices()[0].device_kind):
-            row["model_flop_utilisation"] = step_flops / middle / peak
+            row["model_flop_utilisation"] = flops_of_step / middle / peak
         result["sides"][name] = row
         table.add_row(
             name, f"{middle:.3f}", f"{slower[name]:.2f}", f"{row['peak_megabytes']:.0f}",
