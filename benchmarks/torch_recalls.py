@@ -33,7 +33,9 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=10)
     parser.add_argument("--out", default="", help="JSON file to write")
     options = parser.parse_args()
-    jax_metrics = evaluate_model(options.model, options.data, Protocol(k=options.k))
+    jax_metrics = evaluate_model(
+        options.model, options.data, Protocol(k=options.k, similarity_weight=0.0)
+    )
     source = open_captioned(options.data)
     torch_metrics = with_torch(model_folder(options.model), source, options.k).metrics()
     Console().print(metrics_table(torch_metrics), "above: PyTorch; before it: JAX")

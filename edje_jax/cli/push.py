@@ -9,6 +9,7 @@ from edje_jax.config.run import read_run
 from edje_jax.system.files import read_json
 from edje_jax.weights.card import model_card
 from edje_jax.weights.folder import load_model, model_folder
+from edje_jax.weights.hub import SHIPPED
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,11 @@ def push(
     folder = model_folder(name)
     workdir = folder.parent
     model = load_model(str(folder))
+    if folder == SHIPPED.get(name):
+        raise UsageError(
+            f"{name}: ships without its backbone and the PyTorch module, which others would need;"
+            f" run edje convert {name} model/ --to edje, and push model/"
+        )
     raw = workdir / "config.json"
     run = read_run(raw) if folder.name == "model" and raw.exists() else None
     found = Path(metrics).expanduser() if metrics else workdir / "eval" / "metrics.json"

@@ -113,7 +113,10 @@ def _check(models: Sequence[str], choices: Choices, precision: float, save: bool
         raise UsageError(f"--queries {choices.queries}: give a number, or 0 for all")
     for model in models if save else ():
         if not Path(model).expanduser().is_dir():
-            raise UsageError(f"--save: {model} is no folder here; download it, and name the folder")
+            raise UsageError(
+                f"--save: {model} is no folder here; download it, or copy a shipped model with"
+                f" edje convert {model} model/ --to edje, and name the folder"
+            )
 
 
 def save_calibration(folder: Path, calibration: Calibration) -> None:

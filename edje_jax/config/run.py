@@ -220,6 +220,8 @@ class RunConfig:
         at_least(1, {"--steps": self.steps, "--eval-every": self.eval_every})
         at_least(1, {"--log-every": self.log_every, "--checkpoint-every": self.checkpoint_every})
         at_least(1, {"--keep-checkpoints": self.keep_checkpoints})
+        at_least(1, {"--num-processes": self.num_processes})
+        at_least(0, {"--process-id": self.process_id})
 
 
 @dataclass(frozen=True)
@@ -326,10 +328,12 @@ def given(name: str, value: Any, default: Any) -> Any:
     before the shipped backbone had a name have its path, which may be of another installation.
     """
     if name == "backbone" and str(value).endswith("/edje_jax/assets/shapes_backbone"):
-        return "shapes-backbone"
+        elsewhere = Path(value).is_dir() and not Path(value).samefile(_SHIPPED_BACKBONE)
+        return value if elsewhere else "shapes-backbone"
     if default is not None or isinstance(value, bool):
         return value
     return None if value in ("", _NOT_GIVEN.get(name, 0)) else value
 
 
 _NOT_GIVEN = {"deferred_layers": -1, "process_id": -1}
+_SHIPPED_BACKBONE = Path(__file__).parents[1] / "assets" / "shapes_backbone"

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -17,6 +17,9 @@ FORMAT = 2
 """Format 1 knew no stamps, digests, dropped images and faults."""
 
 
+Per = Literal["image", "caption"]
+
+
 @dataclass(frozen=True)
 class ColumnType:
     """Type of a column: an array in every shard, with a row for each image or each caption."""
@@ -25,11 +28,13 @@ class ColumnType:
     """NumPy's name of the dtype; bfloat16 is stored as its bits, uint16."""
     shape: tuple[int, ...]
     """Shape of a row."""
-    per: Literal["image", "caption"] = "image"
+    per: Per = "image"
 
     def __post_init__(self):
         object.__setattr__(self, "shape", tuple(self.shape))
         np.dtype(self.dtype)  # TypeError for an unknown one
+        if self.per not in get_args(Per):
+            raise TypeError(f"a column with a row for each {self.per!r}")
 
 
 @dataclass(frozen=True)
@@ -132,4 +137,7 @@ class Manifest:
             given = {name: value for name, value in raw.items() if name in known}
             return cls(**{**given, **tuples, "columns": columns, "unknown": unknown})
         except (TypeError, AttributeError) as error:
-            raise BadStore(f"{path}: damaged ({error}); build the index again") from error
+            raise BadStore(
+                f"{path}: damaged, or written by a newer version of edje_jax ({error}); update it,"
+                " or build the index again"
+            ) from error

@@ -272,7 +272,7 @@ def _pixels(image: Any, recipe: ImageRecipe) -> UInt8[np.ndarray, "s s 3"]:
     """Image of a dataset: bytes or a path where it was left undecoded, or as it is.
 
     Raises:
-        BadImage: there is none, or see `load_image`.
+        BadImage: there is none, or see `image_pixels`.
     """
     if image is None:
         raise BadImage("has no image")

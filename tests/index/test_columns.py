@@ -126,5 +126,5 @@ def test_missing_fields_take_defaults_and_a_manifest_says_no_more_than_it_must(t
             Manifest.read(tmp_path)
     del raw["width"]
     path.write_text(json.dumps(raw))
-    with pytest.raises(BadStore, match=r"damaged \(.*'width'\); build the index again"):
+    with pytest.raises(BadStore, match=r"damaged, or written by a newer .*'width'"):
         Manifest.read(tmp_path)
