@@ -116,7 +116,8 @@ class FeaturePass:
                 left = (total - done[kind]) / max(rate, 1e-9)
                 log.info(
                     "%s %d/%d · %.0f a second · %d:%02d left",
-                    "images" if kind == "pictures" else kind, done[kind], total, rate, left // 60, left % 60,
+                    {"pictures": "images"}.get(kind, kind), done[kind], total, rate,
+                    left // 60, left % 60,
                 )  # fmt: skip
         # Not before all have come here: a folder with a manifest is a whole one.
         wait_for_all("rows written")
