@@ -12,15 +12,16 @@ from edje_jax.config.model import (
 )
 
 
-def at_least(least: int, values: dict[str, float | None]) -> None:
-    """Check {option: its value}; None, which is "not given", passes.
+def at_least(least: int, values: dict[str, float | None], or_none: bool = False) -> None:
+    """Check {option: its value}; None, which is "not given" and may be where `or_none`, passes.
 
     Raises:
         ValueError: a value is less than the least.
     """
     for name, value in values.items():
         if value is not None and not value >= least:
-            raise ValueError(f"{name} {value}: the least is {least}")
+            remedy = "; None takes the default" if or_none else ""
+            raise ValueError(f"{name} {value}: the least is {least}{remedy}")
 
 
 @dataclass(frozen=True)

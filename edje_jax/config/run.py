@@ -61,9 +61,9 @@ class DataConfig:
             {
                 "--data.batch-size": self.batch_size,
                 "--data.block-size": self.block_size,
-                "--data.limit": self.limit,
             },
         )
+        at_least(1, {"--data.limit": self.limit}, or_none=True)
         at_least(0, {"--data.workers": self.workers, "--data.max-bad": self.max_bad})
         if not 0 < self.crop <= 1:
             raise ValueError(
@@ -87,7 +87,8 @@ class MeshConfig:
     """Devices that share one copy of the parameters and of the optimiser's state."""
 
     def __post_init__(self):
-        at_least(1, {"--mesh.data": self.data, "--mesh.fsdp": self.fsdp})
+        at_least(1, {"--mesh.fsdp": self.fsdp})
+        at_least(1, {"--mesh.data": self.data}, or_none=True)
 
 
 @dataclass(frozen=True)
@@ -217,11 +218,11 @@ class RunConfig:
     """Trace steps 10 to 15 for TensorBoard and Perfetto, into profile/ of the workdir."""
 
     def __post_init__(self):
-        at_least(1, {"--steps": self.steps, "--eval-every": self.eval_every})
+        at_least(1, {"--steps": self.steps, "--eval-every": self.eval_every}, or_none=True)
         at_least(1, {"--log-every": self.log_every, "--checkpoint-every": self.checkpoint_every})
         at_least(1, {"--keep-checkpoints": self.keep_checkpoints})
-        at_least(1, {"--num-processes": self.num_processes})
-        at_least(0, {"--process-id": self.process_id})
+        at_least(1, {"--num-processes": self.num_processes}, or_none=True)
+        at_least(0, {"--process-id": self.process_id}, or_none=True)
 
 
 @dataclass(frozen=True)

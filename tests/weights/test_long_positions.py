@@ -162,7 +162,7 @@ def test_a_new_run_has_a_row_for_every_position(named, backbone, tmp_path):
         debug.model,
         backbone=str(backbone),
         joint_encoder=str(TINY / "bert") if named else "",
-        adapter=AdapterSpec("local", 0, 32),
+        adapter=AdapterSpec("local", intermediate_size=32),
         max_text_length=63,
     )
     tokenizer = tmp_path / "tokenizer"

@@ -147,7 +147,7 @@ def test_patch_naming_learns_from_scenes(config, tmp_path):
 
 
 def test_an_epoch_counts_where_steps_do_not(config, tmp_path):
-    task = BackboneTask(dataclasses.replace(config, steps=0, epochs=3.0), tmp_path)
+    task = BackboneTask(dataclasses.replace(config, steps=None, epochs=3.0), tmp_path)
     assert len(task.reader) == 3 * 32 // 16
 
 
