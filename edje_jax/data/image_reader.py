@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -26,9 +26,11 @@ from edje_jax.types import Source
 
 AHEAD = 256
 """Most images that are read before they are asked for."""
+PIECE = 8
+"""Records that a thread reads one after the other: neighbours may share work, such as a scene."""
 BATCH = 256
 """Images of a batch, for readers that need no other number."""
-THREADS = min(32, (os.cpu_count() or 1) + 4)
+THREADS = min(32, (os.cpu_count() or 1) + 1)
 """Threads that decode; Pillow holds no lock while it does."""
 
 Records = Sequence[int] | Int[np.ndarray, " n"]
@@ -100,10 +102,16 @@ def read_batches(
     if workers:
         yield from prefetch(_Batches(read, batches), 0, workers)
         return
-    keys = (record for batch in batches for record in map(int, batch))
-    with closing(in_order(partial(or_bad, read), keys)) as found:
+    records = (record for batch in batches for record in map(int, batch))
+    pieces = iter(lambda: list(islice(records, PIECE)), [])
+    with closing(in_order(partial(_read_piece, read), pieces, AHEAD // PIECE)) as read_pieces:
+        found = chain.from_iterable(read_pieces)
         for batch in batches:
             yield _sorted_out(batch, islice(found, len(batch)))
+
+
+def _read_piece(read: Callable[[int], Value], piece: Sequence[int]) -> list[Value | BadImage]:
+    return [or_bad(read, record) for record in piece]
 
 
 @dataclass(frozen=True)
