@@ -26,13 +26,14 @@ from edje_jax.types import Source
 
 AHEAD = 256
 """Most images that are read before they are asked for."""
-PIECE = 8
-"""Records that a thread reads one after the other: neighbours may share work, such as a scene."""
-BATCH = 256
-"""Images of a batch, for readers that need no other number."""
 THREADS = min(32, (os.cpu_count() or 1) + 1)
 """Threads that decode; Pillow holds no lock while it does."""
-
+PIECE = 32
+"""Records that a thread reads one after the other: neighbours may share work, such as a scene."""
+PIECES_AHEAD = max(AHEAD // PIECE, THREADS + 1)
+"""Pieces that are read before they are asked for: one for each thread, and one more."""
+BATCH = 256
+"""Images of a batch, for readers that need no other number."""
 Records = Sequence[int] | Int[np.ndarray, " n"]
 """Indices of a source."""
 Key = TypeVar("Key")
@@ -104,7 +105,7 @@ def read_batches(
         return
     records = (record for batch in batches for record in map(int, batch))
     pieces = iter(lambda: list(islice(records, PIECE)), [])
-    with closing(in_order(partial(_read_piece, read), pieces, AHEAD // PIECE)) as read_pieces:
+    with closing(in_order(partial(_read_piece, read), pieces, PIECES_AHEAD)) as read_pieces:
         found = chain.from_iterable(read_pieces)
         for batch in batches:
             yield _sorted_out(batch, islice(found, len(batch)))
