@@ -48,7 +48,7 @@ def test_an_old_index_answers_the_same(reranker, dtype):
 
 @pytest.mark.parametrize("dtype", ANSWERS)
 def test_images_are_added_to_an_old_index(reranker, dtype, tmp_path):
-    """What is there keeps its tokens, bit for bit, and what was removed stays removed."""
+    """Indexed images keep their tokens, bit for bit, and removed ones stay removed."""
     index, spec = tmp_path / "index", f"blip:{OLD / 'images' / 'set.json'}"
     shutil.copytree(OLD / dtype, index)
     old = Store(OLD / dtype)

@@ -348,7 +348,7 @@ def test_a_run_from_before_tasks_had_names_goes_on(tmp_path):
 
 
 def test_a_run_on_the_shipped_backbone_goes_on_in_another_checkout(tmp_path):
-    """Its config.json once had the path of the backbone, and now has its name."""
+    """A config.json with the path of the shipped backbone resumes as one with the name."""
     ours = EdjeRun(model=ModelSpec(backbone="shapes-backbone"))
     path = tmp_path / "config.json"
     claim_workdir(ours, tmp_path)
