@@ -34,6 +34,7 @@ PIECES_AHEAD = max(AHEAD // PIECE, THREADS + 1)
 """Pieces that are read before they are asked for: one for each thread, and one more."""
 BATCH = 256
 """Images of a batch, for readers that need no other number."""
+
 Records = Sequence[int] | Int[np.ndarray, " n"]
 """Indices of a source."""
 Key = TypeVar("Key")
