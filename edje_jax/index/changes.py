@@ -5,7 +5,6 @@ import json
 import os
 from collections import defaultdict
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -55,45 +54,45 @@ class Changes:
     """{id: why it cannot be an id}"""
     faults: dict[str, str] = field(default_factory=dict)
     """{record that the source left out, or id whose captions are not all usable: why}"""
+    _encoded: "hashlib._Hash" = field(default_factory=hashlib.sha256)
 
     @property
     def records(self) -> Int[np.ndarray, " n"]:
         """The source's first record of each image to encode."""
         return np.fromiter(self.stamps, np.int64, len(self.stamps))
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """Digest of the ids, captions and stamps to encode; it identifies an unfinished build."""
-        digest = hashlib.sha256()
-        for record, stamp in self.stamps.items():
-            told = [self.source.image_id(record), self.captions(record), stamp]
-            digest.update(json.dumps(told).encode())
-        return digest.hexdigest()[:32]
+        return self._encoded.hexdigest()[:32]
+
+    def encode(self, record: int, id: str, captions: list[str], stamp: str) -> None:
+        """Note that an image is to be encoded."""
+        self.stamps[record] = stamp
+        self._encoded.update(json.dumps([id, captions, stamp]).encode())
 
     @property
     def records_in_all(self) -> int:
         """Number of images, and of records that the source left out."""
         return self.total + len(left_out(self.source))
 
-    def captions(self, record: int) -> list[str]:
-        """All usable captions of an image, each once."""
-        texts = [text for r in self._all(record) for text in self.source.captions(r)]
-        return list(dict.fromkeys(usable(texts)[0]))
+    def captions(self, record: int) -> tuple[list[str], str]:
+        """(all usable captions of an image, each once; faults of the others, "" if there are none).
 
-    def fault(self, record: int) -> str:
-        """Faults of the captions of an image that are not usable; "" if there are none."""
-        faults = [caption_faults(self.source, r) for r in self._all(record)]
-        faults += [usable(self.source.captions(r))[1] for r in self._all(record)]
-        return "; ".join(filter(None, faults))
+        A source may have to make its captions: ask once for each image.
+        """
+        texts: list[str] = []
+        faults: list[str] = []
+        for r in (record, *self.duplicates.get(record, ())):
+            good, fault = usable(self.source.captions(r))
+            texts += good
+            faults += [caption_faults(self.source, r), fault]
+        return list(dict.fromkeys(texts)), "; ".join(filter(None, faults))
 
-    def _all(self, record: int) -> list[int]:
-        return [record, *self.duplicates.get(record, [])]
-
-    def row(self, record: int, stamp: str, digest: str) -> ImageRecord:
+    def row(self, record: int, captions: list[str], stamp: str, digest: str) -> ImageRecord:
         """Metadata row of an image, before its thumbnail has a place in the shard."""
         source = self.source
         path = os.path.abspath(source.path(record)) if isinstance(source, OnDisk) else ""
-        captions = self.captions(record)
         return ImageRecord(source.image_id(record), path, captions, (0, 0), stamp, digest)
 
 
@@ -121,19 +120,20 @@ def compare(source: Source, out: Path, manifest: Manifest, restore: bool = False
         if reason := text_fault(name):
             changes.bad[printable(name)] = f"its name {reason}; rename it"
             continue
-        if reason := changes.fault(record):
+        captions, reason = changes.captions(record)
+        if reason:
             changes.faults[name] = printable(f"indexed without a caption: {reason}")
         if row is None or location is None:
             changes.new.append(name)
-            changes.stamps[record] = _stamp(source, record) or ""
+            changes.encode(record, name, captions, _stamp(source, record) or "")
         elif (stamp := _stamp(source, record)) is None:
             missing.add(name)
             changes.absent[name] = "its file is missing"
         elif not _is_same(source, record, stamp, row):
             changes.changed.append(name)
-            changes.stamps[record] = stamp
+            changes.encode(record, name, captions, stamp)
         else:
-            _compare_words(changes, record, stamp, location, row)
+            _compare_words(changes, record, captions, stamp, location, row)
             if name in hidden or name in changes.restored:
                 changes.new.append(name)
     for name in known:
@@ -153,12 +153,17 @@ def _by_id(source: Source) -> tuple[dict[str, int], dict[int, list[int]]]:
 
 
 def _compare_words(
-    changes: Changes, record: int, stamp: str, location: tuple[int, int], row: ImageRecord
+    changes: Changes,
+    record: int,
+    captions: list[str],
+    stamp: str,
+    location: tuple[int, int],
+    row: ImageRecord,
 ) -> None:
     """Record what differs in a row whose image is the same."""
     changes.unstamped += not (row.stamp or row.digest)
     digest = row.digest or ("" if stamp else _digest(changes.source, record))
-    fresh = changes.row(record, stamp, digest)._replace(thumbnail=row.thumbnail)
+    fresh = changes.row(record, captions, stamp, digest)._replace(thumbnail=row.thumbnail)
     if fresh.captions != row.captions:
         changes.recaptioned.append(row.id)
     if fresh.path != row.path:

@@ -106,7 +106,8 @@ def encode(
         parts.append(encoded)
         for record, image in zip(batch.records, batch.values, strict=True):
             thumbnails.append(image.thumbnail)
-            rows.append(changes.row(record, changes.stamps[record], image.digest))
+            captions, _ = changes.captions(record)
+            rows.append(changes.row(record, captions, changes.stamps[record], image.digest))
         for record, reason in batch.bad.items():
             rejected[changes.source.image_id(record)] = printable(reason)
         note(len(batch.records) + len(batch.bad))
