@@ -18,7 +18,7 @@ from edje_jax.config.model import (
     VisionConfig,
 )
 from edje_jax.models.token_formats import PackedTokens, unpack
-from edje_jax.runtimes.base import Encoded
+from edje_jax.runtimes.base import Encoded, EncodedTexts
 from edje_jax.weights.model_stamp import model_stamp
 
 T = TypeVar("T")
@@ -56,7 +56,8 @@ class ColourRuntime:
         colours = pixel_values.reshape(len(pixel_values), -1, 3).mean(axis=1)
         tokens = np.zeros((len(colours), 2, 4), np.float32)
         tokens[:, 1, :3] = colours
-        return Encoded(tokens, colours / np.linalg.norm(colours, axis=1, keepdims=True))
+        unit = colours / np.linalg.norm(colours, axis=1, keepdims=True)
+        return Encoded(tokens, unit, np.empty((len(unit), 0), np.float32))
 
     def encode_each(
         self, batches: Iterable[T], images: Callable[[T], np.ndarray]
@@ -66,6 +67,10 @@ class ColourRuntime:
     def embed_texts(self, captions: Sequence[str]) -> np.ndarray:
         named = self.joint_tokenizer(captions).astype(np.float32)
         return named / np.maximum(np.linalg.norm(named, axis=1, keepdims=True), 1e-6)
+
+    def encode_texts(self, captions: Sequence[str]) -> EncodedTexts:
+        embeddings = self.embed_texts(captions)
+        return EncodedTexts(embeddings, np.empty((len(embeddings), 0), np.float32))
 
     def score_pairs(
         self,

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 from edje_jax.cli.program import UsageError
-from edje_jax.config.run import read_run
+from edje_jax.config.saved_run import read_run
 from edje_jax.system.files import read_json
 from edje_jax.weights.card import model_card
 from edje_jax.weights.folder import load_model, model_folder

@@ -6,8 +6,7 @@ given is None.
 
 import dataclasses
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, ClassVar, Literal, get_type_hints
+from typing import Any, ClassVar, Literal
 
 from edje_jax.config.model import (
     IccProfile,
@@ -15,10 +14,8 @@ from edje_jax.config.model import (
     TextConfig,
     Transparency,
     VisionConfig,
-    to_dict,
 )
 from edje_jax.config.parts import ModelSpec, at_least
-from edje_jax.system.files import read_json
 
 
 @dataclass(frozen=True)
@@ -116,7 +113,7 @@ class OptimConfig:
     exported in their place; 0 keeps none."""
 
 
-def _weight(default: float) -> Any:
+def weight_of_a_loss(default: float) -> Any:
     """The weight of a loss: the name of its field is the name of the loss's file in
     `training/losses/`."""
     return field(default=default, metadata={"is_weight": True})
@@ -126,20 +123,20 @@ def _weight(default: float) -> Any:
 class LossConfig:
     """Weights of the losses, and what they are computed from. A weight of 0 skips the work too."""
 
-    match: float = _weight(1.0)
+    match: float = weight_of_a_loss(1.0)
     """Weight of the softmax of each pair against its negatives, as the published code has it."""
-    binary_match: float = _weight(0.0)
+    binary_match: float = weight_of_a_loss(0.0)
     """Weight of classifying each pair on its own as a match or none, as the paper words it: logits
     of different queries become comparable, which calibration and `min_score` gain from."""
-    distillation: float = _weight(1.0)
+    distillation: float = weight_of_a_loss(1.0)
     """Weight of the distance to the match logits of a `teacher`, where one is named."""
-    hidden_states: float = _weight(0.0)
+    hidden_states: float = weight_of_a_loss(0.0)
     """Weight of the distance between the states of a caption's tokens and those of a `teacher` of
     the same width, where one is named, after the layers that both have online, counted from the
     last. Costs one more pass of each over the captions and their own images."""
-    masked_lm: float = _weight(1.0)
+    masked_lm: float = weight_of_a_loss(1.0)
     """Weight of predicting the hidden tokens of a caption beside its image."""
-    text_recovery: float = _weight(1.0)
+    text_recovery: float = weight_of_a_loss(1.0)
     """Weight of predicting the backbone's embedding of a caption from its text alone."""
     negatives: int = 3
     """Hard negative images per caption, and hard negative captions per image: the most similar
@@ -266,75 +263,3 @@ class BackboneRun(RunConfig):
     """Use of an image's colour profile (see `ImageRecipe`)."""
     transparency: Transparency = "dropped"
     """Treatment of transparent areas (see `ImageRecipe`)."""
-
-
-RUNS: dict[str, type[RunConfig]] = {run.task: run for run in (EdjeRun, BackboneRun)}
-"""Kinds of runs by the name of their task."""
-
-
-def run_to_dict(run: RunConfig) -> dict[str, Any]:
-    """Settings of a run as JSON-ready nested dicts, with the name of its task: config.json."""
-    return {"task": run.task, **to_dict(run)}
-
-
-def read_run(path: Path) -> RunConfig:
-    """Settings of a run from its config.json.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is no JSON object, or not of a run that this version knows.
-    """
-    raw = read_json(path)
-    try:
-        return run_from_dict(raw)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def run_from_dict(raw: dict[str, Any]) -> RunConfig:
-    """Settings of a run from the dict that `run_to_dict` made; missing fields, which are newer than
-    the file, have their defaults.
-
-    Files written before tasks had names are recognised by "model", which only an EDJE's have.
-
-    Raises:
-        ValueError: this version knows no task of that name, or a value is out of range.
-    """
-    task = raw.get("task") or ("edje" if "model" in raw else "backbone")
-    if task not in RUNS:
-        raise ValueError(
-            f'a run of the task "{task}", and this version of edje-jax knows {", ".join(RUNS)};'
-            " install the one that the run was started with"
-        )
-    return _from_dict(RUNS[task], raw)
-
-
-def _from_dict(kind: Any, raw: dict[str, Any]) -> Any:
-    """Config dataclass from the dict that `to_dict` made; JSON has lists for tuples."""
-    hints = get_type_hints(kind)
-    values = {}
-    for each in dataclasses.fields(kind):
-        if each.name in raw:
-            hint, value = hints[each.name], given(each.name, raw[each.name], each.default)
-            if dataclasses.is_dataclass(hint):
-                value = _from_dict(hint, value)
-            values[each.name] = tuple(value) if isinstance(value, list) else value
-    return kind(**values)
-
-
-def given(name: str, value: Any, default: Any) -> Any:
-    """A setting of a config.json, as it is written today.
-
-    Files of before "not given" was null have "" or 0 for it, or -1 where 0 is a value; files of
-    before the shipped backbone had a name have its path, which may be of another installation.
-    """
-    if name == "backbone" and str(value).endswith("/edje_jax/assets/shapes_backbone"):
-        elsewhere = Path(value).is_dir() and not Path(value).samefile(_SHIPPED_BACKBONE)
-        return value if elsewhere else "shapes-backbone"
-    if default is not None or isinstance(value, bool):
-        return value
-    return None if value in ("", _NOT_GIVEN.get(name, 0)) else value
-
-
-_NOT_GIVEN = {"deferred_layers": -1, "process_id": -1}
-_SHIPPED_BACKBONE = Path(__file__).parents[1] / "assets" / "shapes_backbone"

@@ -80,7 +80,7 @@ class TrainingBatches:
         blocks = total // block
         if place < blocks * block:
             number, within = divmod(place, block)
-            record = _order(blocks, self.seed)[epoch * blocks + number] * block + within
+            record = endless_order(blocks, self.seed)[epoch * blocks + number] * block + within
         else:
             record = place
         pick = np.random.default_rng([self.seed, epoch, record])
@@ -111,8 +111,8 @@ class TrainingBatches:
             images=images,
             backbone_ids=recipe.backbone_tokenizer(captions[own]),
             joint_ids=self._joint_ids(captions)[own],
-            image_ids=_identities(source.image_id(record) for record in records),
-            caption_ids=_identities(canonicalise(caption) for caption in captions[own]),
+            image_ids=identities(source.image_id(record) for record in records),
+            caption_ids=identities(canonicalise(caption) for caption in captions[own]),
             valid=valid,
             features=features,
             extra_labels=np.stack(list(map(extra, records))) if extra else None,
@@ -184,12 +184,12 @@ def iterate(
 
 
 @lru_cache(maxsize=4)
-def _order(blocks: int, seed: int) -> Sequence[int]:
+def endless_order(blocks: int, seed: int) -> Sequence[int]:
     """Endless shuffle of the blocks, each epoch in its own order, without a list in memory."""
     return cast(Sequence[int], grain.MapDataset.range(blocks).seed(seed).shuffle().repeat())
 
 
-def _identities(names: Iterable[str]) -> np.ndarray:
+def identities(names: Iterable[str]) -> np.ndarray:
     """Hash names to int32: equal for equal names."""
     return np.array(
         [zlib.crc32(name.encode("utf-8", "surrogatepass")) for name in names], np.uint32

@@ -48,6 +48,8 @@ class EncodedGallery:
     """Index of each image in the source."""
     tokens: Float[np.ndarray, "n m d"] | PackedTokens
     embeddings: Float32[np.ndarray, "n e"]
+    projections: Float32[np.ndarray, "n bits"]
+    """Numbers whose signs are the images' codes; [n, 0] of a model without codes."""
 
 
 def encode_gallery(
@@ -66,6 +68,8 @@ def encode_gallery(
     size = (config.num_tokens, config.joint_encoder.hidden_size)
     tokens = _allocate_tokens((len(source), *size))
     embeddings = np.empty((len(source), config.backbone.text.projection_size), np.float32)
+    bits = config.first_stage.bits if config.first_stage else 0
+    projections = np.empty((len(source), bits), np.float32)
     sets = (source.source, source.pool) if isinstance(source, Pooled) else (source,)
     own = len(sets[0])
     batches = (
@@ -79,13 +83,14 @@ def encode_gallery(
         encoded = runtime.encode_images(batch.images)
         rows = slice(len(record), len(record) + len(batch.records))
         tokens[rows], embeddings[rows] = encoded.tokens, encoded.embeddings
+        projections[rows] = encoded.projections
         record += batch.records
         if progress:
             progress("images", len(record), len(source))
     captions = [list(source.captions(i)) for i in record]
     gallery = Gallery.of([source.image_id(i) for i in record], captions)
     count = len(record)
-    return EncodedGallery(gallery, record, tokens[:count], embeddings[:count])
+    return EncodedGallery(gallery, record, tokens[:count], embeddings[:count], projections[:count])
 
 
 def _allocate_tokens(shape: tuple[int, ...]) -> np.ndarray:

@@ -6,7 +6,7 @@ of captions and tokens become match logits. Any number of rows goes in, NumPy co
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Float32, Int, UInt8
@@ -35,8 +35,19 @@ class Encoded:
     """Compressed tokens; after the deferred layers, where the model has any."""
     embeddings: Float32[np.ndarray, "n e"]
     """First-stage embeddings, unit length."""
+    projections: Float32[np.ndarray, "n bits"]
+    """Numbers whose signs are the images' codes; [n, 0] of a model without codes."""
 
 
+@dataclass(frozen=True)
+class EncodedTexts:
+    """First-stage embeddings and projections of n captions, as `Encoded` has those of images."""
+
+    embeddings: Float32[np.ndarray, "n e"]
+    projections: Float32[np.ndarray, "n bits"]
+
+
+@runtime_checkable
 class Runtime(Protocol):
     """A model that computes; `edje_jax.runtimes.jax.JaxRuntime` is the one of JAX."""
 
@@ -80,6 +91,10 @@ class Runtime(Protocol):
 
     def embed_texts(self, captions: Sequence[str]) -> Float32[np.ndarray, "n e"]:
         """First-stage embeddings of texts, unit length."""
+        ...
+
+    def encode_texts(self, captions: Sequence[str]) -> EncodedTexts:
+        """First-stage embeddings of texts, and the projections that codes are made of."""
         ...
 
     def score_pairs(

@@ -16,9 +16,10 @@ from edje_jax.data.buckets import batches, bucket, lengths_up_to
 from edje_jax.data.images import normalise
 from edje_jax.data.text import BackboneTokenizer, JointTokenizer
 from edje_jax.models.edje import Edje
+from edje_jax.models.heads.first_stage import FirstStageHeads
 from edje_jax.models.joint_encoder import TextSide
 from edje_jax.models.towers import DualTower
-from edje_jax.runtimes.base import Encoded, TokenTable
+from edje_jax.runtimes.base import Encoded, EncodedTexts, TokenTable
 from edje_jax.runtimes.dual_encoder import IMAGE_BATCHES, TEXT_BATCHES, DualEncoder
 from edje_jax.runtimes.round_robin import default_devices, round_robin, sizes_within_share
 from edje_jax.runtimes.scoring import (
@@ -68,13 +69,17 @@ class JaxRuntime:
     """jax.Devices that take batches of pairs and of images in turn, each with a copy of the
     parameters; () is every accelerator of this process, or one CPU device. Texts are embedded where
     the backbone's parameters are."""
+    heads: PyTree | None = None
+    """Heads of the first stage (`models.heads.first_stage`), where the config has them."""
 
     @classmethod
     def of(cls, model: Model, dtype: jax.typing.DTypeLike) -> "JaxRuntime":
         """Put a model that was loaded on the device."""
         config, text = model.config, model.config.backbone.text
         folder, length = model.backbone.folder, text.max_position_embeddings
-        params, backbone_params = to_device((model.params, model.backbone.params))
+        params, backbone_params, heads = to_device(
+            (model.params, model.backbone.params, model.heads)
+        )
         return cls(
             config,
             params,
@@ -82,6 +87,7 @@ class JaxRuntime:
             JointTokenizer(model.tokenizer, config.max_text_length),
             BackboneTokenizer(folder, length, text.pad_token_id),
             dtype,
+            heads=heads,
         )
 
     @property
@@ -107,8 +113,10 @@ class JaxRuntime:
 
     def fingerprint(self) -> str:
         """32 hex digits over every parameter and shape of the model."""
-        params = jax.device_get((self.params, self.backbone_params))
-        return model_fingerprint(self.config, params)
+        parts = (self.params, self.backbone_params)
+        # Left out where there are none, so that models older than heads keep their fingerprints.
+        parts = parts if self.heads is None else (*parts, self.heads)
+        return model_fingerprint(self.config, jax.device_get(parts))
 
     def count_parameters(self) -> dict[str, int]:
         """{"offline", "online"}: parameters of the part that encodes images and of the one that
@@ -123,11 +131,11 @@ class JaxRuntime:
     # --- images and texts -------------------------------------------------------------------------
 
     def encode_images(self, images: UInt8[np.ndarray, "n s s 3"]) -> Encoded:
-        """Compressed tokens and embeddings of resized images, both float32."""
+        """Compressed tokens, embeddings and projections of resized images, all float32."""
         return self._encode(images, self.config.image)
 
     def encode_pixels(self, pixel_values: Float32[np.ndarray, "n s s 3"]) -> Encoded:
-        """Compressed tokens and embeddings of pixels that are normalised already."""
+        """As `encode_images`, of pixels that are normalised already."""
         return self._encode(pixel_values, None)
 
     def encode_each(
@@ -148,7 +156,19 @@ class JaxRuntime:
 
     def embed_texts(self, captions: Sequence[str]) -> Float32[np.ndarray, "n e"]:
         """First-stage embeddings of texts, unit length."""
-        return self.dual.embed_texts(captions)
+        return self.encode_texts(captions).embeddings
+
+    def encode_texts(self, captions: Sequence[str]) -> EncodedTexts:
+        """First-stage embeddings of texts, and the projections that codes are made of."""
+        embeddings = self.dual.embed_texts(captions)
+        projections = np.empty((len(embeddings), self._bits), np.float32)
+        if self.heads is None:
+            return EncodedTexts(embeddings, projections)
+        moved = np.empty_like(embeddings)
+        for rows, count in batches(np.arange(len(embeddings)), TEXT_BATCHES):
+            made = _move_texts(self._heads, self.heads, embeddings[rows])
+            moved[rows[:count]], projections[rows[:count]] = (np.asarray(x)[:count] for x in made)
+        return EncodedTexts(moved, projections)
 
     def _encode(self, images: np.ndarray, recipe: ImageRecipe | None) -> Encoded:
         encoded = self._allocate(len(images))
@@ -160,7 +180,8 @@ class JaxRuntime:
         )
         for (rows, count), arrays in started:
             part, rows = _to_host(arrays, count), rows[:count]
-            encoded.tokens[rows], encoded.embeddings[rows] = part.tokens, part.embeddings
+            for name, values in vars(part).items():
+                getattr(encoded, name)[rows] = values
         return encoded
 
     def _allocate(self, count: int) -> Encoded:
@@ -169,18 +190,24 @@ class JaxRuntime:
         return Encoded(
             np.empty((count, self.config.num_tokens, width), np.float32),
             np.empty((count, embedding.projection_size), np.float32),
+            np.empty((count, self._bits), np.float32),
         )
 
     def _start_encoding(
         self, images: np.ndarray, recipe: ImageRecipe | None, device: int
-    ) -> tuple[Any, Any]:
-        """Tokens and embeddings under way on a device, of a batch filled up to a program's size."""
+    ) -> tuple[Any, ...]:
+        """Arrays of `Encoded` under way on a device, of a batch filled up to a program's size."""
         if not len(images):
-            nothing = self._allocate(0)
-            return nothing.tokens, nothing.embeddings
+            return tuple(vars(self._allocate(0)).values())
         rows = np.resize(np.arange(len(images)), bucket(len(images), IMAGE_BATCHES))
         params = self._backbone_params_per_device[device], self._params_per_device[device]
-        return _encode_images(self.backbone, self.model, recipe, *params, images[rows])
+        tokens, embeddings = _encode_images(
+            self.backbone, self.model, recipe, *params, images[rows]
+        )
+        if self.heads is None:
+            return tokens, embeddings, np.empty((len(rows), 0), np.float32)
+        heads = self._heads_per_device[device]
+        return tokens, *_move_images(self._heads, heads, embeddings, tokens)
 
     # --- pairs ------------------------------------------------------------------------------------
     #
@@ -300,6 +327,16 @@ class JaxRuntime:
         return np.asarray(similarities, np.float32)
 
     @property
+    def _heads(self) -> FirstStageHeads:
+        """The heads of the first stage as a pure function of their parameters."""
+        assert self.config.first_stage is not None
+        return FirstStageHeads(self.config.first_stage)
+
+    @property
+    def _bits(self) -> int:
+        return self.config.first_stage.bits if self.config.first_stage else 0
+
+    @property
     def _has_deferred_layers(self) -> bool:
         return self.config.joint_encoder.deferred_layers > 0
 
@@ -316,6 +353,10 @@ class JaxRuntime:
     @cached_property
     def _backbone_params_per_device(self) -> tuple[PyTree, ...]:
         return tuple(jax.device_put(self.backbone_params, device) for device in self._devices)
+
+    @cached_property
+    def _heads_per_device(self) -> tuple[PyTree, ...]:
+        return tuple(jax.device_put(self.heads, device) for device in self._devices)
 
     def warm(self, tokens: TokenTable) -> None:
         """Compile every shape that scoring and embedding texts will ask for, on every device.
@@ -343,10 +384,9 @@ class JaxRuntime:
             self.encode_images(np.zeros((size * len(self._devices), side, side, 3), np.uint8))
 
 
-def _to_host(arrays: tuple[Any, Any], count: int) -> Encoded:
-    """The first `count` tokens and embeddings in host memory, as soon as they are computed."""
-    tokens, embeddings = jax.device_get(arrays)
-    return Encoded(tokens[:count], embeddings[:count])
+def _to_host(arrays: tuple[Any, ...], count: int) -> Encoded:
+    """The first `count` rows of all arrays in host memory, as soon as they are computed."""
+    return Encoded(*(array[:count] for array in jax.device_get(arrays)))
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -355,3 +395,14 @@ def _encode_images(backbone, model, recipe, backbone_params, params, images):
     image = backbone.bind({"params": backbone_params}).encode_image(pixels)
     tokens = model.bind({"params": params}).compress(image.tokens)
     return tokens.astype(jnp.float32), image.embedding
+
+
+# Programs of their own, so that the backbone's embeddings do not depend on whether there are heads.
+@partial(jax.jit, static_argnums=0)
+def _move_images(heads, params, embeddings, tokens):
+    return tuple(heads.bind({"params": params}).of_images(embeddings, tokens))
+
+
+@partial(jax.jit, static_argnums=0)
+def _move_texts(heads, params, embeddings):
+    return tuple(heads.bind({"params": params}).of_texts(embeddings))

@@ -42,6 +42,8 @@ class AssembledModel:
     params: PyTree[np.ndarray]
     """Parameters that do not start fresh; may be empty."""
     teacher: Model | None
+    heads: PyTree[np.ndarray] | None = None
+    """Heads of the first stage that --init has, which a run hands on as they are."""
 
 
 def assemble(config: EdjeRun, source: Source | None, workdir: Path) -> AssembledModel:
@@ -70,6 +72,7 @@ def assemble(config: EdjeRun, source: Source | None, workdir: Path) -> Assembled
         backbone.image,
         config.model.max_text_length or (init.config if init else EdjeConfig).max_text_length,
         _similarity_prior(config.model, init, None if source else workdir),
+        init.config.first_stage if init and _keeps_heads(config, init, backbone) else None,
     )
     if whole.similarity_prior is None and "joint_encoder" in params:
         kept = {k: v for k, v in params["joint_encoder"].items() if k != "similarity_prior"}
@@ -80,7 +83,26 @@ def assemble(config: EdjeRun, source: Source | None, workdir: Path) -> Assembled
     _check_shapes(params, whole, config.init or config.model.joint_encoder or "")
     if teacher:
         _check_texts(config, teacher, joint, tokenizer)
-    return AssembledModel(whole, backbone, tokenizer, params, teacher)
+    heads = init.heads if init and whole.first_stage else None
+    return AssembledModel(whole, backbone, tokenizer, params, teacher, heads)
+
+
+def _keeps_heads(config: EdjeRun, init: Model, backbone: Backbone) -> bool:
+    """Whether the first-stage heads of --init, if it has some, go on to fit; a line of the log says
+    where they do not."""
+    if init.heads is None or init.config.first_stage is None:
+        return False
+    why = ""
+    if not _same_tree(init.backbone.params, backbone.params):
+        why = "this run has another backbone"
+    elif init.config.first_stage.reads_tokens:
+        why = "they read compressed tokens, which this run changes"
+    if why:
+        log.warning(
+            "the first-stage heads of --init %s stay behind, as %s; train others afterwards with"
+            " edje train first_stage", config.init, why,
+        )  # fmt: skip
+    return not why
 
 
 def _similarity_prior(

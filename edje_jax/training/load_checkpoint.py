@@ -3,7 +3,8 @@
 import dataclasses
 from pathlib import Path
 
-from edje_jax.config.run import EdjeRun, read_run
+from edje_jax.config.run import EdjeRun
+from edje_jax.config.saved_run import read_run
 from edje_jax.training.assemble import assemble
 from edje_jax.training.checkpoint import CheckpointError, read_params
 from edje_jax.weights.card import model_card

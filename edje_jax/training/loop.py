@@ -16,16 +16,17 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from edje_jax.config.run import RunConfig, given, run_to_dict
+from edje_jax.config.run import RunConfig
+from edje_jax.config.saved_run import given, run_to_dict
 from edje_jax.data.bad_records import BadRecords, left_out
-from edje_jax.data.loader import TrainingBatches, iterate
+from edje_jax.data.loader import iterate
 from edje_jax.runtimes.devices import compute_dtype, log_devices
 from edje_jax.system.files import atomic_folder, atomic_path, write_json
 from edje_jax.training.checkpoint import Checkpoints
 from edje_jax.training.logs import Log, MetricLog, NullLog
 from edje_jax.training.processes import any_of, is_first, wait_for_all
 from edje_jax.training.state import Metrics, TrainState
-from edje_jax.types import Batch
+from edje_jax.types import Source
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,24 @@ AGREE_EVERY = 10
 
 
 @runtime_checkable
+class Batches(Protocol):
+    """Batches of a run, by number."""
+
+    @property
+    def source(self) -> Source:
+        """The training set."""
+        ...
+
+    def __len__(self) -> int:
+        """Steps of the run."""
+        ...
+
+    def __getitem__(self, index: int) -> tuple[Any, dict[str, str]]:
+        """(batch of step `index`, {bad image: reason}); a function of the config and the index."""
+        ...
+
+
+@runtime_checkable
 class Task(Protocol):
     """Interface of a training task to the loop."""
 
@@ -62,7 +81,7 @@ class Task(Protocol):
         ...
 
     @property
-    def reader(self) -> TrainingBatches:
+    def reader(self) -> Batches:
         """The run's batches."""
         ...
 
@@ -75,7 +94,7 @@ class Task(Protocol):
         """The state before the first step; a pure function of the config and the seed."""
         ...
 
-    def step(self, state: TrainState, batch: Batch, number: int) -> tuple[TrainState, Metrics]:
+    def step(self, state: TrainState, batch: Any, number: int) -> tuple[TrainState, Metrics]:
         """Take step `number` (counted from 0). `state` is given up."""
         ...
 
@@ -173,7 +192,7 @@ def _train(
     # Each process counts its own, which is so much of the set.
     source, part, parts = task.reader.source, jax.process_index(), jax.process_count()
     bad = BadRecords.after(left_out(source)[part::parts], len(source) // parts, config.data.max_bad)
-    previous: tuple[int, Batch, Metrics] | None = None
+    previous: tuple[int, Any, Metrics] | None = None
     profile = Profile(workdir=metrics.workdir / "profile", first=start + PROFILED[0])
     batches = iterate(task.reader, start, bad, config.data.workers)
     for number, batch in enumerate(batches, start=start):
@@ -235,7 +254,7 @@ class Profile:
             log.warning("no trace: the run ended before its step %d", self.first)
 
 
-def _check_and_log(number: int, batch: Batch, values: Metrics, metrics: Log) -> None:
+def _check_and_log(number: int, batch: Any, values: Metrics, metrics: Log) -> None:
     loss = float(values["loss"])
     if not np.isfinite(loss):
         own = f"-process-{jax.process_index()}" if jax.process_count() > 1 else ""

@@ -68,7 +68,7 @@ class Devices:
                 " fsdp must be their number (without --mesh.data it takes the rest)"
             )
         if batch_size % (used * chunks):
-            times = f" {chunks} times (--accumulate, --loss.auxiliary-stride)" if chunks > 1 else ""
+            times = f" {chunks} times (--accumulate, --loss.*-stride)" if chunks > 1 else ""
             raise MeshError(
                 f"--data.batch-size {batch_size} cannot be cut evenly over {used} devices{times};"
                 f" make it a multiple of {used * chunks}, or use fewer devices with --mesh.data"
@@ -142,6 +142,12 @@ class Devices:
             return jax.make_array_from_callback(leaf.shape, self.sharding(path, leaf), part)
 
         return jax.tree_util.tree_map_with_path(one, tree)
+
+    def put_on_all(self, tree: Tree) -> Tree:
+        """Arrays that every process has whole, on every device."""
+        return jax.tree.map(
+            lambda array: jax.make_array_from_process_local_data(self.replicated, array), tree
+        )
 
     def shard_rows(self, tree: Tree) -> Tree:
         """Inside a jitted step: rows over the devices."""

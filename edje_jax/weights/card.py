@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from edje_jax.config.model import BertConfig, ImageRecipe
-from edje_jax.config.run import EdjeRun, RunConfig, run_to_dict
+from edje_jax.config.run import EdjeRun, RunConfig
+from edje_jax.config.saved_run import run_to_dict
 from edje_jax.system.files import atomic_path
 from edje_jax.weights.folder import Model
 from edje_jax.weights.hub import is_hub_id

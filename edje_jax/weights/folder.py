@@ -2,8 +2,8 @@
 
 `config.json`, `model.safetensors` (the published names in torch's layout, without the frozen
 towers), the joint encoder's tokenizer, `backbone/` (a Hugging Face folder as it is) or the
-backbone's hub id in the config, `calibration.json` of a model that `edje tune` was saved to, and a
-`README.md`.
+backbone's hub id in the config, `first_stage.safetensors` of a model with heads of the first stage,
+`calibration.json` of one that `edje tune` was saved to, and a `README.md`.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from edje_jax.config.calibration import UNTUNED, Calibration
 from edje_jax.config.model import AdapterConfig, EdjeConfig, SimilarityPrior
 from edje_jax.data.tokenizer import copy_joint_tokenizer, copy_tokenizer, padded_as_tokenized
 from edje_jax.system.files import read_json, write_json
-from edje_jax.weights import bert, edje
+from edje_jax.weights import bert, edje, first_stage
 from edje_jax.weights.backbone import Backbone, backbone_rules, load_backbone
 from edje_jax.weights.calibration import read_calibration, write_calibration
 from edje_jax.weights.families.registry import FAMILIES
@@ -39,10 +39,10 @@ cross_encoder = EXPORT / "edje_cross_encoder.py"
 PRIOR_WEIGHTS = "similarity_prior.safetensors"
 """File of the similarity prior, beside the tensors that a published checkpoint has."""
 
-FORMAT = 4
+FORMAT = 5
 """Raised when a folder of today could not be read by the code of yesterday. 2 has deferred layers,
-3 a recipe that applies ICC profiles or puts images on white, 4 a similarity prior; a folder is
-written as the lowest that says what it has."""
+3 a recipe that applies ICC profiles or puts images on white, 4 a similarity prior, 5 heads of the
+first stage; a folder is written as the lowest that says what it has."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,8 @@ class Model:
     source: str
     """Origin of the model, for messages and results."""
     calibration: Calibration = UNTUNED
+    heads: PyTree[np.ndarray] | None = None
+    """Heads of the first stage (`models.heads.first_stage`), of a model that has them."""
 
 
 def load_model(name: str) -> Model:
@@ -85,11 +87,15 @@ def load_model(name: str) -> Model:
             " again, or fetch it anew"
         ) from error
     prior = SimilarityPrior(**raw["similarity_prior"]) if raw.get("similarity_prior") else None
+    entry = raw.get("first_stage")
+    stage = first_stage.read_config(entry, str(folder / "config.json")) if entry else None
     config = EdjeConfig(
-        backbone.config, adapter, joint, backbone.image, raw["max_text_length"], prior
+        backbone.config, adapter, joint, backbone.image, raw["max_text_length"], prior, stage
     )
     params = edje.read_params(_tensors(folder, prior), config, str(folder))
-    return Model(config, params, backbone, folder, str(name), read_calibration(folder))
+    heads = first_stage.read_heads(folder, config, entry, backbone.params) if entry else None
+    calibration = read_calibration(folder)
+    return Model(config, params, backbone, folder, str(name), calibration, heads)
 
 
 def _tensors(folder: Path, prior: SimilarityPrior | None) -> Mapping[str, np.ndarray]:
@@ -160,6 +166,11 @@ def save_model(folder: Path, model: Model, card: str) -> None:
     write_json(folder / "modules.json", [module])
     write_json(folder / "config_sentence_transformers.json", {"model_type": "CrossEncoder"})
     config = model.config
+    heads = {}
+    if config.first_stage:
+        heads["first_stage"] = first_stage.write_heads(
+            folder, config, model.heads, model.backbone.params
+        )
     write_json(
         folder / "config.json",
         {
@@ -184,6 +195,7 @@ def save_model(folder: Path, model: Model, card: str) -> None:
             "joint_encoder": bert.write_config(config.joint_encoder),
             "max_text_length": config.max_text_length,
             **_prior_entry(config),
+            **heads,
         },
     )
 
@@ -195,6 +207,8 @@ def _prior_entry(config: EdjeConfig) -> dict[str, Any]:
 
 
 def _format(config: EdjeConfig) -> int:
+    if config.first_stage:
+        return 5
     if config.similarity_prior:
         return 4
     if config.image.reading:

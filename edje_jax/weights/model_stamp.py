@@ -35,8 +35,9 @@ def model_fingerprint(config: EdjeConfig, params: PyTree[np.ndarray]) -> str:
         # Left out, so that models older than deferred layers keep their fingerprints.
         for name in ("deferred_layers", "online_vision"):
             del raw["joint_encoder"][name]
-    if config.similarity_prior is None:
-        del raw["similarity_prior"]
+    for part in ("similarity_prior", "first_stage"):
+        if raw[part] is None:
+            del raw[part]
     shapes = json.dumps(raw, sort_keys=True)
     return hashlib.sha256(f"{params_fingerprint(params)} {shapes}".encode()).hexdigest()[:32]
 

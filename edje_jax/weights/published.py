@@ -73,6 +73,11 @@ def save_published(path: Path, model: Model) -> None:
             f"{model.source}: has {what}, of which the published code knows nothing: its"
             " scores would be others; use --to edje or --to onnx"
         )
+    if model.config.first_stage:
+        log.warning(
+            "%s: its heads of the first stage stay behind, as the published layout has no place"
+            " for them; reranking is the same", model.source,
+        )  # fmt: skip
     if model.calibration.is_fitted:
         log.warning(
             "%s: its calibration stays behind, as the published layout has no place for it",

@@ -13,7 +13,8 @@ from edje_jax.cli.convert import convert
 from edje_jax.cli.edje import main
 from edje_jax.cli.program import UsageError
 from edje_jax.config.model import EdjeConfig
-from edje_jax.config.run import BackboneRun, run_to_dict
+from edje_jax.config.run import BackboneRun
+from edje_jax.config.saved_run import run_to_dict
 from edje_jax.search.reranker import Reranker
 from edje_jax.system.files import write_json
 from edje_jax.training.checkpoint import CheckpointError

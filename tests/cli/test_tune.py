@@ -11,7 +11,7 @@ from PIL import Image
 from edje_jax.cli import edje
 from edje_jax.cli.evaluate import evaluate_model
 from edje_jax.cli.program import UsageError
-from edje_jax.config.run import read_run
+from edje_jax.config.saved_run import read_run
 from edje_jax.evaluate import tuning
 from edje_jax.evaluate.measure import Protocol
 from edje_jax.scenes.shapes import Shapes

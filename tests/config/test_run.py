@@ -5,18 +5,8 @@ import json
 import pytest
 
 from edje_jax.cli.named_configs import config_names, load_config
-from edje_jax.config.run import (
-    RUNS,
-    BackboneRun,
-    DataConfig,
-    EdjeRun,
-    LossConfig,
-    OptimConfig,
-    RunConfig,
-    read_run,
-    run_from_dict,
-    run_to_dict,
-)
+from edje_jax.config.run import BackboneRun, DataConfig, EdjeRun, LossConfig, OptimConfig, RunConfig
+from edje_jax.config.saved_run import RUNS, read_run, run_from_dict, run_to_dict
 from edje_jax.training.tasks.registry import find_task
 
 TUPLES = {
@@ -78,7 +68,10 @@ def test_a_negative_weight_of_a_loss_is_refused():
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"task": "dance"}, 'a run of the task "dance", and this version .* knows edje, backbone;'),
+        (
+            {"task": "dance"},
+            'a run of the task "dance", and this version .* knows edje, backbone, first_stage;',
+        ),
         ({"steps": -1}, "--steps -1: the least is 1"),
     ],
 )

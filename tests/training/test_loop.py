@@ -17,15 +17,8 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from edje_jax.config.run import (
-    DataConfig,
-    EdjeRun,
-    ModelSpec,
-    OptimConfig,
-    RunConfig,
-    read_run,
-    run_to_dict,
-)
+from edje_jax.config.run import DataConfig, EdjeRun, ModelSpec, OptimConfig, RunConfig
+from edje_jax.config.saved_run import read_run, run_to_dict
 from edje_jax.training.checkpoint import CheckpointError
 from edje_jax.training.logs import append, drop_after
 from edje_jax.training.loop import NotFinite, OtherRun, claim_workdir, run, stop_requests

@@ -167,6 +167,7 @@ class EdjeTask:
             self.backbone_tokenizer,
             self.dtype,
             self.devices.local_devices,
+            to_device(self.parts.heads),
         )
         encoded = encode_gallery(runtime, self.validation, self.config.data.max_bad)
         metrics = evaluate(runtime, encoded, self.config.k).metrics()
@@ -182,9 +183,11 @@ class EdjeTask:
 
     def export(self, params: PyTree[np.ndarray], folder: Path) -> None:
         """A model folder."""
+        parts = self.parts
         model = Model(
-            self.model_config, params, self.parts.backbone, self.parts.tokenizer, str(folder)
-        )
+            self.model_config, params, parts.backbone, parts.tokenizer, str(folder),
+            heads=parts.heads,
+        )  # fmt: skip
         save_model(folder, model, model_card(model, self.config))
 
 

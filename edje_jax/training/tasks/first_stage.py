@@ -1,0 +1,228 @@
+"""The task of training heads of the first stage on a model that stays as it is.
+
+The training set is encoded once, into an index; a teacher scores the nearest candidates of every
+caption and image of it; then the heads learn from embeddings alone, so that large batches cost
+little.
+"""
+
+import dataclasses
+import logging
+from functools import cached_property, partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from edje_jax.config.calibration import UNTUNED
+from edje_jax.config.first_stage_run import FirstStageRun
+from edje_jax.evaluate.first_stage import recalls_of_codes, recalls_of_embeddings
+from edje_jax.evaluate.gallery import encode_gallery
+from edje_jax.index.build import BuildOptions, build
+from edje_jax.index.store import Store
+from edje_jax.models.heads.first_stage import fresh_heads
+from edje_jax.models.token_formats import unpack
+from edje_jax.runtimes.devices import compute_dtype
+from edje_jax.runtimes.jax import JaxRuntime
+from edje_jax.training.assemble import open_sets
+from edje_jax.training.embedding_batches import EmbeddingBatch, EmbeddingBatches
+from edje_jax.training.first_stage_step import FirstStageSetup, first_stage_train_step
+from edje_jax.training.optim import optimiser, schedule
+from edje_jax.training.processes import part_of_this_process, wait_for_all
+from edje_jax.training.sharding import Devices
+from edje_jax.training.state import Metrics, TrainState, init_state
+from edje_jax.training.teacher_scores import Teacher, TeacherScores, teacher_scores
+from edje_jax.types import Source
+from edje_jax.weights.card import model_card
+from edje_jax.weights.folder import Model, load_model, save_model
+from edje_jax.weights.mapping import to_device
+from edje_jax.weights.model_stamp import model_stamp
+
+log = logging.getLogger(__name__)
+
+SCALE = 20.0
+"""Factor of similarities before their softmax, at the start; it is learned."""
+
+
+class FirstStageTask:
+    """Contrastive losses, and distillation from a teacher, as the config weighs them."""
+
+    def __init__(self, config: FirstStageRun, workdir: Path):
+        if not config.init:
+            raise ValueError("which model are the heads for? Name it: --init MODEL")
+        self.config = config
+        self.devices = Devices.of(config.mesh, config.data.batch_size, config.loss.teacher_stride)
+        model = load_model(config.init)
+        source, self.validation = open_sets(config.data, model.config.image.size)
+        self.heads = config.heads.resolve()
+        self.model = _without_heads(model)
+        self.dtype = compute_dtype(config.precision)
+        self.runtime = JaxRuntime.of(self.model, self.dtype)
+        folder = Path(config.index).expanduser() if config.index else workdir / "index"
+        self.store = _index(self.runtime, self.model, source, config, folder)
+        _check_captions(self.store, config)
+        teacher = self._teacher(workdir, source) if config.loss.follows_teacher else None
+        per_epoch = max(len(self.store) // config.data.batch_size, 1)
+        steps = config.steps or max(round(config.epochs * per_epoch), 1)
+        self.reader = EmbeddingBatches(
+            source, self.store, config.data.batch_size, config.seed, steps,
+            self.heads.reads_tokens, teacher, config.loss.teacher_stride, part_of_this_process(),
+        )  # fmt: skip
+        optim = config.optim
+        if self.heads.bits:
+            # Constants of the training set, which weight decay too shall leave alone.
+            optim = dataclasses.replace(optim, lr_scales=("/mean$=0", *optim.lr_scales))
+        self.optimiser = optimiser(optim, steps, per_epoch)
+        self.learning_rate = schedule(config.optim, steps, per_epoch)
+
+    def _teacher(self, workdir: Path, source: Source) -> TeacherScores:
+        """Scores of the teacher, which is the model itself where no other is named."""
+        teacher = Teacher(self.runtime, self.store)
+        if self.config.teacher:
+            model = _without_heads(load_model(self.config.teacher))
+            runtime = JaxRuntime.of(model, self.dtype)
+            folder = workdir / "teacher-index"
+            teacher = Teacher(runtime, _index(runtime, model, source, self.config, folder))
+        return teacher_scores(workdir / "teacher", self.store, teacher, self.config.candidates)
+
+    @property
+    def step_flops(self) -> float:
+        """0: FLOPs of these small heads are not counted."""
+        return 0.0
+
+    def init(self) -> TrainState:
+        """Heads that give the backbone's embeddings, and codes by random projections."""
+        return self.devices.init_sharded(partial(self._fresh, self._means))
+
+    def _fresh(self, means: dict[str, np.ndarray]) -> TrainState:
+        config = dataclasses.replace(self.model.config, first_stage=self.heads)
+        heads = fresh_heads(config, jax.random.key(self.config.seed))
+        if self.heads.bits:
+            heads = {name: heads[name] | {"mean": jnp.asarray(means[name])} for name in heads}
+        start = jnp.log(SCALE)
+        scales = {
+            "embeddings": start,
+            "codes": jnp.full((len(self.heads.code_lengths),), start),
+        }
+        return init_state({"heads": heads, "scales": scales}, self.optimiser, self.config.optim.ema)
+
+    @cached_property
+    def _means(self) -> dict[str, np.ndarray]:
+        """Means over the training set of the heads' inputs, by modality."""
+        image = [np.asarray(self.store.embeddings).mean(axis=0)]
+        if self.heads.reads_tokens:
+            rows = np.array_split(np.arange(len(self.store)), max(len(self.store) // 1024, 1))
+            sums = [
+                np.asarray(unpack(self.store.tokens(part)), np.float32).mean(1).sum(0)
+                for part in rows
+            ]
+            image.append(np.sum(sums, axis=0) / len(self.store))
+        text = np.asarray(self.store.caption_embeddings).mean(axis=0)
+        return {"image": np.concatenate(image), "text": text}
+
+    @cached_property
+    def _step(self):
+        setup = FirstStageSetup(
+            self.heads, self.config.loss, self.devices, self.optimiser, self.learning_rate,
+            self.config.optim.ema,
+        )  # fmt: skip
+        step = partial(first_stage_train_step, setup=setup)
+        state = self.devices.shardings(jax.eval_shape(partial(self._fresh, self._means)))
+        return jax.jit(step, donate_argnums=0, out_shardings=(state, self.devices.replicated))
+
+    def step(
+        self, state: TrainState, batch: EmbeddingBatch, number: int
+    ) -> tuple[TrainState, Metrics]:
+        """Take one jitted step; `number` makes no difference here."""
+        return self._step(
+            state, self.devices.put_on_all(batch.pairs), self.devices.batch(batch.taught)
+        )
+
+    def evaluate(self, state: TrainState) -> dict[str, float]:
+        """Recalls on `data.val` by embeddings, the backbone's and the heads', and by codes of every
+        length; {} if there is none."""
+        if self.validation is None:
+            return {}
+        runtime = dataclasses.replace(
+            self.runtime,
+            config=dataclasses.replace(self.model.config, first_stage=self.heads),
+            heads=to_device(jax.device_get(self.devices.on_one_device(state.result["heads"]))),
+        )
+        figures: dict[str, float] = {}
+        for name, side in (("base/", self.runtime), ("", runtime)):
+            encoded = encode_gallery(side, self.validation, self.config.data.max_bad)
+            texts = side.encode_texts(encoded.gallery.captions)
+            found = recalls_of_embeddings(encoded, texts)
+            figures |= _flat(name, found)
+        for bits in self.heads.code_lengths:
+            figures |= _flat(f"codes-{bits}/", recalls_of_codes(encoded, texts, bits))
+        return figures
+
+    def fetch(self, state: TrainState) -> PyTree[np.ndarray]:
+        """The heads' parameters in host memory."""
+        return self.devices.fetch(state.result["heads"])
+
+    def export(self, params: PyTree[np.ndarray], folder: Path) -> None:
+        """The model of --init with the heads, as a model folder."""
+        if self.model.calibration != UNTUNED:
+            log.info(
+                "the calibration of --init %s stays behind, as it was fitted to the backbone's"
+                " cosines: run edje tune again", self.config.init,
+            )  # fmt: skip
+        model = dataclasses.replace(
+            self.model,
+            config=dataclasses.replace(self.model.config, first_stage=self.heads),
+            heads=params,
+            calibration=UNTUNED,
+            source=str(folder),
+        )
+        save_model(folder, model, model_card(model, self.config))
+
+
+def _without_heads(model: Model) -> Model:
+    """The model with the backbone's own first stage."""
+    config = dataclasses.replace(model.config, first_stage=None)
+    return dataclasses.replace(model, config=config, heads=None)
+
+
+def _index(
+    runtime: JaxRuntime, model: Model, source: Source, config: FirstStageRun, folder: Path
+) -> Store:
+    """Index of the training set, made or brought up to date first.
+
+    Raises:
+        BadStore: the folder is an index by another model.
+        TooManyBadRecords: more records than `data.max_bad` allows are bad.
+    """
+    log.info("%s: encoding the training set, unless it is there", folder)
+    options = BuildOptions(
+        share=part_of_this_process(),
+        workers=config.data.workers,
+        max_bad=config.data.max_bad,
+        prune=True,
+    )
+    stamp = model_stamp(model.config, runtime.fingerprint(), model.source)
+    build(runtime, stamp, source, config.data.train, folder, options)
+    wait_for_all(f"index {folder}")
+    return Store(folder)
+
+
+def _check_captions(store: Store, config: FirstStageRun) -> None:
+    """Raise an error if a set has nothing to learn from."""
+    if not store.captions:
+        raise ValueError(
+            f"--data.train {config.data.train}: no captions in it, which heads learn from"
+        )
+
+
+def _flat(prefix: str, found: dict[str, dict[str, float]]) -> dict[str, float]:
+    """{"t2i": {"R@1": x}} -> {"val/t2i/PREFIX/R@1": x}"""
+    return {
+        f"val/{direction}/{prefix}{name}": value
+        for direction, values in found.items()
+        for name, value in values.items()
+    }
+
+
+TASK = FirstStageTask

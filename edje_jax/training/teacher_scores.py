@@ -1,0 +1,182 @@
+"""Scores of a teacher for the candidates of every caption and every image of a training set.
+
+Candidates are the nearest by the backbone's embeddings, and a query's own image or one of its
+captions where that is not among them (hard lists, as in LoopITR, arXiv 2203.05465, and CPRD, arXiv
+2407.07479). The scores are kept in the workdir, block by block, so that a run that was stopped goes
+on where it was.
+"""
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, Int
+
+from edje_jax.first_stage.exact import Exact
+from edje_jax.index.store import Store
+from edje_jax.runtimes.base import Runtime
+from edje_jax.system.files import atomic_path, read_json, write_json
+from edje_jax.training.processes import is_first, part_of_this_process, wait_for_all
+
+log = logging.getLogger(__name__)
+
+BLOCK = 1024
+"""Queries whose scores are written together."""
+
+
+@dataclass(frozen=True)
+class ScoredCandidates:
+    """Candidates of the queries of one direction, nearest first, and the teacher's scores."""
+
+    candidates: Int[np.ndarray, "q c"]
+    """Rows of the index; -1 where it has fewer."""
+    scores: Float32[np.ndarray, "q c"]
+
+
+@dataclass(frozen=True)
+class TeacherScores:
+    """Scored candidates of both directions: images of each caption, captions of each image."""
+
+    t2i: ScoredCandidates
+    i2t: ScoredCandidates
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A teacher on an index of the training set by its own model."""
+
+    runtime: Runtime
+    store: Store
+    """Index by the teacher: of the same images in the same order as that of the heads' model."""
+
+
+def teacher_scores(folder: Path, store: Store, teacher: Teacher, candidates: int) -> TeacherScores:
+    """Scores that a folder keeps, made first where they are missing.
+
+    Every process scores its share of the blocks; all need to see the folder.
+
+    Raises:
+        ValueError: the folder keeps another teacher's scores, or those of other candidates, or the
+            teacher's index is of other images.
+    """
+    _check_same_images(store, teacher.store)
+    stamp = {
+        "teacher": teacher.store.manifest.model["fingerprint"],
+        "model": store.manifest.model["fingerprint"],
+        "candidates": candidates,
+        "pictures": len(store),
+        "captions": len(store.captions),
+    }
+    if is_first():
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "stamp.json"
+        if path.exists() and (found := read_json(path)) != stamp:
+            changed = ", ".join(name for name in stamp if found.get(name) != stamp[name])
+            raise ValueError(
+                f"{folder}: keeps scores of another kind ({changed} differ); delete the folder, or"
+                " choose another --workdir"
+            )
+        write_json(path, stamp)
+    wait_for_all("teacher's scores begun")
+    return TeacherScores(
+        *(_scored(folder, direction, store, teacher, candidates) for direction in ("t2i", "i2t"))
+    )
+
+
+def _scored(
+    folder: Path, direction: str, store: Store, teacher: Teacher, count: int
+) -> ScoredCandidates:
+    """Candidates and scores of one direction."""
+    queries = len(store.captions) if direction == "t2i" else len(store)
+    blocks = [range(start, min(start + BLOCK, queries)) for start in range(0, queries, BLOCK)]
+    paths = [folder / f"{direction}-{number:05d}.npz" for number in range(len(blocks))]
+    part, parts = part_of_this_process()
+    missing = [n for n in range(part, len(blocks), parts) if not paths[n].exists()]
+    if missing:
+        began = time.monotonic()
+        mined = _mine(store, direction, [blocks[n] for n in missing], count)
+        ids = teacher.runtime.joint_tokenizer([text for _, text in store.captions])
+        for done, (number, rows) in enumerate(zip(missing, mined, strict=True), start=1):
+            scores = _score(teacher, direction, ids, np.asarray(blocks[number]), rows)
+            with atomic_path(paths[number]) as temporary, temporary.open("wb") as file:
+                np.savez(file, candidates=rows, scores=scores)
+            left = (time.monotonic() - began) / done * (len(missing) - done)
+            log.info(
+                "teacher, %s: %d/%d queries · %d:%02d left", direction,
+                min(done * BLOCK, queries), queries, left // 60, left % 60,
+            )  # fmt: skip
+    wait_for_all(f"teacher's scores {direction}")
+    parts_read = [np.load(path) for path in paths]
+    return ScoredCandidates(
+        np.concatenate([part["candidates"] for part in parts_read]),
+        np.concatenate([part["scores"] for part in parts_read]),
+    )
+
+
+def _mine(store: Store, direction: str, blocks: list[range], count: int) -> Iterator[np.ndarray]:
+    """Nearest items of each block's queries, int32 [rows, count], the own one always among them."""
+    owner = np.array([image for image, _ in store.captions], np.int64)
+    if direction == "t2i":
+        queries, items = store.caption_embeddings, Exact(store.embeddings)
+        own = [{int(image)} for image in owner]
+    else:
+        queries, items = store.embeddings, Exact(store.caption_embeddings)
+        bounds = np.searchsorted(owner, np.arange(len(store) + 1))
+        own = [set(range(*bounds[image : image + 2])) for image in range(len(store))]
+    for block in blocks:
+        rows = np.full((len(block), count), -1, np.int32)
+        near = items.nearest(queries[np.asarray(block)], count).rows
+        rows[:, : near.shape[1]] = near
+        for row, query in zip(rows, block, strict=True):
+            if own[query] and own[query].isdisjoint(row.tolist()):
+                row[-1] = min(own[query])
+        yield rows
+
+
+def _score(
+    teacher: Teacher,
+    direction: str,
+    ids: Int[np.ndarray, "t l"],
+    queries: Int[np.ndarray, " q"],
+    items: Int[np.ndarray, "q c"],
+) -> Float32[np.ndarray, "q c"]:
+    """The teacher's match logits of some queries with their candidates."""
+    asking = np.repeat(queries, items.shape[1])
+    asked = items.reshape(-1)
+    there = asked >= 0
+    texts, images = (asking, asked) if direction == "t2i" else (asked, asking)
+    texts, images = texts[there], images[there]
+    store, known = teacher.store, None
+    if teacher.runtime.config.similarity_prior:
+        a, b = store.caption_embeddings[texts], store.embeddings[images]
+        known = np.einsum("pe,pe->p", a, b)
+    scores = np.zeros(len(asked), np.float32)
+    scores[there] = teacher.runtime.score_pairs(ids, _Tokens(store), texts, images, known)
+    return scores.reshape(items.shape)
+
+
+class _Tokens:
+    """Tokens of an index, read row by row."""
+
+    def __init__(self, store: Store):
+        self._store = store
+
+    def __getitem__(self, rows: np.ndarray):
+        return self._store.tokens(rows)
+
+
+def _check_same_images(store: Store, other: Store) -> None:
+    if store is other:
+        return
+    same = len(store) == len(other) and all(
+        (a := store.row(image)).id == (b := other.row(image)).id and a.captions == b.captions
+        for image in range(len(store))
+    )
+    if not same:
+        raise ValueError(
+            f"{other.folder}: an index of other images than {store.folder}; delete it, so that it"
+            " is made anew"
+        )

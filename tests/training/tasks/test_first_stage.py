@@ -1,0 +1,147 @@
+"""Training the heads of the first stage: from a trained model to a model folder with heads."""
+
+import json
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import train
+from edje_jax.config.first_stage_run import FirstStageLoss, FirstStageRun, HeadsSpec
+from edje_jax.config.run import DataConfig, MeshConfig
+from edje_jax.index.store import Store
+from edje_jax.scenes.shapes import Shapes
+from edje_jax.search.reranker import Reranker
+from edje_jax.training.embedding_batches import EmbeddingBatches
+from edje_jax.training.tasks.first_stage import FirstStageTask
+from edje_jax.training.teacher_scores import Teacher, teacher_scores
+from tests.small_runs import read_log
+from tests.small_runs import trained as trained  # a fixture
+
+COMMAND = (
+    "first_stage", "--data.train", "shapes:train", "--data.limit", "48", "--data.batch-size", "16",
+    "--steps", "6", "--candidates", "4", "--heads.code-lengths", "8", "64", "--log-every", "1",
+    "--precision", "float32", "--mesh.data", "1",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def workdir(trained, tmp_path_factory) -> Path:
+    """The workdir of a finished run, evaluated on a few scenes."""
+    out = tmp_path_factory.mktemp("heads")
+    val = out / "val.json"
+    source, entries = Shapes("val"), []
+    for number in range(12):
+        source.image(number).save(out / f"{number}.png")
+        entries.append({"image": f"{number}.png", "caption": source.captions(number)[0]})
+    val.write_text(json.dumps(entries))
+    args = [*COMMAND, "--init", str(trained), "--data.val", f"blip:{val}", "--workdir", str(out)]
+    assert train.main(args) == 0
+    return out
+
+
+def test_the_export_is_the_model_with_heads(workdir, trained):
+    own, before = (
+        Reranker.from_pretrained(path, precision="float32") for path in (workdir, trained)
+    )
+    assert own.config.first_stage.code_lengths == (8, 64)
+    tokens = (
+        np.random.default_rng(0)
+        .normal(size=(2, own.config.num_tokens, own.config.joint_encoder.hidden_size))
+        .astype(np.float32)
+    )
+    texts = ["a red star", "a blue ring"]
+    np.testing.assert_array_equal(own.score(texts, tokens), before.score(texts, tokens))
+    moved, plain = own.embed_texts(texts), before.embed_texts(texts)
+    assert np.abs(moved - plain).max() > 1e-4
+    np.testing.assert_allclose(np.linalg.norm(moved, axis=1), 1, atol=1e-5)
+    mean = own.runtime.heads["text"]["mean"]
+    store = Store(workdir / "index")
+    np.testing.assert_allclose(mean, np.asarray(store.caption_embeddings).mean(axis=0), atol=1e-6)
+
+
+def test_the_log_has_every_loss_and_the_recalls_of_every_length(workdir):
+    *_, last, figures = read_log(workdir)
+    assert {f"loss/{name}" for name in FirstStageLoss.weights()} - set(last) == {
+        "loss/order", "loss/code_distillation"
+    }  # fmt: skip
+    assert last["teacher_entropy"] > 0
+    for name in ("", "base/", "codes-8/", "codes-64/"):
+        assert 0 <= figures[f"val/t2i/{name}R@10"] <= 100
+        assert figures[f"val/i2t/{name}R@50"] == 100  # of twelve
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(workdir, trained, tmp_path):
+    config = FirstStageRun(
+        steps=6,
+        init=str(trained),
+        data=DataConfig(train="shapes:train", limit=48, batch_size=16),
+        heads=HeadsSpec(code_lengths=(8, 64)),
+        candidates=4,
+        precision="float32",
+        mesh=MeshConfig(data=1),
+    )
+    task = FirstStageTask(config, workdir)
+    whole, parts = task.init(), task.init()
+    for number in range(4):
+        whole, _ = task.step(whole, task.reader[number][0], number)
+    again = FirstStageTask(config, workdir)
+    for number in range(4):
+        parts, _ = again.step(parts, again.reader[number][0], number)
+    jax.tree.map(np.testing.assert_array_equal, whole.params, parts.params)
+
+
+def test_the_teacher_scores_are_those_of_the_model_and_are_kept(workdir, trained):
+    reranker, store = (
+        Reranker.from_pretrained(trained, precision="float32"),
+        Store(workdir / "index"),
+    )
+    teacher = Teacher(reranker.runtime, store)
+    kept = teacher_scores(workdir / "teacher", store, teacher, 4)
+    query = 5
+    image, text = store.captions[query]
+    items = kept.t2i.candidates[query]
+    assert image in items and len(set(items.tolist())) == 4
+    tokens = np.asarray(store.tokens(items).columns["tokens"]).view("bfloat16")
+    expected = reranker.score([text] * 4, tokens.astype(np.float32))
+    np.testing.assert_allclose(kept.t2i.scores[query], expected, atol=1e-5)
+    own = {number for number, (owner, _) in enumerate(store.captions) if owner == 7}
+    assert own & set(kept.i2t.candidates[7].tolist())
+    with pytest.raises(ValueError, match=f"{re.escape(str(workdir / 'teacher'))}.*candidates"):
+        teacher_scores(workdir / "teacher", store, teacher, 3)
+
+
+def test_an_epoch_visits_every_image_once(workdir):
+    store = Store(workdir / "index")
+    reader = EmbeddingBatches(Shapes("train"), store, 12, 3, 100, reads_tokens=True)
+    per_epoch = len(store) // 12
+    seen = np.concatenate([reader[number][0].pairs.image_ids for number in range(per_epoch)])
+    assert len(set(seen.tolist())) == len(seen) == 12 * per_epoch
+    batch = reader[0][0].pairs
+    assert batch.pooled.shape == (12, store.manifest.width)
+
+
+def test_processes_share_what_the_teacher_scored(workdir, trained):
+    store = Store(workdir / "index")
+    runtime = Reranker.from_pretrained(trained, precision="float32").runtime
+    scores = teacher_scores(workdir / "teacher", store, Teacher(runtime, store), 4)
+    whole, *halves = (
+        EmbeddingBatches(Shapes("train"), store, 16, 3, 9, False, scores, 2, process)[2][0]
+        for process in ((0, 1), (0, 2), (1, 2))
+    )
+    assert whole.taught.images.scores.shape == (8, 4)
+    for ours, first, second in zip(*map(jax.tree.leaves, (whole, *halves)), strict=True):
+        both = first if len(first) == len(ours) else np.concatenate([first, second])
+        np.testing.assert_array_equal(both, ours)
+
+
+def test_a_run_without_a_model_or_captions_says_so(trained, tmp_path):
+    with pytest.raises(ValueError, match="--init MODEL"):
+        train.main([*COMMAND, "--workdir", str(tmp_path / "a")])
+    Shapes("val").image(0).save(tmp_path / "0.png")
+    spec = f"folder:{tmp_path}"
+    args = [*COMMAND, "--init", str(trained), "--data.train", spec]
+    with pytest.raises(ValueError, match="no captions"):
+        train.main([*args, "--data.limit", "1", "--workdir", str(tmp_path / "b")])
