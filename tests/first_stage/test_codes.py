@@ -1,4 +1,7 @@
-"""Every search of codes against products of -1 and 1: distances, order, and ties."""
+"""Every search of codes against products of -1 and 1: distances, order, and ties.
+
+Covers first_stage/faiss_binary.py.
+"""
 
 import sys
 from collections.abc import Callable
