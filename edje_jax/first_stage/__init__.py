@@ -1,1 +1,1 @@
-"""First stages: the nearest embeddings of a query."""
+"""First stages: the nearest embeddings or codes of a query."""

@@ -1,13 +1,17 @@
-"""The protocol of a first stage: the k nearest embeddings of each query.
+"""The protocol of a first stage: the k nearest embeddings, or binary codes, of each query.
 
-Embeddings have unit length, so that a product is a cosine. Equal similarities rank by lower row.
+Embeddings have unit length, so that a product is a cosine. The similarity of two packed codes is
+1 - 2 * distance / bits, the cosine of the codes as -1 and 1. Equal similarities rank by lower row.
 """
 
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
-from jaxtyping import Float32, Int
+from jaxtyping import Float32, Int, UInt8
+
+Reads = Literal["embeddings", "codes"]
+"""Rows that a first stage compares: float32 [n, e], or packed codes uint8 [n, bits / 8]."""
 
 
 class Nearest(NamedTuple):
@@ -18,20 +22,23 @@ class Nearest(NamedTuple):
 
 
 class Vectors(Protocol):
-    """Embeddings float32 [n, e]: an array, or rows on disk that are read where they are taken."""
+    """Embeddings float32 [n, w], w = e, or packed codes uint8 [n, w], w = bits / 8: an array, or
+    rows on disk that are read where they are taken."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(n, e)"""
+        """(n, w)"""
         ...
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, rows: slice, /) -> Float32[np.ndarray, "k e"]: ...
+    def __getitem__(
+        self, rows: slice, /
+    ) -> Float32[np.ndarray, "k w"] | UInt8[np.ndarray, "k w"]: ...
 
 
 class FirstStage(Protocol):
-    """Embeddings that can be searched.
+    """Embeddings or codes that can be searched.
 
     A kind of first stage is a class with this form, and a line of `registry.FIRST_STAGES`.
     """
@@ -41,14 +48,17 @@ class FirstStage(Protocol):
     version: ClassVar[int]
     """Number to raise when `build` comes to write something else, for a setting of it too: stored
     first stages of another version are built anew."""
+    reads: ClassVar[Reads]
+    """Kind of the rows that `build` takes, and of the queries that `nearest` takes."""
 
     @classmethod
     def build(cls, vectors: Vectors, folder: Path | None) -> "FirstStage":
-        """Make embeddings searchable, and write what `open` needs into an empty folder, if given.
+        """Make rows searchable, and write what `open` needs into an empty folder, if given.
 
         Raises:
             ModuleNotFoundError: a library is not installed; the message says how to get it.
             OSError: the folder cannot be written to.
+            ValueError: codes are expected, and the rows are something else.
         """
         ...
 
@@ -66,7 +76,9 @@ class FirstStage(Protocol):
         """Number of rows."""
         ...
 
-    def nearest(self, queries: Float32[np.ndarray, "q e"], k: int) -> Nearest:
+    def nearest(
+        self, queries: Float32[np.ndarray, "q w"] | UInt8[np.ndarray, "q w"], k: int
+    ) -> Nearest:
         """The min(k, len(self)) nearest rows of each query; an approximate first stage may find
         fewer and says so with row -1 at the end."""
         ...

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float32
 
-from edje_jax.first_stage.base import Nearest, Vectors, no_neighbours
+from edje_jax.first_stage.base import Nearest, Reads, Vectors, no_neighbours
 
 FILE = "index.faiss"
 
@@ -16,27 +16,27 @@ class Faiss:
 
     is_stored: ClassVar[bool] = True
     version: ClassVar[int] = 1
+    reads: ClassVar[Reads] = "embeddings"
 
     def __init__(self, index: Any):
         self._index = index
 
     @classmethod
     def build(cls, vectors: Vectors, folder: Path | None) -> "Faiss":
-        """Make embeddings searchable, and write a faiss index into a folder, if given.
+        """Make rows searchable, and write a faiss index into a folder, if given.
 
         Raises:
             ModuleNotFoundError: faiss is not installed; the message says how to get it.
             OSError: the folder cannot be written to.
         """
         faiss = _import_faiss()
-        embeddings = np.ascontiguousarray(vectors[:])
-        # Only the plain index can be made without embeddings.
-        empty = faiss.IndexFlatIP(vectors.shape[1])
-        index = cls._make(faiss, embeddings) if len(embeddings) else empty
-        index.add(embeddings)
+        rows = np.ascontiguousarray(vectors[:])
+        # Only the plain index can be made without rows.
+        index = cls._make(faiss, rows) if len(rows) else cls._plain(faiss, vectors.shape[1])
+        index.add(rows)
         if folder:
             try:
-                faiss.write_index(index, str(folder / FILE))
+                cls._write(faiss, index, str(folder / FILE))
             except RuntimeError as error:
                 raise OSError(f"{folder / FILE}: cannot be written ({error})") from error
         return cls(index)
@@ -49,55 +49,73 @@ class Faiss:
             ModuleNotFoundError: faiss is not installed.
             RuntimeError: the file is not there, or damaged.
         """
-        return cls(_import_faiss().read_index(str(folder / FILE)))
+        return cls(cls._read(_import_faiss(), str(folder / FILE)))
+
+    @classmethod
+    def _make(cls, faiss: Any, rows: np.ndarray) -> Any:
+        """Index of the library, trained where that is needed, to which rows can be added."""
+        return cls._plain(faiss, rows.shape[1])
 
     @staticmethod
-    def _make(faiss: Any, embeddings: Float32[np.ndarray, "n e"]) -> Any:
-        """Index of the library, trained where that is needed, to which embeddings can be added."""
-        raise NotImplementedError
+    def _plain(faiss: Any, width: int) -> Any:
+        """Index of the library that compares a query with every row."""
+        return faiss.IndexFlatIP(width)
+
+    @staticmethod
+    def _write(faiss: Any, index: Any, path: str) -> None:
+        faiss.write_index(index, path)
+
+    @staticmethod
+    def _read(faiss: Any, path: str) -> Any:
+        return faiss.read_index(path)
 
     def __len__(self) -> int:
         return int(self._index.ntotal)
 
-    def nearest(self, queries: Float32[np.ndarray, "q e"], k: int) -> Nearest:
+    def nearest(self, queries: np.ndarray, k: int) -> Nearest:
         if not len(self) or not len(queries):
             return no_neighbours(len(queries), min(k, len(self)))
         if hasattr(self._index, "hnsw"):
             self._index.hnsw.efSearch = max(256, 2 * k)
-        similarities, rows = self._index.search(np.ascontiguousarray(queries), min(k, len(self)))
+        return self._search(np.ascontiguousarray(queries), min(k, len(self)))
+
+    def _search(self, queries: np.ndarray, k: int) -> Nearest:
+        similarities, rows = self._index.search(queries, k)
         return Nearest(similarities, rows.astype(np.int32))
 
 
 class FaissFlat(Faiss):
     """Comparison with every row."""
 
-    @staticmethod
-    def _make(faiss: Any, embeddings: Float32[np.ndarray, "n e"]) -> Any:
-        return faiss.IndexFlatIP(embeddings.shape[1])
-
 
 class FaissHnsw(Faiss):
     """A graph of neighbours (HNSW) of 32 edges a row."""
 
-    @staticmethod
-    def _make(faiss: Any, embeddings: Float32[np.ndarray, "n e"]) -> Any:
-        index = faiss.IndexHNSWFlat(embeddings.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
+    @classmethod
+    def _make(cls, faiss: Any, rows: Float32[np.ndarray, "n e"]) -> Any:
+        index = faiss.IndexHNSWFlat(rows.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = 200
         return index
 
 
 class FaissIvf(Faiss):
-    """About sqrt(n) lists of rows, as faiss' guidelines advise; an eighth of them is searched."""
+    """4 sqrt(n) lists of rows, as faiss' guidelines advise; an eighth (nprobe) is searched."""
 
-    @staticmethod
-    def _make(faiss: Any, embeddings: Float32[np.ndarray, "n e"]) -> Any:
-        size, width = embeddings.shape
-        lists = max(min(int(4 * size**0.5), size // 39), 1)
-        quantiser = faiss.IndexFlatIP(width)
-        index = faiss.IndexIVFFlat(quantiser, width, lists, faiss.METRIC_INNER_PRODUCT)
+    @classmethod
+    def _make(cls, faiss: Any, rows: Float32[np.ndarray, "n e"]) -> Any:
+        size, width = rows.shape
+        lists = lists_for(size)
+        index = faiss.IndexIVFFlat(
+            cls._plain(faiss, width), width, lists, faiss.METRIC_INNER_PRODUCT
+        )
         index.nprobe = max(lists // 8, 1)
-        index.train(embeddings)
+        index.train(rows)
         return index
+
+
+def lists_for(size: int) -> int:
+    """Number of inverted lists: 4 sqrt(n), or fewer if these would get less than 39 rows each."""
+    return max(min(int(4 * size**0.5), size // 39), 1)
 
 
 def _import_faiss() -> Any:

@@ -14,6 +14,10 @@ FIRST_STAGES = {
     "faiss-flat": "edje_jax.first_stage.faiss.FaissFlat",
     "faiss-hnsw": "edje_jax.first_stage.faiss.FaissHnsw",
     "faiss-ivf": "edje_jax.first_stage.faiss.FaissIvf",
+    "codes": "edje_jax.first_stage.codes.Codes",
+    "faiss-binary-flat": "edje_jax.first_stage.faiss_binary.FaissBinaryFlat",
+    "faiss-binary-hnsw": "edje_jax.first_stage.faiss_binary.FaissBinaryHnsw",
+    "faiss-binary-ivf": "edje_jax.first_stage.faiss_binary.FaissBinaryIvf",
 }
 """Name of a first stage -> its class, which is imported once it is used: the command line lists
 the names without any of the libraries behind them."""

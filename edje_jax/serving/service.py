@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edje_jax.evaluation.scores import cosines, mixed
-from edje_jax.first_stage.exact import QUERY_BATCHES
+from edje_jax.first_stage.blockwise import QUERY_BATCHES
 from edje_jax.index.image_index import ImageIndex
 from edje_jax.models.token_formats import unpack
 from edje_jax.search.cascade import search_images, search_texts

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from edje_jax.first_stage import exact
+from edje_jax.first_stage import blockwise
 from edje_jax.first_stage.exact import Exact
 from edje_jax.first_stage.faiss import FaissFlat
 from edje_jax.first_stage.registry import FIRST_STAGES, find_first_stage
@@ -20,7 +20,7 @@ def expected(embeddings: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
 
 @pytest.mark.parametrize("rows, block", [(300, 1 << 16), (300, 100), (301, 64), (5, 2)])
 def test_exact_is_what_sorting_gives(monkeypatch, rows, block):
-    monkeypatch.setattr(exact, "BLOCK", block)
+    monkeypatch.setattr(blockwise, "BLOCK", block)
     embeddings, queries = unit(rows), unit(70, seed=1)
     stage = Exact(embeddings)
     for k in (1, 10, rows + 3):
@@ -32,7 +32,7 @@ def test_exact_is_what_sorting_gives(monkeypatch, rows, block):
 
 
 def test_equal_similarities_rank_by_row(monkeypatch):
-    monkeypatch.setattr(exact, "BLOCK", 4)
+    monkeypatch.setattr(blockwise, "BLOCK", 4)
     same = np.tile(unit(1), (10, 1))
     np.testing.assert_array_equal(Exact(same).nearest(unit(1), 10).rows[0], np.arange(10))
 
@@ -76,10 +76,12 @@ def test_faiss_that_is_not_there_says_what_to_install(monkeypatch):
 def test_nothing_is_near_where_there_is_nothing(name, tmp_path):
     if name.startswith("faiss"):
         pytest.importorskip("faiss")
-    stage = find_first_stage(name).build(np.empty((0, 8), np.float32), None)
-    assert len(stage) == 0 and stage.nearest(unit(2), 5).rows.shape == (2, 0)
-    stage = find_first_stage(name).build(unit(3), None)
-    assert stage.nearest(np.empty((0, 8), np.float32), 2).rows.shape == (0, 2)
+    kind = find_first_stage(name)
+    rows = unit(3) if kind.reads == "embeddings" else np.arange(24, dtype=np.uint8).reshape(3, 8)
+    stage = kind.build(rows[:0], None)
+    assert len(stage) == 0 and stage.nearest(rows[:2], 5).rows.shape == (2, 0)
+    stage = kind.build(rows, None)
+    assert stage.nearest(rows[:0], 2).rows.shape == (0, 2)
 
 
 def test_an_unknown_name_is_told_with_those_that_there_are():

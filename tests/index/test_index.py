@@ -16,7 +16,7 @@ from PIL import Image
 from edje_jax import ImageIndex, Reranker
 from edje_jax.data.sources.blip_json import BlipJson
 from edje_jax.data.sources.folder import Folder
-from edje_jax.first_stage.registry import FIRST_STAGES
+from edje_jax.first_stage.registry import FIRST_STAGES, find_first_stage
 from edje_jax.index import build as building
 from edje_jax.index.build import BuildOptions, build
 from edje_jax.index.image_index import TokensOn
@@ -336,7 +336,8 @@ def test_an_index_may_be_empty(reranker, tmp_path):
         for tokens_on in get_args(TokensOn):
             check(tokens_on, "exact")
         for first_stage in FIRST_STAGES:
-            check("disk", first_stage)
+            if find_first_stage(first_stage).reads == "embeddings":
+                check("disk", first_stage)
         assert list(verify(index)) == []
         compact(index)
     assert Store(index).manifest.shards == ()
