@@ -7,7 +7,7 @@ from edje_jax.reports.tuning import draw, mark_of, short_names
 
 
 def a_result(recall: float, speed: float, size: int, model: str = "a") -> TuneResult:
-    return TuneResult(model, 0, "updated", "int8", 10, recall, recall, size, 10 * speed)
+    return TuneResult(model, 0, "updated", "int8", 10, recall, recall, size, 10 * speed, 0.0, 0.0)
 
 
 def test_the_plot_names_every_model_once(tmp_path):
