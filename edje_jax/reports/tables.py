@@ -16,7 +16,7 @@ WIDTH = 80
 """Characters of a terminal's line, into which tables fit with any number of measures."""
 
 
-class Column(NamedTuple):
+class TextColumn(NamedTuple):
     """Column of a table that has a line for each setting."""
 
     name: str
@@ -84,15 +84,15 @@ def k_tables(sweep: Mapping[str, Any]) -> Iterator[Table]:
     """Tables of reranked measures by depth, with what a query costs; `sweep` is
     `evaluation.protocols.k_sweep`."""
     title = f"Reranked, by depth, at {sweep['pairs_per_second']:,.1f} pairs a second (percent)"
-    depths = Column("k", [f"{at['k']:,}" for at in sweep["at"]])
-    costs = Column("ms a query", [f"{at['ms_per_query']:,.1f}" for at in sweep["at"]])
+    depths = TextColumn("k", [f"{at['k']:,}" for at in sweep["at"]])
+    costs = TextColumn("ms a query", [f"{at['ms_per_query']:,.1f}" for at in sweep["at"]])
     return _by_setting(title, (depths, costs), sweep["at"])
 
 
 def weight_tables(sweep: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
     """Tables of reranked measures by weight of the cosine; `sweep` is
     `evaluation.protocols.weight_sweep`."""
-    weights = Column("weight", [f"{at['similarity_weight']:g}" for at in sweep])
+    weights = TextColumn("weight", [f"{at['similarity_weight']:g}" for at in sweep])
     return _by_setting("Reranked, by similarity weight (percent)", (weights,), sweep)
 
 
@@ -110,7 +110,7 @@ def eccv_table(found: Mapping[str, Any]) -> Table:
 
 
 def _by_setting(
-    title: str, settings: Sequence[Column], results: Sequence[Mapping[str, Any]]
+    title: str, settings: Sequence[TextColumn], results: Sequence[Mapping[str, Any]]
 ) -> Iterator[Table]:
     """Tables with a line for each setting: the setting, then every measure and the ceiling in both
     directions."""
@@ -128,21 +128,21 @@ def _by_setting(
         yield out
 
 
-def _measured(results: Sequence[Mapping[str, Any]], key: str) -> list[Column]:
+def _measured(results: Sequence[Mapping[str, Any]], key: str) -> list[TextColumn]:
     """Columns of every reranked measure and of the ceiling of a direction."""
     values = {m.label: [at[key]["reranked"][m.name] for at in results] for m in MEASURES}
     values["hit@k"] = [at[key]["ceiling"] for at in results]
     return [
-        Column(f"{key.upper()} {name}", [f"{value:.2f}" for value in column])
+        TextColumn(f"{key.upper()} {name}", [f"{value:.2f}" for value in column])
         for name, column in values.items()
     ]
 
 
-def _fitting(sides: Sequence[Sequence[Column]], room: int) -> Iterator[list[Column]]:
+def _fitting(sides: Sequence[Sequence[TextColumn]], room: int) -> Iterator[list[TextColumn]]:
     """Columns that fit side by side: of all sides if there is `room`, else of a side or less."""
     whole = [column for side in sides for column in side]
     for side in [whole] if _width(whole) <= room else sides:
-        part: list[Column] = []
+        part: list[TextColumn] = []
         for column in side:
             if part and _width([*part, column]) > room:
                 yield part
@@ -151,7 +151,7 @@ def _fitting(sides: Sequence[Sequence[Column]], room: int) -> Iterator[list[Colu
         yield part
 
 
-def _width(columns: Sequence[Column]) -> int:
+def _width(columns: Sequence[TextColumn]) -> int:
     """Characters that columns take side by side, with the two between a column and the next."""
     return sum(column.width + 2 for column in columns)
 
