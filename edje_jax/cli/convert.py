@@ -18,7 +18,9 @@ log = logging.getLogger(__name__)
 KINDS = ("edje", "published", "onnx")
 
 
-def convert(source: str, target: str, to: str, backbone: str = "", language: str = "") -> Path:
+def convert(
+    source: str, target: str, to: str, backbone: str | None = None, language: str | None = None
+) -> Path:
     """Convert `source`, whose kind is recognised, into `target`; the path that was written.
 
     Raises:
@@ -44,7 +46,7 @@ def _is_published(source: str) -> bool:
     return Path(source).expanduser().is_file()
 
 
-def _read(source: str, backbone: str, language: str) -> tuple[Model, str]:
+def _read(source: str, backbone: str | None, language: str | None) -> tuple[Model, str]:
     """Model and its card, read from any of the formats."""
     path = Path(source).expanduser()
     if _is_published(source):
@@ -56,19 +58,19 @@ def _read(source: str, backbone: str, language: str) -> tuple[Model, str]:
     return model, model_card(model)
 
 
-def _to_edje(source: str, out: Path, backbone: str, language: str) -> None:
+def _to_edje(source: str, out: Path, backbone: str | None, language: str | None) -> None:
     model, card = _read(source, backbone, language)
     with atomic_folder(out) as folder:
         save_model(folder, model, card)
 
 
-def _to_published(source: str, out: Path, backbone: str, language: str) -> None:
+def _to_published(source: str, out: Path, backbone: str | None, language: str | None) -> None:
     if out.suffix not in (".pth", ".pt"):
         raise UsageError(f"{out}: a published checkpoint is one file; call it NAME.pth")
     save_published(out, _read(source, backbone, language)[0])
 
 
-def _to_onnx(source: str, out: Path, backbone: str, language: str) -> None:
+def _to_onnx(source: str, out: Path, backbone: str | None, language: str | None) -> None:
     try:
         from edje_jax.weights.onnx import export_onnx
     except ImportError as error:
@@ -84,7 +86,7 @@ def _to_onnx(source: str, out: Path, backbone: str, language: str) -> None:
         export_onnx(model, folder, note)
 
 
-_WRITERS: dict[str, Callable[[str, Path, str, str], None]] = {
+_WRITERS: dict[str, Callable[[str, Path, str | None, str | None], None]] = {
     "edje": _to_edje,
     "published": _to_published,
     "onnx": _to_onnx,

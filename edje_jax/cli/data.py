@@ -23,15 +23,15 @@ SHOWN = 10
 """Bad records that are listed, of each kind."""
 
 
-def stat(spec: str, image_root: str, look_at: int, grid_file: str) -> None:
+def stat(spec: str, image_root: str | None, look_at: int | None, grid_file: str | None) -> None:
     """Print what a set holds; write some of its images to `grid_file` if named.
 
     Raises:
         UsageError: `grid_file` is no image, or `look_at` is negative.
         FileNotFoundError, ValueError: the set cannot be opened.
     """
-    if look_at < 0:
-        raise UsageError(f"--look-at {look_at}: give a number of images, or 0 for all")
+    if look_at is not None and look_at < 0:
+        raise UsageError(f"--look-at {look_at}: give a number of images, or leave it out for all")
     if grid_file and Path(grid_file).suffix.lower() not in FORMATS:
         raise UsageError(f"--grid {grid_file}: name a file that ends in {', '.join(FORMATS)}")
     source = open_source(spec, image_root)
@@ -54,7 +54,7 @@ def stat(spec: str, image_root: str, look_at: int, grid_file: str) -> None:
         log.info("%s: some of the images", path)
 
 
-def pack(spec: str, out: str, image_root: str, shard_size: int) -> None:
+def pack(spec: str, out: str, image_root: str | None, shard_size: int) -> None:
     """Write a set as ArrayRecord shards, or go on with it.
 
     Raises:

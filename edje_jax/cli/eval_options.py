@@ -25,15 +25,16 @@ from edje_jax.cli.program import UsageError
 class Options:
     """Options of `edje eval` and of `eval.py`."""
 
-    model: tyro.conf.Positional[str] = ""
+    model: tyro.conf.Positional[str | None] = None
     """Model folder, training workdir, or hub id."""
-    data: str = ""
+    data: str | None = None
     """SPEC to evaluate on, as `kind:path[#split]`."""
     k: int = 10
     """Candidates reranked per query."""
-    out: str = ""
-    """Folder for metrics.json, TREC files, per_query.csv and report.html."""
-    image_root: str = ""
+    out: str | None = None
+    """Folder for metrics.json, TREC files, per_query.csv and report.html (default:
+    nothing is written)."""
+    image_root: str | None = None
     """Folder that relative image paths start from (default: the JSON's own)."""
     similarity_weight: float | None = None
     """Weight of the first stage's cosine, which is added to the match logit (default: the model's
@@ -41,16 +42,21 @@ class Options:
     max_bad: float = 0.01
     """Share of the set's images, and of the pool's, that may turn out unreadable before the
     evaluation stops."""
-    folds: int = 0
-    """Parts of the gallery to evaluate as well, each on its own; 5 is COCO's 1k protocol."""
-    pool: str = ""
-    """SPEC whose images join the gallery as distractors; its captions are not read."""
-    k_sweep: str = ""
-    """Depths to measure as well, with their cost, such as 1,5,10,20,50,100; scored once."""
-    similarity_weights: str = ""
-    """Weights of the first stage to measure as well, such as 0,1,3,10; scored once."""
-    eccv: str = ""
-    """COCO's captions_val2014.json: judge COCO's test set by CxC and ECCV Caption as well."""
+    folds: int | None = None
+    """Parts of the gallery to evaluate as well, each on its own; 5 is COCO's 1k protocol (default:
+    none)."""
+    pool: str | None = None
+    """SPEC whose images join the gallery as distractors; its captions are not read (default:
+    none)."""
+    k_sweep: str | None = None
+    """Depths to measure as well, with their cost, such as 1,5,10,20,50,100; scored once (default:
+    none)."""
+    similarity_weights: str | None = None
+    """Weights of the first stage to measure as well, such as 0,1,3,10; scored once (default:
+    none)."""
+    eccv: str | None = None
+    """COCO's captions_val2014.json: judge COCO's test set by CxC and ECCV Caption as well (default:
+    by its own captions alone)."""
     compositional: tuple[str, ...] = ()
     """Files in SugarCrepe's, ARO's or Winoground's form: text, image and group scores instead."""
     compare: Annotated[tuple[str, str] | None, tyro.conf.arg(metavar="A B")] = None
@@ -78,7 +84,7 @@ def main(arguments: list[str], program: str = "edje eval") -> int:
     if options.compare:
         a, b = (Path(folder).expanduser() for folder in options.compare)
         evaluate.compare_evaluations(a, b, out)
-    elif options.compositional:
+    elif options.model and options.compositional:
         evaluate.evaluate_compositional(
             options.model,
             [Path(file).expanduser() for file in options.compositional],
@@ -86,7 +92,7 @@ def main(arguments: list[str], program: str = "edje eval") -> int:
             image_root=options.image_root,
             similarity_weight=options.similarity_weight,
         )
-    else:
+    elif options.model and options.data:
         evaluate.evaluate_model(
             options.model,
             options.data,
@@ -141,7 +147,7 @@ def _others(options: Options, *taken: str) -> str:
     return ", ".join(name for x, name in zip(given, names, strict=True) if x not in taken)
 
 
-def _numbers(flag: str, text: str, kind: type, least: float = float("-inf")) -> tuple:
+def _numbers(flag: str, text: str | None, kind: type, least: float = float("-inf")) -> tuple:
     """Parse comma-separated numbers into a rising tuple, each number once."""
     try:
         values = sorted({kind(part) for part in text.split(",")} if text else ())

@@ -31,9 +31,9 @@ def evaluate_model(
     data: str,
     protocol: Protocol = Protocol(),
     *,
-    pool: str = "",
+    pool: str | None = None,
     out: Path | None = None,
-    image_root: str = "",
+    image_root: str | None = None,
     max_bad: float = 0.01,
 ) -> dict[str, Any]:
     """Print what was measured, and return it as metrics.json has it; with `out`, write the report
@@ -107,7 +107,7 @@ def evaluate_compositional(
     files: Sequence[Path],
     *,
     out: Path | None = None,
-    image_root: str = "",
+    image_root: str | None = None,
     similarity_weight: float | None = None,
 ) -> dict[str, Any]:
     """Print and return text, image and group scores; with `out`, write compositional.json and

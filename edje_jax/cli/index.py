@@ -38,8 +38,8 @@ def build(
     images: str,
     out: str,
     options: building.BuildOptions,
-    shard: str = "",
-    image_root: str = "",
+    shard: str | None = None,
+    image_root: str | None = None,
 ) -> None:
     """Build an index, go on with one, or bring it up to its set; the share is that of `shard`.
 
@@ -123,8 +123,8 @@ def _some(names: list[str], most: int = 10) -> str:
     return ", ".join(names[:most]) + more
 
 
-def share_of(shard: str) -> tuple[int, int]:
-    """ "i/n" -> (i, n); nothing means this process of a cluster's, or the only one."""
+def share_of(shard: str | None) -> tuple[int, int]:
+    """ "i/n" -> (i, n); None means this process of a cluster's, or the only one."""
     if not shard:
         for rank, size in LAUNCHERS:
             if rank in os.environ and int(os.environ.get(size, 1)) > 1:

@@ -15,7 +15,11 @@ log = logging.getLogger(__name__)
 
 
 def push(
-    name: str, hub_id: str, metrics: str = "", private: bool = False, dry_run: str = ""
+    name: str,
+    hub_id: str,
+    metrics: str | None = None,
+    private: bool = False,
+    dry_run: str | None = None,
 ) -> str:
     """Upload a model folder as `hub_id`, with a card that states its results; the card.
 

@@ -42,7 +42,7 @@ def search(asked: Any) -> None:
     Console().print(_table(index, found))
 
 
-def model_of(index: ImageIndex, name: str = "") -> Reranker:
+def model_of(index: ImageIndex, name: str | None = None) -> Reranker:
     """The model that an index was built with, from where it was then or is now.
 
     Raises:

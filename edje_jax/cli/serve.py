@@ -48,7 +48,7 @@ def serve(asked: Any) -> None:
     check_model(index.store, reranker.stamp)
     app = make_app(
         Service(reranker, index),
-        api_key=asked.api_key or os.environ.get("EDJE_API_KEY", ""),
+        api_key=asked.api_key or os.environ.get("EDJE_API_KEY"),
         limits=limits,
         cors_origins=asked.cors_origin,
         root_path=root_path,

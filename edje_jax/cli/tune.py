@@ -39,8 +39,8 @@ def tune(
     data: str,
     choices: Choices,
     *,
-    out: str = "",
-    image_root: str = "",
+    out: str | None = None,
+    image_root: str | None = None,
     max_bad: float = 0.01,
     precision: float = 0.9,
     save: bool = False,
@@ -109,8 +109,8 @@ def _check(models: Sequence[str], choices: Choices, precision: float, save: bool
         raise UsageError("give at least one model and one of --token-dtypes")
     if not 0 < precision <= 1:
         raise UsageError(f"--precision {precision:g}: a share above 0, up to 1")
-    if choices.queries < 0:
-        raise UsageError(f"--queries {choices.queries}: give a number, or 0 for all")
+    if choices.queries is not None and choices.queries < 0:
+        raise UsageError(f"--queries {choices.queries}: give a number, or leave it out for all")
     for model in models if save else ():
         if not Path(model).expanduser().is_dir():
             raise UsageError(

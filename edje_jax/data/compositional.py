@@ -25,7 +25,7 @@ FORMS = (
 """Fields of images and captions: SugarCrepe's, ARO's, Winoground's."""
 
 
-def read_items(files: Sequence[Path], image_root: str = "") -> list[Item]:
+def read_items(files: Sequence[Path], image_root: str | None = None) -> list[Item]:
     """Items of JSON files (a list, or a dict of entries) or of .jsonl, one entry a line.
 
     Image paths are relative to `image_root`, or else to their file's folder. Items without a
@@ -38,10 +38,10 @@ def read_items(files: Sequence[Path], image_root: str = "") -> list[Item]:
     return [item for path in files for item in _read_file(path, image_root, len(files) > 1)]
 
 
-def _read_file(path: Path, image_root: str, several: bool) -> Iterator[Item]:
+def _read_file(path: Path, image_root: str | None, several: bool) -> Iterator[Item]:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file")
-    root = Path(image_root) if image_root else path.parent
+    root = Path(image_root or path.parent)
     content = read_json(str(path), "a list or dict of entries")
     if path.suffix == ".jsonl" and not isinstance(content, list):
         content = [content]  # One line

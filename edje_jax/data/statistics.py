@@ -52,9 +52,11 @@ class Statistics:
 
 
 def statistics(
-    source: Source, look_at: int = 0, progress: Callable[[int, int], None] | None = None
+    source: Source,
+    look_at: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Statistics:
-    """Count ids and captions of all images, and decode `look_at` spread evenly, or all (0).
+    """Count ids and captions of all images, and decode `look_at` spread evenly, or all.
 
     Args:
         progress: called with (images decoded, images to decode).
@@ -85,9 +87,9 @@ def statistics(
     )
 
 
-def spread(total: int, wanted: int) -> list[int]:
-    """`wanted` indices spread evenly over `total`; all of them for 0."""
-    count = min(wanted, total) or total
+def spread(total: int, wanted: int | None) -> list[int]:
+    """`wanted` indices spread evenly over `total`; all of them for None, and for 0."""
+    count = min(wanted or total, total)
     return [i * total // count for i in range(count)]
 
 

@@ -33,7 +33,7 @@ _CLASSES = {"sentencepiece.bpe.model": "XLMRobertaTokenizer"}
 """File name of a vocabulary that only one class uses -> that class."""
 
 
-def load_tokenizer(folder: str | os.PathLike[str], kind: str = ""):
+def load_tokenizer(folder: str | os.PathLike[str], kind: str | None = None):
     """The Hugging Face tokenizer of a folder, in its fast form where there is one.
 
     `kind` is the model type to assume if the folder's files do not name a class. Without it the

@@ -29,7 +29,7 @@ Progress = Callable[[str, int, int], None]
 """Function that is called with (kind of work, done, total)."""
 
 
-def open_gallery(data: str, pool: str = "", image_root: str = "") -> Source:
+def open_gallery(data: str, pool: str | None = None, image_root: str | None = None) -> Source:
     """Open the set to ask with, among the images of the pool if there is one; both are SPECs.
 
     Raises:

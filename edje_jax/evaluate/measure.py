@@ -25,8 +25,8 @@ class Protocol:
     k: int = 10
     similarity_weight: float | None = None
     """Weight of the first stage; None for the model's own."""
-    folds: int = 0
-    """Disjoint parts of the gallery to evaluate as well, each on its own; 0 for none."""
+    folds: int | None = None
+    """Disjoint parts of the gallery to evaluate as well, each on its own; None for none."""
     k_sweep: Sequence[int] = ()
     """Depths to evaluate as well."""
     similarity_weights: Sequence[float] = ()

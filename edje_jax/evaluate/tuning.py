@@ -32,15 +32,16 @@ class Choices:
 
     depths: Sequence[int]
     token_dtypes: Sequence[TokenDtype]
-    queries: int = 0
-    """Number of captions, and of images, that are asked for; 0 asks for all."""
+    queries: int | None = None
+    """Number of captions, and of images, that are asked for; None asks for all."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Untimed:
     """Result whose speed is still to be measured."""
 
-    result: TuneResult
+    result: Callable[[float, float, float], TuneResult]
+    """Result, given the median, the least and the largest number of pairs per second."""
     pairs: int
     """Pairs that `rerank` scores."""
     rerank: Callable[[], object]
@@ -87,7 +88,8 @@ def measure_recalls(
         some_tokens = tokens[np.arange(min(len(tokens), deepest))]
         for k in choices.depths:
             metrics = asked[-1].retrieval.at(k=k).metrics()
-            result = TuneResult(
+            result = partial(
+                TuneResult,
                 model,
                 joint.deferred_layers,
                 joint.online_vision,
@@ -125,12 +127,7 @@ def measure_speeds(
         if progress:
             progress("timings", number, ROUNDS)
     return [
-        dataclasses.replace(
-            one.result,
-            pairs_per_second=one.pairs / statistics.median(own),
-            slowest_pairs_per_second=one.pairs / max(own),
-            fastest_pairs_per_second=one.pairs / min(own),
-        )
+        one.result(one.pairs / statistics.median(own), one.pairs / max(own), one.pairs / min(own))
         for one, own in zip(untimed, seconds, strict=True)
     ]
 

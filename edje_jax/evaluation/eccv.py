@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from edje_jax.evaluation.retrieval import Direction, Retrieval, first_stage
+from edje_jax.evaluation.retrieval import Direction, Retrieval, base_ranking
 
 TARGETS = ("coco_5k_recalls", "cxc_recalls", "eccv_r1", "eccv_rprecision", "eccv_map_at_r")
 """Groups of metrics, by the names of `eccv_caption`."""
@@ -60,8 +60,8 @@ def eccv_metrics(
     gts = [both[key] for both in (judge.eccv_gts, judge.cxc_gts) for key in ("i2t", "t2i")]
     depth = max(10, *(len(items) for one in gts for items in one.values()))
     owner, own = caption_image, np.arange(len(ids.images), dtype=np.int32)
-    t2i = first_stage(text_embeddings, image_embeddings, owner, own, depth).candidates
-    i2t = first_stage(image_embeddings, text_embeddings, own, owner, depth).candidates
+    t2i = base_ranking(text_embeddings, image_embeddings, owner, own, depth).candidates
+    i2t = base_ranking(image_embeddings, text_embeddings, own, owner, depth).candidates
     out = {}
     for stage in ("base", "reranked"):
         found = judge.compute_all_metrics(

@@ -16,7 +16,7 @@ from edje_jax.evaluation.retrieval import (
     Gallery,
     Retrieval,
     ScorePairs,
-    first_stage,
+    base_ranking,
     rank_candidates,
     rerank,
     score_each_once,
@@ -103,8 +103,8 @@ def rerank_some(
     owner, images = gallery.caption_image, np.arange(len(image_embeddings), dtype=np.int32)
     captions = _spread(len(owner), queries)
     asked = np.unique(owner)[_spread(len(np.unique(owner)), queries)]
-    t2i = first_stage(text_embeddings[captions], image_embeddings, owner[captions], images, k)
-    i2t = first_stage(image_embeddings[asked], text_embeddings, asked, owner, k)
+    t2i = base_ranking(text_embeddings[captions], image_embeddings, owner[captions], images, k)
+    i2t = base_ranking(image_embeddings[asked], text_embeddings, asked, owner, k)
     of_captions, of_images = score_each_once(
         captions, t2i.candidates, asked, i2t.candidates, score_pairs
     )

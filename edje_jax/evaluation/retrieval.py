@@ -204,8 +204,8 @@ def rerank(
             f"{texts.shape[1]}; both must come from one backbone"
         )
     owner, numbers = gallery.caption_image, np.arange(len(images), dtype=np.int32)
-    t2i = first_stage(texts, images, owner, numbers, k)
-    i2t = first_stage(images, texts, numbers, owner, k)
+    t2i = base_ranking(texts, images, owner, numbers, k)
+    i2t = base_ranking(images, texts, numbers, owner, k)
     asked, captions = np.unique(owner), np.arange(len(texts), dtype=np.int32)
     t2i_scores, asked_scores = score_each_once(
         captions, t2i.candidates, asked, i2t.candidates[asked], score_pairs
@@ -230,14 +230,14 @@ class BaseRanking:
     rank: Int[np.ndarray, " q"]
 
 
-def first_stage(
+def base_ranking(
     queries: Float[np.ndarray, "q e"],
     items: Float[np.ndarray, "g e"],
     query_image: Int[np.ndarray, " q"],
     item_image: Int[np.ndarray, " g"],
     k: int,
 ) -> BaseRanking:
-    """Exact search by inner product; an item is a right answer if it has the query's image.
+    """Exact ranking by inner product; an item is a right answer if it has the query's image.
 
     Works through the queries in blocks, so memory does not grow with q * g.
     """
@@ -315,23 +315,23 @@ def score_each_once(
 
 
 def rank_candidates(
-    stage: BaseRanking,
+    base: BaseRanking,
     scores: Float[np.ndarray, "q k"],
     query_image: Int[np.ndarray, " q"],
     item_image: Int[np.ndarray, " g"],
     similarity_weight: float,
 ) -> Direction:
-    """Reorder a first stage's candidates by their match logits, with the weighted cosine mixed in.
+    """Reorder the base ranking's candidates by match logits, with the weighted cosine mixed in.
 
     `query_image` and `item_image` number the image of each query and of each item.
     """
     return _reordered(
-        candidates=stage.candidates,
-        similarities=stage.similarities,
+        candidates=base.candidates,
+        similarities=base.similarities,
         scores=scores,
-        hits=item_image[stage.candidates] == query_image[:, None],
-        base_rank=stage.rank,
-        base_best=stage.best,
+        hits=item_image[base.candidates] == query_image[:, None],
+        base_rank=base.rank,
+        base_best=base.best,
         similarity_weight=similarity_weight,
     )
 

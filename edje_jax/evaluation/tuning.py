@@ -28,10 +28,10 @@ class TuneResult:
     """Image-to-text R@1 in percent."""
     bytes_per_picture: int
     """Bytes of one image's tokens."""
-    pairs_per_second: float = 0.0
+    pairs_per_second: float
     """Median of several timings of queries with k candidates each, on this machine."""
-    slowest_pairs_per_second: float = 0.0
-    fastest_pairs_per_second: float = 0.0
+    slowest_pairs_per_second: float
+    fastest_pairs_per_second: float
 
     @property
     def recall(self) -> float:

@@ -163,7 +163,8 @@ def _compare_words(
     """Record what differs in a row whose image is the same."""
     changes.unstamped += not (row.stamp or row.digest)
     digest = row.digest or ("" if stamp else _digest(changes.source, record))
-    fresh = changes.row(record, captions, stamp, digest)._replace(thumbnail=row.thumbnail)
+    fresh = changes.row(record, captions, stamp, digest)
+    fresh = fresh._replace(thumbnail=row.thumbnail, unknown=row.unknown)
     if fresh.captions != row.captions:
         changes.recaptioned.append(row.id)
     if fresh.path != row.path:

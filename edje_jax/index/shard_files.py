@@ -36,6 +36,11 @@ class ImageRecord(NamedTuple):
     """Stamp of the image (`edje_jax.data.stamps`); "" if the source has none."""
     digest: str = ""
     """Digest of the image's file; "" where the stamp suffices, and in a row of format 1."""
+    unknown: Mapping[str, Any] = {}
+    """Keys of the row that this version does not know, which are kept."""
+
+
+_KEYS = frozenset(ImageRecord._fields) - {"unknown"}
 
 
 def kind_of(name: str) -> str:
@@ -167,7 +172,13 @@ def _write_rows(path: Path, rows: Sequence[ImageRecord]) -> None:
         atomic_path(path) as temporary,
         temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file,
     ):
-        file.writelines(json.dumps(row._asdict(), ensure_ascii=False) + "\n" for row in rows)
+        file.writelines(json.dumps(_words(row), ensure_ascii=False) + "\n" for row in rows)
+
+
+def _words(row: ImageRecord) -> dict[str, Any]:
+    words = row._asdict()
+    unknown = words.pop("unknown")
+    return {**words, **unknown}
 
 
 def _file_entry(path: Path) -> dict[str, Any]:
@@ -175,7 +186,7 @@ def _file_entry(path: Path) -> dict[str, Any]:
 
 
 def read_rows(path: Path) -> Iterator[ImageRecord]:
-    """Read the lines of a rows file.
+    """Read the lines of a rows file; a key that is missing takes its default, if it has one.
 
     Raises:
         BadStore: the file is damaged.
@@ -184,8 +195,10 @@ def read_rows(path: Path) -> Iterator[ImageRecord]:
         with path.open(encoding="utf-8") as file:
             for line in file:
                 words = json.loads(line)
-                yield ImageRecord(**words | {"thumbnail": tuple(words["thumbnail"])})
-    except (ValueError, TypeError, KeyError) as error:
+                unknown = {name: words.pop(name) for name in sorted(words.keys() - _KEYS)}
+                words |= {"thumbnail": tuple(words["thumbnail"])}
+                yield ImageRecord(**words, unknown=unknown)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise BadStore(f"{path}: damaged ({error}); build the index again") from error
 
 

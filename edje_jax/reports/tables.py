@@ -1,7 +1,8 @@
-"""Tables of an evaluation, for the terminal. Each has a row or a column for every measure."""
+"""Tables of an evaluation, for the terminal: a row or a column for every measure, 80 characters
+wide at most."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from rich import box
 from rich.markup import escape
@@ -11,18 +12,33 @@ from edje_jax.evaluation.intervals import LEVEL, format_interval
 from edje_jax.evaluation.measures import MEASURES
 from edje_jax.evaluation.retrieval import DIRECTIONS
 
+WIDTH = 80
+"""Characters of a terminal's line, into which tables fit with any number of measures."""
+
+
+class TextColumn(NamedTuple):
+    """Column of a table that has a line for each setting."""
+
+    name: str
+    cells: Sequence[str]
+
+    @property
+    def width(self) -> int:
+        """Characters of the longest cell or word of the name."""
+        return max(map(len, (*self.name.split(), *self.cells)))
+
 
 def evaluation_tables(metrics: Mapping[str, Any]) -> Iterator[Table]:
     """Tables of everything that was measured; `metrics` is the content of a `metrics.json`."""
     yield metrics_table(metrics)
-    for name, make in (
-        ("folds", folds_table),
-        ("k_sweep", k_table),
-        ("similarity_weights", weight_table),
-        ("eccv", eccv_table),
-    ):
-        if name in metrics:
-            yield make(metrics[name])
+    if "folds" in metrics:
+        yield folds_table(metrics["folds"])
+    if "k_sweep" in metrics:
+        yield from k_tables(metrics["k_sweep"])
+    if "similarity_weights" in metrics:
+        yield from weight_tables(metrics["similarity_weights"])
+    if "eccv" in metrics:
+        yield eccv_table(metrics["eccv"])
 
 
 def metrics_table(metrics: Mapping[str, Any], title: str = "Base and reranked") -> Table:
@@ -34,12 +50,12 @@ def metrics_table(metrics: Mapping[str, Any], title: str = "Base and reranked") 
     k = metrics["k"]
     intervals = metrics.get("interval")
     out = Table(title=f"{title}, k = {k} (percent)", title_justify="left")
-    out.add_column("", no_wrap=True)
-    for name in ("", "base", "reranked", "gain"):
-        out.add_column(name, justify="right")
-    if intervals:
-        out.add_column(f"{intervals['level']}% interval", justify="right", no_wrap=True)
-    out.add_column(f"ceiling (hit@{k})", justify="right")
+    # On a narrow terminal the words of a line are wrapped, as no digit must be lost.
+    out.add_column("")
+    out.add_column("", justify="right")
+    interval = [f"{intervals['level']}% interval"] if intervals else []
+    for name in ("base", "reranked", "gain", *interval, f"ceiling\nhit@{k}"):
+        out.add_column(name, justify="right", no_wrap=True)
     for key, direction in DIRECTIONS.items():
         result = metrics[key]
         for number, measure in enumerate(MEASURES):
@@ -64,19 +80,20 @@ def folds_table(folds: Mapping[str, Any]) -> Table:
     return metrics_table(folds, f"Mean of {folds['count']} folds of {size} images")
 
 
-def k_table(sweep: Mapping[str, Any]) -> Table:
-    """Table of reranked measures by depth, with what a query costs; `sweep` is
+def k_tables(sweep: Mapping[str, Any]) -> Iterator[Table]:
+    """Tables of reranked measures by depth, with what a query costs; `sweep` is
     `evaluation.protocols.k_sweep`."""
     title = f"Reranked, by depth, at {sweep['pairs_per_second']:,.1f} pairs a second (percent)"
-    rows = [(f"{at['k']:,}", f"{at['ms_per_query']:,.1f}", at) for at in sweep["at"]]
-    return _by_setting(title, ("k", "ms a query"), rows)
+    depths = TextColumn("k", [f"{at['k']:,}" for at in sweep["at"]])
+    costs = TextColumn("ms a query", [f"{at['ms_per_query']:,.1f}" for at in sweep["at"]])
+    return _by_setting(title, (depths, costs), sweep["at"])
 
 
-def weight_table(sweep: Sequence[Mapping[str, Any]]) -> Table:
-    """Table of reranked measures by weight of the cosine; `sweep` is
+def weight_tables(sweep: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
+    """Tables of reranked measures by weight of the cosine; `sweep` is
     `evaluation.protocols.weight_sweep`."""
-    rows = [(f"{at['similarity_weight']:g}", at) for at in sweep]
-    return _by_setting("Reranked, by similarity weight (percent)", ("weight",), rows)
+    weights = TextColumn("weight", [f"{at['similarity_weight']:g}" for at in sweep])
+    return _by_setting("Reranked, by similarity weight (percent)", (weights,), sweep)
 
 
 def eccv_table(found: Mapping[str, Any]) -> Table:
@@ -92,24 +109,51 @@ def eccv_table(found: Mapping[str, Any]) -> Table:
     return out
 
 
-def _by_setting(title: str, names: tuple[str, ...], rows: Iterable[tuple]) -> Table:
-    """Table with a line for each setting: the setting, then every measure and the ceiling in both
+def _by_setting(
+    title: str, settings: Sequence[TextColumn], results: Sequence[Mapping[str, Any]]
+) -> Iterator[Table]:
+    """Tables with a line for each setting: the setting, then every measure and the ceiling in both
     directions."""
-    out = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in names:
-        out.add_column(name, justify="right")
-    for key in DIRECTIONS:
-        for name in (*(measure.label for measure in MEASURES), "hit@k"):
+    room = WIDTH - 1 - _width(settings)
+    sides = [_measured(results, key) for key in DIRECTIONS]
+    for number, part in enumerate(_fitting(sides, room)):
+        out = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
+        out.title = None if number else title
+        columns = [*settings, *part]
+        for column in columns:
             # Folded on a narrow terminal, as no digit must be lost.
-            out.add_column(f"{key.upper()} {name}", justify="right", overflow="fold")
-    for *setting, at in rows:
-        values = [
-            value
-            for key in DIRECTIONS
-            for value in (*(at[key]["reranked"][m.name] for m in MEASURES), at[key]["ceiling"])
-        ]
-        out.add_row(*setting, *(f"{value:.2f}" for value in values))
-    return out
+            out.add_column(column.name, justify="right", overflow="fold", width=column.width)
+        for row in zip(*(column.cells for column in columns), strict=True):
+            out.add_row(*row)
+        yield out
+
+
+def _measured(results: Sequence[Mapping[str, Any]], key: str) -> list[TextColumn]:
+    """Columns of every reranked measure and of the ceiling of a direction."""
+    values = {m.label: [at[key]["reranked"][m.name] for at in results] for m in MEASURES}
+    values["hit@k"] = [at[key]["ceiling"] for at in results]
+    return [
+        TextColumn(f"{key.upper()} {name}", [f"{value:.2f}" for value in column])
+        for name, column in values.items()
+    ]
+
+
+def _fitting(sides: Sequence[Sequence[TextColumn]], room: int) -> Iterator[list[TextColumn]]:
+    """Columns that fit side by side: of all sides if there is `room`, else of a side or less."""
+    whole = [column for side in sides for column in side]
+    for side in [whole] if _width(whole) <= room else sides:
+        part: list[TextColumn] = []
+        for column in side:
+            if part and _width([*part, column]) > room:
+                yield part
+                part = []
+            part.append(column)
+        yield part
+
+
+def _width(columns: Sequence[TextColumn]) -> int:
+    """Characters that columns take side by side, with the two between a column and the next."""
+    return sum(column.width + 2 for column in columns)
 
 
 def comparison_table(result: dict[str, Any]) -> Table:

@@ -48,7 +48,7 @@ def results_table(results: Sequence[TuneResult], data: str, queries: int) -> Tab
         f"R@1 of match logits alone on {data} against cost on this machine, {queries} queries at"
         " once; * on the front"
     )
-    out = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    out = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0)
     out.add_column("", min_width=1)
     out.add_column("model", overflow="fold", min_width=10)
     for name in ("s", "tokens", "k", "T2I", "I2T", "bytes", "pairs/s", "ms/query"):

@@ -16,7 +16,7 @@ from edje_jax.data.image_reader import read_gallery
 from edje_jax.data.images import normalise
 from edje_jax.data.text import BackboneTokenizer
 from edje_jax.evaluation.measures import measure_ranks
-from edje_jax.evaluation.retrieval import Gallery, first_stage
+from edje_jax.evaluation.retrieval import Gallery, base_ranking
 from edje_jax.models.towers import DualTower
 from edje_jax.runtimes.base import IMAGE_BATCH
 from edje_jax.types import Source
@@ -75,8 +75,8 @@ class DualEncoder:
         images, texts = np.concatenate(parts), self.embed_texts(gallery.captions)
         owner, own = gallery.caption_image, np.arange(len(images), dtype=np.int32)
         return {
-            "t2i": measure_ranks(first_stage(texts, images, owner, own, 1).rank),
-            "i2t": measure_ranks(first_stage(images, texts, own, owner, 1).rank),
+            "t2i": measure_ranks(base_ranking(texts, images, owner, own, 1).rank),
+            "i2t": measure_ranks(base_ranking(images, texts, own, owner, 1).rank),
         }
 
 

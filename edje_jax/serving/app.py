@@ -29,7 +29,7 @@ DRAINED = 256 << 20
 def make_app(
     service: Service,
     *,
-    api_key: str = "",
+    api_key: str | None = None,
     limits: Limits = Limits(),
     cors_origins: Sequence[str] = (),
     root_path: str = "",

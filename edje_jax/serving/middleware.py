@@ -103,7 +103,7 @@ class Drain:
 class Watch:
     """Count requests, and refuse those without the key if the server has one."""
 
-    def __init__(self, app: ASGIApp, monitor: Monitor, api_key: str):
+    def __init__(self, app: ASGIApp, monitor: Monitor, api_key: str | None):
         self.app, self.monitor, self.api_key = app, monitor, api_key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -190,18 +190,17 @@ def open_sets(data: DataConfig, image_size: int = 64) -> tuple[Source, Source | 
         TooManyBadRecords: a set of which a part is taken has more bad records than `max_bad`.
     """
     # Tars are indexed and images hashed once, by the first process for all of its machine.
-    root = data.image_root or ""
     with main_process_first("sets"):
-        train = open_captioned(data.train, root, image_size)
+        train = open_captioned(data.train, data.image_root, image_size)
         if data.exclude or data.limit:
             # What the whole set left out is not counted against a part of it.
             BadRecords.after(left_out(train), len(train), data.max_bad)
         if data.exclude:
-            excluded = open_source(data.exclude, root, image_size)
+            excluded = open_source(data.exclude, data.image_root, image_size)
             train = without(train, excluded, data, image_size)
         if data.limit:
             train = Subset(train, np.arange(len(train)) < data.limit)
-        val = open_captioned(data.val, root, image_size) if data.val else None
+        val = open_captioned(data.val, data.image_root, image_size) if data.val else None
     return train, joined(val) if val else None
 
 

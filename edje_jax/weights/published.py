@@ -25,7 +25,9 @@ _POSITIONS = "language_model." + bert.POSITIONS
 _LONGEST_TEXT, _BERT_POSITIONS = 64, 512
 
 
-def load_published(path: str, backbone: str = "", language_model: str = "") -> Model:
+def load_published(
+    path: str, backbone: str | None = None, language_model: str | None = None
+) -> Model:
     """Read a published EDJE `.pth`, with the two Hugging Face folders it was trained from.
 
     The frozen dual encoder is taken from the checkpoint where it carries one, as that is what

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from edje_jax.evaluation import retrieval
-from edje_jax.evaluation.retrieval import Gallery, first_stage, rerank, top_k
+from edje_jax.evaluation.retrieval import Gallery, base_ranking, rerank, top_k
 
 
 def never(text_index: np.ndarray, image_index: np.ndarray) -> np.ndarray:
@@ -198,13 +198,13 @@ def test_an_image_without_captions_is_a_candidate_and_no_query():
     assert result.metrics()["i2t"]["ceiling"] == 100.0
 
 
-def test_first_stage_holds_a_few_rows_at_a_time(monkeypatch):
+def test_the_base_ranking_holds_a_few_rows_at_a_time(monkeypatch):
     monkeypatch.setattr(retrieval, "BLOCK_SIMILARITIES", 100)
     seen = []
     real = retrieval.top_k
     monkeypatch.setattr(retrieval, "top_k", lambda near, k: seen.append(near.size) or real(near, k))
     rng = np.random.default_rng(0)
-    first_stage(corners(rng, 35), corners(rng, 30), np.arange(35) % 30, np.arange(30), 5)
+    base_ranking(corners(rng, 35), corners(rng, 30), np.arange(35) % 30, np.arange(30), 5)
     assert max(seen) <= 100
     assert sum(seen) == 35 * 30
 

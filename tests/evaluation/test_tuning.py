@@ -4,7 +4,7 @@ from edje_jax.evaluation.tuning import TuneResult, on_front, pareto_front
 
 
 def a_result(recall: float, speed: float, size: int) -> TuneResult:
-    return TuneResult("a", 0, "updated", "int8", 10, recall, recall, size, 10 * speed)
+    return TuneResult("a", 0, "updated", "int8", 10, recall, recall, size, 10 * speed, 0.0, 0.0)
 
 
 def test_the_front_is_of_recall_time_and_bytes():

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from edje_jax.index import build as building
 from edje_jax.index.build import build
 from edje_jax.index.maintain import compact, remove
 from edje_jax.index.manifest import ColumnType, Manifest
-from edje_jax.index.shard_files import BadStore, checksum
+from edje_jax.index.shard_files import BadStore, checksum, file_of, read_rows
 from edje_jax.index.store import Store, verify
 from tests.colour_runtime import RUNTIME, STAMP, Colours
 
@@ -96,6 +97,66 @@ def test_captions_do_not_change_under_a_column_that_cannot_be_computed(index):
     with pytest.raises(BadStore, match=r"captions have changed, and this .* their caption-codes"):
         build(RUNTIME, STAMP, Renamed(12), "colours", index)
     assert codes(index) == expected(*range(12))
+
+
+def rewrite_rows(folder: Path, change) -> None:
+    """Change every row of an index, as another version would have written it."""
+    manifest, number = Manifest.read(folder), 0
+    for record in manifest.shards:
+        path = file_of(folder, record, "rows")
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for row in rows:
+            change(row, number)
+            number += 1
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        record["files"][path.name] = {"bytes": path.stat().st_size, "sha256": checksum(path)}
+    manifest.write(folder)
+
+
+def test_unknown_keys_of_rows_are_kept(tmp_path):
+    class Renamed(Colours):
+        def captions(self, index: int) -> list[str]:
+            return ["another caption"] if index == 7 else super().captions(index)
+
+    def add(row, number):
+        row |= {"language": "de" * number, "unknown": [number]}
+
+    def keys() -> dict[str, Any]:
+        store = Store(tmp_path)
+        assert not list(verify(tmp_path))
+        rows = [store.row(image) for image in range(len(store))]
+        return {row.id: (row.unknown, row.captions) for row in rows}
+
+    assert build(RUNTIME, STAMP, Colours(12), "colours", tmp_path)
+    captions = {name: texts for name, (_, texts) in keys().items()}
+    assert all(unknown == {} for unknown, _ in keys().values())
+    rewrite_rows(tmp_path, add)
+    expected = {
+        f"{i:02d}": ({"language": "de" * i, "unknown": [i]}, captions[f"{i:02d}"])
+        for i in range(12)
+    }
+    assert keys() == expected
+    report = build(RUNTIME, STAMP, Renamed(12), "colours", tmp_path)
+    assert report and report.recaptioned == ["07"]
+    expected["07"] = (expected["07"][0], ["another caption"])
+    assert keys() == expected
+    remove(tmp_path, ["06"])
+    del expected["06"]
+    assert compact(tmp_path) == 1 and keys() == expected
+
+
+def test_a_row_without_a_key_takes_its_default_or_is_damaged(tmp_path):
+    assert build(RUNTIME, STAMP, Colours(3), "colours", tmp_path)
+    rewrite_rows(tmp_path, lambda row, _: [row.pop(name) for name in ("stamp", "digest")])
+    assert {(row.stamp, row.digest) for row in map(Store(tmp_path).row, range(3))} == {("", "")}
+    rewrite_rows(tmp_path, lambda row, _: row.pop("captions"))
+    with pytest.raises(BadStore, match=r"rows-00000.jsonl: damaged .*captions"):
+        Store(tmp_path)
+    rows = tmp_path / "rows-00000.jsonl"
+    for text in ("[1]", "1", "null", "{}", '{"thumbnail": 1}'):
+        rows.write_text(text)
+        with pytest.raises(BadStore, match=r"rows-00000.jsonl: damaged"):
+            list(read_rows(rows))
 
 
 def test_a_column_reads_the_rows_asked_for(index):

@@ -12,8 +12,9 @@ from rich.table import Table
 
 from edje_jax.evaluation.compare import compare
 from edje_jax.evaluation.intervals import gain_intervals
-from edje_jax.evaluation.measures import MEASURES, Measure
+from edje_jax.evaluation.measures import MEASURES, Measure, recall_at
 from edje_jax.evaluation.protocols import folds_summary, k_sweep, weight_sweep
+from edje_jax.reports import tables
 from edje_jax.reports.evaluation_files import read_evaluation, write_metrics
 from edje_jax.reports.figures import figures
 from edje_jax.reports.report import write_report
@@ -31,9 +32,12 @@ def new_measures():
 
 
 def text_of(table: Table) -> str:
-    console = Console(width=120, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    """Text of a table on a terminal that would cut what stands beyond its 80th character."""
+    console = Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     console.print(table)
-    return console.export_text()
+    text = console.export_text()
+    assert "…" not in text
+    return text
 
 
 def write(folder, case, **extra) -> dict:
@@ -80,6 +84,30 @@ def test_new_measures_are_written_printed_and_drawn(make_case, tmp_path, new_mea
     # A lower rank is better.
     assert after["MedR"] < before["MedR"]
     assert gain and gain[1] == f'<em class="up">&minus;{before["MedR"] - after["MedR"]:.2f}</em>'
+
+
+@pytest.mark.parametrize(("added", "tables_each"), [(0, 1), (2, 2), (12, 4)])
+def test_any_number_of_measures_is_printed_whole(make_case, added, tables_each, monkeypatch):
+    measures = [*MEASURES, *(recall_at(k) for k in range(20, 20 + added))]
+    monkeypatch.setattr(tables, "MEASURES", measures)
+    monkeypatch.setattr("edje_jax.evaluation.measures.MEASURES", measures)
+    deep = make_case(images=200, k=150).retrieval
+    sweep = k_sweep(deep, (1, 150), 100.0)
+    found = list(tables.k_tables(sweep))
+    assert len(found) == tables_each
+    texts = [text_of(table) for table in found]
+    assert ["by depth" in text for text in texts] == [True] + [False] * (tables_each - 1)
+    rows = [[text.splitlines()[line].split() for text in texts] for line in (-3, -2)]
+    for at, parts in zip(sweep["at"], rows, strict=True):
+        setting = [f"{at['k']:,}", f"{at['ms_per_query']:,.1f}"]
+        assert all(part[:2] == setting for part in parts)
+        values = [
+            value
+            for key in ("t2i", "i2t")
+            for value in (*at[key]["reranked"].values(), at[key]["ceiling"])
+        ]
+        assert len(values) == 2 * (len(measures) + 1)
+        assert [cell for part in parts for cell in part[2:]] == [f"{v:.2f}" for v in values]
 
 
 def test_new_measures_are_compared_in_evaluations_that_lack_them(make_case, tmp_path, request):

@@ -19,12 +19,12 @@ class DataStat:
 
     spec: tyro.conf.Positional[str]
     """SPEC of the set, as `kind:path[#split]`."""
-    image_root: str = ""
-    """Folder that relative image paths start from."""
-    look_at: int = 0
-    """Images to decode, spread over the set; 0 for all."""
-    grid: str = ""
-    """File for a sheet of images with their captions, such as set.png."""
+    image_root: str | None = None
+    """Folder that relative image paths start from (default: the JSON's own)."""
+    look_at: int | None = None
+    """Images to decode, spread over the set (default: all, as with 0)."""
+    grid: str | None = None
+    """File for a sheet of images with their captions, such as set.png (default: none)."""
 
     def run(self) -> None:
         from edje_jax.cli.data import stat
@@ -47,8 +47,8 @@ class DataPack:
     """SPEC of the set, as `kind:path[#split]`."""
     out: str
     """Folder of the shards."""
-    image_root: str = ""
-    """Folder that relative image paths start from."""
+    image_root: str | None = None
+    """Folder that relative image paths start from (default: the JSON's own)."""
     shard_size: int = 2048
     """Images in a shard."""
 

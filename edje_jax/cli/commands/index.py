@@ -30,12 +30,13 @@ class IndexBuild:
     """Folder of the index."""
     token_dtype: TokenDtype = "bfloat16"
     """Data type of stored tokens: 2 bytes a number, 1 or a half."""
-    shard: str = ""
-    """i/n: build the i-th of n shares (from 0); the last to finish completes the index."""
+    shard: str | None = None
+    """i/n: build the i-th of n shares (from 0); the last to finish completes the index (default:
+    the share of this process in an MPI, Slurm or torchrun job, or else all)."""
     workers: int = 0
     """Processes that decode images; 0 uses threads of this one."""
-    image_root: str = ""
-    """Folder that a SPEC's relative image paths start from."""
+    image_root: str | None = None
+    """Folder that a SPEC's relative image paths start from (default: the JSON's own)."""
     max_bad: float = 1.0
     """Share of the set's records that may be bad: unreadable images, unusable captions. If no image
     can be read, the build fails anyway."""

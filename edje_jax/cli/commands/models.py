@@ -63,17 +63,17 @@ class Tune:
     """Depths."""
     token_dtypes: tuple[TokenDtype, ...] = ("bfloat16", "int8", "int4")
     """Data types of stored tokens."""
-    out: str = ""
-    """Folder for tune.json and tune.png."""
-    image_root: str = ""
+    out: str | None = None
+    """Folder for tune.json and tune.png (default: nothing is written)."""
+    image_root: str | None = None
     """Folder that relative image paths start from (default: the JSON's own)."""
     max_bad: float = 0.01
     """Share of the images that may be unreadable."""
     precision: float = 0.9
     """Share of the results above the least score that should be right."""
-    queries: int = 0
-    """Captions, and images, that are asked for, spread over the set, all of which stays to be
-    found; 0 asks for all."""
+    queries: int | None = None
+    """Captions, and images, that are asked for, spread over the set, all of which stays to be found
+    (default: all, as with 0)."""
     save: bool = False
     """Write each model's calibration.json, by which search and scores go from then on."""
 
@@ -106,10 +106,12 @@ class Convert:
     """Folder (edje, onnx) or file (published) to write; must not exist yet."""
     to: Literal["edje", "published", "onnx"]
     """Format to write: a model folder, the published code's checkpoint, or ONNX files."""
-    backbone: str = ""
-    """Folder or hub id of the backbone that a published .pth was trained on."""
-    language_model: str = ""
-    """Folder or hub id of the BERT that a published .pth started from."""
+    backbone: str | None = None
+    """Folder or hub id of the backbone that a published .pth was trained on (default: the one that
+    the file names)."""
+    language_model: str | None = None
+    """Folder or hub id of the BERT that a published .pth started from (default: the one that the
+    file names)."""
 
     def run(self) -> None:
         from edje_jax.cli.convert import convert
@@ -130,12 +132,13 @@ class Push:
     """Model folder or training workdir."""
     hub_id: tyro.conf.Positional[str]
     """OWNER/NAME on the hub."""
-    metrics: str = ""
-    """metrics.json of an evaluation, for the card."""
+    metrics: str | None = None
+    """metrics.json of an evaluation, for the card (default: that of the workdir's eval/, if it has
+    one)."""
     private: bool = False
     """Make the repository private if it is new."""
-    dry_run: str = ""
-    """Write the card to this file and upload nothing."""
+    dry_run: str | None = None
+    """Write the card to this file and upload nothing (default: upload)."""
 
     def run(self) -> None:
         from edje_jax.cli.push import push

@@ -1,7 +1,7 @@
 """Commands that ask an index: `edje search` and `edje serve`."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -11,6 +11,18 @@ if TYPE_CHECKING:
     FirstStageName = str
 else:
     FirstStageName = Literal[*FIRST_STAGES]
+
+Text = Annotated[
+    str | None,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="STR",
+        instance_from_str=lambda words: words[0],
+        is_instance=lambda value: value is None or isinstance(value, str),
+        str_from_instance=lambda value: [] if value is None else [value],
+    ),
+]
+"""Text, or None if it is not given; tyro by itself reads the word "None" as not given, too."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +38,9 @@ class Search:
 
     index: tyro.conf.Positional[str]
     """Folder of the index."""
-    query: tyro.conf.Positional[str] = ""
-    """Text to search for."""
-    image: str = ""
+    query: tyro.conf.Positional[Text] = None
+    """Text to search for, unless an image is given."""
+    image: str | None = None
     """An image to look for captions of, instead of a query."""
     k: int = 100
     """Candidates of the first stage that are reranked."""
@@ -38,8 +50,8 @@ class Search:
     """Least score of a result, from 0 to 1: "nothing matches" is an answer then."""
     json: bool = False
     """Write results as JSON and nothing else."""
-    model: str = ""
-    """Present path of the index's model, if it was moved."""
+    model: str | None = None
+    """Present path of the index's model, if it was moved (default: where it was then)."""
     tokens_on: Literal["disk", "host", "device"] = "disk"
     """Memory that holds the tokens while the index is open."""
     first_stage: FirstStageName = "exact"
@@ -67,14 +79,14 @@ class Serve:
     """Address to listen on; 0.0.0.0 for every one of this machine's."""
     port: int = 8000
     """Port to listen on; 0 for any that is free."""
-    api_key: str = ""
-    """Key that clients have to send; also read from the variable EDJE_API_KEY."""
+    api_key: Text = None
+    """Key that clients have to send (default: that of the variable EDJE_API_KEY, or else none)."""
     cors_origin: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Origin whose pages may ask, such as https://shop.example, or "*"; give it once for each."""
-    root_path: str = ""
+    root_path: str = "/"
     """Path that a reverse proxy puts before every other, such as /search."""
-    model: str = ""
-    """Present path of the index's model, if it was moved."""
+    model: str | None = None
+    """Present path of the index's model, if it was moved (default: where it was then)."""
     tokens_on: Literal["disk", "host", "device"] = "disk"
     """Memory that holds the tokens."""
     first_stage: FirstStageName = "exact"

@@ -44,9 +44,11 @@ class BlipJson(Captioned):
             the place and the remedy.
     """
 
-    def __init__(self, path: str | os.PathLike[str], image_root: str | os.PathLike[str] = ""):
+    def __init__(
+        self, path: str | os.PathLike[str], image_root: str | os.PathLike[str] | None = None
+    ):
         file = os.path.expanduser(path)
-        self.image_root = os.path.expanduser(image_root) or os.path.dirname(file)
+        self.image_root = os.path.expanduser(image_root or os.path.dirname(file))
         found = _read(file)
         self._images = PackedStrings(found.images)
         ids, texts = PackedStrings(found.ids), pack_captions(found.captions)

@@ -41,9 +41,9 @@ class Karpathy(Captioned):
         ValueError: no such split, or not such a file; the message names what is wrong.
     """
 
-    def __init__(self, file: str, split: str, image_root: str = ""):
+    def __init__(self, file: str, split: str, image_root: str | None = None):
         file = os.path.expanduser(file)
-        self.image_root = os.path.expanduser(image_root) or os.path.dirname(file)
+        self.image_root = os.path.expanduser(image_root or os.path.dirname(file))
         entries, bad = _of_split(file, _read(file), split)
         names: dict[str, str] = {}
         captions: list[list[str]] = []

@@ -53,7 +53,7 @@ class Parquet(Captioned):
             `split` is not in it; the message lists those there are.
     """
 
-    def __init__(self, pattern: str, split: str = ""):
+    def __init__(self, pattern: str, split: str):
         self.files = matching_files(pattern, ".parquet")
         self._modified = [modified(file) for file in self.files]
         self._stamps = [file_stamp(file) for file in self.files]

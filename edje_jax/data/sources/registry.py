@@ -34,8 +34,8 @@ class Location:
     path: str
     split: str
     """Text after "#"; "" where there is none."""
-    image_root: str
-    """Folder that relative image paths start from; "" for that of the file that names images."""
+    image_root: str | None
+    """Folder that relative image paths start from; None for that of the file that names images."""
     image_size: int
     """Side of images that are drawn."""
 
@@ -84,12 +84,12 @@ LINES = "#lines"
 _WEIGHT = re.compile(r"(.*)@(\d+(?:\.\d*)?|\.\d+)", re.DOTALL)
 
 
-def open_source(spec: str, image_root: str = "", image_size: int = 64) -> Source:
+def open_source(spec: str, image_root: str | None = None, image_size: int = 64) -> Source:
     """Open what a SPEC names.
 
     Args:
         image_root: folder that relative image paths start from, for kinds whose files name
-            images; empty for the file's own folder.
+            images; None for the file's own folder.
         image_size: side of the images that `shapes` draws; other kinds have their own.
 
     Raises:
@@ -105,7 +105,7 @@ def open_source(spec: str, image_root: str = "", image_size: int = 64) -> Source
     return Mixture(sources, [_split_off(_lines_off(part)[0])[0] for part in specs], weights)
 
 
-def open_captioned(spec: str, image_root: str = "", image_size: int = 64) -> Source:
+def open_captioned(spec: str, image_root: str | None = None, image_size: int = 64) -> Source:
     """`open_source` for those who ask with captions: training and evaluation.
 
     Raises:
@@ -122,7 +122,7 @@ def open_captioned(spec: str, image_root: str = "", image_size: int = 64) -> Sou
     return source
 
 
-def _open_one(spec: str, image_root: str, image_size: int) -> Source:
+def _open_one(spec: str, image_root: str | None, image_size: int) -> Source:
     spec, by_lines = _lines_off(spec)
     name, kind, path, split = _parsed(spec)
     source = kind.open(Location(path, split, image_root, image_size))

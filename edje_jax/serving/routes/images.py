@@ -26,7 +26,7 @@ router = APIRouter()
 
 @router.get("/images/{name:path}", response_class=FileResponse, responses=IMAGE)
 def image(
-    name: str, state: Shared, thumbnail: Annotated[int, Query(ge=0, le=4096)] = 0
+    name: str, state: Shared, thumbnail: Annotated[int | None, Query(ge=0, le=4096)] = None
 ) -> Response:
     """An image of the index as it is, or at most `thumbnail` wide and high."""
     number = state.number(name)
