@@ -18,7 +18,7 @@ from edje_jax.config.model import (
     VisionConfig,
 )
 from edje_jax.models.token_formats import PackedTokens, unpack
-from edje_jax.runtimes.base import Encoded, EncodedTexts
+from edje_jax.runtimes.base import Encoded, Embedded
 from edje_jax.weights.model_stamp import model_stamp
 
 T = TypeVar("T")
@@ -68,9 +68,9 @@ class ColourRuntime:
         named = self.joint_tokenizer(captions).astype(np.float32)
         return named / np.maximum(np.linalg.norm(named, axis=1, keepdims=True), 1e-6)
 
-    def encode_texts(self, captions: Sequence[str]) -> EncodedTexts:
+    def encode_texts(self, captions: Sequence[str]) -> Embedded:
         embeddings = self.embed_texts(captions)
-        return EncodedTexts(embeddings, np.empty((len(embeddings), 0), np.float32))
+        return Embedded(embeddings, np.empty((len(embeddings), 0), np.float32))
 
     def score_pairs(
         self,

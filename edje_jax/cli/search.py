@@ -9,7 +9,8 @@ from rich.text import Text
 
 from edje_jax.cli.program import UsageError
 from edje_jax.cli.terminal import write_json
-from edje_jax.index.image_index import ImageIndex
+from edje_jax.first_stage.registry import find_first_stage
+from edje_jax.index.image_index import ImageIndex, Screening
 from edje_jax.search.reranker import Reranker
 
 
@@ -26,9 +27,14 @@ def search(asked: Any) -> None:
         raise UsageError(f"--k {asked.k} --top {asked.top}: both count from 1")
     if asked.min_score is not None and not 0 <= asked.min_score <= 1:
         raise UsageError(f"--min-score {asked.min_score}: scores lie from 0 to 1")
-    index = ImageIndex.open(asked.index, tokens_on=asked.tokens_on, first_stage=asked.first_stage)
+    index = open_index(asked)
     reranker = model_of(index, asked.model)
-    depth = {"k": asked.k, "top_k": asked.top, "min_score": asked.min_score}
+    depth = {
+        "k": asked.k,
+        "top_k": asked.top,
+        "min_score": asked.min_score,
+        "details": asked.details,
+    }
     if asked.image:
         found = reranker.search_captions(index, [asked.image], **depth)[0]
     else:
@@ -40,6 +46,32 @@ def search(asked: Any) -> None:
         Console().print(f"nothing reaches a score of {asked.min_score:g}", markup=False)
         return
     Console().print(_table(index, found))
+
+
+def open_index(asked: Any) -> ImageIndex:
+    """The index of `edje search` or `edje serve`, with the first stage that its options ask for.
+
+    Raises:
+        UsageError: options of codes for a first stage without, or numbers below 1.
+        BadStore: no finished index, a damaged one, or one without codes.
+    """
+    reads = find_first_stage(asked.first_stage).reads
+    if (asked.by_codes or asked.by_projection) and reads != "codes":
+        raise UsageError(
+            f"--by-codes and --by-projection: the first stage {asked.first_stage!r} reads no codes;"
+            " choose --first-stage codes"
+        )
+    try:
+        screening = Screening(asked.by_codes, asked.by_projection)
+    except ValueError as error:
+        raise UsageError(f"--{str(error).replace('_', '-', 1)}") from None
+    return ImageIndex.open(
+        asked.index,
+        tokens_on=asked.tokens_on,
+        first_stage=asked.first_stage,
+        bits=asked.bits,
+        screening=screening,
+    )
 
 
 def model_of(index: ImageIndex, name: str | None = None) -> Reranker:

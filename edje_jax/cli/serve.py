@@ -11,8 +11,7 @@ import sys
 from typing import Any
 
 from edje_jax.cli.program import UsageError
-from edje_jax.cli.search import model_of
-from edje_jax.index.image_index import ImageIndex
+from edje_jax.cli.search import model_of, open_index
 from edje_jax.index.store import check_model
 
 log = logging.getLogger(__name__)
@@ -43,7 +42,7 @@ def serve(asked: Any) -> None:
     limits, root_path = _limits(asked), _root_path(asked.root_path)
     _check_origins(asked.cors_origin)
     listening = listen(asked.host, asked.port)
-    index = ImageIndex.open(asked.index, tokens_on=asked.tokens_on, first_stage=asked.first_stage)
+    index = open_index(asked)
     reranker = model_of(index, asked.model)
     check_model(index.store, reranker.stamp)
     app = make_app(

@@ -18,6 +18,7 @@ import numpy as np
 
 from edje_jax.config.model import TokenDtype
 from edje_jax.data.image_reader import cut_into, read_batches
+from edje_jax.index.caption_columns import caption_columns, code_column_types
 from edje_jax.index.changes import Changes, compare
 from edje_jax.index.commit import Report, commit, finish, record_of, refuse_many, with_shards
 from edje_jax.index.manifest import Manifest
@@ -113,7 +114,8 @@ def build(
             give_back_freed_memory()
     return finish(
         out, manifest, changes, list(shards),
-        spec=spec, max_bad=options.max_bad, prune=options.prune, embed=runtime.embed_texts,
+        spec=spec, max_bad=options.max_bad, prune=options.prune,
+        embed=lambda captions: caption_columns(runtime.encode_texts(captions)),
     )  # fmt: skip
 
 
@@ -129,6 +131,7 @@ def _manifest(
         config.joint_encoder.hidden_size,
         config.backbone.text.projection_size,
         spec,
+        columns=code_column_types(config.first_stage.bits if config.first_stage else 0),
     )
     if not (out / "manifest.json").exists():
         return fresh

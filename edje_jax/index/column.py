@@ -1,6 +1,7 @@
 """A column of an index over all of its shards."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,11 @@ class Column:
         self.locations = locations
         """(shard, row in it) of each row."""
         self._type = type
+
+    def beginning(self, width: int) -> "Column":
+        """The first `width` numbers of each row, such as a shorter code of a longer one."""
+        parts = [part[:, :width] for part in self._parts]
+        return Column(parts, self.locations, replace(self._type, shape=(width,)))
 
     def __len__(self) -> int:
         return len(self.locations)

@@ -2,17 +2,14 @@
 
 import csv
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edje_jax.data.bad_records import TooManyBadRecords, are_too_many
 from edje_jax.index.changes import Changes
 from edje_jax.index.manifest import Manifest
-from edje_jax.index.shard_files import file_of, read_rows, rewrite_words
+from edje_jax.index.shard_files import Embed, file_of, read_rows, rewrite_words
 from edje_jax.system.files import atomic_path, read_json
 
 LISTED = 20
@@ -65,7 +62,7 @@ def finish(
     spec: str,
     max_bad: float,
     prune: bool,
-    embed: Callable[[list[str]], np.ndarray],
+    embed: Embed,
 ) -> Report | None:
     """Complete an index, if every shard of the build is there; None if other processes' are not.
 
@@ -161,7 +158,7 @@ def with_shards(out: Path, manifest: Manifest, parts: list[dict[str, Any]]) -> M
 
 
 def _with_words(
-    out: Path, manifest: Manifest, changes: Changes, embed: Callable[[list[str]], np.ndarray]
+    out: Path, manifest: Manifest, changes: Changes, embed: Embed
 ) -> tuple[dict[str, Any], ...]:
     """Records of all shards, those written anew whose captions, paths or stamps changed."""
     shards = list(manifest.shards)

@@ -1,4 +1,4 @@
-"""First stages kept in an index, under `first-stage/NAME/COLUMN/`.
+"""First stages kept in an index, under `first-stage/NAME/COLUMN/`, or `NAME-BITS/` for codes.
 
 `stamp.json` beside a first stage's files says which rows of which shards it was built from. Where
 these are not the index's rows any more (images were added, removed, given other captions), it is
@@ -14,26 +14,33 @@ from typing import Any
 
 from edje_jax.first_stage.base import FirstStage
 from edje_jax.first_stage.registry import find_first_stage
+from edje_jax.index.caption_columns import CODES
 from edje_jax.index.column import Column
-from edje_jax.index.shard_files import kind_of
+from edje_jax.index.shard_files import BadStore, kind_of
 from edje_jax.index.store import Store
 from edje_jax.system.files import is_abandoned, move, read_json, write_json
 
 log = logging.getLogger(__name__)
 
 
-def open_first_stage(store: Store, name: str, column: str) -> FirstStage:
-    """First stage over a column of embeddings: the stored one, if it is of these rows, else a new
-    one.
+def open_first_stage(store: Store, name: str, column: str, bits: int | None = None) -> FirstStage:
+    """First stage over a column of embeddings, or over the codes that go with it: the stored one,
+    if it is of these rows, else a new one.
+
+    `bits` is the length of codes; None takes the longest.
 
     Raises:
-        ValueError: no first stage has that name.
+        ValueError: no first stage has that name, or `bits` is not a length of the index's codes.
         ModuleNotFoundError: a library that it needs is not installed.
     """
-    kind, vectors = find_first_stage(name), store.column(column)
+    kind, bits = find_first_stage(name), check_bits(store, name, bits)
+    column = CODES[column] if bits else column
+    vectors = store.column(column)
+    if bits:
+        vectors = vectors.beginning(bits // 8)
     if not kind.is_stored or not len(vectors):
         return kind.build(vectors, None)
-    folder = store.folder / "first-stage" / name / column
+    folder = store.folder / "first-stage" / (f"{name}-{bits}" if bits else name) / column
     stamp = _stamp(store, column, vectors, kind.version)
     try:
         if (folder / "stamp.json").exists() and read_json(folder / "stamp.json") == stamp:
@@ -45,6 +52,32 @@ def open_first_stage(store: Store, name: str, column: str) -> FirstStage:
     except OSError as error:
         log.warning("the first stage is built anew at every opening: it cannot be kept (%s)", error)
         return kind.build(vectors, None)
+
+
+def check_bits(store: Store, name: str, bits: int | None) -> int | None:
+    """Length in bits of the codes that a first stage reads; None for one that reads embeddings.
+
+    Raises:
+        BadStore: the index has no codes.
+        ValueError: no first stage has that name, it reads no codes, or codes have no such length.
+    """
+    if find_first_stage(name).reads != "codes":
+        if bits is not None:
+            raise ValueError(
+                f"--bits {bits}: the first stage {name!r} reads embeddings; choose one of codes, or"
+                " leave it out"
+            )
+        return None
+    lengths = store.manifest.model.get("code_lengths", [])
+    if not lengths:
+        raise BadStore(
+            f"{store.folder}: no codes in this index, which the first stage {name!r} reads; train"
+            " heads with edje train first_stage --init MODEL, and build an index with that model"
+        )
+    if bits is not None and bits not in lengths:
+        listed = ", ".join(map(str, lengths))
+        raise ValueError(f"--bits {bits}: the codes of {store.folder} have {listed}")
+    return bits or max(lengths)
 
 
 def _stamp(store: Store, column: str, vectors: Column, version: int) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """`ImageIndex`: a token store opened for searching."""
 
 import os
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -11,12 +12,29 @@ import numpy as np
 from jaxtyping import Int
 
 from edje_jax.first_stage.base import FirstStage
-from edje_jax.first_stage.registry import find_first_stage
-from edje_jax.index.first_stages import open_first_stage
+from edje_jax.index.caption_columns import CODES
+from edje_jax.index.column import Column
+from edje_jax.index.first_stages import check_bits, open_first_stage
 from edje_jax.index.store import Store
 from edje_jax.models.token_formats import PackedTokens
 
 TokensOn = Literal["disk", "host", "device"]
+
+
+@dataclass(frozen=True)
+class Screening:
+    """Numbers of candidates that a first stage of codes goes through before k are reranked."""
+
+    by_codes: int | None = None
+    """Candidates by Hamming distance (default: ten times k)."""
+    by_projection: int | None = None
+    """Candidates that are kept of these by the query's projection against their codes (default:
+    all of them, without that step)."""
+
+    def __post_init__(self):
+        for name in ("by_codes", "by_projection"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} {value}: candidates count from 1")
 
 
 class ImageIndex:
@@ -28,11 +46,21 @@ class ImageIndex:
     Images count from 0 in the order in which they were indexed; removed ones are left out.
     """
 
-    def __init__(self, store: Store, tokens_on: TokensOn = "disk", first_stage: str = "exact"):
-        find_first_stage(first_stage)  # Refuses an unknown name at once
+    def __init__(
+        self,
+        store: Store,
+        tokens_on: TokensOn = "disk",
+        first_stage: str = "exact",
+        bits: int | None = None,
+        screening: Screening = Screening(),
+    ):
+        self.bits = check_bits(store, first_stage, bits)
+        """Length of the codes that the first stage reads; None where it reads embeddings."""
         self.store = store
         self.tokens = StoredTokens(store, tokens_on)
-        self._first_stage = first_stage
+        self.first_stage = first_stage
+        """Name of the first stage."""
+        self.screening = screening
 
     @classmethod
     def open(
@@ -41,6 +69,8 @@ class ImageIndex:
         *,
         tokens_on: TokensOn = "disk",
         first_stage: str = "exact",
+        bits: int | None = None,
+        screening: Screening = Screening(),
     ) -> "ImageIndex":
         """Open what `edje index build` made.
 
@@ -49,12 +79,14 @@ class ImageIndex:
                 or of the "device". Results are the same.
             first_stage: a name in `edje_jax.first_stage.registry.FIRST_STAGES`. All but "exact" are
                 kept in the index: the first opening with one builds it.
+            bits: length of codes, for a first stage that reads these (default: the longest).
+            screening: numbers of candidates of such a first stage, which are then rescored.
 
         Raises:
-            BadStore: no finished index, or a damaged one.
-            ValueError: no such first stage.
+            BadStore: no finished index, a damaged one, or one without the codes that are asked for.
+            ValueError: no such first stage, or no codes of that length.
         """
-        return cls(Store(Path(path).expanduser()), tokens_on, first_stage)
+        return cls(Store(Path(path).expanduser()), tokens_on, first_stage, bits, screening)
 
     def __len__(self) -> int:
         return len(self.store)
@@ -62,7 +94,7 @@ class ImageIndex:
     @cached_property
     def images(self) -> FirstStage:
         """First stage over images."""
-        return open_first_stage(self.store, self._first_stage, "embeddings")
+        return open_first_stage(self.store, self.first_stage, "embeddings", self.bits)
 
     @cached_property
     def texts(self) -> FirstStage:
@@ -76,7 +108,12 @@ class ImageIndex:
                 f"{self.store.folder}: no captions in this index, so an image finds none; build it"
                 " from a SPEC that has them, such as blip:captions.json"
             )
-        return open_first_stage(self.store, self._first_stage, "captions")
+        return open_first_stage(self.store, self.first_stage, "captions", self.bits)
+
+    def codes(self, column: str) -> Column:
+        """Codes that go with a column of embeddings, of the length that is searched."""
+        assert self.bits is not None
+        return self.store.column(CODES[column]).beginning(self.bits // 8)
 
 
 class StoredTokens:

@@ -14,6 +14,8 @@ from edje_jax.data.image_reader import ReadBatch, stack_images
 from edje_jax.data.images import BadImage, decode_record, resize
 from edje_jax.data.sources.texts import printable
 from edje_jax.data.stamps import digest_of
+from edje_jax.first_stage.packing import pack as pack_codes
+from edje_jax.index.caption_columns import CODES, caption_columns
 from edje_jax.index.changes import Changes
 from edje_jax.index.shard_files import ImageRecord
 from edje_jax.models.token_formats import pack
@@ -73,16 +75,21 @@ class EncodedShard:
     rows: list[ImageRecord]
     tokens: np.ndarray
     embeddings: np.ndarray
-    captions: np.ndarray
+    projections: np.ndarray
+    """Numbers whose signs are the images' codes; [n, 0] of a model without codes."""
+    of_captions: dict[str, np.ndarray]
+    """Columns with a row for each caption."""
     thumbnails: list[bytes]
     rejected: dict[str, str]
 
     def columns(self, token_dtype: TokenDtype) -> dict[str, np.ndarray]:
-        """Arrays of the shard by their names, the tokens packed."""
+        """Arrays of the shard by their names, tokens and codes packed."""
+        has_codes = self.projections.shape[1] > 0
         return {
             **pack(self.tokens, token_dtype).columns,
             "embeddings": self.embeddings,
-            "captions": self.captions,
+            **({CODES["embeddings"]: pack_codes(self.projections)} if has_codes else {}),
+            **self.of_captions,
         }
 
 
@@ -115,7 +122,8 @@ def encode(
         rows,
         np.concatenate([part.tokens for part in parts]),
         np.concatenate([part.embeddings for part in parts]),
-        runtime.embed_texts([caption for row in rows for caption in row.captions]),
+        np.concatenate([part.projections for part in parts]),
+        caption_columns(runtime.encode_texts([text for row in rows for text in row.captions])),
         thumbnails,
         rejected,
     )

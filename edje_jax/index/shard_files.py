@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float32
 
 from edje_jax.index.mapped_files import map_array
 from edje_jax.system.files import atomic_path
+
+Embed = Callable[[list[str]], Mapping[str, np.ndarray]]
+"""Function from captions to the columns that have a row for each of them."""
 
 
 class BadStore(ValueError):
@@ -112,14 +114,14 @@ def rewrite_words(
     folder: Path,
     record: dict[str, Any],
     rows: Sequence[ImageRecord],
-    embed: Callable[[list[str]], Float32[np.ndarray, "t e"]],
+    embed: Embed,
     per_caption: Collection[str] = ("captions",),
 ) -> dict[str, Any]:
     """Write a shard's rows, and its captions where these differ, under new names.
 
     Args:
         rows: as many as the shard has; what differs is captions, paths, stamps and digests.
-        embed: computes first-stage embeddings of captions that the shard does not have.
+        embed: computes the columns of captions that the shard does not have.
         per_caption: columns with a row for each caption.
 
     Returns:
@@ -135,22 +137,29 @@ def rewrite_words(
     _write_rows(written[0], rows)
     del files[before.name]
     if texts != previous:
-        if more := {kind_of(name) for name in files} & {*per_caption} - {"captions"}:
+        known = set(previous)
+        unknown = [text for text in dict.fromkeys(texts) if text not in known]
+        made = embed(unknown)
+        kept = {name: file_of(folder, record, name) for name in per_caption if _has(record, name)}
+        if more := kept.keys() - made.keys():
             raise BadStore(
                 f"{folder}: captions have changed, and this version of edje_jax cannot compute"
                 f" their {', '.join(sorted(more))}; update it, or build another index"
             )
-        kept = file_of(folder, record, "captions")
-        vectors = np.load(kept, allow_pickle=False)
-        known = dict(zip(previous, vectors, strict=True))
-        unknown = [text for text in dict.fromkeys(texts) if text not in known]
-        known |= dict(zip(unknown, embed(unknown), strict=True))
-        written.append(_next_name(kept))
-        array = np.array([known[text] for text in texts], np.float32)
-        _write_array(written[1], array.reshape(-1, vectors.shape[1]))
-        del files[kept.name]
+        for name, path in kept.items():
+            rows_before = np.load(path, allow_pickle=False)
+            of_text = dict(zip(previous, rows_before, strict=True))
+            of_text |= dict(zip(unknown, made[name], strict=True))
+            array = np.array([of_text[text] for text in texts], rows_before.dtype)
+            written.append(_next_name(path))
+            _write_array(written[-1], array.reshape(-1, *rows_before.shape[1:]))
+            del files[path.name]
     files |= {path.name: _file_entry(path) for path in written}
     return record | {"captions": len(texts), "files": files}
+
+
+def _has(record: dict[str, Any], kind: str) -> bool:
+    return any(kind_of(name) == kind for name in record["files"])
 
 
 def _next_name(path: Path) -> Path:

@@ -40,11 +40,13 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class EncodedTexts:
-    """First-stage embeddings and projections of n captions, as `Encoded` has those of images."""
+class Embedded:
+    """First-stage embeddings and projections of n captions, or of images that ask for captions."""
 
     embeddings: Float32[np.ndarray, "n e"]
+    """Unit length."""
     projections: Float32[np.ndarray, "n bits"]
+    """Numbers whose signs are codes; [n, 0] of a model without codes."""
 
 
 @runtime_checkable
@@ -93,7 +95,7 @@ class Runtime(Protocol):
         """First-stage embeddings of texts, unit length."""
         ...
 
-    def encode_texts(self, captions: Sequence[str]) -> EncodedTexts:
+    def encode_texts(self, captions: Sequence[str]) -> Embedded:
         """First-stage embeddings of texts, and the projections that codes are made of."""
         ...
 

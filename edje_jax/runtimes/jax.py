@@ -19,7 +19,7 @@ from edje_jax.models.edje import Edje
 from edje_jax.models.heads.first_stage import FirstStageHeads
 from edje_jax.models.joint_encoder import TextSide
 from edje_jax.models.towers import DualTower
-from edje_jax.runtimes.base import Encoded, EncodedTexts, TokenTable
+from edje_jax.runtimes.base import Embedded, Encoded, TokenTable
 from edje_jax.runtimes.dual_encoder import IMAGE_BATCHES, TEXT_BATCHES, DualEncoder
 from edje_jax.runtimes.round_robin import default_devices, round_robin, sizes_within_share
 from edje_jax.runtimes.scoring import (
@@ -158,17 +158,17 @@ class JaxRuntime:
         """First-stage embeddings of texts, unit length."""
         return self.encode_texts(captions).embeddings
 
-    def encode_texts(self, captions: Sequence[str]) -> EncodedTexts:
+    def encode_texts(self, captions: Sequence[str]) -> Embedded:
         """First-stage embeddings of texts, and the projections that codes are made of."""
         embeddings = self.dual.embed_texts(captions)
         projections = np.empty((len(embeddings), self._bits), np.float32)
         if self.heads is None:
-            return EncodedTexts(embeddings, projections)
+            return Embedded(embeddings, projections)
         moved = np.empty_like(embeddings)
         for rows, count in batches(np.arange(len(embeddings)), TEXT_BATCHES):
             made = _move_texts(self._heads, self.heads, embeddings[rows])
             moved[rows[:count]], projections[rows[:count]] = (np.asarray(x)[:count] for x in made)
-        return EncodedTexts(moved, projections)
+        return Embedded(moved, projections)
 
     def _encode(self, images: np.ndarray, recipe: ImageRecipe | None) -> Encoded:
         encoded = self._allocate(len(images))

@@ -11,7 +11,8 @@ from edje_jax.config.calibration import UNTUNED, Calibration
 from edje_jax.evaluation.scores import mixed, probability
 from edje_jax.first_stage.base import Nearest
 from edje_jax.index.image_index import ImageIndex
-from edje_jax.runtimes.base import Runtime
+from edje_jax.runtimes.base import Embedded, Runtime
+from edje_jax.search.candidates import find_captions, find_images
 from edje_jax.search.results import RankedCandidates, Timings
 
 
@@ -35,16 +36,19 @@ def search_images(
     k: int,
     calibration: Calibration = UNTUNED,
 ) -> tuple[list[RankedCandidates], Timings]:
-    """Rerank the k nearest images of each text."""
+    """Rerank the k best candidates of each text."""
     began = time.perf_counter()
-    near = index.images.nearest(runtime.embed_texts(queries), k)
-    first_stage = time.perf_counter() - began
+    embedded = runtime.encode_texts(queries)
+    seconds = {"embed": time.perf_counter() - began}
+    candidates = find_images(index, embedded, k)
+    near = candidates.nearest
     owner, rows = _candidate_pairs(near)
     tokens = _TimedTokens(index.tokens)
     began = time.perf_counter()
     ids, known = runtime.joint_tokenizer(list(queries)), near.similarities[near.rows >= 0]
     logits = runtime.score_pairs(ids, tokens, owner, rows, known)
-    timings = Timings(first_stage, tokens.seconds, time.perf_counter() - began)
+    seconds |= {"gather": tokens.seconds, "rerank": time.perf_counter() - began}
+    timings = Timings.of(seconds, candidates.seconds)
     return _rank_candidates(near, owner, logits, calibration), timings
 
 
@@ -52,14 +56,13 @@ def search_texts(
     runtime: Runtime,
     index: ImageIndex,
     tokens: Float32[np.ndarray, "q m d"],
-    embeddings: Float32[np.ndarray, "q e"],
+    queries: Embedded,
     k: int,
     calibration: Calibration = UNTUNED,
 ) -> tuple[list[RankedCandidates], Timings]:
-    """Rerank the k nearest captions of each image."""
-    began = time.perf_counter()
-    near = index.texts.nearest(embeddings, k)
-    first_stage = time.perf_counter() - began
+    """Rerank the k best captions of each image, of which tokens and embeddings are given."""
+    candidates = find_captions(index, queries, k)
+    near = candidates.nearest
     owner, rows = _candidate_pairs(near)
     began = time.perf_counter()
     # Only those captions that are candidates are tokenised.
@@ -67,7 +70,8 @@ def search_texts(
     captions = [index.store.captions[int(row)][1] for row in wanted]
     ids, known = runtime.joint_tokenizer(captions), near.similarities[near.rows >= 0]
     logits = runtime.score_pairs(ids, tokens, place, owner, known)
-    timings = Timings(first_stage, 0.0, time.perf_counter() - began)
+    seconds = {"embed": 0.0, "gather": 0.0, "rerank": time.perf_counter() - began}
+    timings = Timings.of(seconds, candidates.seconds)
     return _rank_candidates(near, owner, logits, calibration), timings
 
 

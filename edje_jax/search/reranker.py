@@ -1,5 +1,6 @@
 """`Reranker`: the model as users hold it. Images, texts, and the scores between them."""
 
+import dataclasses
 import os
 from collections.abc import Iterable
 from functools import cached_property
@@ -15,13 +16,13 @@ from edje_jax.data.images import ImageLike
 from edje_jax.evaluation.scores import cosines, mixed, probability
 from edje_jax.index.image_index import ImageIndex
 from edje_jax.index.store import check_model
-from edje_jax.runtimes.base import Encoded
+from edje_jax.runtimes.base import Embedded, Encoded
 from edje_jax.runtimes.devices import compute_dtype, log_devices
 from edje_jax.runtimes.jax import JaxRuntime
 from edje_jax.runtimes.round_robin import default_devices
 from edje_jax.search.cascade import search_images, search_texts
 from edje_jax.search.inputs import Pair, as_pairs, as_text, as_texts, as_tokens, decode_images
-from edje_jax.search.results import to_results
+from edje_jax.search.results import Timings, to_results
 from edje_jax.weights.folder import Model, load_model
 from edje_jax.weights.model_stamp import model_stamp
 
@@ -202,6 +203,7 @@ class Reranker:
         k: int = 100,
         top_k: int = 10,
         min_score: float | None = None,
+        details: bool = False,
     ) -> list[list[dict[str, Any]]]:
         """The images of an index that texts describe.
 
@@ -209,7 +211,9 @@ class Reranker:
         {"id", "score", "similarity", "base_rank"}: score from 0 to 1, cosine, and place (from 1)
         among the k before they were reranked. Equal scores keep the first stage's order. With
         `min_score` only results that reach it come back, so that a list may be empty: nothing of
-        the index matches. The first stage's cosine counts as `edje tune` chose.
+        the index matches. The first stage's cosine counts as `edje tune` chose. With `details`
+        results also carry "first_stage", its name, and "seconds", the time of each part of the
+        search, for all queries together.
 
         Raises:
             BadStore: the index was built with another model.
@@ -217,14 +221,15 @@ class Reranker:
         """
         check_model(index.store, self.stamp)
         check_min_score(min_score)
-        found, _ = search_images(self.runtime, index, as_texts(queries), k, self.calibration)
-        return [
+        found, seconds = search_images(self.runtime, index, as_texts(queries), k, self.calibration)
+        out = [
             [
                 {"id": index.store.row(image).id, **scores}
                 for image, scores in to_results(one, top_k, min_score)
             ]
             for one in found
         ]
+        return _with_details(out, index, seconds) if details else out
 
     def search_captions(
         self,
@@ -234,6 +239,7 @@ class Reranker:
         k: int = 100,
         top_k: int = 10,
         min_score: float | None = None,
+        details: bool = False,
     ) -> list[list[dict[str, Any]]]:
         """The captions of an index that describe images, as `search` has it, with "caption".
 
@@ -247,8 +253,9 @@ class Reranker:
         check_model(index.store, self.stamp)
         check_min_score(min_score)
         encoded = self._encode(images, None)
-        found, _ = search_texts(
-            self.runtime, index, encoded.tokens, encoded.embeddings, k, self.calibration
+        queries = Embedded(encoded.embeddings, encoded.projections)
+        found, seconds = search_texts(
+            self.runtime, index, encoded.tokens, queries, k, self.calibration
         )
         out = []
         for one in found:
@@ -257,7 +264,7 @@ class Reranker:
                 image, caption = index.store.captions[row]
                 results.append({"id": index.store.row(image).id, "caption": caption, **scores})
             out.append(results)
-        return out
+        return _with_details(out, index, seconds) if details else out
 
     @property
     def stamp(self) -> dict[str, Any]:
@@ -321,6 +328,15 @@ class Reranker:
     def _score(self, texts, tokens, text_index, image_index, similarities) -> np.ndarray:
         ids = self.runtime.joint_tokenizer(texts)
         return self.runtime.score_pairs(ids, tokens, text_index, image_index, similarities)
+
+
+def _with_details(
+    results: list[list[dict[str, Any]]], index: ImageIndex, seconds: Timings
+) -> list[list[dict[str, Any]]]:
+    """Results that also tell how they were found."""
+    name = f"{index.first_stage}-{index.bits}" if index.bits else index.first_stage
+    told = {"first_stage": name, "seconds": dataclasses.asdict(seconds)}
+    return [[{**one, **told} for one in found] for found in results]
 
 
 def check_min_score(min_score: float | None) -> None:

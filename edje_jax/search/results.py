@@ -28,9 +28,25 @@ class Timings:
 
     first_stage: float
     """Embedding of the queries, and search for their nearest rows."""
+    by_projection: float
+    """Rescoring of candidates by the query's projection against codes; 0 where there is none."""
+    by_embedding: float
+    """Rescoring of candidates that codes have found by embeddings; 0 where there is none."""
     gather: float
     """Reading of tokens, which runs beside the reranking and is a part of it."""
     rerank: float
+
+    @classmethod
+    def of(cls, seconds: dict[str, float], candidates: dict[str, float]) -> "Timings":
+        """Timings from those of the reranking, "embed", "gather" and "rerank", and of the search
+        for candidates."""
+        return cls(
+            seconds["embed"] + candidates["first_stage"],
+            candidates.get("by_projection", 0.0),
+            candidates.get("by_embedding", 0.0),
+            seconds["gather"],
+            seconds["rerank"],
+        )
 
 
 def to_results(

@@ -1,6 +1,7 @@
 """Counters for Prometheus, in a registry of their own."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.types import Scope
@@ -38,8 +39,8 @@ class Monitor:
 
     def answer(self, seconds: Timings, pairs: int) -> None:
         """Count an answered search."""
-        for part in ("first_stage", "gather", "rerank"):
-            self._parts.labels(part).observe(getattr(seconds, part))
+        for part, took in asdict(seconds).items():
+            self._parts.labels(part).observe(took)
         self.pairs(pairs)
 
     def pairs(self, count: int) -> None:

@@ -176,6 +176,12 @@ class Seconds(BaseModel):
     """Seconds that the parts of an answer took; reranking includes gathering."""
 
     first_stage: float
+    by_projection: Annotated[
+        float, Field(description="rescoring of codes by the query's projection; 0 without codes")
+    ] = 0.0
+    by_embedding: Annotated[
+        float, Field(description="rescoring of what codes found by embeddings; 0 without codes")
+    ] = 0.0
     gather: float
     rerank: float
     total: float

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from edje_jax.evaluation.scores import cosines, mixed
 from edje_jax.first_stage.blockwise import QUERY_BATCHES
+from edje_jax.first_stage.packing import unpack as unpack_codes
 from edje_jax.index.image_index import ImageIndex
 from edje_jax.models.token_formats import unpack
+from edje_jax.runtimes.base import Embedded
 from edje_jax.search.cascade import search_images, search_texts
 from edje_jax.search.reranker import Reranker
 from edje_jax.search.results import RankedCandidates, to_results
@@ -61,12 +64,19 @@ class Service:
     def _captions(self, jobs: list[CaptionsJob]) -> list[Answer]:
         rows = np.array([job.image for job in jobs])
         tokens = np.asarray(unpack(self.index.tokens[rows]), np.float32)
-        embeddings = self.index.store.embeddings[rows]
         reranker, k = self.reranker, jobs[0].k
         found, seconds = search_texts(
-            reranker.runtime, self.index, tokens, embeddings, k, reranker.calibration
+            reranker.runtime, self.index, tokens, self._stored(rows), k, reranker.calibration
         )
         return [Answer(one, seconds) for one in found]
+
+    def _stored(self, rows: Int[np.ndarray, " n"]) -> Embedded:
+        """Embeddings of indexed images, and their codes in the place of projections."""
+        index = self.index
+        codes = np.zeros((len(rows), 0), np.float32)
+        if index.bits is not None:
+            codes = unpack_codes(index.codes("embeddings")[rows]).astype(np.float32)
+        return Embedded(index.store.embeddings[rows], codes)
 
     def _rerank(self, jobs: list[RerankJob]) -> list[Reranked]:
         runtime, weight = self.reranker.runtime, self.reranker.calibration.similarity_weight
@@ -154,5 +164,11 @@ class Service:
         for stage in stages:
             for k in ks:
                 for queries in QUERY_BATCHES:
-                    stage.nearest(np.zeros((queries, manifest.embedding_size), np.float32), k)
+                    stage.nearest(self._no_queries(queries), k)
         log.info("compiled in %.0f s", time.perf_counter() - began)
+
+    def _no_queries(self, count: int) -> np.ndarray:
+        """Queries of zeros, in the form that the first stage reads."""
+        if self.index.bits is not None:
+            return np.zeros((count, self.index.bits // 8), np.uint8)
+        return np.zeros((count, self.index.store.manifest.embedding_size), np.float32)

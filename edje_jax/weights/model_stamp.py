@@ -15,9 +15,9 @@ from edje_jax.config.model import EdjeConfig, to_dict
 def model_stamp(config: EdjeConfig, fingerprint: str, source: str) -> dict[str, Any]:
     """The stamp that an index carries of the model that made it.
 
-    {"fingerprint", "source", "deferred_layers"}, and "image" where images are read in another way
-    than the Hugging Face processors do. A folder is named by its whole path, as the index is opened
-    from anywhere.
+    {"fingerprint", "source", "deferred_layers"}, "image" where images are read in another way than
+    the Hugging Face processors do, and "code_lengths" of a model with codes. A folder is named by
+    its whole path, as the index is opened from anywhere.
     """
     path = Path(source).expanduser()
     stamp = {
@@ -25,7 +25,11 @@ def model_stamp(config: EdjeConfig, fingerprint: str, source: str) -> dict[str, 
         "source": str(path.resolve()) if path.exists() else source,
         "deferred_layers": config.joint_encoder.deferred_layers,
     }
-    return stamp | ({"image": config.image.reading} if config.image.reading else {})
+    if config.image.reading:
+        stamp["image"] = config.image.reading
+    if config.first_stage and config.first_stage.bits:
+        stamp["code_lengths"] = list(config.first_stage.code_lengths)
+    return stamp
 
 
 def model_fingerprint(config: EdjeConfig, params: PyTree[np.ndarray]) -> str:

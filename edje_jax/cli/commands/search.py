@@ -50,12 +50,22 @@ class Search:
     """Least score of a result, from 0 to 1: "nothing matches" is an answer then."""
     json: bool = False
     """Write results as JSON and nothing else."""
+    details: bool = False
+    """Have each result of --json tell the first stage and the seconds of every part."""
     model: str | None = None
     """Present path of the index's model, if it was moved (default: where it was then)."""
     tokens_on: Literal["disk", "host", "device"] = "disk"
     """Memory that holds the tokens while the index is open."""
     first_stage: FirstStageName = "exact"
-    """Search that finds the candidates; all but "exact" are built once and kept in the index."""
+    """Search that finds the candidates; most are built once and kept in the index."""
+    bits: int | None = None
+    """Length of the codes that a first stage of codes compares (default: the longest)."""
+    by_codes: int | None = None
+    """Candidates that a first stage of codes finds, before they are rescored (default: ten times
+    --k)."""
+    by_projection: int | None = None
+    """Candidates that are kept of these by the query's projection against their codes (default:
+    all, without that step); by the embeddings, --k are kept then."""
 
     def run(self) -> None:
         from edje_jax.cli.search import search
@@ -90,7 +100,15 @@ class Serve:
     tokens_on: Literal["disk", "host", "device"] = "disk"
     """Memory that holds the tokens."""
     first_stage: FirstStageName = "exact"
-    """Search that finds the candidates; all but "exact" are built once and kept in the index."""
+    """Search that finds the candidates; most are built once and kept in the index."""
+    bits: int | None = None
+    """Length of the codes that a first stage of codes compares (default: the longest)."""
+    by_codes: int | None = None
+    """Candidates that a first stage of codes finds, before they are rescored (default: ten times
+    --k)."""
+    by_projection: int | None = None
+    """Candidates that are kept of these by the query's projection against their codes (default:
+    all, without that step); by the embeddings, --k are kept then."""
     max_waiting: int = 64
     """Requests that may queue; one more gets a 429."""
     max_batch: int = 16
