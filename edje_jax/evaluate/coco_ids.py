@@ -1,12 +1,12 @@
 """COCO's numbers of a gallery's images and captions, found in COCO's own annotations."""
 
 import json
-import re
 from collections import defaultdict
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
+from edje_jax.data.labels import coco_number
 from edje_jax.evaluation.eccv import CocoIds, check_whole_test_set
 from edje_jax.evaluation.retrieval import Gallery
 
@@ -42,10 +42,10 @@ def coco_ids(gallery: Gallery, annotations: Path) -> CocoIds:
 
 
 def _image_id(name: str) -> int:
-    digits = re.search(r"(\d+)$", PurePosixPath(name).stem)
-    if not digits:
+    number = coco_number(name)
+    if number is None:
         raise ValueError(f"image {name!r}: no COCO number at the end of its name")
-    return int(digits[1])
+    return number
 
 
 def _one_line(text: str) -> str:

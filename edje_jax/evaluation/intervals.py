@@ -1,9 +1,10 @@
-"""Intervals of a difference between two rankings: how far it would move with other images.
+"""Intervals of measures and of their differences: how far they would move with other images.
 
-A paired bootstrap over images (clusters): captions of one image are no independent queries, so
-images are drawn with replacement and bring all their queries along, with the ranks of both systems
-on each. The interval is that of the percentiles (Efron and Tibshirani, An Introduction to the
-Bootstrap, 1993, chapter 13). It covers the choice of images alone, not the seeds of training.
+A bootstrap over images (clusters): captions of one image are no independent queries, so images are
+drawn with replacement and bring all their queries along, with the ranks of both systems on each
+where two are compared (paired). The interval is that of the percentiles (Efron and Tibshirani, An
+Introduction to the Bootstrap, 1993, chapter 13). It covers the choice of images alone, not the
+seeds of training.
 """
 
 from collections.abc import Iterator, Sequence
@@ -45,19 +46,31 @@ def difference_intervals(
     before, after = before[counted], after[counted]
     _, cluster = np.unique(image[counted], return_inverse=True)
     values = [(measure.of_ranks(before), measure.of_ranks(after)) for measure in MEASURES]
-    # A cluster's column of sums: queries, then the change of each measure.
-    columns = [np.ones(len(before)), *(new - old for old, new in values)]
-    sums = np.stack([np.bincount(cluster, column) for column in columns], axis=1)
     changes = []
-    for times in _draws(len(sums), np.random.default_rng(seed)):
-        totals = times @ sums
-        changes.append(totals[:, 1:] / totals[:, :1])
+    differences = np.stack([new - old for old, new in values], axis=1)
+    for times, means in _drawn_means(differences, cluster, seed):
         for i, (old, new) in enumerate(values):
             if MEASURES[i].summary == "median":
-                changes[-1][:, i] = _medians(new, cluster, times) - _medians(old, cluster, times)
-    tail = (100 - LEVEL) / 2
-    low, high = np.percentile(np.concatenate(changes), (tail, 100 - tail), axis=0)
-    return {measure.name: (float(low[i]), float(high[i])) for i, measure in enumerate(MEASURES)}
+                means[:, i] = _medians(new, cluster, times) - _medians(old, cluster, times)
+        changes.append(means)
+    intervals = _middle(np.concatenate(changes))
+    return dict(zip([measure.name for measure in MEASURES], intervals, strict=True))
+
+
+def mean_intervals(
+    values: Float[np.ndarray, "q m"], image: Int[np.ndarray, " q"], seed: int = 0
+) -> list[tuple[float, float]]:
+    """95% interval (low, high) of the mean of each column, which has a value a query.
+
+    `image` numbers each query's image.
+
+    Raises:
+        ValueError: there is no query, or the arrays do not fit each other.
+    """
+    if not len(values) or len(values) != len(image):
+        raise ValueError(f"{len(values)} queries and {len(image)} owners; one or more of each")
+    _, cluster = np.unique(image, return_inverse=True)
+    return _middle(np.concatenate([means for _, means in _drawn_means(values, cluster, seed)]))
 
 
 def gain_intervals(retrieval: Retrieval, gallery: Gallery, seed: int = 0) -> dict[str, Any]:
@@ -70,6 +83,25 @@ def gain_intervals(retrieval: Retrieval, gallery: Gallery, seed: int = 0) -> dic
         found = difference_intervals(*ranks, images[key], seed)
         out[key] = {name: list(interval) for name, interval in found.items()}
     return out
+
+
+def _drawn_means(
+    values: Float[np.ndarray, "q m"], cluster: Int[np.ndarray, " q"], seed: int
+) -> Iterator[tuple[Int[np.ndarray, "d c"], Float[np.ndarray, "d m"]]]:
+    """Counts of the clusters, and means of the columns over their queries, some draws at a time."""
+    # A cluster's row of sums: queries, then the values of each column.
+    columns = [np.ones(len(values)), *values.T]
+    sums = np.stack([np.bincount(cluster, column) for column in columns], axis=1)
+    for times in _draws(len(sums), np.random.default_rng(seed)):
+        totals = times @ sums
+        yield times, totals[:, 1:] / totals[:, :1]
+
+
+def _middle(values: Float[np.ndarray, "d m"]) -> list[tuple[float, float]]:
+    """(low, high) of each column, between which the middle 95% of its values lie."""
+    tail = (100 - LEVEL) / 2
+    low, high = np.percentile(values, (tail, 100 - tail), axis=0)
+    return list(zip(low.tolist(), high.tolist(), strict=True))
 
 
 def _draws(clusters: int, rng: np.random.Generator) -> Iterator[Int[np.ndarray, "d c"]]:

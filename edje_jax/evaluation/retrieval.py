@@ -11,7 +11,7 @@ change; unlike it, a pair that both directions ask for is scored once.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -22,15 +22,13 @@ from jaxtyping import Bool, Float, Int
 from edje_jax.evaluation.measures import measure_ranks
 from edje_jax.evaluation.ranks import best_positive, candidate_ceiling
 from edje_jax.evaluation.scores import mixed
+from edje_jax.evaluation.similarities import similarity_blocks
 
 ScorePairs = Callable[
     [Int[np.ndarray, " p"], Int[np.ndarray, " p"]],
     Float[np.ndarray, " p"],
 ]
 """(text index, image index) int32 -> match logits, for a list of pairs of any length."""
-
-BLOCK_SIMILARITIES = 1 << 22
-"""Similarities held at once; a block is as many whole queries as fit, and at least one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,16 +249,6 @@ def base_ranking(
         positive = query_image[rows, None] == item_image[None]
         best[rows], rank[rows] = best_positive(near, positive)
     return BaseRanking(candidates, similarities, best, rank)
-
-
-def similarity_blocks(
-    queries: Float[np.ndarray, "q e"], items: Float[np.ndarray, "g e"]
-) -> Iterator[tuple[slice, Float[np.ndarray, "b g"]]]:
-    """Inner products of some queries at a time with all items: (which queries, products)."""
-    block = max(1, BLOCK_SIMILARITIES // len(items))
-    for start in range(0, len(queries), block):
-        rows = slice(start, start + block)
-        yield rows, queries[rows] @ items.T
 
 
 def top_k(values: Float[np.ndarray, "q g"], k: int) -> Int[np.ndarray, "q k"]:

@@ -22,8 +22,9 @@ from edje_jax.config.model import ImageRecipe
 from edje_jax.data.bad_records import are_too_many
 from edje_jax.data.image_reader import cut_into, read_batches, stack_images
 from edje_jax.data.images import BadImage, decode, image_pixels, resize
-from edje_jax.evaluation.retrieval import similarity_blocks, top_k
+from edje_jax.evaluation.retrieval import top_k
 from edje_jax.evaluation.scores import mixed
+from edje_jax.evaluation.similarities import similarity_blocks
 from edje_jax.evaluation.trec import strictly_decreasing
 from edje_jax.runtimes.base import Encoded
 from edje_jax.search.reranker import Reranker

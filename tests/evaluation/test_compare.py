@@ -9,7 +9,7 @@ from rich.console import Console
 from edje_jax.cli.evaluate import compare_evaluations
 from edje_jax.evaluation import intervals
 from edje_jax.evaluation.compare import compare
-from edje_jax.evaluation.intervals import difference_intervals, gain_intervals
+from edje_jax.evaluation.intervals import difference_intervals, gain_intervals, mean_intervals
 from edje_jax.evaluation.measures import Measure, measure_ranks, recall_at
 from edje_jax.evaluation.retrieval import Gallery, rerank
 from edje_jax.reports.evaluation_files import read_evaluation, write_metrics
@@ -87,6 +87,19 @@ def test_queries_without_an_answer_do_not_count_and_seeds_repeat():
         difference_intervals(before, np.where(image == 9, 0, after), image)
     with pytest.raises(ValueError, match="nothing to draw"):
         difference_intervals(0 * before, 0 * after, image)
+
+
+def test_the_interval_of_a_mean_is_that_of_a_difference_from_nothing():
+    before, after = ranks(200, 5)
+    image = np.arange(200) // 3
+    hits = 100.0 * (after[:, None] <= (1, 5, 10))
+    none = np.full_like(after, 99)
+    found = dict(zip(("R@1", "R@5", "R@10"), mean_intervals(hits, image, seed=1), strict=True))
+    assert found == difference_intervals(none, after, image, seed=1)
+    assert found != difference_intervals(before, after, image, seed=1)
+    for values, images in ((hits[:0], image[:0]), (hits, image[:9])):
+        with pytest.raises(ValueError, match="one or more of each"):
+            mean_intervals(values, images)
 
 
 def test_no_change_is_an_interval_of_nothing(make_case):

@@ -4,7 +4,7 @@ import itertools
 import numpy as np
 import pytest
 
-from edje_jax.evaluation import retrieval
+from edje_jax.evaluation import retrieval, similarities
 from edje_jax.evaluation.retrieval import Gallery, base_ranking, rerank, top_k
 
 
@@ -65,7 +65,7 @@ def test_any_caption_of_the_image_is_a_hit():
 @pytest.mark.parametrize("k", [1, 3, 7, 60])
 @pytest.mark.parametrize("block", [1, 64, 1 << 22])
 def test_against_brute_force_with_ties(k, block, monkeypatch):
-    monkeypatch.setattr(retrieval, "BLOCK_SIMILARITIES", block)
+    monkeypatch.setattr(similarities, "BLOCK_SIMILARITIES", block)
     rng = np.random.default_rng(k)
     count = 25
     gallery = Gallery.of(
@@ -199,7 +199,7 @@ def test_an_image_without_captions_is_a_candidate_and_no_query():
 
 
 def test_the_base_ranking_holds_a_few_rows_at_a_time(monkeypatch):
-    monkeypatch.setattr(retrieval, "BLOCK_SIMILARITIES", 100)
+    monkeypatch.setattr(similarities, "BLOCK_SIMILARITIES", 100)
     seen = []
     real = retrieval.top_k
     monkeypatch.setattr(retrieval, "top_k", lambda near, k: seen.append(near.size) or real(near, k))
