@@ -44,6 +44,7 @@ def test_a_training_that_was_stopped_is_not_evaluated(is_done, tmp_path, monkeyp
     assert done == (["tune", "evaluate_model", "show_search"] if is_done else [])
 
 
+@pytest.mark.slow
 def test_the_image_of_the_search_is_marked_and_ranks_first(workdir, capsys):
     demo.show_search(images=20)
     told = capsys.readouterr().out
