@@ -20,7 +20,7 @@ from urllib.request import urlopen
 from edje_jax.scenes.shapes import Shapes
 
 QUERY = "a purple square overlapping a dotted blue circle"
-PORT = 8766
+PORT = 28766
 ADDRESS = f"http://127.0.0.1:{PORT}/"
 EDJE = (sys.executable, "-m", "edje_jax.cli.edje")
 
