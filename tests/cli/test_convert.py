@@ -1,4 +1,7 @@
-"""`edje convert` between every two kinds of checkpoint, and what it refuses."""
+"""`edje convert` between every two kinds of checkpoint, and what it refuses.
+
+Covers cli/commands/models.py.
+"""
 
 import json
 import shutil

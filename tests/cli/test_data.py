@@ -1,4 +1,7 @@
-"""`edje data stat` and `edje data pack` as users type them."""
+"""`edje data stat` and `edje data pack` as users type them.
+
+Covers cli/commands/data.py, data/pack.py and data/statistics.py.
+"""
 
 import csv
 import json

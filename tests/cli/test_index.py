@@ -1,4 +1,7 @@
-"""`edje index` and `edje search` as users type them."""
+"""`edje index` and `edje search` as users type them.
+
+Covers cli/commands/index.py and cli/search.py.
+"""
 
 import json
 import os

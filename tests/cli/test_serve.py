@@ -1,4 +1,7 @@
-"""`edje serve`: what it refuses before anything is loaded, and how it ends."""
+"""`edje serve`: what it refuses before anything is loaded, and how it ends.
+
+Covers cli/commands/search.py.
+"""
 
 import socket
 import subprocess

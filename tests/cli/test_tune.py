@@ -1,4 +1,7 @@
-"""`edje tune`: what it measures is what evaluation measures, and the front holds what is best."""
+"""`edje tune`: what it measures is what evaluation measures, and the front holds what is best.
+
+Covers evaluate/tuning.py.
+"""
 
 import json
 import shutil

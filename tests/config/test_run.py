@@ -1,4 +1,7 @@
-"""Settings of runs as config.json keeps them: there and back, older files, unknown tasks."""
+"""Settings of runs as config.json keeps them: there and back, older files, unknown tasks.
+
+Covers training/tasks/registry.py.
+"""
 
 import json
 

@@ -1,4 +1,7 @@
-"""Images are told by their content: whatever the decoders read is taken, the rest is named."""
+"""Images are told by their content: whatever the decoders read is taken, the rest is named.
+
+Covers data/decoders.py, data/png.py and data/sources/passed_over.py.
+"""
 
 import io
 import logging

@@ -1,4 +1,7 @@
-"""Batches: a function of (source, config, seed, step), whoever prepares them."""
+"""Batches: a function of (source, config, seed, step), whoever prepares them.
+
+Covers data/bad_records.py, data/prefetch.py and types.py.
+"""
 
 import json
 import logging

@@ -1,4 +1,7 @@
-"""Intervals of differences, and two evaluations side by side."""
+"""Intervals of differences, and two evaluations side by side.
+
+Covers evaluation/intervals.py.
+"""
 
 import json
 

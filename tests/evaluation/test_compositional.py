@@ -1,4 +1,7 @@
-"""SugarCrepe's, ARO's and Winoground's forms: reading, what counts as right, and real scores."""
+"""SugarCrepe's, ARO's and Winoground's forms: reading, what counts as right, and real scores.
+
+Covers data/compositional.py, evaluate/compositional.py and reports/compositional.py.
+"""
 
 import csv
 import json

@@ -1,4 +1,7 @@
-"""Other people's evaluators find what ours finds: `ir_measures`, `eccv_caption`."""
+"""Other people's evaluators find what ours finds: `ir_measures`, `eccv_caption`.
+
+Covers evaluate/coco_ids.py, evaluation/eccv.py and evaluation/trec.py.
+"""
 
 import json
 

@@ -1,4 +1,7 @@
-"""Scores of candidates: the mix with the first stage's cosine, and probabilities."""
+"""Scores of candidates: the mix with the first stage's cosine, and probabilities.
+
+Covers config/calibration.py.
+"""
 
 import numpy as np
 import pytest

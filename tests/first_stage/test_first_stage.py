@@ -1,4 +1,7 @@
-"""Every first stage against NumPy, as it was built and as it was stored."""
+"""Every first stage against NumPy, as it was built and as it was stored.
+
+Covers first_stage/base.py, first_stage/exact.py, first_stage/faiss.py and first_stage/registry.py.
+"""
 
 import numpy as np
 import pytest

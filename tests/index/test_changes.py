@@ -1,4 +1,7 @@
-"""A set that changes under its index: what the next build says, and what search answers."""
+"""A set that changes under its index: what the next build says, and what search answers.
+
+Covers index/commit.py.
+"""
 
 import json
 import logging

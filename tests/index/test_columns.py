@@ -1,4 +1,7 @@
-"""Columns of shards: those that this version does not know are kept, and follow their rows."""
+"""Columns of shards: those that this version does not know are kept, and follow their rows.
+
+Covers index/column.py, index/manifest.py and index/shard_files.py.
+"""
 
 import dataclasses
 import json

@@ -1,4 +1,8 @@
-"""From images to answers: build, look after, open and search an index."""
+"""From images to answers: build, look after, open and search an index.
+
+Covers index/build.py, index/image_index.py, index/maintain.py, index/shard_content.py and
+index/store.py.
+"""
 
 import csv
 import json

@@ -2,6 +2,8 @@
 
 Depth and vocabulary are cut, widths, heads, patches and activations are those of the models that
 people use. Two of them are also compared whole.
+
+Covers models/clip.py and models/towers.py.
 """
 
 import dataclasses

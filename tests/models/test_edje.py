@@ -1,4 +1,7 @@
-"""Properties of the joint encoder that hold for any weights."""
+"""Properties of the joint encoder that hold for any weights.
+
+Covers models/adapters.py, models/heads/masked_lm.py and models/joint_encoder.py.
+"""
 
 import functools
 from dataclasses import replace

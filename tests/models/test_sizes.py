@@ -1,4 +1,7 @@
-"""Real sizes, without a real weight: what the configs of the paper's models add up to."""
+"""Real sizes, without a real weight: what the configs of the paper's models add up to.
+
+Covers config/model.py.
+"""
 
 import jax
 import jax.numpy as jnp

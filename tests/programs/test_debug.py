@@ -1,4 +1,7 @@
-"""The first command of train.py's help, as it stands there, in a checkout where nothing has run."""
+"""The first command of train.py's help, as it stands there, in a checkout where nothing has run.
+
+Covers cli/train.py.
+"""
 
 import json
 import shlex

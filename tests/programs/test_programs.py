@@ -1,4 +1,7 @@
-"""`train.py` and `eval.py` as users call them: bad input gets one line, an exit code, no loss."""
+"""`train.py` and `eval.py` as users call them: bad input gets one line, an exit code, no loss.
+
+Covers cli/eval_options.py and cli/evaluate.py.
+"""
 
 import csv
 import json

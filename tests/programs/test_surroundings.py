@@ -1,4 +1,7 @@
-"""Programs in unusual surroundings: pipes that close, terminals without Unicode, no home."""
+"""Programs in unusual surroundings: pipes that close, terminals without Unicode, no home.
+
+Covers cli/progress.py and cli/terminal.py.
+"""
 
 import json
 import os

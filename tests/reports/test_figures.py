@@ -1,4 +1,7 @@
-"""The report's figures: calibration, bars, depths, moves and words."""
+"""The report's figures: calibration, bars, depths, moves and words.
+
+Covers reports/examples.py and reports/word_maps.py.
+"""
 
 import re
 import sys

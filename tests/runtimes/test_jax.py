@@ -1,4 +1,7 @@
-"""Any number of rows through programs of a few shapes: the same numbers whatever the company."""
+"""Any number of rows through programs of a few shapes: the same numbers whatever the company.
+
+Covers runtimes/round_robin.py and runtimes/scoring.py.
+"""
 
 import dataclasses
 

@@ -1,4 +1,7 @@
-"""The `shapes:` source, its scenes and their drawing: what groups, captions and labels promise."""
+"""The `shapes:` source, its scenes and their drawing: what groups, captions and labels promise.
+
+Covers scenes/drawing.py and scenes/scene.py.
+"""
 
 import hashlib
 import pickle

@@ -1,4 +1,7 @@
-"""`Reranker`: every method that users call, on a model trained for a few steps."""
+"""`Reranker`: every method that users call, on a model trained for a few steps.
+
+Covers search/inputs.py, search/results.py and weights/model_stamp.py.
+"""
 
 import hashlib
 import json

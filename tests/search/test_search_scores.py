@@ -1,4 +1,7 @@
-"""Scores of a search: the first stage mixed in, calibrated, and cut at a least score."""
+"""Scores of a search: the first stage mixed in, calibrated, and cut at a least score.
+
+Covers search/cascade.py.
+"""
 
 import copy
 import json

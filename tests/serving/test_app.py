@@ -1,4 +1,9 @@
-"""The HTTP of `edje serve`: right answers, and clear ones to wrong questions."""
+"""The HTTP of `edje serve`: right answers, and clear ones to wrong questions.
+
+Covers serving/batcher.py, serving/jobs.py, serving/limits.py, serving/monitor.py,
+serving/routes/images.py, serving/routes/rerank.py, serving/routes/search.py, serving/service.py
+and serving/state.py.
+"""
 
 import base64
 import copy

@@ -1,4 +1,7 @@
-"""HTTP behaviour that clients, browsers and proxies expect of a server."""
+"""HTTP behaviour that clients, browsers and proxies expect of a server.
+
+Covers serving/middleware.py, serving/routes/status.py and serving/schemas.py.
+"""
 
 import gzip
 import http.client

@@ -1,4 +1,8 @@
-"""The train step of an EDJE: what it learns from, what it leaves alone, what it repeats."""
+"""The train step of an EDJE: what it learns from, what it leaves alone, what it repeats.
+
+Covers training/gradients.py, training/losses/table.py, training/losses/term.py,
+training/masking.py and training/rows.py.
+"""
 
 import dataclasses
 import functools

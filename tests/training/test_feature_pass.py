@@ -1,4 +1,7 @@
-"""Features kept on disk: the same run without images, and never those of something else."""
+"""Features kept on disk: the same run without images, and never those of something else.
+
+Covers data/feature_cache.py.
+"""
 
 import json
 import shutil

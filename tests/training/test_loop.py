@@ -1,4 +1,7 @@
-"""The loop on the smallest real task: what it keeps, refuses, resumes and leaves behind."""
+"""The loop on the smallest real task: what it keeps, refuses, resumes and leaves behind.
+
+Covers training/checkpoint.py and training/logs.py.
+"""
 
 import dataclasses
 import errno

@@ -1,4 +1,9 @@
-"""Every loss against PyTorch's, or its formula written out; what is masked never counts."""
+"""Every loss against PyTorch's, or its formula written out; what is masked never counts.
+
+Covers training/losses/binary_match.py, training/losses/distillation.py,
+training/losses/hidden_states.py, training/losses/masked_lm.py, training/losses/masked_mean.py,
+training/losses/match.py, training/losses/sigmoid.py and training/losses/text_recovery.py.
+"""
 
 import jax
 import jax.numpy as jnp

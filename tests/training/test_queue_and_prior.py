@@ -1,4 +1,7 @@
-"""A run with a queue, random negatives and a similarity prior: stopped, resumed, exported."""
+"""A run with a queue, random negatives and a similarity prior: stopped, resumed, exported.
+
+Covers training/load_checkpoint.py, training/queue.py and training/similarity_prior.py.
+"""
 
 import dataclasses
 import json

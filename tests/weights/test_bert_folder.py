@@ -1,4 +1,7 @@
-"""BERT folders of every age and form give the same language model."""
+"""BERT folders of every age and form give the same language model.
+
+Covers weights/bert.py.
+"""
 
 import functools
 from collections.abc import Callable

@@ -1,4 +1,7 @@
-"""JAX, the PyTorch module and onnxruntime agree, on both adapters and both families."""
+"""JAX, the PyTorch module and onnxruntime agree, on both adapters and both families.
+
+Covers weights/onnx.py, weights/torch/edje_cross_encoder.py and weights/torch/modeling_edje.py.
+"""
 
 import json
 import shutil

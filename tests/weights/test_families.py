@@ -1,4 +1,8 @@
-"""Families of backbones: a further one is a record, and a wrong config.json is told in one line."""
+"""Families of backbones: a further one is a record, and a wrong config.json is told in one line.
+
+Covers weights/families/base.py, weights/families/clip.py, weights/families/registry.py,
+weights/families/siglip.py and weights/families/towers.py.
+"""
 
 import dataclasses
 import json

@@ -1,4 +1,7 @@
-"""The model folder: saved and loaded it is the same model, and a wrong folder is told apart."""
+"""The model folder: saved and loaded it is the same model, and a wrong folder is told apart.
+
+Covers weights/backbone.py.
+"""
 
 import dataclasses
 import errno

@@ -1,4 +1,7 @@
-"""Weight maps: every difference is named, and there and back is the identity."""
+"""Weight maps: every difference is named, and there and back is the identity.
+
+Covers weights/edje.py.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,4 +1,7 @@
-"""A model with a similarity prior and a calibration: its folder, JAX, PyTorch and ONNX agree."""
+"""A model with a similarity prior and a calibration: its folder, JAX, PyTorch and ONNX agree.
+
+Covers models/heads/similarity_prior.py and weights/calibration.py.
+"""
 
 import dataclasses
 import json

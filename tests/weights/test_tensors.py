@@ -1,4 +1,7 @@
-"""Files of tensors: what is damaged, missing or hostile is refused with its name."""
+"""Files of tensors: what is damaged, missing or hostile is refused with its name.
+
+Covers weights/other_formats.py and weights/torch_states.py.
+"""
 
 import argparse
 import errno

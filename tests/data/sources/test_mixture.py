@@ -1,4 +1,7 @@
-"""Sets joined and mixed, and images left out of one."""
+"""Sets joined and mixed, and images left out of one.
+
+Covers data/exclusion.py, data/sources/pooled.py and data/sources/subset.py.
+"""
 
 import json
 import logging

@@ -1,4 +1,9 @@
-"""Sets in other people's formats: the same scenes come out of each, and mistakes are named."""
+"""Sets in other people's formats: the same scenes come out of each, and mistakes are named.
+
+Covers data/sources/array_record.py, data/sources/karpathy.py, data/sources/matching.py,
+data/sources/parquet.py, data/sources/tar_index.py, data/sources/tar_texts.py, data/sources/tfds.py
+and data/sources/webdataset.py.
+"""
 
 import gzip
 import io

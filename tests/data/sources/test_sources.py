@@ -1,4 +1,8 @@
-"""The `blip:` and `folder:` sources, and SPECs: what they read and what they say of mistakes."""
+"""The `blip:` and `folder:` sources, and SPECs: what they read and what they say of mistakes.
+
+Covers data/sources/blip_json.py, data/sources/captioned.py, data/sources/folder.py,
+data/sources/packed.py, data/sources/registry.py and data/sources/texts.py.
+"""
 
 import io
 import json

@@ -1,4 +1,7 @@
-"""Training a backbone: it learns, and what it exports is transformers' own model."""
+"""Training a backbone: it learns, and what it exports is transformers' own model.
+
+Covers runtimes/dual_encoder.py and training/backbone_step.py.
+"""
 
 import dataclasses
 import json

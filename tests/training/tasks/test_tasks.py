@@ -1,4 +1,7 @@
-"""Whole tasks as the loop drives them: eight devices take one's steps, nothing crosses unasked."""
+"""Whole tasks as the loop drives them: eight devices take one's steps, nothing crosses unasked.
+
+Covers training/tasks/edje.py.
+"""
 
 import dataclasses
 from functools import cache
