@@ -201,6 +201,10 @@ class SimilarityPrior:
 UNMEASURED = SimilarityPrior()
 """Similarity prior of a run that has not measured mean and deviation yet."""
 
+HEADS = {"similarity_prior": SimilarityPrior}
+"""Settings of the heads on the joint encoder that a published checkpoint does not have, by their
+names: a field of `EdjeConfig`, the head's parameters, and its file of a model folder."""
+
 
 @dataclass(frozen=True)
 class EdjeConfig:
@@ -214,6 +218,12 @@ class EdjeConfig:
     """[CLS] + caption + [SEP]; the [SEP] that closes the vision segment makes it 64."""
     similarity_prior: SimilarityPrior | None = None
     """None for a match head that does not know the first stage's cosine, as published."""
+
+    @property
+    def heads(self) -> dict[str, Any]:
+        """Settings of those of `HEADS` that the model has."""
+        settings = {name: getattr(self, name) for name in HEADS}
+        return {name: one for name, one in settings.items() if one is not None}
 
     @property
     def num_tokens(self) -> int:

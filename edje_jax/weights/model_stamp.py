@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from edje_jax.config.model import EdjeConfig, to_dict
+from edje_jax.config.model import HEADS, EdjeConfig, to_dict
 
 
 def model_stamp(config: EdjeConfig, fingerprint: str, source: str) -> dict[str, Any]:
@@ -35,8 +35,8 @@ def model_fingerprint(config: EdjeConfig, params: PyTree[np.ndarray]) -> str:
         # Left out, so that models older than deferred layers keep their fingerprints.
         for name in ("deferred_layers", "online_vision"):
             del raw["joint_encoder"][name]
-    if config.similarity_prior is None:
-        del raw["similarity_prior"]
+    for name in HEADS.keys() - config.heads.keys():
+        del raw[name]
     shapes = json.dumps(raw, sort_keys=True)
     return hashlib.sha256(f"{params_fingerprint(params)} {shapes}".encode()).hexdigest()[:32]
 
