@@ -18,7 +18,7 @@ from edje_jax.config.model import (
     VisionConfig,
 )
 from edje_jax.models.token_formats import PackedTokens, unpack
-from edje_jax.runtimes.base import Encoded, Embedded
+from edje_jax.runtimes.base import Embedded, Encoded
 from edje_jax.weights.model_stamp import model_stamp
 
 T = TypeVar("T")

@@ -232,6 +232,10 @@ class FirstStageConfig:
 UNMEASURED = SimilarityPrior()
 """Similarity prior of a run that has not measured mean and deviation yet."""
 
+JOINT_HEADS = {"similarity_prior": SimilarityPrior}
+"""Settings of the heads on the joint encoder that a published checkpoint does not have, by their
+names: a field of `EdjeConfig`, the head's parameters, and its file of a model folder."""
+
 
 @dataclass(frozen=True)
 class EdjeConfig:
@@ -247,6 +251,12 @@ class EdjeConfig:
     """None for a match head that does not know the first stage's cosine, as published."""
     first_stage: FirstStageConfig | None = None
     """None for a first stage that takes the backbone's embeddings as they are, as published."""
+
+    @property
+    def joint_heads(self) -> dict[str, Any]:
+        """Settings of those of `JOINT_HEADS` that the model has."""
+        settings = {name: getattr(self, name) for name in JOINT_HEADS}
+        return {name: one for name, one in settings.items() if one is not None}
 
     @property
     def num_tokens(self) -> int:

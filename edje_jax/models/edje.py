@@ -92,10 +92,4 @@ class Edje(nn.Module):
 
     def __call__(self, vision_tokens: Float[Array, "b n w"], ids: Int[Array, "b t"]) -> Array:
         """Run every part once, which is what initialises every parameter."""
-        tokens = self.compress(vision_tokens)
-        outputs = (
-            self.match(ids, tokens, similarity=jnp.zeros(len(ids))),
-            self.masked_lm(ids, tokens, jnp.zeros((1, 1), jnp.int32)),
-            self.recover_text(ids),
-        )
-        return jnp.stack([jnp.sum(out) for out in outputs])
+        return self.joint_encoder(ids, self.compress(vision_tokens))

@@ -84,6 +84,15 @@ class JointEncoder(nn.Module):
         if prior := self.config.similarity_prior:
             self.similarity_prior = SimilarityPriorHead(prior, bert.hidden_size, self.dtype)
 
+    def __call__(self, ids: Int[Array, "b t"], tokens: Float[Array, "b m d"]) -> Array:
+        """Run every head once, which is what initialises every parameter."""
+        outputs = (
+            self.match(self.join(ids, tokens, False), False, jnp.zeros(len(ids))),
+            self.masked_lm(ids, tokens, jnp.zeros((1, 1), jnp.int32), False),
+            self.recover_text(ids, False),
+        )
+        return jnp.stack([jnp.sum(out) for out in outputs])
+
     def run_deferred_layers(self, tokens: Float[Array, "b m d"]) -> Float[Array, "b m d"]:
         """The vision side of the deferred layers, if there are any."""
         if not self._deferred:

@@ -12,7 +12,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
-from edje_jax.config.model import UNMEASURED, BertConfig, EdjeConfig, SimilarityPrior
+from edje_jax.config.model import JOINT_HEADS, UNMEASURED, BertConfig, EdjeConfig, SimilarityPrior
 from edje_jax.config.parts import ModelSpec
 from edje_jax.config.run import DataConfig, EdjeRun
 from edje_jax.data.bad_records import BadRecords, left_out
@@ -74,8 +74,9 @@ def assemble(config: EdjeRun, source: Source | None, workdir: Path) -> Assembled
         _similarity_prior(config.model, init, None if source else workdir),
         init.config.first_stage if init and _keeps_heads(config, init, backbone) else None,
     )
-    if whole.similarity_prior is None and "joint_encoder" in params:
-        kept = {k: v for k, v in params["joint_encoder"].items() if k != "similarity_prior"}
+    if "joint_encoder" in params:
+        unused = JOINT_HEADS.keys() - whole.joint_heads.keys()
+        kept = {name: leaf for name, leaf in params["joint_encoder"].items() if name not in unused}
         params = {**params, "joint_encoder": kept}
     whole, params = _with_rows_for_every_position(whole, params)
     if init:

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jaxtyping import PyTree
 
 from edje_jax.config.model import AdapterConfig, EdjeConfig
 from edje_jax.models.edje import Edje
 from edje_jax.weights import bert
-from edje_jax.weights.mapping import Rule, linear, norm, to_ours, torch_attention, under
+from edje_jax.weights.mapping import Layout, Rule, linear, norm, to_ours, torch_attention, under
 
 # Present in published checkpoints besides the trained parts: the frozen towers, and tensors that
 # repeat another (text_embeddings and the decoder are the word table and the LM bias).
@@ -25,10 +26,6 @@ REPEATED = {
 }
 
 
-PRIOR = "similarity_prior."
-"""Prefix of the similarity prior's tensors, which a model folder keeps in a file of their own."""
-
-
 def rules(config: EdjeConfig) -> list[Rule]:
     """Every trained parameter, without the frozen towers."""
     trunk = [*bert.trunk_rules(config.joint_encoder), *bert.head_rules()]
@@ -38,14 +35,26 @@ def rules(config: EdjeConfig) -> list[Rule]:
         *linear("joint_encoder/pooler", "classification_head.0.dense"),
         *linear("joint_encoder/classifier", "classification_head.1"),
         *linear("joint_encoder/text_recovery", "text_projection"),
-        *(prior_rules() if config.similarity_prior else []),
+        *(rule for name in config.joint_heads for rule in head_rules(config, name)),
     ]
 
 
-def prior_rules() -> list[Rule]:
-    """The similarity prior, which no published checkpoint has."""
-    ours = "joint_encoder/similarity_prior/"
-    return [rule for name in ("hidden", "out") for rule in linear(ours + name, PRIOR + name)]
+def head_rules(config: EdjeConfig, head: str) -> list[Rule]:
+    """A head that no published checkpoint has: its tensors are called as in PyTorch, after the
+    head."""
+    table = []
+    for path in flatten_dict(expected_params(config)["joint_encoder"][head], sep="/"):
+        *layers, leaf = f"{head}/{path}".split("/")
+        name, layout = _TORCH.get(leaf, (leaf, "same"))
+        table.append(Rule(f"joint_encoder/{head}/{path}", ".".join((*layers, name)), layout))
+    return table
+
+
+_TORCH: dict[str, tuple[str, Layout]] = {
+    "kernel": ("weight", "transpose"),
+    "scale": ("weight", "same"),
+}
+"""Names of PyTorch for leaves of ours, and their layouts there."""
 
 
 def adapter_rules(config: AdapterConfig) -> list[Rule]:

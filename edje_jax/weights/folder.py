@@ -8,7 +8,7 @@ backbone's hub id in the config, `first_stage.safetensors` of a model with heads
 
 import dataclasses
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from edje_jax.config.calibration import UNTUNED, Calibration
-from edje_jax.config.model import AdapterConfig, EdjeConfig, SimilarityPrior
+from edje_jax.config.model import JOINT_HEADS, AdapterConfig, EdjeConfig
 from edje_jax.data.tokenizer import copy_joint_tokenizer, copy_tokenizer, padded_as_tokenized
 from edje_jax.system.files import read_json, write_json
 from edje_jax.weights import bert, edje, first_stage
@@ -36,13 +36,11 @@ modeling_edje = EXPORT / "modeling_edje.py"
 cross_encoder = EXPORT / "edje_cross_encoder.py"
 """Module with which sentence-transformers opens a model folder."""
 
-PRIOR_WEIGHTS = "similarity_prior.safetensors"
-"""File of the similarity prior, beside the tensors that a published checkpoint has."""
-
 FORMAT = 5
 """Raised when a folder of today could not be read by the code of yesterday. 2 has deferred layers,
-3 a recipe that applies ICC profiles or puts images on white, 4 a similarity prior, 5 heads of the
-first stage; a folder is written as the lowest that says what it has."""
+3 a recipe that applies ICC profiles or puts images on white, 4 a similarity prior or another head
+on the joint encoder that a published checkpoint has not, 5 heads of the first stage; a folder is
+written as the lowest that says what it has."""
 
 
 @dataclass(frozen=True)
@@ -86,22 +84,27 @@ def load_model(name: str) -> Model:
             f'{folder / "config.json"}: "vision_tokens" of {stated!r}: {error}; export the model'
             " again, or fetch it anew"
         ) from error
-    prior = SimilarityPrior(**raw["similarity_prior"]) if raw.get("similarity_prior") else None
+    further = {
+        name: kind(**raw[name]) for name, kind in JOINT_HEADS.items() if raw.get(name) is not None
+    }
     entry = raw.get("first_stage")
     stage = first_stage.read_config(entry, str(folder / "config.json")) if entry else None
     config = EdjeConfig(
-        backbone.config, adapter, joint, backbone.image, raw["max_text_length"], prior, stage
-    )
-    params = edje.read_params(_tensors(folder, prior), config, str(folder))
+        backbone.config, adapter, joint, backbone.image, raw["max_text_length"],
+        first_stage=stage, **further,
+    )  # fmt: skip
+    params = edje.read_params(_tensors(folder, further), config, str(folder))
     heads = first_stage.read_heads(folder, config, entry, backbone.params) if entry else None
     calibration = read_calibration(folder)
     return Model(config, params, backbone, folder, str(name), calibration, heads)
 
 
-def _tensors(folder: Path, prior: SimilarityPrior | None) -> Mapping[str, np.ndarray]:
-    """Tensors of the published layout and, where there is one, of the similarity prior."""
+def _tensors(folder: Path, heads: Collection[str]) -> Mapping[str, np.ndarray]:
+    """Tensors of the published layout, and those of further heads, if there are some."""
     tensors = open_weights(folder)
-    return {**Safetensors([folder / PRIOR_WEIGHTS]), **tensors} if prior else tensors
+    if not heads:
+        return tensors
+    return {**Safetensors([folder / f"{name}.safetensors" for name in heads]), **tensors}
 
 
 def model_folder(name: str) -> Path:
@@ -154,10 +157,11 @@ def save_model(folder: Path, model: Model, card: str) -> None:
     copy_backbone(model.backbone, folder / "backbone")
     (folder / "README.md").write_text(card, "utf-8")
     tensors = to_theirs(edje.rules(model.config), jax.device_get(model.params))
-    prior = {name: tensors.pop(name) for name in list(tensors) if name.startswith(edje.PRIOR)}
+    for head in model.config.joint_heads:
+        names = [rule.theirs for rule in edje.head_rules(model.config, head)]
+        own = {name: tensors.pop(name) for name in names}
+        write_safetensors(folder / f"{head}.safetensors", own)
     write_safetensors(folder / "model.safetensors", tensors)
-    if prior:
-        write_safetensors(folder / PRIOR_WEIGHTS, prior)
     if model.calibration != UNTUNED:
         write_calibration(folder, model.calibration)
     for code in (modeling_edje, cross_encoder):
@@ -194,22 +198,16 @@ def save_model(folder: Path, model: Model, card: str) -> None:
             "adapter": dataclasses.asdict(config.adapter),
             "joint_encoder": bert.write_config(config.joint_encoder),
             "max_text_length": config.max_text_length,
-            **_prior_entry(config),
+            **{name: dataclasses.asdict(head) for name, head in config.joint_heads.items()},
             **heads,
         },
     )
 
 
-def _prior_entry(config: EdjeConfig) -> dict[str, Any]:
-    """{"similarity_prior": {"mean", "deviation"}}, or nothing for a model without."""
-    prior = config.similarity_prior
-    return {"similarity_prior": dataclasses.asdict(prior)} if prior else {}
-
-
 def _format(config: EdjeConfig) -> int:
     if config.first_stage:
         return 5
-    if config.similarity_prior:
+    if config.joint_heads:
         return 4
     if config.image.reading:
         return 3

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from edje_jax.config.model import EdjeConfig, to_dict
+from edje_jax.config.model import JOINT_HEADS, EdjeConfig, to_dict
 
 
 def model_stamp(config: EdjeConfig, fingerprint: str, source: str) -> dict[str, Any]:
@@ -39,9 +39,10 @@ def model_fingerprint(config: EdjeConfig, params: PyTree[np.ndarray]) -> str:
         # Left out, so that models older than deferred layers keep their fingerprints.
         for name in ("deferred_layers", "online_vision"):
             del raw["joint_encoder"][name]
-    for part in ("similarity_prior", "first_stage"):
-        if raw[part] is None:
-            del raw[part]
+    for name in JOINT_HEADS.keys() - config.joint_heads.keys():
+        del raw[name]
+    if config.first_stage is None:
+        del raw["first_stage"]
     shapes = json.dumps(raw, sort_keys=True)
     return hashlib.sha256(f"{params_fingerprint(params)} {shapes}".encode()).hexdigest()[:32]
 

@@ -23,13 +23,14 @@ from edje_jax.evaluation.scores import mixed, probability
 from edje_jax.search.reranker import Reranker
 from edje_jax.weights import edje
 from edje_jax.weights.calibration import read_calibration, write_calibration
-from edje_jax.weights.folder import PRIOR_WEIGHTS, load_model, save_model
+from edje_jax.weights.folder import load_model, save_model
 from edje_jax.weights.onnx import run
 from edje_jax.weights.published import save_published
 from edje_jax.weights.tensors import Safetensors
 from edje_jax.weights.torch.modeling_edje import EdjeModel
 
 TINY = Path(__file__).parents[1] / "goldens" / "reference_tiny"
+PRIOR = "similarity_prior.safetensors"
 CAPTIONS = ["a dog", "two cats, on a mat", "x"]
 CALIBRATION = Calibration(0.4, 2.5, -1.5, {"data": "shapes:val", "min_score": 0.25})
 
@@ -84,26 +85,26 @@ def test_a_folder_keeps_the_prior_in_a_file_of_its_own(folder, plain, tmp_path):
     assert config["similarity_prior"] == {"mean": 0.1, "deviation": 0.05}
     published = [set(Safetensors([one / "model.safetensors"])) for one in (folder, plain)]
     assert published[0] == published[1]
-    assert len(Safetensors([folder / PRIOR_WEIGHTS])) == 4
+    assert len(Safetensors([folder / PRIOR])) == 4
     again = load_model(str(folder))
     assert again.config.similarity_prior == SimilarityPrior(0.1, 0.05)
     assert again.calibration == CALIBRATION
     copy = tmp_path / "copy"
     copy.mkdir()
     save_model(copy, again, "A card.\n")
-    for name in (PRIOR_WEIGHTS, "model.safetensors", "calibration.json"):
+    for name in (PRIOR, "model.safetensors", "calibration.json"):
         assert (copy / name).read_bytes() == (folder / name).read_bytes()
     # Without either, a folder is what it was before there were any.
     config = json.loads((plain / "config.json").read_text())
     assert "similarity_prior" not in config
-    assert not (plain / PRIOR_WEIGHTS).exists() and not (plain / "calibration.json").exists()
+    assert not (plain / PRIOR).exists() and not (plain / "calibration.json").exists()
     assert load_model(str(plain)).calibration is UNTUNED
 
 
 def test_a_missing_file_of_the_prior_is_named(folder, tmp_path):
     broken = shutil.copytree(folder, tmp_path / "broken")
-    (broken / PRIOR_WEIGHTS).unlink()
-    with pytest.raises(Exception, match=PRIOR_WEIGHTS):
+    (broken / PRIOR).unlink()
+    with pytest.raises(Exception, match=PRIOR):
         load_model(str(broken))
 
 
