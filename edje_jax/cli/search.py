@@ -10,7 +10,8 @@ from rich.text import Text
 from edje_jax.cli.program import UsageError
 from edje_jax.cli.terminal import write_json
 from edje_jax.first_stage.registry import find_first_stage
-from edje_jax.index.image_index import ImageIndex, Screening
+from edje_jax.first_stage.screening import Screening
+from edje_jax.index.image_index import ImageIndex
 from edje_jax.search.reranker import Reranker
 
 

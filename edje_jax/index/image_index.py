@@ -1,7 +1,6 @@
 """`ImageIndex`: a token store opened for searching."""
 
 import os
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -12,6 +11,7 @@ import numpy as np
 from jaxtyping import Int
 
 from edje_jax.first_stage.base import FirstStage
+from edje_jax.first_stage.screening import PLAIN, Screening, Searched
 from edje_jax.index.caption_columns import CODES
 from edje_jax.index.column import Column
 from edje_jax.index.first_stages import check_bits, open_first_stage
@@ -19,22 +19,6 @@ from edje_jax.index.store import Store
 from edje_jax.models.token_formats import PackedTokens
 
 TokensOn = Literal["disk", "host", "device"]
-
-
-@dataclass(frozen=True)
-class Screening:
-    """Numbers of candidates that a first stage of codes goes through before k are reranked."""
-
-    by_codes: int | None = None
-    """Candidates by Hamming distance (default: ten times k)."""
-    by_projection: int | None = None
-    """Candidates that are kept of these by the query's projection against their codes (default:
-    all of them, without that step)."""
-
-    def __post_init__(self):
-        for name in ("by_codes", "by_projection"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name} {value}: candidates count from 1")
 
 
 class ImageIndex:
@@ -52,7 +36,7 @@ class ImageIndex:
         tokens_on: TokensOn = "disk",
         first_stage: str = "exact",
         bits: int | None = None,
-        screening: Screening = Screening(),
+        screening: Screening = PLAIN,
     ):
         self.bits = check_bits(store, first_stage, bits)
         """Length of the codes that the first stage reads; None where it reads embeddings."""
@@ -70,7 +54,7 @@ class ImageIndex:
         tokens_on: TokensOn = "disk",
         first_stage: str = "exact",
         bits: int | None = None,
-        screening: Screening = Screening(),
+        screening: Screening = PLAIN,
     ) -> "ImageIndex":
         """Open what `edje index build` made.
 
@@ -109,6 +93,14 @@ class ImageIndex:
                 " from a SPEC that has them, such as blip:captions.json"
             )
         return open_first_stage(self.store, self.first_stage, "captions", self.bits)
+
+    def searched(self, direction: Literal["images", "captions"]) -> Searched:
+        """First stage over images or captions, with the columns that rescoring reads."""
+        of_images = direction == "images"
+        stage = self.images if of_images else self.texts
+        column = "embeddings" if of_images else "captions"
+        codes = self.codes(column) if self.bits else None
+        return Searched(stage, self.store.column(column), codes, self.bits, self.screening)
 
     def codes(self, column: str) -> Column:
         """Codes that go with a column of embeddings, of the length that is searched."""

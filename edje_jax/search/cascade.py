@@ -12,7 +12,6 @@ from edje_jax.evaluation.scores import mixed, probability
 from edje_jax.first_stage.base import Nearest
 from edje_jax.index.image_index import ImageIndex
 from edje_jax.runtimes.base import Embedded, Runtime
-from edje_jax.search.candidates import find_captions, find_images
 from edje_jax.search.results import RankedCandidates, Timings
 
 
@@ -40,15 +39,14 @@ def search_images(
     began = time.perf_counter()
     embedded = runtime.encode_texts(queries)
     seconds = {"embed": time.perf_counter() - began}
-    candidates = find_images(index, embedded, k)
-    near = candidates.nearest
+    near, found = index.searched("images").candidates(embedded.embeddings, embedded.projections, k)
     owner, rows = _candidate_pairs(near)
     tokens = _TimedTokens(index.tokens)
     began = time.perf_counter()
     ids, known = runtime.joint_tokenizer(list(queries)), near.similarities[near.rows >= 0]
     logits = runtime.score_pairs(ids, tokens, owner, rows, known)
     seconds |= {"gather": tokens.seconds, "rerank": time.perf_counter() - began}
-    timings = Timings.of(seconds, candidates.seconds)
+    timings = Timings.of(seconds, found)
     return _rank_candidates(near, owner, logits, calibration), timings
 
 
@@ -61,8 +59,7 @@ def search_texts(
     calibration: Calibration = UNTUNED,
 ) -> tuple[list[RankedCandidates], Timings]:
     """Rerank the k best captions of each image, of which tokens and embeddings are given."""
-    candidates = find_captions(index, queries, k)
-    near = candidates.nearest
+    near, found = index.searched("captions").candidates(queries.embeddings, queries.projections, k)
     owner, rows = _candidate_pairs(near)
     began = time.perf_counter()
     # Only those captions that are candidates are tokenised.
@@ -71,7 +68,7 @@ def search_texts(
     ids, known = runtime.joint_tokenizer(captions), near.similarities[near.rows >= 0]
     logits = runtime.score_pairs(ids, tokens, place, owner, known)
     seconds = {"embed": 0.0, "gather": 0.0, "rerank": time.perf_counter() - began}
-    timings = Timings.of(seconds, candidates.seconds)
+    timings = Timings.of(seconds, found)
     return _rank_candidates(near, owner, logits, calibration), timings
 
 

@@ -1,0 +1,111 @@
+"""Candidates of queries: found by a first stage, then narrowed down before they are reranked.
+
+A first stage of codes finds many candidates by Hamming distance. They can be rescored by the
+query's projection against their codes, which reads no more than codes, and are by embeddings, so
+that k of them, in the order of their cosines, are left to be reranked:
+
+    n1 nearest codes  ->  n2 by projection  ->  k by embedding  ->  reranked
+
+A first stage of embeddings finds the k nearest at once.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float32, Int, UInt8
+
+from edje_jax.first_stage.base import FirstStage, Nearest
+from edje_jax.first_stage.packing import pack, unpack
+
+Similarities = Callable[[int, Int[np.ndarray, " n"]], Float32[np.ndarray, " n"]]
+"""(number of a query, rows) -> similarity of the query to each row."""
+
+
+@dataclass(frozen=True)
+class Screening:
+    """Numbers of candidates that a first stage of codes goes through before k are reranked."""
+
+    by_codes: int | None = None
+    """Candidates by Hamming distance (default: ten times k)."""
+    by_projection: int | None = None
+    """Candidates that are kept of these by the query's projection against their codes (default:
+    all of them, without that step)."""
+
+    def __post_init__(self):
+        for name in ("by_codes", "by_projection"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} {value}: candidates count from 1")
+
+
+PLAIN = Screening()
+"""The numbers of candidates that are taken where none are given."""
+
+
+class Rows(Protocol):
+    """Rows of a table by their numbers: an array, or a column of an index."""
+
+    def __getitem__(self, rows: Int[np.ndarray, " n"], /) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A first stage with the rows that it finds: embeddings, and codes where it reads these."""
+
+    stage: FirstStage
+    embeddings: Rows
+    codes: Rows | None = None
+    bits: int | None = None
+    """Length of the codes; None where the first stage reads embeddings."""
+    screening: Screening = PLAIN
+
+    def candidates(
+        self,
+        embeddings: Float32[np.ndarray, "q e"],
+        projections: Float32[np.ndarray, "q bits"],
+        k: int,
+    ) -> tuple[Nearest, dict[str, float]]:
+        """The k best rows of each query by falling cosine, and the seconds of each step:
+        "first_stage", and "by_projection" and "by_embedding" where codes were rescored."""
+        began = time.perf_counter()
+        if self.bits is None or self.codes is None:
+            near = self.stage.nearest(embeddings, k)
+            return near, {"first_stage": time.perf_counter() - began}
+        asked = np.ascontiguousarray(projections[:, : self.bits])
+        near = self.stage.nearest(pack(asked), max(self.screening.by_codes or 10 * k, k))
+        seconds = {"first_stage": time.perf_counter() - began}
+        if keep := self.screening.by_projection:
+            began = time.perf_counter()
+            near = rescored(near, _to_codes(asked, self.codes), max(keep, k))
+            seconds["by_projection"] = time.perf_counter() - began
+        began = time.perf_counter()
+        near = rescored(near, lambda query, rows: self.embeddings[rows] @ embeddings[query], k)
+        seconds["by_embedding"] = time.perf_counter() - began
+        return near, seconds
+
+
+def rescored(near: Nearest, similarities: Similarities, keep: int) -> Nearest:
+    """The best rows of each query by other similarities; equal ones stay in the order they had."""
+    keep = min(keep, near.rows.shape[1])
+    rows = np.full((len(near.rows), keep), -1, near.rows.dtype)
+    values = np.full(rows.shape, -np.inf, np.float32)
+    for query, own in enumerate(near.rows):
+        there = own[own >= 0]  # An approximate first stage may have found fewer
+        new = similarities(query, there)
+        order = np.argsort(-new, kind="stable")[:keep]
+        rows[query, : len(order)], values[query, : len(order)] = there[order], new[order]
+    return Nearest(values, rows)
+
+
+def _to_codes(projections: Float32[np.ndarray, "q bits"], codes: Rows) -> Similarities:
+    """Cosines of a query's projection and the codes of rows, as -1 and 1."""
+    lengths = np.maximum(np.linalg.norm(projections, axis=1), 1e-12) * projections.shape[1] ** 0.5
+    asked = projections / lengths[:, None]
+
+    def similarities(query: int, rows: Int[np.ndarray, " n"]) -> Float32[np.ndarray, " n"]:
+        packed: UInt8[np.ndarray, "n bytes"] = codes[rows]
+        return unpack(packed).astype(np.float32) @ asked[query]
+
+    return similarities
