@@ -68,7 +68,7 @@ def read_labels(path: str | os.PathLike[str], image_ids: Sequence[str]) -> Image
     is_coco = isinstance(content, dict) and isinstance(content.get("annotations"), list)
     given, find = _of_coco(path, content) if is_coco else (_of_any_set(path, content), str)
     keys = [find(one) for one in image_ids]
-    found = [given.get(key) for key in keys]
+    found = [None if key is None else given.get(key) for key in keys]
     missing = sum(labels is None for labels in found)
     if missing == len(found):
         their, our = next(iter(given), None), next(iter(image_ids), None)
@@ -119,11 +119,12 @@ def _fields(
             " as instances_val2014.json"
         )
     for i, entry in enumerate(entries):
-        values = [entry.get(name) if isinstance(entry, dict) else None for name in fields]
-        if not all(isinstance(value, Key) for value in values):
+        values = entry if isinstance(entry, dict) else {}
+        first, second = (values.get(name) for name in fields)
+        if not isinstance(first, Key) or not isinstance(second, Key):
             needed = " and ".join(f'"{name}"' for name in fields)
             raise ValueError(f"{path}: {section}[{i}] is {shown(entry)}; it needs {needed}")
-        yield values[0], values[1]
+        yield first, second
 
 
 def _finder(files: dict[str, Key]) -> Callable[[str], Key | None]:

@@ -94,7 +94,7 @@ def direction_metrics(
         found[rows, :-1] = expected_precisions(*_ranked(near, relevant, front[rows]))
         found[rows, -1] = chance(relevant.sum(axis=1), len(items))
     means = dict(zip((*DEPTHS, "chance"), (100 * found.mean(axis=0)).tolist(), strict=True))
-    unlabelled = int((~labels.any(axis=1))[query_image].sum())
+    unlabelled = int((labels.sum(axis=1)[query_image] == 0).sum())
     return {**means, "queries": len(queries), "queries_without_labels": unlabelled}
 
 
@@ -130,9 +130,9 @@ def expected_precisions(
         total = np.bincount(row[whole], sums[whole], minlength=q)
         out[:, column] = total / np.maximum(np.bincount(row[whole], right[whole], minlength=q), 1)
         cut = (before < k) & ~whole
-        at = row[cut]
-        groups = [values[cut] for values in (before, size, above, right)]
-        out[at, column] = _cut_short(total[at], *groups, k, harmonic)
+        out[row[cut], column] = _cut_short(
+            total[row[cut]], before[cut], size[cut], above[cut], right[cut], k, harmonic
+        )
     return out
 
 
