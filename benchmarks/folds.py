@@ -28,10 +28,17 @@ def main() -> None:
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--choose", type=float, default=0.08, help="share of each fold's rest")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--choose-without", type=Path, help="JSON of images that no choose part has"
+    )
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     records = [record for path in options.sets for record in read(path, options.out)]
+    barred = set()
+    if options.choose_without:
+        barred = {record["image"] for record in read(options.choose_without, options.out)}
     for fold, parts in enumerate(folds(records, options.folds, options.choose, options.seed)):
+        parts = (parts[0], [one for one in parts[1] if one["image"] not in barred], parts[2])
         for name, part in zip(PARTS, parts, strict=True):
             path = options.out / str(fold) / f"{name}.json"
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ Examples:
     {program} runs/coco --data blip:test.json --folds 5 --k-sweep 1,5,10,20,50,100 --out eval
     {program} runs/coco --data blip:test.json --pool blip:train.json
     {program} runs/coco --compositional sugarcrepe/swap_obj.json --image-root val2017
+    {program} runs/coco --data blip:test.json --first-stage codes --bits 256 --k 50
     {program} --compare runs/a/eval runs/b/eval
 """
 
@@ -14,11 +15,15 @@ import sys
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from edje_jax.cli.commands.search import FirstStageName
 from edje_jax.cli.program import UsageError
+
+if TYPE_CHECKING:
+    from edje_jax.evaluate.first_stage import StageChoice
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,19 @@ class Options:
     eccv: str | None = None
     """COCO's captions_val2014.json: judge COCO's test set by CxC and ECCV Caption as well (default:
     by its own captions alone)."""
+    first_stage: FirstStageName | None = None
+    """First stage whose candidates are reranked, and whose own recalls are told (default: exact
+    search by embeddings)."""
+    bits: int | None = None
+    """Length of the codes that --first-stage compares (default: the longest of the model)."""
+    by_codes: int | None = None
+    """Candidates that a first stage of codes finds before they are rescored (default: ten times the
+    depth)."""
+    by_projection: int | None = None
+    """Candidates that are kept of these by the query's projection against codes (default: all)."""
+    categories: str | None = None
+    """Labels of the images: COCO's instances_*.json, or JSON {id: [label, ...]}; mean average
+    precision by categories as well (default: none)."""
     compositional: tuple[str, ...] = ()
     """Files in SugarCrepe's, ARO's or Winoground's form: text, image and group scores instead."""
     compare: Annotated[tuple[str, str] | None, tyro.conf.arg(metavar="A B")] = None
@@ -78,6 +96,7 @@ def main(arguments: list[str], program: str = "edje eval") -> int:
         raise UsageError(
             f"--eccv {eccv}: needs COCO's captions_val2014.json and pip install 'edje-jax[eval]'"
         )
+    categories = Path(options.categories).expanduser() if options.categories else None
     # Imported late, so that a mistyped option is reported at once.
     from edje_jax.cli import evaluate
 
@@ -101,6 +120,8 @@ def main(arguments: list[str], program: str = "edje eval") -> int:
                 options.similarity_weight,
                 options.folds,
                 *protocol_numbers,
+                _stage(options),
+                categories,
                 eccv,
             ),
             pool=options.pool,
@@ -110,6 +131,24 @@ def main(arguments: list[str], program: str = "edje eval") -> int:
         )
     sys.stdout.flush()
     return 0
+
+
+def _stage(options: Options) -> "StageChoice | None":
+    """First stage that the options name.
+
+    Raises:
+        UsageError: options of codes without a first stage of them, or numbers below 1.
+    """
+    from edje_jax.evaluate.first_stage import StageChoice
+    from edje_jax.first_stage.screening import Screening
+
+    if options.first_stage is None:
+        return None
+    try:
+        screening = Screening(options.by_codes, options.by_projection)
+    except ValueError as error:
+        raise UsageError(f"--{str(error).replace('_', '-', 1)}") from None
+    return StageChoice(options.first_stage, options.bits, screening)
 
 
 def check(options: Options) -> None:
@@ -134,6 +173,10 @@ def check(options: Options) -> None:
         raise UsageError(f"--k {o.k}: the least is 1")
     if o.folds and (o.folds < 2 or o.pool):
         raise UsageError("--folds takes 2 or more parts, of a gallery without a --pool")
+    if o.first_stage is None and (o.bits or o.by_codes or o.by_projection):
+        raise UsageError("--bits, --by-codes and --by-projection go with a --first-stage of codes")
+    if o.folds and o.first_stage:
+        raise UsageError("--folds takes no --first-stage: each fold is searched exactly")
     if o.similarity_weight is not None and not math.isfinite(o.similarity_weight):
         raise UsageError(f"--similarity-weight {o.similarity_weight}: give a finite number")
     if not 0 <= o.max_bad <= 1:

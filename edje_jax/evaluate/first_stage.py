@@ -1,41 +1,164 @@
-"""Recalls of a first stage alone, by embeddings and by codes."""
+"""Rankings and recalls of a gallery by a first stage that is named, such as codes of 64 bits."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float32, Int
 
+from edje_jax.config.model import EdjeConfig
 from edje_jax.evaluate.gallery import EncodedGallery
-from edje_jax.evaluation.measures import recall_at
-from edje_jax.evaluation.retrieval import base_ranking
+from edje_jax.evaluation.ranks import best_positive
+from edje_jax.evaluation.retrieval import DIRECTIONS, BaseRanking
+from edje_jax.evaluation.similarities import inner_products
+from edje_jax.evaluation.tied_ranks import DEPTHS, ExpectedRecalls, first_stage_recalls
+from edje_jax.first_stage.packing import pack
+from edje_jax.first_stage.registry import find_first_stage
+from edje_jax.first_stage.screening import PLAIN, Screening, Searched
 from edje_jax.runtimes.base import Embedded
 
-DEPTHS = (1, 10, 50, 100, 200)
-"""Depths of the recalls that are reported."""
+QUERIES = 256
+"""Queries whose candidates are searched together: bounds the similarities that are held."""
 
 
-def recalls_of_embeddings(encoded: EncodedGallery, texts: Embedded) -> dict[str, dict[str, float]]:
-    """{"t2i": {"R@1", ...}, "i2t"}: percent, of cosines."""
-    return _recalls(encoded, texts.embeddings, encoded.embeddings)
+@dataclass(frozen=True)
+class StageChoice:
+    """First stage of an evaluation."""
+
+    name: str = "exact"
+    bits: int | None = None
+    """Length of codes, for a first stage that reads these (default: the longest)."""
+    screening: Screening = PLAIN
+
+    @property
+    def reads_codes(self) -> bool:
+        """Whether the first stage compares codes."""
+        return find_first_stage(self.name).reads == "codes"
+
+    def resolved(self, config: EdjeConfig) -> "StageChoice":
+        """The choice with the length of codes that a model gives.
+
+        Raises:
+            ValueError: no first stage has that name, or the model has no codes, or none so long.
+        """
+        if not self.reads_codes:
+            if self.bits is not None:
+                raise ValueError(f"--bits {self.bits}: the first stage {self.name!r} has no codes")
+            return self
+        lengths = config.first_stage.code_lengths if config.first_stage else ()
+        if not lengths:
+            raise ValueError(
+                f"--first-stage {self.name}: the model has no codes; train heads for it with edje"
+                " train first_stage --init MODEL"
+            )
+        if self.bits is not None and self.bits not in lengths:
+            listed = ", ".join(map(str, lengths))
+            raise ValueError(f"--bits {self.bits}: the model's codes have {listed}")
+        return StageChoice(self.name, self.bits or max(lengths), self.screening)
+
+    def bytes_per_image(self, width: int) -> int:
+        """Bytes of what the first stage compares of an image: packed codes, or float32."""
+        return self.bits // 8 if self.bits else 4 * width
 
 
-def recalls_of_codes(
-    encoded: EncodedGallery, texts: Embedded, bits: int
-) -> dict[str, dict[str, float]]:
-    """As `recalls_of_embeddings`, of Hamming distances between codes of `bits` bits."""
-    signs = (
-        np.where(side[:, :bits] > 0, 1, -1).astype(np.float32)
-        for side in (texts.projections, encoded.projections)
-    )
-    return _recalls(encoded, *signs)
+def rank_by(
+    choice: StageChoice, encoded: EncodedGallery, texts: Embedded, k: int
+) -> dict[str, BaseRanking]:
+    """Rankings by a first stage, {"t2i", "i2t"}, with k candidates a query.
 
-
-def _recalls(
-    encoded: EncodedGallery, texts: np.ndarray, images: np.ndarray
-) -> dict[str, dict[str, float]]:
-    owner, own = encoded.gallery.caption_image, np.arange(len(images), dtype=np.int32)
-    ranks = {
-        "t2i": base_ranking(texts, images, owner, own, 1).rank,
-        "i2t": base_ranking(images, texts, own, owner, 1).rank,
-    }
+    What the first stage finds comes first, by falling cosine; then all other items, by Hamming
+    similarity where it compares codes, else by cosine. An approximate first stage may find fewer
+    than k, which others fill up.
+    """
+    images = Embedded(encoded.embeddings, encoded.projections)
+    owner = encoded.gallery.caption_image
+    own = np.arange(len(images.embeddings), dtype=np.int32)
     return {
-        direction: {f"R@{k}": recall_at(k).of(each) for k in DEPTHS}
-        for direction, each in ranks.items()
+        "t2i": _rank(choice, texts, images, owner, own, k),
+        "i2t": _rank(choice, images, texts, own, owner, k),
+    }
+
+
+def _rank(
+    choice: StageChoice,
+    queries: Embedded,
+    items: Embedded,
+    query_image: Int[np.ndarray, " q"],
+    item_image: Int[np.ndarray, " g"],
+    k: int,
+) -> BaseRanking:
+    kind, k = find_first_stage(choice.name), min(k, len(items.embeddings))
+    codes = pack(np.ascontiguousarray(items.projections[:, : choice.bits])) if choice.bits else None
+    stage = kind.build(items.embeddings if codes is None else codes, None)
+    searched = Searched(stage, items.embeddings, codes, choice.bits, choice.screening)
+    count = len(queries.embeddings)
+    out = BaseRanking(
+        np.empty((count, k), np.int32), np.empty((count, k), np.float32),
+        np.empty(count, np.int32), np.empty(count, np.int32),
+    )  # fmt: skip
+    for start in range(0, count, QUERIES):
+        rows = slice(start, start + QUERIES)
+        some = Embedded(queries.embeddings[rows], queries.projections[rows])
+        found, _ = searched.candidates(some.embeddings, some.projections, k)
+        cosines = some.embeddings @ items.embeddings.T
+        near = cosines if choice.bits is None else _of_codes(some, items, choice.bits)
+        # Cosines and Hamming similarities lie within 1 of 0, but for rounding.
+        query, column = np.nonzero(found.rows >= 0)
+        place = found.rows[query, column]
+        near[query, place] = 4 + cosines[query, place]
+        order = np.argsort(-near, axis=1, kind="stable")[:, :k]
+        out.candidates[rows] = order
+        out.similarities[rows] = np.take_along_axis(cosines, order, axis=1)
+        positive = query_image[rows, None] == item_image[None]
+        out.best[rows], out.rank[rows] = best_positive(near, positive)
+    return out
+
+
+def _of_codes(queries: Embedded, items: Embedded, bits: int) -> Float32[np.ndarray, "q g"]:
+    """Hamming similarities of codes."""
+    return _signs(queries, bits) @ _signs(items, bits).T / bits
+
+
+def _signs(side: Embedded, bits: int) -> Float32[np.ndarray, "n bits"]:
+    return np.where(side.projections[:, :bits] > 0, np.float32(1), np.float32(-1))
+
+
+def stage_recalls(
+    choice: StageChoice,
+    encoded: EncodedGallery,
+    texts: Embedded,
+    depths: Sequence[int] = DEPTHS,
+) -> dict[str, ExpectedRecalls]:
+    """Recalls of what a first stage compares, {"t2i", "i2t"}, exact and without any rescoring:
+    cosines, or Hamming distances, which tie."""
+    a, b = stage_vectors(choice, encoded, texts)
+    owner = encoded.gallery.caption_image
+    own = np.arange(len(b), dtype=np.int32)
+    return {
+        "t2i": first_stage_recalls(a, b, owner, own, depths, inner_products),
+        "i2t": first_stage_recalls(b, a, own, owner, depths, inner_products),
+    }
+
+
+def stage_vectors(
+    choice: StageChoice, encoded: EncodedGallery, texts: Embedded
+) -> tuple[Float32[np.ndarray, "t w"], Float32[np.ndarray, "n w"]]:
+    """(captions, images) by whose inner products a first stage ranks: embeddings, or codes as -1
+    and 1."""
+    if choice.bits is None:
+        return texts.embeddings, encoded.embeddings
+    images = Embedded(encoded.embeddings, encoded.projections)
+    return _signs(texts, choice.bits), _signs(images, choice.bits)
+
+
+def stage_metrics(choice: StageChoice, encoded: EncodedGallery, texts: Embedded) -> dict[str, Any]:
+    """What metrics.json keeps as "first_stage"."""
+    recalls = stage_recalls(choice, encoded, texts)
+    width = encoded.embeddings.shape[1]
+    return {
+        "name": choice.name,
+        "bits": choice.bits,
+        **{key: recalls[key].recalls for key in DIRECTIONS},
+        "bytes_per_image": choice.bytes_per_image(width),
     }

@@ -6,14 +6,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edje_jax.config.calibration import UNTUNED, Calibration
+from edje_jax.data.labels import ImageLabels, read_labels
 from edje_jax.evaluate.coco_ids import coco_ids
+from edje_jax.evaluate.first_stage import (
+    StageChoice,
+    rank_by,
+    stage_metrics,
+    stage_vectors,
+)
 from edje_jax.evaluate.gallery import EncodedGallery, Progress, encode_gallery, pair_scorer
 from edje_jax.evaluation.calibration import above, direction_reliability
+from edje_jax.evaluation.categories import category_metrics
 from edje_jax.evaluation.eccv import eccv_metrics
 from edje_jax.evaluation.intervals import gain_intervals
 from edje_jax.evaluation.protocols import Timed, folds_summary, k_sweep, rerank_folds, weight_sweep
-from edje_jax.evaluation.retrieval import DIRECTIONS, Retrieval, rerank
+from edje_jax.evaluation.retrieval import DIRECTIONS, Gallery, Retrieval, rerank
 from edje_jax.runtimes.base import Runtime
 from edje_jax.types import Source
 
@@ -31,6 +41,11 @@ class Protocol:
     """Depths to evaluate as well."""
     similarity_weights: Sequence[float] = ()
     """Weights of the first stage to evaluate as well."""
+    first_stage: StageChoice | None = None
+    """First stage whose candidates are reranked, and whose own recalls are told; None for exact
+    search by embeddings."""
+    categories: Path | None = None
+    """Labels of the images, to measure mean average precision by categories as well."""
     eccv: Path | None = None
     """COCO's captions_val2014.json, to judge by CxC and ECCV Caption as well."""
 
@@ -90,20 +105,31 @@ def measure(
     """Retrieval at depth k, and the protocol's other measurements as metrics.json holds them."""
     # Refuse another data set before the work.
     ids = coco_ids(encoded.gallery, protocol.eccv) if protocol.eccv else None
+    labels = None
+    if protocol.categories:
+        labels = read_labels(protocol.categories, encoded.gallery.image_ids)
+    stage = protocol.first_stage.resolved(runtime.config) if protocol.first_stage else None
     if protocol.k_sweep:
         # Compile first, or the rate would include compilation.
         runtime.warm(encoded.tokens)
     score_pairs = Timed(pair_scorer(runtime, encoded, progress))
     gallery, weight = encoded.gallery, protocol.similarity_weight
     weight = calibration.similarity_weight if weight is None else weight
-    images, texts = encoded.embeddings, runtime.embed_texts(gallery.captions)
-    deep = rerank(gallery, images, texts, score_pairs, protocol.depth, weight)
+    embedded = runtime.encode_texts(gallery.captions)
+    images, texts = encoded.embeddings, embedded.embeddings
+    base = rank_by(stage, encoded, embedded, protocol.depth) if stage else None
+    deep = rerank(gallery, images, texts, score_pairs, protocol.depth, weight, base)
     rate = score_pairs.pairs / score_pairs.seconds
     retrieval = deep.at(k=protocol.k)
     extra: dict[str, Any] = {
         "interval": gain_intervals(retrieval, gallery),
         **calibration_metrics(retrieval, calibration),
     }
+    if stage:
+        extra["first_stage"] = stage_metrics(stage, encoded, embedded)
+    if labels:
+        vectors = stage_vectors(stage or StageChoice(), encoded, embedded)
+        extra |= _categories(retrieval, gallery, vectors, labels)
     if protocol.folds:
         folds = rerank_folds(
             gallery, images, texts, score_pairs, protocol.k, protocol.folds, weight
@@ -116,6 +142,24 @@ def measure(
     if ids:
         extra["eccv"] = eccv_metrics(retrieval, images, texts, gallery.caption_image, ids)
     return retrieval, extra
+
+
+def _categories(
+    retrieval: Retrieval,
+    gallery: Gallery,
+    vectors: tuple[np.ndarray, np.ndarray],
+    labels: ImageLabels,
+) -> dict[str, Any]:
+    """{"categories": mean average precision of the reranked order, "base_categories": of the first
+    stage's}, each {"t2i", "i2t"}."""
+    texts, images = vectors
+    sides = {key: getattr(retrieval, key) for key in DIRECTIONS}
+    front = {key: side.reranked(side.candidates) for key, side in sides.items()}
+    owner = gallery.caption_image
+    return {
+        "categories": category_metrics(images, texts, owner, labels.values, front),
+        "base_categories": category_metrics(images, texts, owner, labels.values),
+    }
 
 
 def calibration_metrics(retrieval: Retrieval, calibration: Calibration) -> dict[str, Any]:

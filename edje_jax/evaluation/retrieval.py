@@ -11,7 +11,7 @@ change; unlike it, a pair that both directions ask for is scored once.
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -174,6 +174,16 @@ class Retrieval:
         return Retrieval(self.t2i.at(k, weight), self.i2t.at(k, weight), k, weight)
 
 
+@dataclass(frozen=True, eq=False)
+class BaseRanking:
+    """Nearest items of each query, and the place of its best right answer among all items."""
+
+    candidates: Int[np.ndarray, "q k"]
+    similarities: Float[np.ndarray, "q k"]
+    best: Int[np.ndarray, " q"]
+    rank: Int[np.ndarray, " q"]
+
+
 def rerank(
     gallery: Gallery,
     image_embeddings: Float[np.ndarray, "n e"],
@@ -181,12 +191,14 @@ def rerank(
     score_pairs: ScorePairs,
     k: int,
     similarity_weight: float = 0.0,
+    base: Mapping[str, BaseRanking] | None = None,
 ) -> Retrieval:
     """Retrieve in both directions and rerank the first k candidates of each query.
 
     Embeddings are unit length. `score_pairs` is called once, with every pair that either direction
     asks for, each once, sorted by image and then by caption. An image without captions asks for
-    none.
+    none. `base` holds the rankings {"t2i", "i2t"} of another first stage than exact search, whose k
+    candidates are reranked.
 
     Raises:
         ValueError: k is below 1, the embeddings do not fit the gallery or are not of unit length,
@@ -202,8 +214,11 @@ def rerank(
             f"{texts.shape[1]}; both must come from one backbone"
         )
     owner, numbers = gallery.caption_image, np.arange(len(images), dtype=np.int32)
-    t2i = base_ranking(texts, images, owner, numbers, k)
-    i2t = base_ranking(images, texts, numbers, owner, k)
+    if base is None:
+        t2i = base_ranking(texts, images, owner, numbers, k)
+        i2t = base_ranking(images, texts, numbers, owner, k)
+    else:
+        t2i, i2t = base["t2i"], base["i2t"]
     asked, captions = np.unique(owner), np.arange(len(texts), dtype=np.int32)
     t2i_scores, asked_scores = score_each_once(
         captions, t2i.candidates, asked, i2t.candidates[asked], score_pairs
@@ -216,16 +231,6 @@ def rerank(
         k,
         similarity_weight,
     )
-
-
-@dataclass(frozen=True, eq=False)
-class BaseRanking:
-    """Nearest items of each query, and the place of its best right answer among all items."""
-
-    candidates: Int[np.ndarray, "q k"]
-    similarities: Float[np.ndarray, "q k"]
-    best: Int[np.ndarray, " q"]
-    rank: Int[np.ndarray, " q"]
 
 
 def base_ranking(

@@ -1,5 +1,6 @@
 """First stages of the faiss library."""
 
+import logging
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -119,6 +120,8 @@ def lists_for(size: int) -> int:
 
 
 def _import_faiss() -> Any:
+    # It tells at every import which of its builds it tried.
+    logging.getLogger("faiss.loader").setLevel(logging.WARNING)
     try:
         import faiss
     except ImportError as error:

@@ -28,9 +28,17 @@ class TextColumn(NamedTuple):
         return max(map(len, (*self.name.split(), *self.cells)))
 
 
+CATEGORY_MEASURES = ("mAP@10", "mAP@100", "mAP@N", "chance")
+"""Measures by categories, as metrics.json calls them."""
+
+
 def evaluation_tables(metrics: Mapping[str, Any]) -> Iterator[Table]:
     """Tables of everything that was measured; `metrics` is the content of a `metrics.json`."""
     yield metrics_table(metrics)
+    if "first_stage" in metrics:
+        yield first_stage_table(metrics["first_stage"])
+    if "categories" in metrics:
+        yield categories_table(metrics["categories"], metrics["base_categories"])
     if "folds" in metrics:
         yield folds_table(metrics["folds"])
     if "k_sweep" in metrics:
@@ -39,6 +47,32 @@ def evaluation_tables(metrics: Mapping[str, Any]) -> Iterator[Table]:
         yield from weight_tables(metrics["similarity_weights"])
     if "eccv" in metrics:
         yield eccv_table(metrics["eccv"])
+
+
+def first_stage_table(found: Mapping[str, Any]) -> Table:
+    """Table of a first stage's own recalls, without rescoring or reranking."""
+    bits = f" of {found['bits']} bits" if found["bits"] else ""
+    what = f"First stage alone: {found['name']}{bits}, {found['bytes_per_image']:,} bytes an image"
+    out = Table(title=f"{what} (percent)", title_justify="left")
+    out.add_column("")
+    for name in found["t2i"]:
+        out.add_column(name, justify="right", no_wrap=True)
+    for key, direction in DIRECTIONS.items():
+        out.add_row(direction, *(f"{value:.2f}" for value in found[key].values()))
+    return out
+
+
+def categories_table(found: Mapping[str, Any], base: Mapping[str, Any]) -> Table:
+    """Table of mean average precision by categories, base and reranked, beside chance."""
+    out = Table(title="By categories (percent)", title_justify="left")
+    out.add_column("")
+    out.add_column("")
+    for name in CATEGORY_MEASURES:
+        out.add_column(name, justify="right", no_wrap=True)
+    for key, direction in DIRECTIONS.items():
+        for name, side in (("base", base[key]), ("reranked", found[key])):
+            out.add_row(direction, name, *(f"{side[x]:.2f}" for x in CATEGORY_MEASURES))
+    return out
 
 
 def metrics_table(metrics: Mapping[str, Any], title: str = "Base and reranked") -> Table:

@@ -17,8 +17,9 @@ from jaxtyping import PyTree
 
 from edje_jax.config.calibration import UNTUNED
 from edje_jax.config.first_stage_run import FirstStageRun
-from edje_jax.evaluate.first_stage import recalls_of_codes, recalls_of_embeddings
+from edje_jax.evaluate.first_stage import StageChoice, stage_recalls
 from edje_jax.evaluate.gallery import encode_gallery
+from edje_jax.evaluation.tied_ranks import ExpectedRecalls
 from edje_jax.index.build import BuildOptions, build
 from edje_jax.index.store import Store
 from edje_jax.models.heads.first_stage import fresh_heads
@@ -56,7 +57,7 @@ class FirstStageTask:
         model = load_model(config.init)
         source, self.validation = open_sets(config.data, model.config.image.size)
         self.heads = config.heads.resolve()
-        self.model = _without_heads(model)
+        self.model = without_heads(model)
         self.dtype = compute_dtype(config.precision)
         self.runtime = JaxRuntime.of(self.model, self.dtype)
         folder = Path(config.index).expanduser() if config.index else workdir / "index"
@@ -80,7 +81,7 @@ class FirstStageTask:
         """Scores of the teacher, which is the model itself where no other is named."""
         teacher = Teacher(self.runtime, self.store)
         if self.config.teacher:
-            model = _without_heads(load_model(self.config.teacher))
+            model = without_heads(load_model(self.config.teacher))
             runtime = JaxRuntime.of(model, self.dtype)
             folder = workdir / "teacher-index"
             teacher = Teacher(runtime, _index(runtime, model, source, self.config, folder))
@@ -153,10 +154,10 @@ class FirstStageTask:
         for name, side in (("base/", self.runtime), ("", runtime)):
             encoded = encode_gallery(side, self.validation, self.config.data.max_bad)
             texts = side.encode_texts(encoded.gallery.captions)
-            found = recalls_of_embeddings(encoded, texts)
-            figures |= _flat(name, found)
+            figures |= _flat(name, stage_recalls(StageChoice(), encoded, texts))
         for bits in self.heads.code_lengths:
-            figures |= _flat(f"codes-{bits}/", recalls_of_codes(encoded, texts, bits))
+            codes = StageChoice("codes", bits)
+            figures |= _flat(f"codes-{bits}/", stage_recalls(codes, encoded, texts))
         return figures
 
     def fetch(self, state: TrainState) -> PyTree[np.ndarray]:
@@ -180,7 +181,7 @@ class FirstStageTask:
         save_model(folder, model, model_card(model, self.config))
 
 
-def _without_heads(model: Model) -> Model:
+def without_heads(model: Model) -> Model:
     """The model with the backbone's own first stage."""
     config = dataclasses.replace(model.config, first_stage=None)
     return dataclasses.replace(model, config=config, heads=None)
@@ -216,12 +217,12 @@ def _check_captions(store: Store, config: FirstStageRun) -> None:
         )
 
 
-def _flat(prefix: str, found: dict[str, dict[str, float]]) -> dict[str, float]:
-    """{"t2i": {"R@1": x}} -> {"val/t2i/PREFIX/R@1": x}"""
+def _flat(prefix: str, found: dict[str, ExpectedRecalls]) -> dict[str, float]:
+    """{"t2i": recalls} -> {"val/t2i/PREFIX/R@1": percent, ...}"""
     return {
         f"val/{direction}/{prefix}{name}": value
-        for direction, values in found.items()
-        for name, value in values.items()
+        for direction, each in found.items()
+        for name, value in each.recalls.items()
     }
 
 
