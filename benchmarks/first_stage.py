@@ -331,7 +331,7 @@ def plot(path: Path, results: list[dict[str, Any]], about: dict[str, Any]) -> No
     shown = [r for r in results if r["name"] == "backbone" or r["trained"]]
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=False, layout="constrained")
     for axis, (key, title) in zip(axes, DIRECTIONS.items(), strict=True):
-        for number, one in enumerate(shown):
+        for one in shown:
             curve = mean(one[key]["reranked"])
             label = f"{one['name']} ({one['bytes']:,} bytes)"
             style = "k--" if one["name"] == "backbone" else "-"
