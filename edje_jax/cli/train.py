@@ -12,6 +12,8 @@ from pathlib import Path
 import tyro
 
 from edje_jax.cli.named_configs import choose_config, config_names
+from edje_jax.cli.program import UsageError
+from edje_jax.config.run import RunConfig, run_to_dict
 
 
 def main(arguments: list[str], program: str = "edje train", runs: Path = Path("runs")) -> int:
@@ -29,8 +31,26 @@ def main(arguments: list[str], program: str = "edje train", runs: Path = Path("r
     from edje_jax.training.tasks.registry import make_task
 
     with process_group(config):
-        run(make_task(config, workdir), workdir)
+        task = make_task(config, workdir)
+        check_followed(config, task.config, arguments)
+        run(task, workdir)
     return 0
+
+
+def check_followed(asked: RunConfig, run: RunConfig, arguments: list[str]) -> None:
+    """Refuse options on a command line that a run does not follow, as what it starts from decides.
+
+    Raises:
+        UsageError: the message names the first of them.
+    """
+    from edje_jax.training.loop import differences
+
+    given = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
+    for name, (value, of_run) in differences(run_to_dict(asked), run_to_dict(run)).items():
+        if (option := "--" + name.replace("_", "-")) in given:
+            raise UsageError(
+                f"{option} {value}: the model of --init has {of_run}; leave the option out"
+            )
 
 
 def help_text(program: str) -> str:

@@ -246,9 +246,25 @@ class EdjeRun(RunConfig):
 
 @dataclass(frozen=True)
 class BackboneRun(RunConfig):
-    """Train a small SigLIP-style dual encoder from scratch."""
+    """Train a small dual encoder: a new one, as SigLIP's, or one that is there."""
 
     task: ClassVar[str] = "backbone"
+    init: str | None = None
+    """Dual encoder to start from: a Hugging Face SigLIP or CLIP folder or hub id, or the workdir of
+    a run like this one. Shapes, tokenizer and image recipe are its own."""
+    teacher: str | None = None
+    """EDJE to distil from: folder, workdir or hub id. It must read images as the dual encoder."""
+    distillation: float = 1.0
+    """Weight of the distance to the match logits of a `teacher`, where one is named, over lists of
+    candidates: Fast & Slow, as reconstructed in `edje_jax.training.backbone_teacher`."""
+    distillation_kind: Literal["softmax", "order"] = "softmax"
+    """"softmax" is the cross-entropy of the teacher's softmax and the student's, "order" the
+    likelihood of the teacher's order alone."""
+    distillation_temperature: float = 1.0
+    """Divisor of the teacher's match logits; `teacher_entropy` in the log tells what it leaves."""
+    distilled_candidates: int = 8
+    """Other images of a caption's list, and other captions of an image's: the most similar of the
+    batch by the dual encoder itself."""
     vision: VisionConfig = field(default_factory=VisionConfig)
     text: TextConfig = field(default_factory=TextConfig)
     """`vocab_size` is the limit of the tokenizer that is trained from the captions."""
@@ -263,3 +279,12 @@ class BackboneRun(RunConfig):
     """Use of an image's colour profile (see `ImageRecipe`)."""
     transparency: Transparency = "dropped"
     """Treatment of transparent areas (see `ImageRecipe`)."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        at_least(0, {"--distillation": self.distillation})
+        at_least(1, {"--distilled-candidates": self.distilled_candidates})
+        if not self.distillation_temperature > 0:
+            raise ValueError(
+                f"--distillation-temperature {self.distillation_temperature}: must be above 0"
+            )

@@ -166,7 +166,7 @@ def claim_workdir(config: RunConfig, workdir: Path) -> None:
         theirs = _filled(json.loads(path.read_text()), defaults)
         changed = [
             f"  {name}: {old!r} there, {new!r} now"
-            for name, (old, new) in _differences(theirs, _filled(ours, defaults)).items()
+            for name, (old, new) in differences(theirs, _filled(ours, defaults)).items()
             if name not in MAY_CHANGE
         ]
         if changed:
@@ -342,11 +342,12 @@ def _filled(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _differences(theirs: Any, ours: Any, name: str = "") -> dict[str, tuple[Any, Any]]:
+def differences(theirs: Any, ours: Any, name: str = "") -> dict[str, tuple[Any, Any]]:
+    """{path of a setting, as "data.train": its two values} where two nested dicts differ."""
     if isinstance(theirs, dict) and isinstance(ours, dict):
         out: dict[str, tuple[Any, Any]] = {}
         for key in sorted({*theirs, *ours}):
             path = f"{name}.{key}" if name else key
-            out |= _differences(theirs.get(key), ours.get(key), path)
+            out |= differences(theirs.get(key), ours.get(key), path)
         return out
     return {} if theirs == ours else {name: (theirs, ours)}

@@ -1,9 +1,12 @@
 """Training state, and what every train step does with it."""
 
+import dataclasses
+
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, PyTree
 
 Metrics = dict[str, Array]
@@ -37,6 +40,23 @@ def init_state(
     # A copy, as donated buffers must not be the same.
     average = jax.tree.map(jnp.array, params) if ema else None
     return TrainState(jnp.zeros((), jnp.int32), params, optimiser.init(params), average)
+
+
+def start_from(state: TrainState, loaded: PyTree[jax.Array]) -> TrainState:
+    """Lay loaded parameters over those of a state that has taken no step."""
+    params = _overlay(state.params, loaded)
+    if state.average is None:
+        return dataclasses.replace(state, params=params)
+    # Its own copy of what was loaded: the step is given both, and gives both back.
+    average = _overlay(state.average, jax.tree.map(jnp.array, loaded))
+    return dataclasses.replace(state, params=params, average=average)
+
+
+def _overlay(params: PyTree, loaded: PyTree) -> PyTree:
+    """`params` with the leaves that were loaded in their place."""
+    flat = flatten_dict(params, sep="/")
+    flat |= flatten_dict(loaded, sep="/")
+    return unflatten_dict(flat, sep="/")
 
 
 def apply_gradients(

@@ -15,7 +15,7 @@ from edje_jax.data.tokenizer import copy_tokenizer
 from edje_jax.system.files import read_json, write_json
 from edje_jax.weights.families.base import Family
 from edje_jax.weights.families.registry import FAMILIES, make_backbone
-from edje_jax.weights.hub import resolve
+from edje_jax.weights.hub import exported, resolve
 from edje_jax.weights.mapping import Rule, to_ours, to_theirs
 from edje_jax.weights.other_formats import other_format
 from edje_jax.weights.preprocessor import recipe_from_preprocessor, recipe_to_preprocessor
@@ -56,14 +56,15 @@ class Backbone:
 
 
 def load_backbone(name: str) -> Backbone:
-    """Read a Hugging Face SigLIP, SigLIP2 or CLIP folder, or fetch it by hub id.
+    """Read a Hugging Face SigLIP, SigLIP2 or CLIP folder or the workdir of a training run that made
+    one, or fetch it by hub id.
 
     Raises:
         FileNotFoundError: no such folder or id.
         BadWeights, WeightMismatch: the weights are damaged or do not fit the config.
         ValueError: not a supported kind of model.
     """
-    folder = resolve(name, "the backbone")
+    folder = exported(resolve(name, "the backbone"))
     config, image = read_backbone_config(folder)
     tensors = open_weights(folder)
     rules = backbone_rules(config)

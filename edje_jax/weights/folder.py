@@ -25,7 +25,7 @@ from edje_jax.weights import bert, edje, first_stage
 from edje_jax.weights.backbone import Backbone, backbone_rules, load_backbone
 from edje_jax.weights.calibration import read_calibration, write_calibration
 from edje_jax.weights.families.registry import FAMILIES
-from edje_jax.weights.hub import resolve
+from edje_jax.weights.hub import exported, resolve
 from edje_jax.weights.mapping import to_theirs
 from edje_jax.weights.preprocessor import restate_reading
 from edje_jax.weights.tensors import Safetensors, open_weights, weight_files, write_safetensors
@@ -113,10 +113,7 @@ def model_folder(name: str) -> Path:
     Raises:
         FileNotFoundError: no such folder or id.
     """
-    folder = resolve(name, "the model")
-    if not (folder / "model.safetensors").exists() and (folder / "model").is_dir():
-        return folder / "model"
-    return folder
+    return exported(resolve(name, "the model"))
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:

@@ -54,6 +54,13 @@ def resolve(name: str | os.PathLike[str], what: str) -> Path:
         ) from error
 
 
+def exported(folder: Path) -> Path:
+    """The model that a training workdir ends with; any other folder as it is."""
+    if not (folder / "model.safetensors").exists() and (folder / "model").is_dir():
+        return folder / "model"
+    return folder
+
+
 def is_hub_id(name: str) -> bool:
     """Whether a name can be a hub id: OWNER/NAME, or NAME alone as of bert-base-uncased."""
     return name not in SHIPPED and bool(_HUB_ID.fullmatch(name)) and not _FILE.search(name)

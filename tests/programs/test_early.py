@@ -110,3 +110,19 @@ def test_numbers_out_of_range_are_bad_usage(flag, value, least, call, tmp_path):
     told = " ".join((out + err).replace("│", " ").split())
     assert f"{flag} {value}: the least is {least}" in told
     assert not (tmp_path / "run").exists()
+
+
+def test_shapes_that_init_decides_are_refused_by_name(call, tmp_path):
+    start = ("tiny_backbone", "--init", "shapes-backbone", "--workdir", tmp_path / "run")
+    for option, value, theirs in (
+        ("--vision.hidden-size", "32", "96"),
+        ("--text.vocab-size=70", "", "149"),
+        ("--vision.image_size", "24", "64"),
+        ("--transparency", "white", "dropped"),
+    ):
+        code, _, err = call(train.main, *start, option, *([value] if value else []))
+        name = option.partition("=")[0].replace("_", "-")
+        value = value or option.partition("=")[2]
+        told = f"{name} {value}: the model of --init has {theirs}; leave the option out"
+        assert code == 2 and told in err
+    assert not (tmp_path / "run").exists()

@@ -20,6 +20,7 @@ from edje_jax.training.losses.masked_lm import masked_lm_loss
 from edje_jax.training.losses.masked_mean import masked_mean
 from edje_jax.training.losses.match import matching_loss
 from edje_jax.training.losses.sigmoid import sigmoid_loss
+from edje_jax.training.losses.softmax import softmax_loss
 from edje_jax.training.losses.text_recovery import text_recovery_loss
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
@@ -161,6 +162,20 @@ def test_sigmoid_loss_sums_over_images_and_averages_over_texts():
     pairs = VALID[:, None] & VALID
     ours = call(sigmoid_loss, np.where(pairs, logits, GARBAGE), positive, VALID)
     assert ours == pytest.approx(total / VALID.sum(), rel=1e-5)
+
+
+def test_softmax_loss_leaves_other_positives_out_of_both_directions():
+    logits = normal(B, B)
+    positive = np.eye(B, dtype=bool)
+    positive[0, 3] = positive[3, 0] = True
+    total = 0.0
+    for i in np.flatnonzero(VALID):
+        rivals = [j for j in np.flatnonzero(VALID) if j == i or not positive[i, j]]
+        for own, others in ((logits[i, i], logits[i, rivals]), (logits[i, i], logits[rivals, i])):
+            total += np.log(np.exp(others).sum()) - own
+    pairs = VALID[:, None] & VALID
+    ours = call(softmax_loss, np.where(pairs, logits, GARBAGE), positive, VALID)
+    assert ours == pytest.approx(total / VALID.sum() / 2, rel=1e-5)
 
 
 def test_naming_loss_counts_background_a_tenth():

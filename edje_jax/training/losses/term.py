@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from edje_jax.config.model import EdjeConfig
 from edje_jax.config.run import LossConfig
 from edje_jax.models.edje import Edje
+from edje_jax.training.match_pairs import ScoredRows, match_pairs
 from edje_jax.training.negatives import Pairs
 from edje_jax.training.queue import Queue
 from edje_jax.training.rows import Counts, Rows, every_nth
@@ -88,34 +88,15 @@ class RowContext:
     @cached_property
     def pairs(self) -> Pairs:
         """Match logits of all 1 + 2K pairs of the rows, in one pass."""
-        count, k = self.rows.negatives.images.shape
-        logits = self.objective.devices.replicate(self._match_logits())
-        positive, images, captions = jnp.split(logits, [count, count + count * k])
-        return Pairs(positive, images.reshape(count, k), captions.reshape(count, k))
-
-    def _match_logits(self) -> Float[Array, " p"]:
-        devices, rows, config = self.objective.devices, self.rows, self.model.config
-        own = jnp.repeat(rows.index, rows.negatives.images.shape[1])
-        text_rows = jnp.concatenate([rows.index, own, rows.negatives.captions.reshape(-1)])
-        image_rows = jnp.concatenate([rows.index, rows.negatives.images.reshape(-1), own])
-        similarities, tokens, ids = None, self.tokens, self.ids
-        if config.similarity_prior and rows.similarities is not None:
-            similarities = jnp.concatenate([each.reshape(-1) for each in rows.similarities])
-            similarities = devices.shard_rows(similarities)
+        devices, rows, tokens, ids = self.objective.devices, self.rows, self.tokens, self.ids
         if self.queue is not None:
             tokens = jnp.concatenate(
                 [devices.replicate(tokens), devices.replicate(self.queue.tokens)]
             )
             queued = devices.replicate(self.queue.ids)[:, : ids.shape[1]]
             ids = jnp.concatenate([devices.replicate(ids), queued])
-        tokens = devices.shard_rows(devices.replicate(tokens)[image_rows])
-        # Deferred layers read each caption once, unless there are more captions than pairs.
-        if config.joint_encoder.deferred_layers and len(ids) <= len(text_rows):
-            read = devices.replicate(self.bound().encode_text(ids, self.training))
-            text = devices.shard_rows(jax.tree.map(lambda leaf: leaf[text_rows], read))
-            return self.bound().match_encoded(text, tokens, self.training, similarities)
-        text = devices.shard_rows(devices.replicate(ids)[text_rows])
-        return self.bound().match(text, tokens, self.training, similarities)
+        scored = ScoredRows(rows.index, rows.negatives, rows.similarities)
+        return match_pairs(self.bound, ids, tokens, scored, devices, self.training)
 
     def pair_masks(self) -> tuple[tuple[Bool[Array, "..."], Int[Array, ""]], ...]:
         """(which pairs exist, how many the whole batch has) of each field of `Pairs`."""

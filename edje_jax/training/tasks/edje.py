@@ -8,7 +8,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
 from edje_jax.config.model import UNMEASURED, EdjeConfig
@@ -30,7 +29,7 @@ from edje_jax.training.processes import part_of_this_process
 from edje_jax.training.queue import empty_queue
 from edje_jax.training.sharding import Devices
 from edje_jax.training.similarity_prior import measured_prior
-from edje_jax.training.state import Metrics, TrainState, init_state
+from edje_jax.training.state import Metrics, TrainState, init_state, start_from
 from edje_jax.types import Batch, Source
 from edje_jax.weights.card import model_card
 from edje_jax.weights.families.registry import make_backbone
@@ -99,13 +98,7 @@ class EdjeTask:
     def init(self) -> TrainState:
         """Fresh parameters from the seed, with what was loaded laid over them."""
         state = self.devices.init_sharded(self._fresh)
-        loaded = self.devices.put(self.parts.params)
-        params = _overlay(state.params, loaded)
-        if state.average is None:
-            return dataclasses.replace(state, params=params)
-        # Its own copy of what was loaded: the step is given both, and gives both back.
-        average = _overlay(state.average, jax.tree.map(jnp.array, loaded))
-        return dataclasses.replace(state, params=params, average=average)
+        return start_from(state, self.devices.put(self.parts.params))
 
     def _fresh(self) -> TrainState:
         backbone = self.model_config.backbone
@@ -218,13 +211,6 @@ def _flat(direction: dict) -> dict[str, float]:
     """{"R@1": reranked, "base/R@1": base, "ceiling": ...}"""
     base = {f"base/{name}": value for name, value in direction["base"].items()}
     return {**direction["reranked"], **base, "ceiling": direction["ceiling"]}
-
-
-def _overlay(params: PyTree, loaded: PyTree) -> PyTree:
-    """`params` with the leaves that were loaded in their place."""
-    flat = flatten_dict(params, sep="/")
-    flat |= flatten_dict(loaded, sep="/")
-    return unflatten_dict(flat, sep="/")
 
 
 TASK = EdjeTask

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer, SiglipModel
 
-from edje_jax.config.model import ImageRecipe, TextConfig, VisionConfig
+from edje_jax.config.model import BackboneConfig, ImageRecipe, TextConfig, VisionConfig
 from edje_jax.config.run import BackboneRun, DataConfig, OptimConfig
 from edje_jax.data.images import load_image, resize
 from edje_jax.data.text import BackboneTokenizer, canonicalise
@@ -22,8 +22,8 @@ from edje_jax.runtimes.dual_encoder import DualEncoder
 from edje_jax.scenes.shapes import Shapes
 from edje_jax.training.loop import run
 from edje_jax.training.tasks.backbone import BackboneTask
-from edje_jax.weights.backbone import load_backbone
-from tests.small_runs import read_log
+from edje_jax.weights.backbone import expected_params, load_backbone, save_backbone
+from tests.small_runs import TINY, read_log
 
 SIDE = 24
 
@@ -119,6 +119,66 @@ def test_transformers_embeds_images_and_captions_as_we_do(finished):
         expected = torch.nn.functional.normalize(out.pooler_output, dim=-1).numpy()
         np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5)
         assert np.abs(ours[0] - ours[1]).max() > 1e-3
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> str:
+    """Folder of a CLIP of random weights."""
+    shapes = BackboneConfig(
+        "clip",
+        VisionConfig(16, 32, 2, 2, image_size=SIDE, patch_size=8),
+        TextConfig(64, 16, 32, 1, 2, max_position_embeddings=24, projection_size=16),
+        token_layer=-2,
+    )
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: 0.3 * rng.standard_normal(leaf.shape).astype(np.float32),
+        expected_params(shapes),
+    )
+    folder = tmp_path_factory.mktemp("clip")
+    save_backbone(folder, shapes, ImageRecipe(SIDE, "crop"), params, TINY / "siglip")
+    return str(folder)
+
+
+@pytest.mark.parametrize("start", ["siglip", "workdir", "clip"])
+def test_a_run_starts_exactly_where_its_backbone_is(start, config, finished, clip, tmp_path):
+    """Shapes, tokenizer and image recipe are the backbone's, whatever the config says."""
+    init = {"siglip": str(TINY / "siglip"), "workdir": str(finished), "clip": clip}[start]
+    white = {"vision": VisionConfig(), "text": TextConfig(), "transparency": "white"}
+    task = BackboneTask(dataclasses.replace(config, init=init, **white), tmp_path / "run")
+    backbone = load_backbone(init)
+    assert (task.backbone, task.image) == (backbone.config, backbone.image)
+    assert (task.config.vision, task.config.text) == (backbone.config.vision, backbone.config.text)
+    assert task.config.transparency == "dropped"
+    state = task.init()
+    dual = DualEncoder(
+        backbone.config,
+        backbone.image,
+        backbone.params,
+        BackboneTokenizer(
+            backbone.folder,
+            backbone.config.text.max_position_embeddings,
+            backbone.config.text.pad_token_id,
+        ),
+    )
+    found = dual.evaluate(task.validation, 0.0)
+    assert task.evaluate(state) == {
+        f"val/{d}/{name}": value for d in found for name, value in found[d].items()
+    }
+    (tmp_path / "out").mkdir()
+    task.export(task.fetch(state), tmp_path / "out")
+    again = load_backbone(str(tmp_path / "out"))
+    assert (again.config, again.image) == (backbone.config, backbone.image)
+    jax.tree.map(np.testing.assert_array_equal, again.params, backbone.params)
+
+
+def test_a_clip_trains_by_its_own_loss(config, clip, tmp_path):
+    task = BackboneTask(dataclasses.replace(config, init=clip), tmp_path)
+    state, batch, told = task.init(), task.reader[0][0], []
+    for number in range(10):
+        state, metrics = task.step(state, batch, number)
+        told.append(float(metrics["loss/softmax"]))
+    assert "loss/sigmoid" not in metrics and told[-1] < 0.9 * told[0]
 
 
 def test_patch_naming_without_labels_is_said_and_left_out(config, tmp_path, caplog):
