@@ -13,7 +13,8 @@ import tyro
 
 from edje_jax.cli.named_configs import choose_config, config_names
 from edje_jax.cli.program import UsageError
-from edje_jax.config.run import RunConfig, run_to_dict
+from edje_jax.config.run import RunConfig
+from edje_jax.config.saved_run import run_to_dict
 
 
 def main(arguments: list[str], program: str = "edje train", runs: Path = Path("runs")) -> int:
