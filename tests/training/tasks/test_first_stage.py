@@ -22,6 +22,7 @@ from tests.small_runs import trained as trained  # a fixture
 
 COMMAND = (
     "first_stage", "--data.train", "shapes:train", "--data.limit", "48", "--data.batch-size", "16",
+    "--loss.teacher-stride", "4",
     "--steps", "6", "--candidates", "4", "--heads.code-lengths", "8", "64", "--log-every", "1",
     "--precision", "float32", "--mesh.data", "1",
 )  # fmt: skip
@@ -80,6 +81,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(workdir, trained, tmp_path):
         data=DataConfig(train="shapes:train", limit=48, batch_size=16),
         heads=HeadsSpec(code_lengths=(8, 64)),
         candidates=4,
+        loss=FirstStageLoss(teacher_stride=4),
         precision="float32",
         mesh=MeshConfig(data=1),
     )
