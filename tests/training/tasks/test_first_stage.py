@@ -1,6 +1,7 @@
 """Training the heads of the first stage: from a trained model to a model folder with heads."""
 
 import json
+import pickle
 import re
 from pathlib import Path
 
@@ -122,6 +123,8 @@ def test_an_epoch_visits_every_image_once(workdir):
     seen = np.concatenate([reader[number][0].pairs.image_ids for number in range(per_epoch)])
     assert len(set(seen.tolist())) == len(seen) == 12 * per_epoch
     batch = reader[0][0].pairs
+    for ours, sent in zip(batch, pickle.loads(pickle.dumps(reader))[0][0].pairs, strict=True):
+        np.testing.assert_array_equal(sent, ours)  # As in a worker process
     assert batch.pooled.shape == (12, store.manifest.width)
 
 
