@@ -13,10 +13,12 @@ from edje_jax.cli.program import UsageError
 from edje_jax.cli.progress import Bars
 from edje_jax.data.sources.registry import open_source
 from edje_jax.data.sources.texts import printable
+from edje_jax.first_stage.registry import find_first_stage
 from edje_jax.index import build as building
 from edje_jax.index import maintain
 from edje_jax.index import store as stores
 from edje_jax.index.commit import Report
+from edje_jax.index.image_index import ImageIndex
 from edje_jax.index.manifest import Manifest
 from edje_jax.index.shard_files import BadStore, kind_of
 from edje_jax.index.store import Store
@@ -40,8 +42,11 @@ def build(
     options: building.BuildOptions,
     shard: str | None = None,
     image_root: str | None = None,
-) -> None:
+) -> bool:
     """Build an index, go on with one, or bring it up to its set; the share is that of `shard`.
+
+    Returns:
+        Whether the index is complete; other shares may be missing.
 
     Raises:
         UsageError: `shard` is not i/n, or the share that may be bad is none.
@@ -85,6 +90,27 @@ def build(
         log.info("this share is done; the index is complete when the others are")
     else:
         _tell(folder, report, options.prune)
+    return report is not None
+
+
+def build_first_stage(index: str, name: str, bits: int | None = None) -> None:
+    """Build a first stage over images, and over captions where there are any, and keep it.
+
+    Raises:
+        BadStore: no finished index, a damaged one, or one without the codes that are asked for.
+        ValueError: no codes of that length.
+        ModuleNotFoundError: a library is not installed.
+    """
+    began = time.monotonic()
+    opened = ImageIndex.open(index, first_stage=name, bits=bits)
+    if not find_first_stage(name).is_stored:
+        log.info("%s is built at every opening, from columns that are there: nothing to keep", name)
+        return
+    stages = [opened.images, *([opened.texts] if opened.store.captions else [])]
+    log.info(
+        "%s: %s over %s rows, %.0f s", opened.store.folder, name,
+        " and ".join(f"{len(stage):,}" for stage in stages), time.monotonic() - began,
+    )  # fmt: skip
 
 
 def _tell(folder: Path, report: Report, prune: bool) -> None:

@@ -66,6 +66,23 @@ def test_info_and_verify_and_remove(index, capsys, tmp_path):
         main(["index", "remove", str(index)])
 
 
+def test_a_first_stage_is_built_from_what_is_stored(trained, images, tmp_path, caplog):
+    out = tmp_path / "index"
+    args = ["index", "build", str(trained), str(images), "--out", str(out)]
+    main([*args, "--first-stage", "faiss-flat"])
+    kept = out / "first-stage" / "faiss-flat" / "embeddings"
+    assert (kept / "stamp.json").exists()
+    main(["index", "first-stage", str(out), "faiss-hnsw"])
+    assert (out / "first-stage" / "faiss-hnsw" / "embeddings" / "stamp.json").exists()
+    with caplog.at_level("INFO"):
+        main(["index", "first-stage", str(out), "exact"])
+    assert "exact is built at every opening" in caplog.text
+    with pytest.raises(BadStore, match=r"no codes in this index.*edje train first_stage"):
+        main(["index", "first-stage", str(out), "codes"])
+    with pytest.raises(ValueError, match="--bits 64: the first stage 'exact' reads embeddings"):
+        main(["index", "first-stage", str(out), "exact", "--bits", "64"])
+
+
 def test_brackets_in_names_are_no_markup(trained, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "400")
     images, out = tmp_path / "[of] [" / "2020]", tmp_path / "index[1]"

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import tyro
 
+from edje_jax.cli.commands.search import FirstStageName
 from edje_jax.cli.commands.subcommand import subcommand
 from edje_jax.config.model import TokenDtype
 
@@ -44,16 +45,47 @@ class IndexBuild:
     """Drop images that are no longer in the set; without it, they keep answering."""
     restore: bool = False
     """Take images in again that were removed with `edje index remove`."""
+    first_stage: FirstStageName | None = None
+    """First stage to build as well, once the index is complete (default: a search that asks for one
+    builds it)."""
+    bits: int | None = None
+    """Length of the codes that it compares (default: the longest)."""
 
     def run(self) -> None:
-        from edje_jax.cli.index import build
+        from edje_jax.cli.index import build, build_first_stage
         from edje_jax.index.build import BuildOptions
 
         options = BuildOptions(
             self.token_dtype, workers=self.workers, max_bad=self.max_bad,
             prune=self.prune, restore=self.restore,
         )  # fmt: skip
-        build(self.model, self.images, self.out, options, self.shard, self.image_root)
+        is_complete = build(self.model, self.images, self.out, options, self.shard, self.image_root)
+        if self.first_stage and is_complete:
+            build_first_stage(self.out, self.first_stage, self.bits)
+
+
+@dataclass(frozen=True)
+class IndexFirstStage:
+    """Build a first stage from what an index stores, and keep it there.
+
+    A search that asks for a first stage which is not there builds it too, and takes that long.
+
+    Examples:
+        edje index first-stage photos.index faiss-hnsw
+        edje index first-stage photos.index faiss-binary-ivf --bits 256
+    """
+
+    index: tyro.conf.Positional[str]
+    """Folder of the index."""
+    name: tyro.conf.Positional[FirstStageName]
+    """First stage to build."""
+    bits: int | None = None
+    """Length of the codes that it compares (default: the longest)."""
+
+    def run(self) -> None:
+        from edje_jax.cli.index import build_first_stage
+
+        build_first_stage(self.index, self.name, self.bits)
 
 
 @dataclass(frozen=True)
@@ -130,6 +162,7 @@ class IndexCompact:
 
 INDEX = (
     subcommand("build", IndexBuild)
+    | subcommand("first-stage", IndexFirstStage)
     | subcommand("info", IndexInfo)
     | subcommand("verify", IndexVerify)
     | subcommand("remove", IndexRemove)

@@ -22,6 +22,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, PyTree
 
 from edje_jax.config.model import EdjeConfig, FirstStageConfig
+from edje_jax.models.bert import DTypeLike
 
 
 class FirstStageOutput(NamedTuple):
@@ -66,10 +67,20 @@ class _Layers(nn.Module):
     def __call__(self, x: Float[Array, "n i"]) -> Float[Array, "n o"]:
         if self.hidden_size:
             x = nn.gelu(nn.Dense(self.hidden_size, precision="highest", name="hidden")(x))
-        start = nn.initializers.zeros if self.is_zero else nn.initializers.normal(1.0)
+        start = nn.initializers.zeros if self.is_zero else rotations
         return nn.Dense(
             self.features, self.is_zero, precision="highest", kernel_init=start, name="out"
         )(x)
+
+
+def rotations(key: Array, shape: tuple[int, int], dtype: DTypeLike = jnp.float32) -> Array:
+    """Random rotations beside each other, as many as so many outputs take, so that bits which stand
+    near each other tell different things; projections of unit-length rows have a deviation near 1.
+    """
+    size, outputs = shape
+    keys = jax.random.split(key, -(-outputs // size))
+    blocks = [nn.initializers.orthogonal(size**0.5)(each, (size, size), dtype) for each in keys]
+    return jnp.concatenate(blocks, axis=1)[:, :outputs]
 
 
 class FirstStageHeads(nn.Module):
@@ -113,8 +124,8 @@ def expected_heads(config: EdjeConfig) -> PyTree[jax.ShapeDtypeStruct]:
 
 
 def fresh_heads(config: EdjeConfig, key: Array) -> PyTree[Array]:
-    """Parameters of heads that give the backbone's embeddings, and codes by random projections
-    (locality-sensitive hashing), the same ones for images and captions."""
+    """Parameters of heads that give the backbone's embeddings, and codes by random rotations, the
+    same ones for images and captions."""
     first_stage = config.first_stage
     assert first_stage is not None
     embeddings = jnp.zeros((1, config.backbone.text.projection_size))

@@ -93,7 +93,7 @@ class FirstStageTask:
         return 0.0
 
     def init(self) -> TrainState:
-        """Heads that give the backbone's embeddings, and codes by random projections."""
+        """Heads that give the backbone's embeddings, and codes by random rotations."""
         return self.devices.init_sharded(partial(self._fresh, self._means))
 
     def _fresh(self, means: dict[str, np.ndarray]) -> TrainState:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edje_jax.config.model import EdjeConfig, FirstStageConfig
-from edje_jax.models.heads.first_stage import FirstStageHeads, fresh_heads
+from edje_jax.models.heads.first_stage import FirstStageHeads, fresh_heads, rotations
 from edje_jax.search.reranker import Reranker
 from tests.small_runs import trained as trained  # a fixture
 
@@ -89,3 +89,10 @@ def test_a_runtime_with_fresh_heads_embeds_as_the_backbone_does(trained):
     assert texts.projections.shape == (3, 32)
     assert runtime.fingerprint() != plain.fingerprint()
     assert dataclasses.replace(plain).fingerprint() == plain.fingerprint()
+
+
+def test_codes_start_as_rotations_beside_each_other():
+    kernel = np.asarray(rotations(jax.random.key(0), (16, 40)))
+    for block in (kernel[:, :16], kernel[:, 16:32]):
+        np.testing.assert_allclose(block.T @ block, 16 * np.eye(16), atol=1e-4)
+    assert kernel.shape == (16, 40) and not np.allclose(kernel[:, :16], kernel[:, 16:32])
