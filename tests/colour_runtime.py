@@ -13,6 +13,7 @@ from edje_jax.config.model import (
     BackboneConfig,
     BertConfig,
     EdjeConfig,
+    FirstStageConfig,
     ImageRecipe,
     TextConfig,
     VisionConfig,
@@ -33,7 +34,10 @@ CONFIG = EdjeConfig(
 
 @dataclasses.dataclass(frozen=True)
 class ColourRuntime:
-    """A runtime without JAX: an image is its mean colour, a text is the colours that it names."""
+    """A runtime without JAX: an image is its mean colour, a text is the colours that it names.
+
+    Of a config with codes, these are the signs of products with drawn vectors.
+    """
 
     config: EdjeConfig = CONFIG
 
@@ -57,7 +61,7 @@ class ColourRuntime:
         tokens = np.zeros((len(colours), 2, 4), np.float32)
         tokens[:, 1, :3] = colours
         unit = colours / np.linalg.norm(colours, axis=1, keepdims=True)
-        return Encoded(tokens, unit, np.empty((len(unit), 0), np.float32))
+        return Encoded(tokens, unit, self._project(unit))
 
     def encode_each(
         self, batches: Iterable[T], images: Callable[[T], np.ndarray]
@@ -70,7 +74,12 @@ class ColourRuntime:
 
     def encode_texts(self, captions: Sequence[str]) -> Embedded:
         embeddings = self.embed_texts(captions)
-        return Embedded(embeddings, np.empty((len(embeddings), 0), np.float32))
+        return Embedded(embeddings, self._project(embeddings))
+
+    def _project(self, embeddings: np.ndarray) -> np.ndarray:
+        bits = max(self.config.code_lengths, default=0)
+        kernel = np.random.default_rng(0).normal(size=(3, bits)).astype(np.float32)
+        return (embeddings - np.float32(0.4)) @ kernel
 
     def score_pairs(
         self,
@@ -111,3 +120,6 @@ class Colours:
 
 RUNTIME = ColourRuntime()
 STAMP = model_stamp(CONFIG, RUNTIME.fingerprint(), "colours")
+CODED = ColourRuntime(dataclasses.replace(CONFIG, first_stage=FirstStageConfig((8, 16, 64))))
+"""The runtime of a model with codes."""
+CODED_STAMP = model_stamp(CODED.config, CODED.fingerprint(), "colours")

@@ -9,11 +9,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import pytest
 
 import train
+from edje_jax.config.model import FirstStageConfig
+from edje_jax.models.heads.first_stage import fresh_heads
 from edje_jax.runtimes.jax import JaxRuntime
 from edje_jax.search.reranker import Reranker
+from edje_jax.weights.folder import load_model, save_model
 
 TINY = Path(__file__).parent / "goldens" / "reference_tiny"
 STEPS = 40
@@ -36,6 +41,26 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not workdir.exists():
         assert train.main([*COMMAND, "--workdir", str(workdir)]) == 0
     return workdir
+
+
+def save_with_heads(trained: Path, stage: FirstStageConfig, out: Path) -> Path:
+    """Write a model folder: a run's model with first-stage heads of random weights."""
+    model, rng = load_model(str(trained)), np.random.default_rng(0)
+    config = dataclasses.replace(model.config, first_stage=stage)
+    heads = jax.tree.map(
+        lambda leaf: rng.normal(size=leaf.shape).astype(np.float32),
+        fresh_heads(config, jax.random.key(0)),
+    )
+    out.mkdir()
+    save_model(out, dataclasses.replace(model, config=config, heads=heads), "A card.\n")
+    return out
+
+
+@pytest.fixture(scope="session")
+def coded(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model folder of that run with codes of 8 and of 64 bits; to be read only."""
+    out = tmp_path_factory.getbasetemp() / "coded"
+    return out if out.exists() else save_with_heads(trained, FirstStageConfig((8, 64)), out)
 
 
 @pytest.fixture(scope="session", params=[0, 1], ids=["published", "deferred"])

@@ -12,6 +12,7 @@ from edje_jax.cli.tables import print_tables_after
 from edje_jax.config.calibration import Calibration
 from edje_jax.data.sources.registry import open_captioned
 from edje_jax.data.sources.subset import joined
+from edje_jax.evaluate.first_stage import StageChoice
 from edje_jax.evaluate.gallery import Progress, encode_gallery
 from edje_jax.evaluate.tuning import (
     QUERIES,
@@ -45,17 +46,19 @@ def tune(
     precision: float = 0.9,
     save: bool = False,
 ) -> None:
-    """Measure each model with each token dtype and depth; print the results with those on the
-    Pareto front marked, and with `out` write `tune.json` and `tune.png`.
+    """Measure each model with each token dtype, first stage and depth; print the results with those
+    on the Pareto front marked, and with `out` write `tune.json` and `tune.png`.
 
-    Each model's calibration is fitted at the largest depth with the first of the token dtypes; with
-    `save` it is written into the model's folder. If a model fails, the results of the models before
-    it are printed and written all the same.
+    Each model's calibration is fitted at the largest depth with the first of the token dtypes and
+    of the first stages; with `save` it is written into the model's folder. If a model fails, the
+    results of the models before it are printed and written all the same.
 
     Raises:
-        UsageError: a depth is not positive, there is no model or token dtype, `precision` is no
-            share, the number of queries is negative, or a calibration cannot be saved to a hub id.
-        FileNotFoundError, ValueError: a model or the set cannot be opened.
+        UsageError: a depth is not positive, there is no model, dtype or first stage, `precision` is
+            no share, the number of queries is negative, or a calibration cannot be saved to a hub
+            id.
+        FileNotFoundError, ValueError: a model or the set cannot be opened, or a model lacks the
+            codes of a first stage.
         TooManyBadRecords: more than `max_bad` of the records are bad.
     """
     _check(models, choices, precision, save)
@@ -64,7 +67,7 @@ def tune(
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
     for model in models:
-        read_model_config(model_folder(model))
+        _check_codes(model, choices.first_stages)
     source = joined(open_captioned(data, image_root))
     deepest = max(choices.depths)
     if deepest > len(source):
@@ -105,8 +108,8 @@ def _check(models: Sequence[str], choices: Choices, precision: float, save: bool
     """Raise a UsageError for options out of range."""
     if not choices.depths or min(choices.depths) < 1:
         raise UsageError(f"--k {' '.join(map(str, choices.depths))}: give depths from 1 on")
-    if not models or not choices.token_dtypes:
-        raise UsageError("give at least one model and one of --token-dtypes")
+    if not models or not choices.token_dtypes or not choices.first_stages:
+        raise UsageError("give at least one model, one of --token-dtypes and of --first-stages")
     if not 0 < precision <= 1:
         raise UsageError(f"--precision {precision:g}: a share above 0, up to 1")
     if choices.queries is not None and choices.queries < 0:
@@ -117,6 +120,28 @@ def _check(models: Sequence[str], choices: Choices, precision: float, save: bool
                 f"--save: {model} is no folder here; download it, or copy a shipped model with"
                 f" edje convert {model} model/ --to edje, and name the folder"
             )
+
+
+def _check_codes(model: str, stages: Sequence[StageChoice]) -> None:
+    """Raise an error that names the model if it cannot be opened, or lacks codes of these."""
+    config = read_model_config(model_folder(model))
+    try:
+        for stage in stages:
+            stage.resolved(config.get("first_stage", {}).get("code_lengths", ()))
+    except ValueError as error:
+        raise ValueError(f"{model}: {error}") from None
+
+
+def first_stages(labels: Sequence[str]) -> list[StageChoice]:
+    """First stages by their labels, such as exact and codes-64.
+
+    Raises:
+        UsageError: no first stage has that name.
+    """
+    try:
+        return [StageChoice.named(label) for label in labels]
+    except ValueError as error:
+        raise UsageError(f"--first-stages: {error}") from None
 
 
 def save_calibration(folder: Path, calibration: Calibration) -> None:

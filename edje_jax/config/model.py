@@ -259,6 +259,11 @@ class EdjeConfig:
         return {name: one for name, one in settings.items() if one is not None}
 
     @property
+    def code_lengths(self) -> tuple[int, ...]:
+        """Lengths in bits of the model's codes; () for a model without."""
+        return self.first_stage.code_lengths if self.first_stage else ()
+
+    @property
     def num_tokens(self) -> int:
         """Compressed tokens per image: the store keeps a row for each."""
         if self.adapter.kind == "local":

@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int
 
-from edje_jax.config.model import EdjeConfig
 from edje_jax.evaluate.gallery import EncodedGallery
 from edje_jax.evaluation.ranks import best_positive
 from edje_jax.evaluation.retrieval import DIRECTIONS, BaseRanking
 from edje_jax.evaluation.similarities import inner_products
 from edje_jax.evaluation.tied_ranks import DEPTHS, ExpectedRecalls, first_stage_recalls
 from edje_jax.first_stage.packing import pack
-from edje_jax.first_stage.registry import find_first_stage
+from edje_jax.first_stage.registry import FIRST_STAGES, find_first_stage
 from edje_jax.first_stage.screening import PLAIN, Screening, Searched
 from edje_jax.runtimes.base import Embedded
 
@@ -31,30 +30,47 @@ class StageChoice:
     """Length of codes, for a first stage that reads these (default: the longest)."""
     screening: Screening = PLAIN
 
+    @classmethod
+    def named(cls, label: str) -> "StageChoice":
+        """First stage by its name, with or without a length of codes: "exact", "codes-64".
+
+        Raises:
+            ValueError: no first stage has that name.
+        """
+        name, _, bits = label.rpartition("-")
+        if label not in FIRST_STAGES and name in FIRST_STAGES and bits.isdecimal():
+            return cls(name, int(bits))
+        find_first_stage(label)
+        return cls(label)
+
+    @property
+    def label(self) -> str:
+        """Name, with the length of codes where there is one: "codes-64"."""
+        return f"{self.name}-{self.bits}" if self.bits else self.name
+
     @property
     def reads_codes(self) -> bool:
         """Whether the first stage compares codes."""
         return find_first_stage(self.name).reads == "codes"
 
-    def resolved(self, config: EdjeConfig) -> "StageChoice":
-        """The choice with the length of codes that a model gives.
+    def resolved(self, lengths: Sequence[int]) -> "StageChoice":
+        """Choice for a model whose codes have these lengths: the longest, if none is given.
 
         Raises:
             ValueError: no first stage has that name, or the model has no codes, or none so long.
         """
         if not self.reads_codes:
             if self.bits is not None:
-                raise ValueError(f"--bits {self.bits}: the first stage {self.name!r} has no codes")
+                raise ValueError(f"first stage {self.label}: {self.name} compares no codes")
             return self
-        lengths = config.first_stage.code_lengths if config.first_stage else ()
         if not lengths:
             raise ValueError(
-                f"--first-stage {self.name}: the model has no codes; train heads for it with edje"
+                f"first stage {self.label}: the model has no codes; train heads for it with edje"
                 " train first_stage --init MODEL"
             )
         if self.bits is not None and self.bits not in lengths:
             listed = ", ".join(map(str, lengths))
-            raise ValueError(f"--bits {self.bits}: the model's codes have {listed}")
+            raise ValueError(f"first stage {self.label}: the model's codes have {listed} bits")
         return StageChoice(self.name, self.bits or max(lengths), self.screening)
 
     def bytes_per_image(self, width: int) -> int:

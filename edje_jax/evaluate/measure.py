@@ -108,7 +108,9 @@ def measure(
     labels = None
     if protocol.categories:
         labels = read_labels(protocol.categories, encoded.gallery.image_ids)
-    stage = protocol.first_stage.resolved(runtime.config) if protocol.first_stage else None
+    stage = protocol.first_stage
+    if stage:
+        stage = stage.resolved(runtime.config.code_lengths)
     if protocol.k_sweep:
         # Compile first, or the rate would include compilation.
         runtime.warm(encoded.tokens)

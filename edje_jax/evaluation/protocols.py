@@ -5,7 +5,7 @@ its own, as in VSE++ (arXiv 1707.05612).
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 
 from edje_jax.evaluation.retrieval import (
     DIRECTIONS,
+    BaseRanking,
     Gallery,
     Retrieval,
     ScorePairs,
@@ -37,6 +38,26 @@ class Timed:
         self.seconds += time.perf_counter() - started
         self.pairs += len(text_index)
         return scores
+
+
+class Remembering:
+    """A scorer that computes a pair once, however often it is asked for; each call computes what is
+    new, sorted by image and then by caption."""
+
+    def __init__(self, score_pairs: ScorePairs):
+        self._score_pairs = score_pairs
+        self._pairs, self._scores = np.empty(0, np.int64), np.empty(0, np.float32)
+
+    def __call__(self, text_index: np.ndarray, image_index: np.ndarray) -> np.ndarray:
+        """Scores of the pairs."""
+        pairs = image_index.astype(np.int64) << 32 | text_index
+        if len(new := np.setdiff1d(pairs, self._pairs)):
+            images, texts = new >> 32, new & 0xFFFFFFFF
+            scores = self._score_pairs(texts.astype(np.int32), images.astype(np.int32))
+            place = np.searchsorted(self._pairs, new)
+            self._pairs = np.insert(self._pairs, place, new)
+            self._scores = np.insert(self._scores, place, scores)
+        return self._scores[np.searchsorted(self._pairs, pairs)]
 
 
 def rerank_folds(
@@ -95,16 +116,21 @@ def rerank_some(
     score_pairs: ScorePairs,
     k: int,
     queries: int,
+    base: Mapping[str, BaseRanking] | None = None,
 ) -> SomeQueries:
     """Rerank for at most `queries` captions, and as many images, spread evenly over the gallery.
 
-    All of the gallery stays to be found.
+    All of the gallery stays to be found. `base` holds the rankings {"t2i", "i2t"} of all queries by
+    another first stage than exact search, whose k candidates are reranked.
     """
     owner, images = gallery.caption_image, np.arange(len(image_embeddings), dtype=np.int32)
     captions = _spread(len(owner), queries)
     asked = np.unique(owner)[_spread(len(np.unique(owner)), queries)]
-    t2i = base_ranking(text_embeddings[captions], image_embeddings, owner[captions], images, k)
-    i2t = base_ranking(image_embeddings[asked], text_embeddings, asked, owner, k)
+    if base is None:
+        t2i = base_ranking(text_embeddings[captions], image_embeddings, owner[captions], images, k)
+        i2t = base_ranking(image_embeddings[asked], text_embeddings, asked, owner, k)
+    else:
+        t2i, i2t = base["t2i"].of(captions), base["i2t"].of(asked)
     of_captions, of_images = score_each_once(
         captions, t2i.candidates, asked, i2t.candidates, score_pairs
     )

@@ -183,6 +183,11 @@ class BaseRanking:
     best: Int[np.ndarray, " q"]
     rank: Int[np.ndarray, " q"]
 
+    def of(self, queries: Int[np.ndarray, " p"]) -> "BaseRanking":
+        """Ranking of some of the queries."""
+        fields = (self.candidates, self.similarities, self.best, self.rank)
+        return BaseRanking(*(values[queries] for values in fields))
+
 
 def rerank(
     gallery: Gallery,

@@ -1,4 +1,9 @@
-"""Results of `edje tune`: ways to rerank, with what they find and cost, and the best of them."""
+"""Results of `edje tune`: ways to rerank, with what they find and cost, and the best of them.
+
+An image costs the bytes of its tokens and of what the first stage compares: a packed code, or a
+float32 embedding. An index keeps the embedding beside a code too, to rescore what codes have found;
+it is read for a few candidates only, and is not counted.
+"""
 
 import math
 from collections.abc import Sequence
@@ -15,12 +20,14 @@ TIE = 0.05
 
 @dataclass(frozen=True)
 class TuneResult:
-    """A model, a token dtype and a depth, with what they find and cost."""
+    """A model, a token dtype, a first stage and a depth, with what they find and cost."""
 
     model: str
     deferred_layers: int
     online_vision: OnlineVision
     token_dtype: TokenDtype
+    first_stage: str
+    """Name, with the length of codes where it compares these: "exact", "codes-64"."""
     k: int
     t2i: float
     """Text-to-image R@1 in percent."""
@@ -28,6 +35,8 @@ class TuneResult:
     """Image-to-text R@1 in percent."""
     bytes_per_picture: int
     """Bytes of one image's tokens."""
+    first_stage_bytes: int
+    """Bytes that the first stage compares of one image."""
     pairs_per_second: float
     """Median of several timings of queries with k candidates each, on this machine."""
     slowest_pairs_per_second: float
@@ -43,12 +52,16 @@ class TuneResult:
         """Queries of k candidates per second, reranking alone."""
         return self.pairs_per_second / self.k
 
+    @property
+    def bytes_per_image(self) -> int:
+        """Bytes of one image's tokens, and of its code or embedding."""
+        return self.bytes_per_picture + self.first_stage_bytes
+
 
 def on_front(results: Sequence[TuneResult]) -> list[bool]:
     """Whether each result is on the Pareto front of recall, queries per second and bytes."""
     values = [
-        (r.recall, round(math.log(r.queries_per_second) / TIE), -r.bytes_per_picture)
-        for r in results
+        (r.recall, round(math.log(r.queries_per_second) / TIE), -r.bytes_per_image) for r in results
     ]
     return pareto_front(values).tolist()
 

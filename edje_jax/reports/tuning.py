@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 MARKS = "oD^vsP*X"
 """Marks of token dtypes in the plot, in the order of `FORMATS`."""
+FILLS = ("full", "none", "left", "right", "top", "bottom")
+"""Fillings of the marks, one for each first stage."""
 
 
 def tuning_tables(
@@ -43,7 +45,7 @@ def tuning_tables(
 
 
 def results_table(results: Sequence[TuneResult], data: str, queries: int) -> Table:
-    """Table of all results, best recall first."""
+    """Table of all results, best recall first; first stages stand in it where there is a choice."""
     title = (
         f"R@1 of match logits alone on {data} against cost on this machine, {queries} queries at"
         " once; * on the front"
@@ -51,7 +53,9 @@ def results_table(results: Sequence[TuneResult], data: str, queries: int) -> Tab
     out = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0)
     out.add_column("", min_width=1)
     out.add_column("model", overflow="fold", min_width=10)
-    for name in ("s", "tokens", "k", "T2I", "I2T", "bytes", "pairs/s", "ms/query"):
+    staged = {result.first_stage for result in results} != {"exact"}
+    stage, size = (("first stage",), ("+ stage",)) if staged else ((), ())
+    for name in ("s", "tokens", *stage, "k", "T2I", "I2T", "bytes", *size, "pairs/s", "ms/query"):
         out.add_column(name, justify="right", no_wrap=True)
     names = short_names([result.model for result in results])
     rows = sorted(zip(results, on_front(results), strict=True), key=lambda row: -row[0].recall)
@@ -61,10 +65,12 @@ def results_table(results: Sequence[TuneResult], data: str, queries: int) -> Tab
             names[result.model],
             layers_label(result),
             result.token_dtype,
+            *([result.first_stage] if staged else []),
             str(result.k),
             f"{result.t2i:.2f}",
             f"{result.i2t:.2f}",
             f"{result.bytes_per_picture:,}",
+            *([f"{result.first_stage_bytes:,}"] if staged else []),
             f"{result.pairs_per_second:,.0f}",
             f"{1e3 / result.queries_per_second:.1f}",
             style="bold" if best else "",
@@ -117,8 +123,9 @@ def write_tuning(
 def draw(results: Sequence[TuneResult], path: Path) -> None:
     """Plot R@1 against milliseconds per query and against bytes.
 
-    Each model has a colour, each dtype a mark, and each panel a line along the best of the two
-    numbers that it shows. Without matplotlib, a warning is logged and nothing is written.
+    Each model has a colour, each dtype a mark, each first stage a filling, and each panel a line
+    along the best of the two numbers that it shows. Without matplotlib, a warning is logged and
+    nothing is written.
     """
     try:
         from matplotlib.figure import Figure
@@ -128,11 +135,11 @@ def draw(results: Sequence[TuneResult], path: Path) -> None:
     figure = Figure(figsize=(10, 5), layout="constrained")
     time, size = figure.subplots(1, 2, sharey=True)
     _panel(time, results, [1e3 / result.queries_per_second for result in results])
-    _panel(size, results, [result.bytes_per_picture for result in results])
+    _panel(size, results, [result.bytes_per_image for result in results])
     time.set(xlabel="ms per query, reranking alone", ylabel="R@1, mean of both ways")
-    size.set(xlabel="bytes per image")
+    size.set(xlabel="bytes per image, of tokens and first stage")
     size.minorticks_off()
-    sizes = sorted({result.bytes_per_picture for result in results})
+    sizes = sorted({result.bytes_per_image for result in results})
     size.set_xticks(sizes, [f"{bytes_:,}" for bytes_ in sizes])
     names = short_names([result.model for result in results])
     for number, (model, name) in enumerate(names.items()):
@@ -140,6 +147,9 @@ def draw(results: Sequence[TuneResult], path: Path) -> None:
         time.plot([], [], "s", color=f"C{number}", label=f"{name} (s = {layers_label(one)})")
     for dtype in dict.fromkeys(result.token_dtype for result in results):
         time.plot([], [], mark_of(dtype), color="grey", label=dtype)
+    fills = fills_of(results)
+    for stage in fills if len(fills) > 1 else ():
+        time.plot([], [], "o", color="grey", fillstyle=fills[stage], label=stage)
     figure.suptitle("Full colour: on the Pareto front of R@1, time and bytes", fontsize="medium")
     figure.legend(loc="outside right upper", fontsize="small")
     with atomic_path(path) as temporary:
@@ -152,11 +162,12 @@ def _panel(axes: "Axes", results: Sequence[TuneResult], cost: Sequence[float]) -
     best = np.flatnonzero(pareto_front([(r, -c) for r, c in zip(recall, cost, strict=True)]))
     best = best[np.argsort(np.asarray(cost)[best])]
     axes.plot(np.asarray(cost)[best], np.asarray(recall)[best], color="grey", linewidth=1, zorder=0)
-    models = list(dict.fromkeys(result.model for result in results))
+    models, fills = list(dict.fromkeys(result.model for result in results)), fills_of(results)
     for result, x, y, shown in zip(results, cost, recall, on_front(results), strict=True):
         axes.plot(
             x, y, mark_of(result.token_dtype), color=f"C{models.index(result.model)}",
             markersize=8 if shown else 5, alpha=1 if shown else 0.4,
+            fillstyle=fills[result.first_stage],
         )  # fmt: skip
     axes.set(xscale="log")
     axes.xaxis.set_major_formatter("{x:g}")
@@ -167,6 +178,12 @@ def _panel(axes: "Axes", results: Sequence[TuneResult], cost: Sequence[float]) -
 def mark_of(dtype: str) -> str:
     """Mark of the points of a token dtype."""
     return MARKS[list(FORMATS).index(dtype) % len(MARKS)]
+
+
+def fills_of(results: Sequence[TuneResult]) -> dict[str, str]:
+    """Filling of each first stage's marks, in the order of the results."""
+    stages = dict.fromkeys(result.first_stage for result in results)
+    return {stage: FILLS[i % len(FILLS)] for i, stage in enumerate(stages)}
 
 
 def layers_label(result: TuneResult) -> str:

@@ -4,6 +4,7 @@ Covers evaluate/tuning.py.
 """
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from edje_jax.cli.evaluate import evaluate_model
 from edje_jax.cli.program import UsageError
 from edje_jax.config.saved_run import read_run
 from edje_jax.evaluate import tuning
+from edje_jax.evaluate.first_stage import StageChoice
 from edje_jax.evaluate.measure import Protocol
 from edje_jax.scenes.shapes import Shapes
 from edje_jax.search.reranker import Reranker
@@ -81,6 +83,43 @@ def test_models_compare(trained, data, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "1 attended" in out and "\n *" in out  # Nothing squeezed away
     assert "trained" in out
+
+
+def test_first_stages_stand_beside_each_other(coded, data, tmp_path, capsys):
+    stages = ["exact", "codes-8", "codes", "codes-64"]  # The last two are the same here
+    arguments = ["--k", "3", "7", "--token-dtypes", "float16", "--out", str(tmp_path)]
+    edje.main(["tune", str(coded), "--data", data, *arguments, "--first-stages", *stages])
+    choices = json.loads((tmp_path / "tune.json").read_text())["choices"]
+    assert [(c["k"], c["first_stage"]) for c in choices] == [
+        (k, label) for k in (3, 7) for label in ("exact", "codes-8", "codes-64")
+    ]
+    width = Reranker.from_pretrained(coded).config.backbone.text.projection_size
+    assert [c["first_stage_bytes"] for c in choices[:3]] == [4 * width, 1, 8]
+    # Reranking takes as long whoever found the candidates.
+    assert len({c["pairs_per_second"] for c in choices}) == 2
+    for choice in choices:
+        protocol = Protocol(k=choice["k"], first_stage=StageChoice.named(choice["first_stage"]))
+        expected = evaluate_model(str(coded), data, protocol)
+        for key in ("t2i", "i2t"):
+            assert choice[key] == pytest.approx(expected[key]["reranked"]["R@1"], abs=2.0)
+    assert len({(c["t2i"], c["i2t"]) for c in choices[:3]}) > 1
+    out = capsys.readouterr().out
+    assert "first stage" in out and "codes-64" in out and "+ stage" in out
+
+
+def test_a_model_without_codes_is_told_before_the_work(trained, coded, data):
+    arguments = ["--data", data, "--first-stages", "exact", "codes-8"]
+    told = "first stage codes-8: the model has no codes; train heads for it with edje train first_s"
+    with pytest.raises(ValueError, match=f"^{re.escape(str(trained))}: {told}"):
+        edje.main(["tune", str(coded), str(trained), *arguments])
+    with pytest.raises(ValueError, match="codes-32: the model's codes have 8, 64 bits"):
+        edje.main(["tune", str(coded), "--data", data, "--first-stages", "codes-32"])
+
+
+@pytest.mark.parametrize("label", ["fast", "codes-", "codes-x"])
+def test_a_first_stage_that_there_is_not_is_bad_usage(trained, data, label):
+    with pytest.raises(UsageError, match=f"--first-stages: no first stage called '{label}'; there"):
+        edje.main(["tune", str(trained), "--data", data, "--first-stages", label])
 
 
 def test_a_model_that_fails_loses_nothing_before_it(trained, data, tmp_path, capsys, caplog):

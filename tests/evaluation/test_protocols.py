@@ -4,7 +4,7 @@ from PIL import Image
 
 from edje_jax.data.sources.pooled import Pooled
 from edje_jax.evaluation import protocols
-from edje_jax.evaluation.retrieval import Gallery, rerank
+from edje_jax.evaluation.retrieval import Gallery, base_ranking, rerank
 from edje_jax.scenes.shapes import Shapes
 
 FIELDS = ("candidates", "scores", "combined", "order", "hits", "base_rank", "reranked_rank")
@@ -92,6 +92,48 @@ def test_some_queries_are_ranked_as_all_are(queries):
         for name in FIELDS:
             ours, all_of_them = (getattr(getattr(one, key), name) for one in (some, whole))
             np.testing.assert_array_equal(ours, all_of_them[rows])
+
+
+def test_some_queries_take_the_candidates_of_another_first_stage():
+    gallery, images, texts, logits = world()
+    owner, own = gallery.caption_image, np.arange(len(images), dtype=np.int32)
+    # A first stage that ranks by other embeddings.
+    shifted = images[:, ::-1]
+    base = {
+        "t2i": base_ranking(texts, shifted, owner, own, 5),
+        "i2t": base_ranking(shifted, texts, own, owner, 5),
+    }
+
+    def score(text_index, image_index):
+        return logits[text_index, image_index]
+
+    some, _, asked = protocols.rerank_some(gallery, images, texts, score, 5, 7, base)
+    whole = rerank(gallery, images, texts, score, 5, base=base)
+    captions = np.linspace(0, len(texts) - 1, 7).astype(int)
+    for key, rows in (("t2i", captions), ("i2t", asked)):
+        for name in FIELDS:
+            ours, all_of_them = (getattr(getattr(one, key), name) for one in (some, whole))
+            np.testing.assert_array_equal(ours, all_of_them[rows])
+
+
+def test_a_pair_is_scored_once():
+    rng, computed = np.random.default_rng(0), []
+
+    def score(text_index, image_index):
+        computed.extend(zip(image_index.tolist(), text_index.tolist(), strict=True))
+        return (1000 * text_index + image_index).astype(np.float32)
+
+    remembering = protocols.Remembering(score)
+    for _ in range(5):
+        text_index, image_index = rng.integers(0, 20, (2, 100), np.int32)
+        start = len(computed)
+        got = remembering(text_index, image_index)
+        np.testing.assert_array_equal(got, 1000 * text_index + image_index)
+        assert computed[start:] == sorted(computed[start:])
+    assert len(computed) == len(set(computed)) > 150
+    before = len(computed)
+    remembering(text_index, image_index)
+    assert len(computed) == before
 
 
 def test_a_fold_is_its_own_gallery():

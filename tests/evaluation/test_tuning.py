@@ -1,10 +1,14 @@
+import dataclasses
+
 import numpy as np
 
 from edje_jax.evaluation.tuning import TuneResult, on_front, pareto_front
 
 
 def a_result(recall: float, speed: float, size: int) -> TuneResult:
-    return TuneResult("a", 0, "updated", "int8", 10, recall, recall, size, 10 * speed, 0.0, 0.0)
+    return TuneResult(
+        "a", 0, "updated", "int8", "exact", 10, recall, recall, size, 24, 10 * speed, 0.0, 0.0
+    )
 
 
 def test_the_front_is_of_recall_time_and_bytes():
@@ -17,6 +21,15 @@ def test_the_front_is_of_recall_time_and_bytes():
         a_result(90, 40, 100),
     ]
     assert on_front(results) == [True, False, False, True, True, False]
+
+
+def test_bytes_of_tokens_and_of_the_first_stage_count_together():
+    exact = a_result(80, 100, 1000)
+    codes = dataclasses.replace(exact, first_stage="codes-64", first_stage_bytes=8)
+    worse = dataclasses.replace(codes, first_stage="codes-128", first_stage_bytes=16, t2i=79)
+    smaller = dataclasses.replace(exact, bytes_per_picture=984)  # 24 more of embeddings
+    assert on_front([exact, codes, worse]) == [False, True, False]
+    assert on_front([smaller, codes]) == [True, True]
 
 
 def test_the_front():

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 
 import numpy as np
@@ -6,11 +7,13 @@ from rich.console import Console
 
 from edje_jax.evaluation.tuning import TuneResult
 from edje_jax.models.token_formats import FORMATS
-from edje_jax.reports.tuning import draw, mark_of, results_table, short_names
+from edje_jax.reports.tuning import draw, fills_of, mark_of, results_table, short_names
 
 
 def a_result(recall: float, speed: float, size: int, model: str = "a") -> TuneResult:
-    return TuneResult(model, 0, "updated", "int8", 10, recall, recall, size, 10 * speed, 0.0, 0.0)
+    return TuneResult(
+        model, 0, "updated", "int8", "exact", 10, recall, recall, size, 24, 10 * speed, 0.0, 0.0
+    )
 
 
 def test_the_plot_names_every_model_once(tmp_path):
@@ -34,9 +37,31 @@ def test_every_token_dtype_has_a_mark_of_its_own():
 
 
 def test_the_table_of_results_fits_into_80_characters():
-    result = TuneResult("m", 6, "attended", "bfloat16", 1000, 99.5, 100, 147_456, 12_345, 1, 1)
-    console = Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
-    console.print(results_table([result], "shapes:val", 8))
-    row = console.export_text().splitlines()[-2]
+    result = TuneResult(
+        "m", 6, "attended", "bfloat16", "exact", 1000, 99.5, 100, 147_456, 3072, 12_345, 1, 1
+    )  # fmt: skip
+    row = printed(result, 80)[-1]
     values = ["bfloat16", "1000", "99.50", "100.00", "147,456", "12,345", "81.0"]
     assert row.split() == ["*", "m", "6", "attended", *values]
+
+
+def printed(result: TuneResult, width: int) -> list[str]:
+    """Last lines of the table: its columns, the line under them, and the result."""
+    console = Console(width=width, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console.print(results_table([result], "shapes:val", 8))
+    return console.export_text().splitlines()[-4:-1]
+
+
+def test_first_stages_stand_in_the_table_where_there_is_a_choice():
+    result = TuneResult("m", 0, "updated", "int8", "codes-64", 50, 80, 70, 25_088, 8, 9000, 1, 1)
+    columns, _, row = printed(result, 90)
+    told = "model s tokens first stage k T2I I2T bytes + stage pairs/s ms/query"
+    assert columns.split() == told.split()
+    values = ["codes-64", "50", "80.00", "70.00", "25,088", "8", "9,000", "5.6"]
+    assert row.split() == ["*", "m", "0", "int8", *values]
+
+
+def test_every_first_stage_fills_its_marks_otherwise():
+    one = a_result(80, 100, 50)
+    results = [dataclasses.replace(one, first_stage=name) for name in ("exact", "codes-8", "exact")]
+    assert fills_of(results) == {"exact": "full", "codes-8": "none"}

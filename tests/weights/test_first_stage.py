@@ -1,39 +1,26 @@
 """Heads of the first stage in a model folder: they come back, and those of another are refused."""
 
-import dataclasses
 import json
 import re
 import shutil
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
 from edje_jax.config.model import FirstStageConfig
-from edje_jax.models.heads.first_stage import fresh_heads
 from edje_jax.weights.first_stage import WEIGHTS, backbone_stamp, rules
-from edje_jax.weights.folder import load_model, save_model
+from edje_jax.weights.folder import load_model
 from edje_jax.weights.mapping import WeightMismatch
 from edje_jax.weights.tensors import BadWeights, Safetensors
-from tests.small_runs import trained as trained  # a fixture
+from tests.small_runs import save_with_heads
 
 
 @pytest.fixture(scope="module", params=[0, 4], ids=["linear", "hidden layer"])
 def folder(trained, request, tmp_path_factory) -> Path:
     """A model folder with heads of random weights."""
-    model = load_model(str(trained))
     stage = FirstStageConfig((8, 64), request.param, reads_tokens=bool(request.param))
-    config = dataclasses.replace(model.config, first_stage=stage)
-    rng = np.random.default_rng(0)
-    heads = jax.tree.map(
-        lambda leaf: rng.normal(size=leaf.shape).astype(np.float32),
-        fresh_heads(config, jax.random.key(0)),
-    )
-    out = tmp_path_factory.mktemp("models") / "heads"
-    out.mkdir()
-    save_model(out, dataclasses.replace(model, config=config, heads=heads), "A card.\n")
-    return out
+    return save_with_heads(trained, stage, tmp_path_factory.mktemp("models") / "heads")
 
 
 def copied(folder: Path, to: Path) -> Path:

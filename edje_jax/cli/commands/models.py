@@ -53,6 +53,7 @@ class Tune:
         edje tune runs/demo --data shapes:val
         edje tune runs/s0 runs/s6 --data blip:val.json --k 10 50 100 --out runs/tune
         edje tune runs/demo --data shapes:val --k 100 --token-dtypes bfloat16 --queries 500 --save
+        edje tune runs/heads --data blip:val.json --first-stages exact codes-64 codes-256
     """
 
     models: tyro.conf.Positional[tuple[str, ...]]
@@ -63,6 +64,8 @@ class Tune:
     """Depths."""
     token_dtypes: tuple[TokenDtype, ...] = ("bfloat16", "int8", "int4")
     """Data types of stored tokens."""
+    first_stages: tuple[str, ...] = ("exact",)
+    """First stages that find the candidates, codes with their length: exact codes-64 codes-256."""
     out: str | None = None
     """Folder for tune.json and tune.png (default: nothing is written)."""
     image_root: str | None = None
@@ -78,11 +81,12 @@ class Tune:
     """Write each model's calibration.json, by which search and scores go from then on."""
 
     def run(self) -> None:
-        from edje_jax.cli.tune import tune
+        from edje_jax.cli.tune import first_stages, tune
         from edje_jax.evaluate.tuning import Choices
 
         tune(
-            self.models, self.data, Choices(self.k, self.token_dtypes, self.queries),
+            self.models, self.data,
+            Choices(self.k, self.token_dtypes, self.queries, first_stages(self.first_stages)),
             out=self.out, image_root=self.image_root, max_bad=self.max_bad,
             precision=self.precision, save=self.save,
         )  # fmt: skip
