@@ -9,7 +9,7 @@ from edje_jax.config.first_stage_run import FirstStageRun
 from edje_jax.config.run import DataConfig, OptimConfig
 
 config = FirstStageRun(
-    steps=1500,
+    steps=1000,
     data=DataConfig(batch_size=512),
     optim=OptimConfig(lr=2e-3, schedule="cosine", warmup_steps=50, clip_norm=1.0),
     log_every=50,

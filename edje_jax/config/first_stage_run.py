@@ -38,27 +38,27 @@ class FirstStageLoss:
     """Weights of the losses; a weight of 0 skips the work too. Each is the mean of both
     directions, those of codes the mean over all lengths."""
 
-    contrastive: float = weight_of_a_loss(1.0)
+    contrastive: float = weight_of_a_loss(0.2)
     """Weight of telling a batch's own pairs from all others by embeddings (InfoNCE)."""
     distillation: float = weight_of_a_loss(1.0)
     """Weight of following the teacher's scores of a query's candidates by embeddings (Fast &
     Slow, as we reconstruct it)."""
     order: float = weight_of_a_loss(0.0)
     """Weight of following the order alone of the teacher's scores."""
-    code_contrastive: float = weight_of_a_loss(1.0)
+    code_contrastive: float = weight_of_a_loss(0.2)
     """Weight of the contrastive loss by codes on both sides."""
-    code_query: float = weight_of_a_loss(1.0)
+    code_query: float = weight_of_a_loss(0.5)
     """Weight of the contrastive loss of a query's projection against codes, which makes rescoring
     by it possible."""
-    code_cosine: float = weight_of_a_loss(1.0)
+    code_cosine: float = weight_of_a_loss(3.0)
     """Weight of following, by codes, the backbone's cosines within a batch."""
     code_distillation: float = weight_of_a_loss(0.0)
     """Weight of following the teacher's scores of a query's candidates by codes."""
-    temperature: float = 1.0
+    temperature: float = 4.0
     """Divisor of the teacher's scores before their softmax: above 1 flattens what is too peaked."""
     cosine_temperature: float = 0.05
     """Divisor of the backbone's cosines before their softmax."""
-    teacher_stride: int = 4
+    teacher_stride: int = 8
     """The terms with a teacher take every so-many-th row of a batch."""
 
     def __post_init__(self):

@@ -44,8 +44,8 @@ PLAIN = Screening()
 """The numbers of candidates that are taken where none are given."""
 
 
-class Rows(Protocol):
-    """Rows of a table by their numbers: an array, or a column of an index."""
+class RowTable(Protocol):
+    """RowTable of a table by their numbers: an array, or a column of an index."""
 
     def __getitem__(self, rows: Int[np.ndarray, " n"], /) -> np.ndarray: ...
 
@@ -55,8 +55,8 @@ class Searched:
     """A first stage with the rows that it finds: embeddings, and codes where it reads these."""
 
     stage: FirstStage
-    embeddings: Rows
-    codes: Rows | None = None
+    embeddings: RowTable
+    codes: RowTable | None = None
     bits: int | None = None
     """Length of the codes; None where the first stage reads embeddings."""
     screening: Screening = PLAIN
@@ -99,7 +99,7 @@ def rescored(near: Nearest, similarities: Similarities, keep: int) -> Nearest:
     return Nearest(values, rows)
 
 
-def _to_codes(projections: Float32[np.ndarray, "q bits"], codes: Rows) -> Similarities:
+def _to_codes(projections: Float32[np.ndarray, "q bits"], codes: RowTable) -> Similarities:
     """Cosines of a query's projection and the codes of rows, as -1 and 1."""
     lengths = np.maximum(np.linalg.norm(projections, axis=1), 1e-12) * projections.shape[1] ** 0.5
     asked = projections / lengths[:, None]

@@ -87,6 +87,10 @@ class Store:
         self.locations: Int[np.ndarray, "n 2"] = np.array(locations, np.int64).reshape(-1, 2)
         """(shard, row in it) of each image."""
 
+    def __reduce__(self):
+        # Opened again where it arrives: what is mapped here is not copied.
+        return Store, (self.folder,)
+
     def __len__(self) -> int:
         return len(self.locations)
 

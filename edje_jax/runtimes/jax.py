@@ -16,11 +16,11 @@ from edje_jax.data.buckets import batches, bucket, lengths_up_to
 from edje_jax.data.images import normalise
 from edje_jax.data.text import BackboneTokenizer, JointTokenizer
 from edje_jax.models.edje import Edje
-from edje_jax.models.heads.first_stage import FirstStageHeads
 from edje_jax.models.joint_encoder import TextSide
 from edje_jax.models.towers import DualTower
 from edje_jax.runtimes.base import Embedded, Encoded, TokenTable
 from edje_jax.runtimes.dual_encoder import IMAGE_BATCHES, TEXT_BATCHES, DualEncoder
+from edje_jax.runtimes.heads import heads_of_images, heads_of_texts
 from edje_jax.runtimes.round_robin import default_devices, round_robin, sizes_within_share
 from edje_jax.runtimes.scoring import (
     encode_captions,
@@ -160,15 +160,10 @@ class JaxRuntime:
 
     def encode_texts(self, captions: Sequence[str]) -> Embedded:
         """First-stage embeddings of texts, and the projections that codes are made of."""
-        embeddings = self.dual.embed_texts(captions)
-        projections = np.empty((len(embeddings), self._bits), np.float32)
-        if self.heads is None:
-            return Embedded(embeddings, projections)
-        moved = np.empty_like(embeddings)
-        for rows, count in batches(np.arange(len(embeddings)), TEXT_BATCHES):
-            made = _move_texts(self._heads, self.heads, embeddings[rows])
-            moved[rows[:count]], projections[rows[:count]] = (np.asarray(x)[:count] for x in made)
-        return Embedded(moved, projections)
+        embeddings, stage = self.dual.embed_texts(captions), self.config.first_stage
+        if stage is None:
+            return Embedded(embeddings, np.empty((len(embeddings), 0), np.float32))
+        return heads_of_texts(stage, self.heads, embeddings)
 
     def _encode(self, images: np.ndarray, recipe: ImageRecipe | None) -> Encoded:
         encoded = self._allocate(len(images))
@@ -204,10 +199,10 @@ class JaxRuntime:
         tokens, embeddings = _encode_images(
             self.backbone, self.model, recipe, *params, images[rows]
         )
-        if self.heads is None:
+        if (stage := self.config.first_stage) is None:
             return tokens, embeddings, np.empty((len(rows), 0), np.float32)
         heads = self._heads_per_device[device]
-        return tokens, *_move_images(self._heads, heads, embeddings, tokens)
+        return tokens, *heads_of_images(stage, heads, embeddings, tokens)
 
     # --- pairs ------------------------------------------------------------------------------------
     #
@@ -327,12 +322,6 @@ class JaxRuntime:
         return np.asarray(similarities, np.float32)
 
     @property
-    def _heads(self) -> FirstStageHeads:
-        """The heads of the first stage as a pure function of their parameters."""
-        assert self.config.first_stage is not None
-        return FirstStageHeads(self.config.first_stage)
-
-    @property
     def _bits(self) -> int:
         return self.config.first_stage.bits if self.config.first_stage else 0
 
@@ -395,14 +384,3 @@ def _encode_images(backbone, model, recipe, backbone_params, params, images):
     image = backbone.bind({"params": backbone_params}).encode_image(pixels)
     tokens = model.bind({"params": params}).compress(image.tokens)
     return tokens.astype(jnp.float32), image.embedding
-
-
-# Programs of their own, so that the backbone's embeddings do not depend on whether there are heads.
-@partial(jax.jit, static_argnums=0)
-def _move_images(heads, params, embeddings, tokens):
-    return tuple(heads.bind({"params": params}).of_images(embeddings, tokens))
-
-
-@partial(jax.jit, static_argnums=0)
-def _move_texts(heads, params, embeddings):
-    return tuple(heads.bind({"params": params}).of_texts(embeddings))

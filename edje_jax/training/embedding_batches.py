@@ -25,7 +25,7 @@ class Candidates(NamedTuple):
     usable: Bool[Any, "r c"]
 
 
-class PairBatch(NamedTuple):
+class EmbeddedPairs(NamedTuple):
     """Images, each with one of its captions, as the backbone embeds them."""
 
     images: Float32[Any, "b e"]
@@ -51,7 +51,7 @@ class Taught(NamedTuple):
 class EmbeddingBatch(NamedTuple):
     """Input of a training step of the heads."""
 
-    pairs: PairBatch
+    pairs: EmbeddedPairs
     """All pairs of the batch, on every process."""
     taught: Taught | None = None
     """This process's share of what the teacher scored; None without a teacher."""
@@ -84,7 +84,7 @@ class EmbeddingBatches:
         rows = [self._row(position) for position in range(first, first + self.batch_size)]
         images, captions = (np.array(each, np.int64) for each in zip(*rows, strict=True))
         texts = [self.store.captions[int(caption)][1] for caption in captions]
-        pairs = PairBatch(
+        pairs = EmbeddedPairs(
             self.store.embeddings[images],
             self._pooled(images),
             self.store.caption_embeddings[captions],

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from edje_jax.config.first_stage_run import FirstStageLoss
 from edje_jax.config.model import FirstStageConfig
 from edje_jax.models.heads.first_stage import FirstStageHeads, FirstStageOutput
-from edje_jax.training.embedding_batches import Candidates, PairBatch, Taught
+from edje_jax.training.embedding_batches import Candidates, EmbeddedPairs, Taught
 from edje_jax.training.losses.first_stage.context import FirstStageContext, Lists, Sides
 from edje_jax.training.losses.listwise import teacher_entropy
 from edje_jax.training.sharding import Devices
@@ -37,7 +37,7 @@ class FirstStageSetup:
 
 
 def first_stage_train_step(
-    state: TrainState, pairs: PairBatch, taught: Taught | None, *, setup: FirstStageSetup
+    state: TrainState, pairs: EmbeddedPairs, taught: Taught | None, *, setup: FirstStageSetup
 ) -> tuple[TrainState, Metrics]:
     """Train the heads and the scales of their similarities for one step."""
     heads = FirstStageHeads(setup.config)
@@ -68,7 +68,7 @@ def first_stage_train_step(
     return apply_gradients(state, gradients, setup.optimiser, setup.ema), metrics
 
 
-def _sides(heads: FirstStageHeads, pairs: PairBatch, devices: Devices) -> tuple[Sides, Sides]:
+def _sides(heads: FirstStageHeads, pairs: EmbeddedPairs, devices: Devices) -> tuple[Sides, Sides]:
     """Captions that ask for images, and images that ask for captions."""
     images = heads.of_pooled_images(pairs.images, pairs.pooled)
     texts = heads.of_texts(pairs.texts)
@@ -78,14 +78,14 @@ def _sides(heads: FirstStageHeads, pairs: PairBatch, devices: Devices) -> tuple[
     )
 
 
-def _positive(pairs: PairBatch) -> Bool[Array, "b b"]:
+def _positive(pairs: EmbeddedPairs) -> Bool[Array, "b b"]:
     """Pairs of the same image or caption."""
     same_image = pairs.image_ids[:, None] == pairs.image_ids[None, :]
     return same_image | (pairs.caption_ids[:, None] == pairs.caption_ids[None, :])
 
 
 def _lists(
-    heads: FirstStageHeads, pairs: PairBatch, taught: Taught | None, setup: FirstStageSetup
+    heads: FirstStageHeads, pairs: EmbeddedPairs, taught: Taught | None, setup: FirstStageSetup
 ) -> tuple[Lists, ...]:
     """Queries with their candidates of both directions; none without a teacher."""
     if taught is None:

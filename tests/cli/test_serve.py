@@ -83,7 +83,7 @@ def test_every_option_reaches_the_application(monkeypatch):
         made.update(options)
         raise InterruptedError
 
-    monkeypatch.setattr("edje_jax.cli.serve.ImageIndex.open", lambda *_, **__: Index())
+    monkeypatch.setattr("edje_jax.cli.search.ImageIndex.open", lambda *_, **__: Index())
     monkeypatch.setattr("edje_jax.cli.serve.model_of", lambda *_: type("Model", (), {"stamp": {}}))
     monkeypatch.setattr("edje_jax.cli.serve.check_model", lambda *_: None)
     monkeypatch.setattr("edje_jax.serving.app.make_app", keep)
@@ -127,7 +127,7 @@ class Service:
         threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM)).start()
         time.sleep(60)
 
-serve.ImageIndex = type("Indexes", (), {"open": staticmethod(lambda *_, **__: Index())})
+search.ImageIndex = type("Indexes", (), {"open": staticmethod(lambda *_, **__: Index())})
 serve.model_of = lambda *_: type("Model", (), {"stamp": {}})
 serve.check_model = lambda *_: None
 import edje_jax.serving.service

@@ -13,7 +13,7 @@ from edje_jax.config.first_stage_run import FirstStageLoss
 from edje_jax.config.model import EdjeConfig, FirstStageConfig
 from edje_jax.config.run import MeshConfig
 from edje_jax.models.heads.first_stage import fresh_heads
-from edje_jax.training.embedding_batches import Candidates, EmbeddingBatch, PairBatch, Taught
+from edje_jax.training.embedding_batches import Candidates, EmbeddedPairs, EmbeddingBatch, Taught
 from edje_jax.training.first_stage_step import FirstStageSetup, first_stage_train_step
 from edje_jax.training.losses.first_stage.context import (
     contrastive,
@@ -46,7 +46,7 @@ def make_batch() -> EmbeddingBatch:
     images = unit(ROWS, WIDTH, seed=0)
     texts = 0.2 * images + unit(ROWS, WIDTH, seed=1)
     texts /= np.linalg.norm(texts, axis=1, keepdims=True)
-    pairs = PairBatch(
+    pairs = EmbeddedPairs(
         images, None, texts, ids, np.arange(ROWS, dtype=np.int32), np.ones(ROWS, bool)
     )
     return EmbeddingBatch(pairs, Taught(candidates(2), candidates(3)))

@@ -1,6 +1,7 @@
 """Training the heads of the first stage: from a trained model to a model folder with heads."""
 
 import json
+import pickle
 import re
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from tests.small_runs import trained as trained  # a fixture
 
 COMMAND = (
     "first_stage", "--data.train", "shapes:train", "--data.limit", "48", "--data.batch-size", "16",
+    "--loss.teacher-stride", "4",
     "--steps", "6", "--candidates", "4", "--heads.code-lengths", "8", "64", "--log-every", "1",
     "--precision", "float32", "--mesh.data", "1",
 )  # fmt: skip
@@ -80,6 +82,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(workdir, trained, tmp_path):
         data=DataConfig(train="shapes:train", limit=48, batch_size=16),
         heads=HeadsSpec(code_lengths=(8, 64)),
         candidates=4,
+        loss=FirstStageLoss(teacher_stride=4),
         precision="float32",
         mesh=MeshConfig(data=1),
     )
@@ -120,6 +123,8 @@ def test_an_epoch_visits_every_image_once(workdir):
     seen = np.concatenate([reader[number][0].pairs.image_ids for number in range(per_epoch)])
     assert len(set(seen.tolist())) == len(seen) == 12 * per_epoch
     batch = reader[0][0].pairs
+    for ours, sent in zip(batch, pickle.loads(pickle.dumps(reader))[0][0].pairs, strict=True):
+        np.testing.assert_array_equal(sent, ours)  # As in a worker process
     assert batch.pooled.shape == (12, store.manifest.width)
 
 
