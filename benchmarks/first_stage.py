@@ -289,6 +289,10 @@ def measured(stages: list[Stage], asked: Asked, reranked: Reranked) -> list[dict
                     }
                     for i in runs[name]
                 ],
+                "reranked_less_backbone": {
+                    f"k={depth}": less_backbone(curves, runs, name, key, depth, image)
+                    for depth in RERANKED
+                },
             }
             if rival and rival != name:
                 before = pooled([recalls[i][key] for i in runs[rival]])
@@ -301,11 +305,12 @@ def measured(stages: list[Stage], asked: Asked, reranked: Reranked) -> list[dict
 
 
 def less_backbone(
-    curves: list[Any], own: list[int], backbone: list[int], key: str, depth: int, image: Any
+    curves: list[Any], runs: Mapping[str, list[int]], name: str, key: str, depth: int, image: Any
 ) -> tuple[float, float]:
     """95% interval of R@1 after reranking, less that of the backbone's candidates."""
-    ours = np.mean([curves[i][key][depth] for i in own], axis=0)
-    theirs = np.mean([curves[i][key][depth] for i in backbone], axis=0)
+    ours, theirs = (
+        np.mean([curves[i][key][depth] for i in runs[each]], axis=0) for each in (name, "backbone")
+    )
     return mean_intervals(100 * (ours - theirs)[:, None], image[key])[0]
 
 
