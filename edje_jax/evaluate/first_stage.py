@@ -83,9 +83,9 @@ def rank_by(
 ) -> dict[str, BaseRanking]:
     """Rankings by a first stage, {"t2i", "i2t"}, with k candidates a query.
 
-    What the first stage finds comes first, by falling cosine; then all other items, by Hamming
-    similarity where it compares codes, else by cosine. An approximate first stage may find fewer
-    than k, which others fill up.
+    What the first stage finds comes first, in the order that it has by falling cosine; then all
+    other items, by Hamming similarity where it compares codes, else by cosine. An approximate first
+    stage may find fewer than k, which others fill up.
     """
     images = Embedded(encoded.embeddings, encoded.projections)
     owner = encoded.gallery.caption_image
@@ -104,10 +104,10 @@ def _rank(
     item_image: Int[np.ndarray, " g"],
     k: int,
 ) -> BaseRanking:
-    kind, k = find_first_stage(choice.name), min(k, len(items.embeddings))
-    codes = pack(np.ascontiguousarray(items.projections[:, : choice.bits])) if choice.bits else None
-    stage = kind.build(items.embeddings if codes is None else codes, None)
+    k, table = min(k, len(items.embeddings)), _searchable(choice, items)
+    stage, codes = find_first_stage(choice.name).build(table, None), table if choice.bits else None
     searched = Searched(stage, items.embeddings, codes, choice.bits, choice.screening)
+    vectors = _vectors(choice, items)
     count = len(queries.embeddings)
     out = BaseRanking(
         np.empty((count, k), np.int32), np.empty((count, k), np.float32),
@@ -118,11 +118,10 @@ def _rank(
         some = Embedded(queries.embeddings[rows], queries.projections[rows])
         found, _ = searched.candidates(some.embeddings, some.projections, k)
         cosines = some.embeddings @ items.embeddings.T
-        near = cosines if choice.bits is None else _of_codes(some, items, choice.bits)
+        near = _vectors(choice, some) @ vectors.T / np.float32(choice.bits or 1)
         # Cosines and Hamming similarities lie within 1 of 0, but for rounding.
         query, column = np.nonzero(found.rows >= 0)
-        place = found.rows[query, column]
-        near[query, place] = 4 + cosines[query, place]
+        near[query, found.rows[query, column]] = 2 + found.rows.shape[1] - column
         order = np.argsort(-near, axis=1, kind="stable")[:, :k]
         out.candidates[rows] = order
         out.similarities[rows] = np.take_along_axis(cosines, order, axis=1)
@@ -131,30 +130,50 @@ def _rank(
     return out
 
 
-def _of_codes(queries: Embedded, items: Embedded, bits: int) -> Float32[np.ndarray, "q g"]:
-    """Hamming similarities of codes."""
-    return _signs(queries, bits) @ _signs(items, bits).T / bits
-
-
-def _signs(side: Embedded, bits: int) -> Float32[np.ndarray, "n bits"]:
-    return np.where(side.projections[:, :bits] > 0, np.float32(1), np.float32(-1))
-
-
 def stage_recalls(
     choice: StageChoice,
     encoded: EncodedGallery,
     texts: Embedded,
     depths: Sequence[int] = DEPTHS,
 ) -> dict[str, ExpectedRecalls]:
-    """Recalls of what a first stage compares, {"t2i", "i2t"}, exact and without any rescoring:
-    cosines, or Hamming distances, which tie."""
-    a, b = stage_vectors(choice, encoded, texts)
+    """Recalls of a first stage, {"t2i", "i2t"}, without any rescoring: of an exact one by what it
+    compares, cosines or Hamming distances, which tie; of another by the rows that it finds."""
+    images = Embedded(encoded.embeddings, encoded.projections)
     owner = encoded.gallery.caption_image
-    own = np.arange(len(b), dtype=np.int32)
+    own = np.arange(len(images.embeddings), dtype=np.int32)
+    is_exact = find_first_stage(choice.name).is_exact
+    recalls = _recalls_of_compared if is_exact else _recalls_of_found
     return {
-        "t2i": first_stage_recalls(a, b, owner, own, depths, inner_products),
-        "i2t": first_stage_recalls(b, a, own, owner, depths, inner_products),
+        "t2i": recalls(choice, texts, images, owner, own, depths),
+        "i2t": recalls(choice, images, texts, own, owner, depths),
     }
+
+
+def _recalls_of_compared(
+    choice: StageChoice,
+    queries: Embedded,
+    items: Embedded,
+    query_image: Int[np.ndarray, " q"],
+    item_image: Int[np.ndarray, " g"],
+    depths: Sequence[int],
+) -> ExpectedRecalls:
+    vectors = _vectors(choice, queries), _vectors(choice, items)
+    return first_stage_recalls(*vectors, query_image, item_image, depths, inner_products)
+
+
+def _recalls_of_found(
+    choice: StageChoice,
+    queries: Embedded,
+    items: Embedded,
+    query_image: Int[np.ndarray, " q"],
+    item_image: Int[np.ndarray, " g"],
+    depths: Sequence[int],
+) -> ExpectedRecalls:
+    stage = find_first_stage(choice.name).build(_searchable(choice, items), None)
+    rows = stage.nearest(_searchable(choice, queries), max(depths)).rows
+    right = (item_image[rows] == query_image[:, None]) & (rows >= 0)
+    hits = np.stack([right[:, :depth].any(axis=1) for depth in depths], axis=1)
+    return ExpectedRecalls(tuple(depths), hits.astype(float), np.isin(query_image, item_image))
 
 
 def stage_vectors(
@@ -162,10 +181,22 @@ def stage_vectors(
 ) -> tuple[Float32[np.ndarray, "t w"], Float32[np.ndarray, "n w"]]:
     """(captions, images) by whose inner products a first stage ranks: embeddings, or codes as -1
     and 1."""
-    if choice.bits is None:
-        return texts.embeddings, encoded.embeddings
     images = Embedded(encoded.embeddings, encoded.projections)
-    return _signs(texts, choice.bits), _signs(images, choice.bits)
+    return _vectors(choice, texts), _vectors(choice, images)
+
+
+def _vectors(choice: StageChoice, side: Embedded) -> Float32[np.ndarray, "n w"]:
+    """Embeddings, or codes as -1 and 1."""
+    if choice.bits is None:
+        return side.embeddings
+    return np.where(side.projections[:, : choice.bits] > 0, np.float32(1), np.float32(-1))
+
+
+def _searchable(choice: StageChoice, side: Embedded) -> np.ndarray:
+    """Embeddings, or packed codes: rows that a first stage is built from and asked with."""
+    if choice.bits is None:
+        return side.embeddings
+    return pack(np.ascontiguousarray(side.projections[:, : choice.bits]))
 
 
 def stage_metrics(choice: StageChoice, encoded: EncodedGallery, texts: Embedded) -> dict[str, Any]:

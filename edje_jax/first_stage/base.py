@@ -43,6 +43,8 @@ class FirstStage(Protocol):
     A kind of first stage is a class with this form, and a line of `registry.FIRST_STAGES`.
     """
 
+    is_exact: ClassVar[bool]
+    """Whether the rows that `nearest` finds are certainly the nearest; else approximately."""
     is_stored: ClassVar[bool]
     """Whether `build` writes files, from which `open` is quicker than building again."""
     version: ClassVar[int]

@@ -31,6 +31,7 @@ class Codes:
     block; on a CPU that is faiss' work, or NumPy's where faiss is not installed.
     """
 
+    is_exact: ClassVar[bool] = True
     is_stored: ClassVar[bool] = False
     version: ClassVar[int] = 1
     reads: ClassVar[Reads] = "codes"

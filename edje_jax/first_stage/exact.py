@@ -19,6 +19,7 @@ class Exact:
     On TPU the blocks' candidates come from `approx_max_k`, asked for a recall of 0.99.
     """
 
+    is_exact: ClassVar[bool] = True
     is_stored: ClassVar[bool] = False
     version: ClassVar[int] = 1
     reads: ClassVar[Reads] = "embeddings"

@@ -15,6 +15,7 @@ FILE = "index.faiss"
 class Faiss:
     """Base of the first stages that are an index of the faiss library."""
 
+    is_exact: ClassVar[bool] = True
     is_stored: ClassVar[bool] = True
     version: ClassVar[int] = 1
     reads: ClassVar[Reads] = "embeddings"
@@ -92,6 +93,8 @@ class FaissFlat(Faiss):
 class FaissHnsw(Faiss):
     """A graph of neighbours (HNSW) of 32 edges a row."""
 
+    is_exact: ClassVar[bool] = False
+
     @classmethod
     def _make(cls, faiss: Any, rows: Float32[np.ndarray, "n e"]) -> Any:
         index = faiss.IndexHNSWFlat(rows.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
@@ -101,6 +104,8 @@ class FaissHnsw(Faiss):
 
 class FaissIvf(Faiss):
     """4 sqrt(n) lists of rows, as faiss' guidelines advise; an eighth (nprobe) is searched."""
+
+    is_exact: ClassVar[bool] = False
 
     @classmethod
     def _make(cls, faiss: Any, rows: Float32[np.ndarray, "n e"]) -> Any:

@@ -70,6 +70,8 @@ class FaissBinaryFlat(FaissBinary):
 class FaissBinaryHnsw(FaissBinary):
     """A graph of neighbours (HNSW) of 32 edges a row."""
 
+    is_exact: ClassVar[bool] = False
+
     @classmethod
     def _make(cls, faiss: Any, rows: UInt8[np.ndarray, "n bytes"]) -> Any:
         index = faiss.IndexBinaryHNSW(8 * rows.shape[1], 32)
@@ -79,6 +81,8 @@ class FaissBinaryHnsw(FaissBinary):
 
 class FaissBinaryIvf(FaissBinary):
     """4 sqrt(n) lists of rows, as for embeddings; an eighth of them is searched (nprobe)."""
+
+    is_exact: ClassVar[bool] = False
 
     @classmethod
     def _make(cls, faiss: Any, rows: UInt8[np.ndarray, "n bytes"]) -> Any:

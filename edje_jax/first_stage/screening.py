@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from jaxtyping import Float32, Int, UInt8
+from jaxtyping import Float32, Int
 
 from edje_jax.first_stage.base import FirstStage, Nearest
 from edje_jax.first_stage.packing import pack, unpack
 
-Similarities = Callable[[int, Int[np.ndarray, " n"]], Float32[np.ndarray, " n"]]
-"""(number of a query, rows) -> similarity of the query to each row."""
+Similarities = Callable[[int, np.ndarray], Float32[np.ndarray, " n"]]
+"""(number of a query, n rows of a table) -> similarity of the query to each."""
 
 
 @dataclass(frozen=True)
@@ -34,18 +34,25 @@ class Screening:
     """Candidates that are kept of these by the query's projection against their codes (default:
     all of them, without that step)."""
 
+    def depth(self, k: int) -> int:
+        """Candidates by Hamming distance for k that are reranked."""
+        return max(self.by_codes or 10 * k, k)
+
     def __post_init__(self):
         for name in ("by_codes", "by_projection"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} {value}: candidates count from 1")
 
 
+READ = 1 << 15
+"""Candidates whose rows are read at once: embeddings of 768 numbers take 100 MB."""
+
 PLAIN = Screening()
 """The numbers of candidates that are taken where none are given."""
 
 
 class RowTable(Protocol):
-    """RowTable of a table by their numbers: an array, or a column of an index."""
+    """Table whose rows are taken by their numbers: an array, or a column of an index."""
 
     def __getitem__(self, rows: Int[np.ndarray, " n"], /) -> np.ndarray: ...
 
@@ -61,6 +68,10 @@ class Searched:
     """Length of the codes; None where the first stage reads embeddings."""
     screening: Screening = PLAIN
 
+    def depth(self, k: int) -> int:
+        """Rows that are asked of the first stage for k that are reranked."""
+        return k if self.bits is None else self.screening.depth(k)
+
     def candidates(
         self,
         embeddings: Float32[np.ndarray, "q e"],
@@ -71,41 +82,44 @@ class Searched:
         "first_stage", and "by_projection" and "by_embedding" where codes were rescored."""
         began = time.perf_counter()
         if self.bits is None or self.codes is None:
-            near = self.stage.nearest(embeddings, k)
+            near = self.stage.nearest(embeddings, self.depth(k))
             return near, {"first_stage": time.perf_counter() - began}
         asked = np.ascontiguousarray(projections[:, : self.bits])
-        near = self.stage.nearest(pack(asked), max(self.screening.by_codes or 10 * k, k))
+        near = self.stage.nearest(pack(asked), self.depth(k))
         seconds = {"first_stage": time.perf_counter() - began}
         if keep := self.screening.by_projection:
             began = time.perf_counter()
-            near = rescored(near, _to_codes(asked, self.codes), max(keep, k))
+            near = rescored(near, self.codes, _to_codes(asked), max(keep, k))
             seconds["by_projection"] = time.perf_counter() - began
         began = time.perf_counter()
-        near = rescored(near, lambda query, rows: self.embeddings[rows] @ embeddings[query], k)
+        near = rescored(near, self.embeddings, lambda query, rows: rows @ embeddings[query], k)
         seconds["by_embedding"] = time.perf_counter() - began
         return near, seconds
 
 
-def rescored(near: Nearest, similarities: Similarities, keep: int) -> Nearest:
-    """The best rows of each query by other similarities; equal ones stay in the order they had."""
+def rescored(near: Nearest, table: RowTable, similarities: Similarities, keep: int) -> Nearest:
+    """The best rows of each query by other similarities; equal ones stay in the order they had.
+
+    Rows that several queries have found are read once.
+    """
     keep = min(keep, near.rows.shape[1])
     rows = np.full((len(near.rows), keep), -1, near.rows.dtype)
     values = np.full(rows.shape, -np.inf, np.float32)
-    for query, own in enumerate(near.rows):
-        there = own[own >= 0]  # An approximate first stage may have found fewer
-        new = similarities(query, there)
-        order = np.argsort(-new, kind="stable")[:keep]
-        rows[query, : len(order)], values[query, : len(order)] = there[order], new[order]
+    together = max(1, READ // max(near.rows.shape[1], 1))
+    for start in range(0, len(rows), together):
+        some = near.rows[start : start + together]
+        wanted = np.unique(some[some >= 0])
+        read = table[wanted]
+        for query, own in enumerate(some, start):
+            there = own[own >= 0]  # An approximate first stage may have found fewer
+            new = similarities(query, read[np.searchsorted(wanted, there)])
+            order = np.argsort(-new, kind="stable")[:keep]
+            rows[query, : len(order)], values[query, : len(order)] = there[order], new[order]
     return Nearest(values, rows)
 
 
-def _to_codes(projections: Float32[np.ndarray, "q bits"], codes: RowTable) -> Similarities:
-    """Cosines of a query's projection and the codes of rows, as -1 and 1."""
+def _to_codes(projections: Float32[np.ndarray, "q bits"]) -> Similarities:
+    """Cosines of a query's projection and packed codes, as -1 and 1."""
     lengths = np.maximum(np.linalg.norm(projections, axis=1), 1e-12) * projections.shape[1] ** 0.5
     asked = projections / lengths[:, None]
-
-    def similarities(query: int, rows: Int[np.ndarray, " n"]) -> Float32[np.ndarray, " n"]:
-        packed: UInt8[np.ndarray, "n bytes"] = codes[rows]
-        return unpack(packed).astype(np.float32) @ asked[query]
-
-    return similarities
+    return lambda query, codes: unpack(codes).astype(np.float32) @ asked[query]

@@ -40,8 +40,9 @@ class Column:
     def __getitem__(self, rows: slice | Sequence[int] | Int[np.ndarray, " k"]) -> np.ndarray:
         locations = self.locations[rows]
         out = np.empty((len(locations), *self._type.shape), self._type.dtype)
-        for shard in np.unique(locations[:, 0]):
-            chosen = np.flatnonzero(locations[:, 0] == shard)
+        order = np.argsort(locations[:, 0], kind="stable")
+        shards, starts = np.unique(locations[order, 0], return_index=True)
+        for shard, chosen in zip(shards, np.split(order, starts[1:]), strict=False):
             out[chosen] = self._parts[shard][locations[chosen, 1]]
         return out
 

@@ -94,11 +94,21 @@ class ImageIndex:
             )
         return open_first_stage(self.store, self.first_stage, "captions", self.bits)
 
-    def searched(self, direction: Literal["images", "captions"]) -> Searched:
-        """First stage over images or captions, with the columns that rescoring reads."""
-        of_images = direction == "images"
-        stage = self.images if of_images else self.texts
-        column = "embeddings" if of_images else "captions"
+    @cached_property
+    def searched_images(self) -> Searched:
+        """First stage over images, with the columns that rescoring reads."""
+        return self._searched(self.images, "embeddings")
+
+    @cached_property
+    def searched_captions(self) -> Searched:
+        """First stage over captions, with the columns that rescoring reads.
+
+        Raises:
+            ValueError: the images were indexed without any.
+        """
+        return self._searched(self.texts, "captions")
+
+    def _searched(self, stage: FirstStage, column: str) -> Searched:
         codes = self.codes(column) if self.bits else None
         return Searched(stage, self.store.column(column), codes, self.bits, self.screening)
 

@@ -64,7 +64,7 @@ class Runtime(Protocol):
 
     def count_parameters(self) -> dict[str, int]:
         """{"offline", "online"}: parameters of the part that encodes images and of the one that
-        scores; deferred layers count as online."""
+        scores; deferred layers and the first stage's heads of captions count as online."""
         ...
 
     @property

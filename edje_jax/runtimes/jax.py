@@ -120,13 +120,15 @@ class JaxRuntime:
 
     def count_parameters(self) -> dict[str, int]:
         """{"offline", "online"}: parameters of the part that encodes images and of the one that
-        scores; deferred layers count as online."""
+        scores; deferred layers and the first stage's heads of captions count as online."""
 
         def count(tree: PyTree) -> int:
             return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
-        offline = count((self.backbone_params, self.params["adapter"]))
-        return {"offline": offline, "online": count(self.params["joint_encoder"])}
+        heads = self.heads or {}
+        offline = (self.backbone_params, self.params["adapter"], heads.get("image"))
+        online = (self.params["joint_encoder"], heads.get("text"))
+        return {"offline": count(offline), "online": count(online)}
 
     # --- images and texts -------------------------------------------------------------------------
 

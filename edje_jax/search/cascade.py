@@ -39,7 +39,7 @@ def search_images(
     began = time.perf_counter()
     embedded = runtime.encode_texts(queries)
     seconds = {"embed": time.perf_counter() - began}
-    near, found = index.searched("images").candidates(embedded.embeddings, embedded.projections, k)
+    near, found = index.searched_images.candidates(embedded.embeddings, embedded.projections, k)
     owner, rows = _candidate_pairs(near)
     tokens = _TimedTokens(index.tokens)
     began = time.perf_counter()
@@ -59,7 +59,7 @@ def search_texts(
     calibration: Calibration = UNTUNED,
 ) -> tuple[list[RankedCandidates], Timings]:
     """Rerank the k best captions of each image, of which tokens and embeddings are given."""
-    near, found = index.searched("captions").candidates(queries.embeddings, queries.projections, k)
+    near, found = index.searched_captions.candidates(queries.embeddings, queries.projections, k)
     owner, rows = _candidate_pairs(near)
     began = time.perf_counter()
     # Only those captions that are candidates are tokenised.

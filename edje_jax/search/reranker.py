@@ -279,7 +279,8 @@ class Reranker:
     @property
     def num_parameters(self) -> dict[str, int]:
         """{"offline", "online"}: parameters of the part that encodes images and of the one that
-        scores. Deferred layers run in both, and are counted as online."""
+        scores. Deferred layers run in both, and are counted as online, as are the first stage's
+        heads of captions."""
         return self.runtime.count_parameters()
 
     def _encode(self, images, pixel_values) -> Encoded:

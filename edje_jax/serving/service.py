@@ -71,7 +71,8 @@ class Service:
         return [Answer(one, seconds) for one in found]
 
     def _stored(self, rows: Int[np.ndarray, " n"]) -> Embedded:
-        """Embeddings of indexed images, and their codes in the place of projections."""
+        """Embeddings of indexed images, and their codes in the place of projections, by which
+        candidates keep the order of their Hamming distances."""
         index = self.index
         codes = np.zeros((len(rows), 0), np.float32)
         if index.bits is not None:
@@ -160,11 +161,13 @@ class Service:
         runtime.warm(self.index.tokens)
         runtime.warm(np.zeros((1, manifest.num_tokens, manifest.width), np.float32))
         runtime.warm_images()
-        stages = [self.index.images] + ([self.index.texts] if self.index.store.captions else [])
-        for stage in stages:
-            for k in ks:
+        searched = [self.index.searched_images]
+        if self.index.store.captions:
+            searched.append(self.index.searched_captions)
+        for one in searched:
+            for depth in {one.depth(k) for k in ks}:
                 for queries in QUERY_BATCHES:
-                    stage.nearest(self._no_queries(queries), k)
+                    one.stage.nearest(self._no_queries(queries), depth)
         log.info("compiled in %.0f s", time.perf_counter() - began)
 
     def _no_queries(self, count: int) -> np.ndarray:

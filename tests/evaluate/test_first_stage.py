@@ -1,5 +1,6 @@
 """Rankings and recalls of a gallery by a first stage that is named, against sorting."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from edje_jax.evaluate.first_stage import StageChoice, rank_by, stage_metrics, s
 from edje_jax.evaluate.gallery import EncodedGallery, encode_gallery, open_gallery
 from edje_jax.evaluation.measures import measure_ranks
 from edje_jax.evaluation.retrieval import BaseRanking, Gallery, base_ranking
+from edje_jax.first_stage.base import Nearest
+from edje_jax.first_stage.registry import find_first_stage
 from edje_jax.first_stage.screening import Screening
 from edje_jax.runtimes.base import Embedded
 from edje_jax.scenes.shapes import SPLITS, Shapes
@@ -134,6 +137,37 @@ def test_longer_codes_recall_more_and_embeddings_recall_as_the_ranks_tell(world)
     ranks = rank_by(StageChoice(), encoded, texts, 5)["t2i"].rank
     assert metrics["t2i"]["R@10"] == pytest.approx(100 * np.mean(ranks <= 10))
     assert (metrics["name"], metrics["bits"], metrics["bytes_per_image"]) == ("exact", None, 24)
+
+
+@pytest.mark.parametrize("name, bits", [("faiss-hnsw", None), ("faiss-binary-ivf", BITS)])
+def test_an_approximate_first_stage_recalls_what_it_finds(world, monkeypatch, name, bits):
+    pytest.importorskip("faiss")
+    encoded, texts = world
+    kind = find_first_stage(name)
+    nearest = kind.nearest
+
+    def losing(self, queries, k):
+        """Five of what is near, and nothing more."""
+        near = nearest(self, queries, k)
+        place = np.arange(near.rows.shape[1])
+        return Nearest(near.similarities, np.where(place < 5, near.rows, -1))
+
+    exact = stage_recalls(StageChoice("codes" if bits else "exact", bits), *world)["t2i"]
+    monkeypatch.setattr(kind, "nearest", losing)
+    found = stage_recalls(StageChoice(name, bits), encoded, texts)["t2i"]
+    assert found.recalls["R@200"] == found.recalls["R@10"] <= exact.recalls["R@10"] < 100
+    np.testing.assert_array_equal(found.answered, exact.answered)
+    assert set(np.unique(found.hits)) == {0, 1}
+
+
+def test_what_is_found_keeps_its_order_where_cosines_are_one_number(world):
+    encoded, texts = world
+    level = dataclasses.replace(encoded, embeddings=np.ones_like(encoded.embeddings))
+    choice = StageChoice("codes", 8, Screening(20))
+    found = rank_by(choice, level, texts, 6)["t2i"]
+    own = Embedded(level.embeddings, level.projections)
+    right = expected(choice, texts, own, encoded.gallery.caption_image, np.arange(60), 6)
+    assert_is(found, right)
 
 
 def test_a_label_names_a_first_stage_and_its_length():

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from edje_jax.first_stage import screening
 from edje_jax.first_stage.base import Nearest
 from edje_jax.first_stage.codes import Codes
 from edje_jax.first_stage.exact import Exact
@@ -19,9 +20,9 @@ QUERIES, ASKED = drawn(7, 6, seed=2), drawn(7, 32, seed=3)
 CODES = pack(PROJECTIONS)
 
 
-def searched(screening: Screening, bits: int = 32) -> Searched:
+def searched(numbers: Screening, bits: int = 32) -> Searched:
     codes = CODES[:, : bits // 8]
-    return Searched(Codes(codes, "numpy"), EMBEDDINGS, codes, bits, screening)
+    return Searched(Codes(codes, "numpy"), EMBEDDINGS, codes, bits, numbers)
 
 
 def best(values: np.ndarray, among: np.ndarray, keep: int) -> np.ndarray:
@@ -69,15 +70,33 @@ def test_ten_times_k_are_found_by_codes_unless_told_otherwise():
 
 def test_places_that_are_empty_stay_at_the_end():
     near = Nearest(np.zeros((2, 3), np.float32), np.array([[4, 2, -1], [-1, -1, -1]], np.int32))
-    found = rescored(near, lambda query, rows: -rows.astype(np.float32), 2)
+    found = rescored(near, np.arange(5.0), lambda query, rows: -rows.astype(np.float32), 2)
     assert found.rows.tolist() == [[2, 4], [-1, -1]]
     assert found.similarities.tolist() == [[-2, -4], [-np.inf, -np.inf]]
 
 
 def test_equal_similarities_keep_their_order():
     near = Nearest(np.zeros((1, 4), np.float32), np.array([[3, 0, 2, 1]], np.int32))
-    found = rescored(near, lambda query, rows: np.zeros(len(rows), np.float32), 3)
+    found = rescored(near, np.arange(5.0), lambda query, rows: np.zeros(len(rows), np.float32), 3)
     assert found.rows.tolist() == [[3, 0, 2]]
+
+
+@pytest.mark.parametrize("at_once, times", [(1 << 15, 1), (8, 4), (1, 7)])
+def test_a_row_that_several_queries_have_found_is_read_once(monkeypatch, at_once, times):
+    read = []
+
+    class Table:
+        def __getitem__(self, rows):
+            read.append(rows)
+            return EMBEDDINGS[rows]
+
+    near = Codes(CODES, "numpy").nearest(pack(ASKED), 4)
+    monkeypatch.setattr(screening, "READ", at_once)
+    found = rescored(near, Table(), lambda query, rows: rows @ QUERIES[query], 3)
+    assert len(read) == times and all(len(np.unique(rows)) == len(rows) for rows in read)
+    cosines = QUERIES @ EMBEDDINGS.T
+    for query, own in enumerate(found.rows):
+        np.testing.assert_array_equal(own, best(cosines[query], near.rows[query], 3))
 
 
 @pytest.mark.parametrize("name", ["by_codes", "by_projection"])

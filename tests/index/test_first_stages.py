@@ -24,6 +24,7 @@ QUERIES = np.array([[0.8, 0.5, 0.2], [0.1, 0.6, 0.7]], np.float32)
 class MadeUp:
     """A first stage that stores its embeddings as they are."""
 
+    is_exact = True
     is_stored = True
     version = 1
     reads = "embeddings"

@@ -5,7 +5,7 @@ import pytest
 
 from edje_jax import ImageIndex
 from edje_jax.index.build import build
-from edje_jax.runtimes.base import Runtime
+from edje_jax.runtimes.base import Embedded, Runtime
 from edje_jax.search.cascade import search_images, search_texts
 from tests.colour_runtime import COLOURS, RUNTIME, STAMP, Colours
 
@@ -23,6 +23,7 @@ def test_another_runtime_builds_an_index_and_searches_it(tmp_path):
         assert one.logits[0] == pytest.approx(2, abs=0.01) and len(one.rows) == 2
 
     red = runtime.encode_images(np.full((1, 8, 8, 3), COLOURS["red"], np.uint8))
-    (captions,), _ = search_texts(runtime, index, red.tokens, red.embeddings, k=3)
+    asked = Embedded(red.embeddings, red.projections)
+    (captions,), _ = search_texts(runtime, index, red.tokens, asked, k=3)
     assert index.store.captions[captions.rows[0]] == (0, "red 0")
     np.testing.assert_allclose(captions.logits, [2, 0, 0], atol=0.01)

@@ -62,7 +62,10 @@ def test_a_service_over_codes_warms_up(services, monkeypatch):
     stage = services["codes"].index.images
     nearest = type(stage).nearest
     monkeypatch.setattr(
-        type(stage), "nearest", lambda self, q, k: asked.append(q.dtype) or nearest(self, q, k)
+        type(stage),
+        "nearest",
+        lambda self, q, k: asked.append((str(q.dtype), k)) or nearest(self, q, k),
     )
-    services["codes"].warm(ks=(5,))
-    assert asked and {str(dtype) for dtype in asked} == {"uint8"}
+    services["codes"].warm(ks=(5, 200))
+    # A search for five images asks for 99 codes.
+    assert set(asked) == {("uint8", 99), ("uint8", 200)}

@@ -13,7 +13,8 @@ import pytest
 from edje_jax.config.model import EdjeConfig, FirstStageConfig
 from edje_jax.models.heads.first_stage import FirstStageHeads, fresh_heads, rotations
 from edje_jax.search.reranker import Reranker
-from tests.small_runs import trained as trained  # a fixture
+from tests.small_runs import coded as coded  # fixtures
+from tests.small_runs import trained as trained
 
 WORDS = ["a small red star", "two blue circles", "x"]
 
@@ -99,3 +100,13 @@ def test_codes_start_as_rotations_beside_each_other():
     for block in (kernel[:, :16], kernel[:, 16:32]):
         np.testing.assert_allclose(block.T @ block, 16 * np.eye(16), atol=1e-4)
     assert kernel.shape == (16, 40) and not np.allclose(kernel[:, :16], kernel[:, 16:32])
+
+
+def test_heads_are_counted_where_they_run(trained, coded):
+    plain, with_heads = (
+        Reranker.from_pretrained(model).num_parameters for model in (trained, coded)
+    )
+    heads = Reranker.from_pretrained(coded).runtime.heads
+    for part, side in (("offline", "image"), ("online", "text")):
+        own = sum(leaf.size for leaf in jax.tree.leaves(heads[side]))
+        assert with_heads[part] - plain[part] == own > 0
