@@ -229,7 +229,9 @@ class ModalityHeads(nn.Module):
         """Embeddings [N, e] of unit length and projections [N, bits], [N, 0] without codes."""
         x = embeddings if pooled is None else torch.cat([embeddings, pooled], dim=1)
         moved = F.normalize(embeddings + self.move(x), dim=-1)
-        return moved, self.code(x - self.mean) if self.code else x[:, :0]
+        if self.code is None or self.mean is None:
+            return moved, x[:, :0]
+        return moved, self.code(x - self.mean)
 
 
 class EdjeModel(PreTrainedModel):
