@@ -34,14 +34,14 @@ class Screening:
     """Candidates that are kept of these by the query's projection against their codes (default:
     all of them, without that step)."""
 
-    def depth(self, k: int) -> int:
-        """Candidates by Hamming distance for k that are reranked."""
-        return max(self.by_codes or 10 * k, k)
-
     def __post_init__(self):
         for name in ("by_codes", "by_projection"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} {value}: candidates count from 1")
+
+    def depth(self, k: int) -> int:
+        """Candidates by Hamming distance for k that are reranked."""
+        return max(self.by_codes or 10 * k, k)
 
 
 READ = 1 << 15
