@@ -119,10 +119,12 @@ def _rank(
         found, _ = searched.candidates(some.embeddings, some.projections, k)
         cosines = some.embeddings @ items.embeddings.T
         near = cosines if choice.bits is None else _of_codes(some, items, choice.bits)
+        near = near.astype(np.float64)  # A copy, in which close cosines stay apart after the shift
         # Cosines and Hamming similarities lie within 1 of 0, but for rounding.
         query, column = np.nonzero(found.rows >= 0)
         place = found.rows[query, column]
-        near[query, place] = 4 + cosines[query, place]
+        near[query, place] = cosines[query, place]
+        near[query, place] += 4
         order = np.argsort(-near, axis=1, kind="stable")[:, :k]
         out.candidates[rows] = order
         out.similarities[rows] = np.take_along_axis(cosines, order, axis=1)

@@ -1,3 +1,8 @@
+"""Retrieval in both directions, and reranking, against sorting.
+
+Covers evaluation/similarities.py.
+"""
+
 import dataclasses
 import itertools
 

@@ -1,7 +1,7 @@
 """The train step of an EDJE: what it learns from, what it leaves alone, what it repeats.
 
 Covers training/gradients.py, training/losses/table.py, training/losses/term.py,
-training/masking.py and training/rows.py.
+training/masking.py, training/match_pairs.py and training/rows.py.
 """
 
 import dataclasses

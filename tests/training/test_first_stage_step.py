@@ -1,4 +1,10 @@
-"""Train step of the first-stage heads: losses against NumPy, and a mesh against one device."""
+"""Train step of the first-stage heads: losses against NumPy, and a mesh against one device.
+
+Covers training/losses/first_stage/code_contrastive.py, training/losses/first_stage/code_cosine.py,
+training/losses/first_stage/code_distillation.py, training/losses/first_stage/code_query.py,
+training/losses/first_stage/context.py, training/losses/first_stage/contrastive.py,
+training/losses/first_stage/distillation.py and training/losses/first_stage/order.py.
+"""
 
 import dataclasses
 from functools import partial

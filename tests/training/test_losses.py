@@ -2,7 +2,8 @@
 
 Covers training/losses/binary_match.py, training/losses/distillation.py,
 training/losses/hidden_states.py, training/losses/masked_lm.py, training/losses/masked_mean.py,
-training/losses/match.py, training/losses/sigmoid.py and training/losses/text_recovery.py.
+training/losses/match.py, training/losses/sigmoid.py, training/losses/softmax.py and
+training/losses/text_recovery.py.
 """
 
 import jax

@@ -1,4 +1,7 @@
-"""Heads of the first stage: a fresh one changes nothing, and short codes begin long ones."""
+"""Heads of the first stage: a fresh one changes nothing, and short codes begin long ones.
+
+Covers runtimes/heads.py.
+"""
 
 import dataclasses
 

@@ -1,4 +1,7 @@
-"""Training the heads of the first stage: from a trained model to a model folder with heads."""
+"""Training the heads of the first stage: from a trained model to a model folder with heads.
+
+Covers config/first_stage_run.py, training/embedding_batches.py and training/teacher_scores.py.
+"""
 
 import json
 import pickle
