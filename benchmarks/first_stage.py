@@ -137,10 +137,12 @@ def untrained(
     for kind in ("float16", "int8"):
         sides = quantised(texts, kind), quantised(images, kind)
         yield Stage(f"backbone, {kind}", *sides, bytes_per_image(kind, width))
-    for kept in (width // 2, width // 4, width // 8):
+    for size in (8, 16, 32, 64):  # As large as codes of 64 to 512 bits
+        kept = size - bytes_per_image("int8-pca", 0)
+        if kept > width:
+            continue
         directions = principal_directions(fit_images, kept)
         sides = tuple(quantised(side, "int8-pca", directions) for side in (texts, images))
-        size = bytes_per_image("int8-pca", kept)
         yield Stage(f"backbone, int8 of {kept} principal directions", sides[0], sides[1], size)
     lengths = heads.code_lengths if heads else ()
     for bits in lengths:
