@@ -44,7 +44,7 @@ from edje_jax.evaluate.measure import Protocol, measure
 from edje_jax.evaluation.retrieval import Gallery
 from edje_jax.models.edje import Edje
 from edje_jax.reports.evaluation_files import write_metrics
-from edje_jax.runtimes.base import TokenTable
+from edje_jax.runtimes.base import Embedded, TokenTable
 from edje_jax.runtimes.devices import compute_dtype
 from edje_jax.runtimes.jax import JaxRuntime
 from edje_jax.runtimes.scoring import pair_batches
@@ -157,9 +157,9 @@ class MadeUp(JaxRuntime):
     limit: int = 0
     spent: Any = None
 
-    def embed_texts(self, captions: Any) -> np.ndarray:
-        """The made-up ones."""
-        return self.texts
+    def encode_texts(self, captions: Any) -> Embedded:
+        """Embeddings that were made up, without projections."""
+        return Embedded(self.texts, np.empty((len(self.texts), 0), np.float32))
 
     def score_pairs(
         self,
@@ -193,7 +193,8 @@ def made_gallery(rng: np.random.Generator, images: int, captions: int) -> Encode
     )
     tokens = rng.standard_normal((images, TOKENS, 384), np.float32)
     embeddings = rng.standard_normal((images, BACKBONE.text.projection_size), np.float32)
-    return EncodedGallery(gallery, list(range(images)), tokens, unit(embeddings))
+    none = np.empty((images, 0), np.float32)
+    return EncodedGallery(gallery, list(range(images)), tokens, unit(embeddings), none)
 
 
 def made_texts(rng: np.random.Generator, encoded: EncodedGallery) -> np.ndarray:

@@ -137,18 +137,18 @@ def _stage(options: Options) -> "StageChoice | None":
     """First stage that the options name.
 
     Raises:
-        UsageError: options of codes without a first stage of them, or numbers below 1.
+        UsageError: options of codes for a first stage without, numbers below 1, or the model has no
+            codes of that length.
     """
+    from edje_jax.cli.first_stage_options import check_codes, screening_of
     from edje_jax.evaluate.first_stage import StageChoice
-    from edje_jax.first_stage.screening import Screening
 
-    if options.first_stage is None:
+    if options.first_stage is None or options.model is None:
         return None
-    try:
-        screening = Screening(options.by_codes, options.by_projection)
-    except ValueError as error:
-        raise UsageError(f"--{str(error).replace('_', '-', 1)}") from None
-    return StageChoice(options.first_stage, options.bits, screening)
+    screening = screening_of(options.first_stage, options.by_codes, options.by_projection)
+    choice = StageChoice(options.first_stage, options.bits, screening)
+    check_codes(options.model, [choice])
+    return choice
 
 
 def check(options: Options) -> None:
@@ -173,7 +173,7 @@ def check(options: Options) -> None:
         raise UsageError(f"--k {o.k}: the least is 1")
     if o.folds and (o.folds < 2 or o.pool):
         raise UsageError("--folds takes 2 or more parts, of a gallery without a --pool")
-    if o.first_stage is None and (o.bits or o.by_codes or o.by_projection):
+    if o.first_stage is None and (o.bits, o.by_codes, o.by_projection) != (None, None, None):
         raise UsageError("--bits, --by-codes and --by-projection go with a --first-stage of codes")
     if o.folds and o.first_stage:
         raise UsageError("--folds takes no --first-stage: each fold is searched exactly")

@@ -9,10 +9,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from edje_jax.cli.first_stage_options import check_codes
 from edje_jax.cli.program import UsageError
 from edje_jax.cli.progress import Bars
 from edje_jax.data.sources.registry import open_source
 from edje_jax.data.sources.texts import printable
+from edje_jax.evaluate.first_stage import StageChoice
 from edje_jax.first_stage.registry import find_first_stage
 from edje_jax.index import build as building
 from edje_jax.index import maintain
@@ -91,6 +93,20 @@ def build(
     else:
         _tell(folder, report, options.prune)
     return report is not None
+
+
+def check_first_stage(model: str, name: str | None, bits: int | None) -> None:
+    """Check the first stage that a build is to end with, before any image is encoded.
+
+    Raises:
+        UsageError: a length of codes without a first stage, or the model has no codes of that
+            length.
+        FileNotFoundError, ValueError: the model cannot be opened.
+    """
+    if name:
+        check_codes(model, [StageChoice(name, bits)])
+    elif bits is not None:
+        raise UsageError(f"--bits {bits}: goes with a --first-stage of codes")
 
 
 def build_first_stage(index: str, name: str, bits: int | None = None) -> None:

@@ -7,10 +7,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from edje_jax.cli.first_stage_options import screening_of
 from edje_jax.cli.program import UsageError
 from edje_jax.cli.terminal import write_json
-from edje_jax.first_stage.registry import find_first_stage
-from edje_jax.first_stage.screening import Screening
 from edje_jax.index.image_index import ImageIndex
 from edje_jax.search.reranker import Reranker
 
@@ -56,16 +55,7 @@ def open_index(asked: Any) -> ImageIndex:
         UsageError: options of codes for a first stage without, or numbers below 1.
         BadStore: no finished index, a damaged one, or one without codes.
     """
-    reads = find_first_stage(asked.first_stage).reads
-    if (asked.by_codes or asked.by_projection) and reads != "codes":
-        raise UsageError(
-            f"--by-codes and --by-projection: the first stage {asked.first_stage!r} reads no codes;"
-            " choose --first-stage codes"
-        )
-    try:
-        screening = Screening(asked.by_codes, asked.by_projection)
-    except ValueError as error:
-        raise UsageError(f"--{str(error).replace('_', '-', 1)}") from None
+    screening = screening_of(asked.first_stage, asked.by_codes, asked.by_projection)
     return ImageIndex.open(
         asked.index,
         tokens_on=asked.tokens_on,

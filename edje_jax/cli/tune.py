@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from edje_jax.cli.first_stage_options import check_codes
 from edje_jax.cli.program import UsageError
 from edje_jax.cli.progress import Bars
 from edje_jax.cli.tables import print_tables_after
@@ -30,7 +31,7 @@ from edje_jax.types import Source
 from edje_jax.weights.calibration import NAME as CALIBRATION
 from edje_jax.weights.calibration import write_calibration
 from edje_jax.weights.card import state_calibration
-from edje_jax.weights.folder import model_folder, read_model_config
+from edje_jax.weights.folder import model_folder
 
 log = logging.getLogger(__name__)
 
@@ -55,10 +56,9 @@ def tune(
 
     Raises:
         UsageError: a depth is not positive, there is no model, dtype or first stage, `precision` is
-            no share, the number of queries is negative, or a calibration cannot be saved to a hub
-            id.
-        FileNotFoundError, ValueError: a model or the set cannot be opened, or a model lacks the
-            codes of a first stage.
+            no share, the number of queries is negative, a calibration cannot be saved to a hub id,
+            or a model lacks the codes of a first stage.
+        FileNotFoundError, ValueError: a model or the set cannot be opened.
         TooManyBadRecords: more than `max_bad` of the records are bad.
     """
     _check(models, choices, precision, save)
@@ -67,7 +67,7 @@ def tune(
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
     for model in models:
-        _check_codes(model, choices.first_stages)
+        check_codes(model, choices.first_stages)
     source = joined(open_captioned(data, image_root))
     deepest = max(choices.depths)
     if deepest > len(source):
@@ -120,16 +120,6 @@ def _check(models: Sequence[str], choices: Choices, precision: float, save: bool
                 f"--save: {model} is no folder here; download it, or copy a shipped model with"
                 f" edje convert {model} model/ --to edje, and name the folder"
             )
-
-
-def _check_codes(model: str, stages: Sequence[StageChoice]) -> None:
-    """Raise an error that names the model if it cannot be opened, or lacks codes of these."""
-    config = read_model_config(model_folder(model))
-    try:
-        for stage in stages:
-            stage.resolved(config.get("first_stage", {}).get("code_lengths", ()))
-    except ValueError as error:
-        raise ValueError(f"{model}: {error}") from None
 
 
 def first_stages(labels: Sequence[str]) -> list[StageChoice]:

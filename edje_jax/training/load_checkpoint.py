@@ -34,7 +34,7 @@ def load_checkpoint(path: Path) -> tuple[Model, str]:
     rows = len(params["joint_encoder"]["embeddings"]["position"]["embedding"])
     joint = dataclasses.replace(parts.config.joint_encoder, max_position_embeddings=rows)
     whole = dataclasses.replace(parts.config, joint_encoder=joint)
-    model = Model(whole, params, parts.backbone, parts.tokenizer, str(path))
+    model = Model(whole, params, parts.backbone, parts.tokenizer, str(path), heads=parts.heads)
     return model, model_card(model, config)
 
 

@@ -1,6 +1,6 @@
 """`edje index` and `edje search` as users type them.
 
-Covers cli/commands/index.py and cli/search.py.
+Covers cli/commands/index.py, cli/first_stage_options.py and cli/search.py.
 """
 
 import json
@@ -81,6 +81,23 @@ def test_a_first_stage_is_built_from_what_is_stored(trained, images, tmp_path, c
         main(["index", "first-stage", str(out), "codes"])
     with pytest.raises(ValueError, match="--bits 64: the first stage 'exact' reads embeddings"):
         main(["index", "first-stage", str(out), "exact", "--bits", "64"])
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--first-stage", "codes"], "first stage codes: the model has no codes; train heads"),
+        (["--first-stage", "exact", "--bits", "8"], "first stage exact-8: exact compares no codes"),
+        (["--bits", "8"], "--bits 8: goes with a --first-stage of codes"),
+    ],
+)
+def test_a_first_stage_that_cannot_be_built_is_told_before_the_work(
+    trained, images, tmp_path, arguments, message
+):
+    out = tmp_path / "index"
+    with pytest.raises(UsageError, match=message):
+        main(["index", "build", str(trained), str(images), "--out", str(out), *arguments])
+    assert not out.exists()
 
 
 def test_brackets_in_names_are_no_markup(trained, tmp_path, capsys, monkeypatch):

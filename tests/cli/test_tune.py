@@ -110,9 +110,9 @@ def test_first_stages_stand_beside_each_other(coded, data, tmp_path, capsys):
 def test_a_model_without_codes_is_told_before_the_work(trained, coded, data):
     arguments = ["--data", data, "--first-stages", "exact", "codes-8"]
     told = "first stage codes-8: the model has no codes; train heads for it with edje train first_s"
-    with pytest.raises(ValueError, match=f"^{re.escape(str(trained))}: {told}"):
+    with pytest.raises(UsageError, match=f"^{re.escape(str(trained))}: {told}"):
         edje.main(["tune", str(coded), str(trained), *arguments])
-    with pytest.raises(ValueError, match="codes-32: the model's codes have 8, 64 bits"):
+    with pytest.raises(UsageError, match="codes-32: the model's codes have 8, 64 bits"):
         edje.main(["tune", str(coded), "--data", data, "--first-stages", "codes-32"])
 
 

@@ -1,6 +1,6 @@
 """Settings of runs as config.json keeps them: there and back, older files, unknown tasks.
 
-Covers config/saved_run.py and training/tasks/registry.py.
+Covers config/first_stage_run.py, config/saved_run.py and training/tasks/registry.py.
 """
 
 import json

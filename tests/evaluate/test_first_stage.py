@@ -214,7 +214,7 @@ def test_without_the_options_nothing_is_added(coded, twenty, tmp_path):
 
 
 def test_codes_that_a_model_does_not_have_fail_in_one_line(trained, twenty):
-    with pytest.raises(ValueError, match="first stage codes: the model has no codes; train heads"):
+    with pytest.raises(UsageError, match="first stage codes: the model has no codes; train heads"):
         edje.main(["eval", str(trained), "--data", "shapes:val", "--first-stage", "codes"])
 
 
@@ -224,6 +224,9 @@ def test_codes_that_a_model_does_not_have_fail_in_one_line(trained, twenty):
         (["--bits", "64"], "--bits, --by-codes and --by-projection go with a --first-stage"),
         (["--first-stage", "codes", "--by-codes", "0"], "--by-codes 0: candidates count from 1"),
         (["--first-stage", "codes", "--folds", "2"], "--folds takes no --first-stage"),
+        (["--first-stage", "exact", "--by-codes", "9"], "the first stage 'exact' reads no codes"),
+        (["--first-stage", "exact", "--bits", "8"], "first stage exact-8: exact compares no codes"),
+        (["--by-codes", "0"], "--bits, --by-codes and --by-projection go with a --first-stage"),
     ],
 )
 def test_options_that_do_not_go_together_are_bad_usage(coded, arguments, message):

@@ -1,8 +1,3 @@
-"""Retrieval in both directions, and reranking, against sorting.
-
-Covers evaluation/similarities.py.
-"""
-
 import dataclasses
 import itertools
 

@@ -1,4 +1,7 @@
-"""Recalls by expectation over the orders of equal similarities."""
+"""Recalls by expectation over the orders of equal similarities.
+
+Covers evaluation/similarities.py.
+"""
 
 import itertools
 
@@ -8,7 +11,7 @@ import pytest
 from edje_jax.evaluation.intervals import difference_intervals
 from edje_jax.evaluation.measures import recall_at
 from edje_jax.evaluation.ranks import best_positive
-from edje_jax.evaluation.retrieval import first_stage
+from edje_jax.evaluation.retrieval import base_ranking
 from edje_jax.evaluation.tied_ranks import best_ties, chance_of_hit, first_stage_recalls
 
 DEPTHS = (1, 2, 3, 7, 16, 17, 40)
@@ -74,7 +77,7 @@ def test_without_ties_it_is_the_recall_at_k(monkeypatch):
     queries, items = (rng.normal(size=(n, 8)).astype(np.float32) for n in (90, 60))
     query_image, item_image = rng.integers(0, 40, 90), rng.integers(0, 40, 60)
     found = first_stage_recalls(queries, items, query_image, item_image, (1, 5, 10, 50, 200))
-    rank = first_stage(queries, items, query_image, item_image, 1).rank
+    rank = base_ranking(queries, items, query_image, item_image, 1).rank
     assert found.recalls == {f"R@{k}": recall_at(k).of(rank) for k in (1, 5, 10, 50, 200)}
     np.testing.assert_array_equal(found.answered, rank > 0)
     assert not found.answered.all()

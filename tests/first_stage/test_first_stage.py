@@ -1,7 +1,7 @@
 """Every first stage against NumPy, as it was built and as it was stored.
 
-Covers first_stage/base.py, first_stage/blockwise.py, first_stage/exact.py, first_stage/faiss.py and
-first_stage/registry.py.
+Covers first_stage/base.py, first_stage/blockwise.py, first_stage/exact.py, first_stage/faiss.py
+and first_stage/registry.py.
 """
 
 import numpy as np

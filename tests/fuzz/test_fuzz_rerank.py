@@ -32,7 +32,7 @@ from edje_jax.serving.service import Service
 
 INPUTS = int(os.environ.get("EDJE_FUZZ_INPUTS", "500")) // 5
 IDS = ("0.png", "391895", "a b/ö.png", "caf\udce9.png")
-NONE = Timings(0.0, 0.0, 0.0)
+NONE = Timings(0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def png(side: int, colour: int = 0) -> bytes:

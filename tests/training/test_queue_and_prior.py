@@ -1,6 +1,6 @@
 """A run with a queue, random negatives and a similarity prior: stopped, resumed, exported.
 
-Covers training/load_checkpoint.py, training/queue.py and training/similarity_prior.py.
+Covers training/queue.py and training/similarity_prior.py.
 """
 
 import dataclasses

@@ -52,9 +52,10 @@ class IndexBuild:
     """Length of the codes that it compares (default: the longest)."""
 
     def run(self) -> None:
-        from edje_jax.cli.index import build, build_first_stage
+        from edje_jax.cli.index import build, build_first_stage, check_first_stage
         from edje_jax.index.build import BuildOptions
 
+        check_first_stage(self.model, self.first_stage, self.bits)
         options = BuildOptions(
             self.token_dtype, workers=self.workers, max_bad=self.max_bad,
             prune=self.prune, restore=self.restore,
