@@ -9,7 +9,7 @@ import logging
 import re
 import shutil
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -175,7 +175,8 @@ def test_codes_are_packed_as_numpy_packs_bits():
 
 def test_heads_stay_in_float32_when_the_model_does_not(whole):
     expected = of_torch(EdjeModel.from_folder(whole)).text
-    half = EdjeModel.from_folder(whole).to(torch.bfloat16)
+    half = EdjeModel.from_folder(whole)
+    torch.nn.Module.to(half, torch.bfloat16)
     with torch.no_grad():
         embedded = half.embed_text(CAPTIONS)
     assert embedded.dtype == torch.float32
@@ -208,7 +209,7 @@ def test_saving_the_pytorch_model_keeps_heads_and_all_else(whole, tmp_path):
 def test_changed_weights_are_saved_and_not_those_beside_them(whole, tmp_path):
     model = EdjeModel.from_folder(whole)
     with torch.no_grad():
-        model.text_projection.bias += 1
+        model.text_projection.bias.add_(1)
     model.save_pretrained(tmp_path / "again", max_shard_size="100KB")
     assert not (tmp_path / "again" / "model.safetensors").exists()
     again = AutoModel.from_pretrained(tmp_path / "again", trust_remote_code=True)
@@ -220,7 +221,8 @@ def test_a_cross_encoder_mixes_in_cosines_of_the_heads(whole, images):
     encoder = CrossEncoder(str(whole), trust_remote_code=True, device="cpu")
     pairs = list(zip(CAPTIONS, images, strict=True))
     np.testing.assert_allclose(encoder.predict(pairs), reranker.predict(pairs), atol=5e-4)
-    features = encoder[0].preprocess(pairs)
+    module: Any = encoder[0]
+    features = module.preprocess(pairs)
     cosines = (reranker.embed_texts(CAPTIONS) * reranker.embed_images(images)).sum(axis=1)
     np.testing.assert_allclose(features["similarity"], cosines, atol=1e-5)
 
