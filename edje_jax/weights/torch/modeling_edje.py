@@ -223,7 +223,8 @@ class ModalityHeads(nn.Module):
         hidden, bits = settings["hidden_size"], max(settings["code_lengths"], default=0)
         self.move = HeadLayers(inputs, hidden, width, bias=True)
         self.code = HeadLayers(inputs, hidden, bits, bias=False) if bits else None
-        self.mean = nn.Parameter(torch.zeros(inputs)) if bits else None
+        if bits:
+            self.mean = nn.Parameter(torch.zeros(inputs))
 
     def forward(self, embeddings: Tensor, pooled: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Embeddings [N, e] of unit length and projections [N, bits], [N, 0] without codes."""
