@@ -162,7 +162,7 @@ def test_an_approximate_first_stage_recalls_what_it_finds(world, monkeypatch, na
 
 def test_what_is_found_keeps_its_order_where_cosines_are_one_number(world):
     encoded, texts = world
-    level = dataclasses.replace(encoded, embeddings=np.ones_like(encoded.embeddings))
+    level = dataclasses.replace(encoded, embeddings=np.eye(1, 6, dtype=np.float32).repeat(60, 0))
     choice = StageChoice("codes", 8, Screening(20))
     found = rank_by(choice, level, texts, 6)["t2i"]
     own = Embedded(level.embeddings, level.projections)
