@@ -7,12 +7,14 @@ The workdirs are of `edje train first_stage`, on one and the same model. For eac
 recalls by itself with 95% intervals (images drawn anew; equal Hamming distances by expectation),
 its gain over the backbone's embeddings or, for trained codes, over the best untrained ones of
 the same length, and the coarse-to-fine curve: R@1 after its best 10 to 200 candidates were reranked
-by match logit + weight * cosine of the backbone. What needs fitting (means, rotations) is fitted to
-the first workdir's training set. A candidate list is cut among equal distances at random.
+by match logit + weight * cosine of the backbone, with the interval of its difference to the
+backbone's candidates and the milliseconds of a query. What needs fitting (means, rotations) is
+fitted to the first workdir's training set. A candidate list is cut among equal distances at random.
 """
 
 import argparse
 import json
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +26,16 @@ from rich.console import Console
 from rich.table import Table
 from side_by_side import machine
 
+from edje_jax.config.first_stage_run import FirstStageRun
+from edje_jax.config.saved_run import read_run
 from edje_jax.evaluate.gallery import EncodedGallery, encode_gallery, open_gallery, pair_scorer
+from edje_jax.evaluation.intervals import mean_intervals
+from edje_jax.evaluation.protocols import Timed
 from edje_jax.evaluation.retrieval import DIRECTIONS
 from edje_jax.evaluation.tied_ranks import DEPTHS, ExpectedRecalls, first_stage_recalls
+from edje_jax.first_stage.codes import Codes
+from edje_jax.first_stage.exact import Exact
+from edje_jax.first_stage.packing import pack
 from edje_jax.first_stage.untrained import (
     UNTRAINED,
     CodeHeads,
@@ -95,7 +104,7 @@ def main() -> None:
     runtime = JaxRuntime.of(without_heads(models[0]), jnp.float32)
     encoded = encode_gallery(runtime, open_gallery(options.data, options.pool), 0.01)
     texts = runtime.embed_texts(encoded.gallery.captions)
-    store = Store(options.workdirs[0] / "index")
+    store = Store(index_of(options.workdirs[0]))
     fitted = np.asarray(store.embeddings), np.asarray(store.caption_embeddings)
     stages = list(untrained(encoded.embeddings, texts, *fitted, models[0].config.first_stage))
     for seed, model in enumerate(models):
@@ -114,6 +123,13 @@ def main() -> None:
         options.out.write_text(json.dumps({**about, "stages": results}, indent=1) + "\n")
     if options.plot:
         plot(options.plot, results, about)
+
+
+def index_of(workdir: Path) -> Path:
+    """Index of a run's training set."""
+    run = read_run(workdir / "config.json")
+    assert isinstance(run, FirstStageRun)
+    return Path(run.index).expanduser() if run.index else workdir / "index"
 
 
 def queries(encoded: EncodedGallery, count: int) -> Asked:
@@ -197,10 +213,16 @@ class Reranked:
         asked: Asked,
         weight: float,
     ):
-        self._score, self._asked, self._weight = pair_scorer(runtime, encoded), asked, weight
+        self._score = Timed(pair_scorer(runtime, encoded))
+        self._asked, self._weight = asked, weight
         self._texts, self._images = texts, encoded.embeddings
         shape = len(texts), len(encoded.embeddings)
         self._logits = np.full(shape, np.nan, np.float32)
+
+    @property
+    def pairs_per_second(self) -> float:
+        """Rate of scoring, all pairs together."""
+        return self._score.pairs / self._score.seconds
 
     def recalls(self, stage: Stage) -> dict[str, dict[int, np.ndarray]]:
         """Whether each query's best candidate is right, for every depth, {"t2i", "i2t"}."""
@@ -250,7 +272,8 @@ def measured(stages: list[Stage], asked: Asked, reranked: Reranked) -> list[dict
         first = stages[runs[name][0]]
         result: dict[str, Any] = {
             "name": name, "bytes": first.bytes, "bits": first.bits, "trained": first.trained,
-            "runs": len(runs[name]),
+            "runs": len(runs[name]), "search_ms": search_milliseconds(first),
+            "rerank_ms_per_candidate": 1000 / reranked.pairs_per_second,
         }  # fmt: skip
         rival = best_rival(first, stages, recalls, runs)
         for key in DIRECTIONS:
@@ -258,7 +281,7 @@ def measured(stages: list[Stage], asked: Asked, reranked: Reranked) -> list[dict
             result[key] = {
                 "recalls": [each.recalls for each in own],
                 "mean": mean([each.recalls for each in own]),
-                "interval": pooled(own, image[key]).intervals(image[key]),
+                "interval": pooled(own).intervals(image[key]),
                 "reranked": [
                     {
                         f"k={depth}": 100 * float(hits.mean())
@@ -266,15 +289,43 @@ def measured(stages: list[Stage], asked: Asked, reranked: Reranked) -> list[dict
                     }
                     for i in runs[name]
                 ],
+                "reranked_less_backbone": {
+                    f"k={depth}": less_backbone(curves, runs, name, key, depth, image)
+                    for depth in RERANKED
+                },
             }
             if rival and rival != name:
-                before = pooled([recalls[i][key] for i in runs[rival]], image[key])
+                before = pooled([recalls[i][key] for i in runs[rival]])
                 result[key] |= {
                     "over": rival,
-                    "gain": pooled(own, image[key]).gain_intervals(before, image[key]),
+                    "gain": pooled(own).gain_intervals(before, image[key]),
                 }
         results.append(result)
     return results
+
+
+def less_backbone(
+    curves: list[Any], runs: Mapping[str, list[int]], name: str, key: str, depth: int, image: Any
+) -> tuple[float, float]:
+    """95% interval of R@1 after reranking, less that of the backbone's candidates."""
+    ours, theirs = (
+        np.mean([curves[i][key][depth] for i in runs[each]], axis=0) for each in (name, "backbone")
+    )
+    return mean_intervals(100 * (ours - theirs)[:, None], image[key])[0]
+
+
+def search_milliseconds(stage: Stage, count: int = 50) -> float:
+    """Median milliseconds of an exact search for 100 images, one query at a time."""
+    if stage.bits:
+        found, asked = Codes.build(pack(stage.images)), pack(stage.texts[:count])
+    else:
+        found, asked = Exact.build(stage.images), stage.texts[:count]
+    took = []
+    for query in asked:
+        began = time.perf_counter()
+        found.nearest(query[None], min(100, len(stage.images)))
+        took.append(time.perf_counter() - began)
+    return 1000 * float(np.median(took))
 
 
 def best_rival(
@@ -291,10 +342,10 @@ def best_rival(
         for name, numbers in runs.items()
         if stages[numbers[0]].bits == stage.bits and not stages[numbers[0]].trained
     }
-    return max(level, key=lambda name: level[name])
+    return max(level, key=lambda name: level[name]) if level else None
 
 
-def pooled(runs: list[ExpectedRecalls], image: np.ndarray) -> ExpectedRecalls:
+def pooled(runs: list[ExpectedRecalls]) -> ExpectedRecalls:
     """The mean over runs of every query's chance, which is how a run drawn at random does."""
     hits = np.mean([run.hits for run in runs], axis=0)
     return ExpectedRecalls(runs[0].depths, hits, runs[0].answered)

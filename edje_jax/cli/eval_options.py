@@ -68,8 +68,8 @@ class Options:
     bits: int | None = None
     """Length of the codes that --first-stage compares (default: the longest of the model)."""
     by_codes: int | None = None
-    """Candidates that a first stage of codes finds before they are rescored (default: ten times the
-    depth)."""
+    """Candidates that a first stage of codes finds, of which those that are nearest by embedding
+    are reranked (default: as many as are reranked, the nearest codes themselves)."""
     by_projection: int | None = None
     """Candidates that are kept of these by the query's projection against codes (default: all)."""
     categories: str | None = None

@@ -29,6 +29,7 @@ class StageChoice:
     bits: int | None = None
     """Length of codes, for a first stage that reads these (default: the longest)."""
     screening: Screening = PLAIN
+    """Numbers of candidates that codes go through; none are rescored where none is given."""
 
     @classmethod
     def named(cls, label: str) -> "StageChoice":
@@ -83,9 +84,9 @@ def rank_by(
 ) -> dict[str, BaseRanking]:
     """Rankings by a first stage, {"t2i", "i2t"}, with k candidates a query.
 
-    What the first stage finds comes first, in the order that it has by falling cosine; then all
-    other items, by Hamming similarity where it compares codes, else by cosine. An approximate first
-    stage may find fewer than k, which others fill up.
+    What the first stage finds comes first, nearest first; where a screening is chosen, what is left
+    of it, by falling cosine. Then come all other items, by Hamming similarity where it compares
+    codes, else by cosine. An approximate first stage may find fewer than k, which others fill up.
     """
     images = Embedded(encoded.embeddings, encoded.projections)
     owner = encoded.gallery.caption_image
@@ -116,7 +117,10 @@ def _rank(
     for start in range(0, count, QUERIES):
         rows = slice(start, start + QUERIES)
         some = Embedded(queries.embeddings[rows], queries.projections[rows])
-        found, _ = searched.candidates(some.embeddings, some.projections, k)
+        if choice.screening == PLAIN:
+            found = stage.nearest(_searchable(choice, some), k)
+        else:
+            found, _ = searched.candidates(some.embeddings, some.projections, k)
         cosines = some.embeddings @ items.embeddings.T
         near = _vectors(choice, some) @ vectors.T / np.float32(choice.bits or 1)
         # Cosines and Hamming similarities lie within 1 of 0, but for rounding.

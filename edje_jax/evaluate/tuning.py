@@ -91,7 +91,7 @@ def measure_recalls(
             queries=choices.queries or len(captions),
         )
         # The deepest first: it scores nearly all pairs that the others ask for.
-        found = {key: retrieve(key[0], base=base) for key, base in bases.items()}
+        found = {(k, one): retrieve(k, base=base) for (k, one), base in bases.items()}
         asked.append(found[depths[0], stages[0]])
         some_tokens = tokens[np.arange(min(len(tokens), depths[0]))]
         for k in choices.depths:

@@ -57,6 +57,15 @@ class EmbeddingBatch(NamedTuple):
     """This process's share of what the teacher scored; None without a teacher."""
 
 
+def pooled_tokens(store: Store) -> Float32[np.ndarray, "n d"]:
+    """Mean compressed token of every image of an index."""
+    means = np.empty((len(store), store.manifest.width), np.float32)
+    for start in range(0, len(store), 1024):
+        rows = np.arange(start, min(start + 1024, len(store)))
+        means[rows] = np.asarray(unpack(store.tokens(rows)), np.float32).mean(axis=1)
+    return means
+
+
 @dataclass(frozen=True)
 class EmbeddingBatches:
     """Random access to the batches of a run over an index of its training set.
@@ -71,7 +80,8 @@ class EmbeddingBatches:
     batch_size: int
     seed: int
     steps: int
-    reads_tokens: bool
+    pooled: Float32[np.ndarray, "n d"] | None = None
+    """Mean compressed token of every image, where the heads read them."""
     teacher: TeacherScores | None = None
     teacher_stride: int = 1
     process: tuple[int, int] = (0, 1)
@@ -83,13 +93,12 @@ class EmbeddingBatches:
         first = index * self.batch_size
         rows = [self._row(position) for position in range(first, first + self.batch_size)]
         images, captions = (np.array(each, np.int64) for each in zip(*rows, strict=True))
-        texts = [self.store.captions[int(caption)][1] for caption in captions]
         pairs = EmbeddedPairs(
             self.store.embeddings[images],
             self._pooled(images),
             self.store.caption_embeddings[captions],
-            identities(self.store.row(int(image)).id for image in images),
-            identities(canonicalise(text) for text in texts),
+            self._image_ids[images],
+            self._caption_ids[captions],
             np.ones(len(images), bool),
         )
         if self.teacher is None:
@@ -125,15 +134,23 @@ class EmbeddingBatches:
 
     def _pooled(self, images: Int[np.ndarray, " n"]) -> Float32[np.ndarray, "n d"] | None:
         """Mean compressed token of some images, where the heads read them."""
-        if not self.reads_tokens:
-            return None
-        return np.asarray(unpack(self.store.tokens(images)), np.float32).mean(axis=1)
+        return None if self.pooled is None else self.pooled[images]
 
     @cached_property
     def _first_caption(self) -> Int[np.ndarray, " n1"]:
         """Number of each image's first caption, and that of all captions."""
         counts = [len(self.store.row(image).captions) for image in range(len(self.store))]
         return np.cumsum([0, *counts])
+
+    @cached_property
+    def _image_ids(self) -> Int[np.ndarray, " n"]:
+        """Equal for rows that show the same image."""
+        return identities(self.store.row(image).id for image in range(len(self.store)))
+
+    @cached_property
+    def _caption_ids(self) -> Int[np.ndarray, " t"]:
+        """Equal for captions with the same canonical form."""
+        return identities(canonicalise(text) for _, text in self.store.captions)
 
     @cached_property
     def _images(self) -> Int[np.ndarray, " n"]:

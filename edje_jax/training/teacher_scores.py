@@ -6,6 +6,9 @@ captions where that is not among them (hard lists, as in LoopITR, arXiv 2203.054
 on where it was.
 """
 
+import dataclasses
+import hashlib
+import json
 import logging
 import time
 from collections.abc import Iterator
@@ -50,7 +53,13 @@ class Teacher:
 
     runtime: Runtime
     store: Store
-    """Index by the teacher: of the same images in the same order as that of the heads' model."""
+    """Index of the training set by the teacher."""
+    rows: Int[np.ndarray, " n"] | None = None
+    """Row of each image of the heads' own index; None where both have the same order."""
+
+    def row_of(self, images: Int[np.ndarray, " k"]) -> Int[np.ndarray, " k"]:
+        """Rows of images of the heads' own index."""
+        return images if self.rows is None else self.rows[images]
 
 
 def teacher_scores(folder: Path, store: Store, teacher: Teacher, candidates: int) -> TeacherScores:
@@ -59,16 +68,15 @@ def teacher_scores(folder: Path, store: Store, teacher: Teacher, candidates: int
     Every process scores its share of the blocks; all need to see the folder.
 
     Raises:
-        ValueError: the folder keeps another teacher's scores, or those of other candidates, or the
-            teacher's index is of other images.
+        ValueError: the folder keeps another teacher's scores, or those of other candidates or
+            images, or the teacher's index lacks an image.
     """
-    _check_same_images(store, teacher.store)
+    teacher = _aligned(teacher, store)
     stamp = {
         "teacher": teacher.store.manifest.model["fingerprint"],
         "model": store.manifest.model["fingerprint"],
         "candidates": candidates,
-        "pictures": len(store),
-        "captions": len(store.captions),
+        "set": _digest(store),
     }
     if is_first():
         folder.mkdir(parents=True, exist_ok=True)
@@ -98,22 +106,24 @@ def _scored(
     if missing:
         began = time.monotonic()
         mined = _mine(store, direction, [blocks[n] for n in missing], count)
-        ids = teacher.runtime.joint_tokenizer([text for _, text in store.captions])
+        captions = [text for _, text in store.captions]
+        ids = teacher.runtime.joint_tokenizer(captions)
         for done, (number, rows) in enumerate(zip(missing, mined, strict=True), start=1):
-            scores = _score(teacher, direction, ids, np.asarray(blocks[number]), rows)
+            scores = _score(teacher, direction, captions, ids, np.asarray(blocks[number]), rows)
             with atomic_path(paths[number]) as temporary, temporary.open("wb") as file:
                 np.savez(file, candidates=rows, scores=scores)
             left = (time.monotonic() - began) / done * (len(missing) - done)
             log.info(
-                "teacher, %s: %d/%d queries · %d:%02d left", direction,
-                min(done * BLOCK, queries), queries, left // 60, left % 60,
+                "teacher, %s: %d/%d blocks of queries · %d:%02d left", direction, done,
+                len(missing), left // 60, left % 60,
             )  # fmt: skip
     wait_for_all(f"teacher's scores {direction}")
-    parts_read = [np.load(path) for path in paths]
-    return ScoredCandidates(
-        np.concatenate([part["candidates"] for part in parts_read]),
-        np.concatenate([part["scores"] for part in parts_read]),
-    )
+    candidates, scores = [], []
+    for path in paths:
+        with np.load(path) as block:
+            candidates.append(block["candidates"])
+            scores.append(block["scores"])
+    return ScoredCandidates(np.concatenate(candidates), np.concatenate(scores))
 
 
 def _mine(store: Store, direction: str, blocks: list[range], count: int) -> Iterator[np.ndarray]:
@@ -139,6 +149,7 @@ def _mine(store: Store, direction: str, blocks: list[range], count: int) -> Iter
 def _score(
     teacher: Teacher,
     direction: str,
+    captions: list[str],
     ids: Int[np.ndarray, "t l"],
     queries: Int[np.ndarray, " q"],
     items: Int[np.ndarray, "q c"],
@@ -149,34 +160,49 @@ def _score(
     there = asked >= 0
     texts, images = (asking, asked) if direction == "t2i" else (asked, asking)
     texts, images = texts[there], images[there]
-    store, known = teacher.store, None
+    known = None
     if teacher.runtime.config.similarity_prior:
-        a, b = store.caption_embeddings[texts], store.embeddings[images]
-        known = np.einsum("pe,pe->p", a, b)
+        wanted, place = np.unique(texts, return_inverse=True)
+        embedded = teacher.runtime.embed_texts([captions[text] for text in wanted])
+        images_embedded = teacher.store.embeddings[teacher.row_of(images)]
+        known = np.einsum("pe,pe->p", embedded[place], images_embedded)
     scores = np.zeros(len(asked), np.float32)
-    scores[there] = teacher.runtime.score_pairs(ids, _Tokens(store), texts, images, known)
+    scores[there] = teacher.runtime.score_pairs(ids, _Tokens(teacher), texts, images, known)
     return scores.reshape(items.shape)
+
+
+def _digest(store: Store) -> str:
+    """32 hex digits over the images and captions of an index, in the order of its rows."""
+    digest = hashlib.sha256()
+    for image in range(len(store)):
+        row = store.row(image)
+        digest.update(json.dumps([row.id, row.captions, row.stamp, row.digest]).encode())
+    return digest.hexdigest()[:32]
+
+
+def _aligned(teacher: Teacher, store: Store) -> Teacher:
+    """The teacher with the rows of its index in the order of another index's images.
+
+    Raises:
+        ValueError: its index lacks one of them.
+    """
+    if teacher.store is store:
+        return teacher
+    known = teacher.store.image_of_id
+    ids = [store.row(image).id for image in range(len(store))]
+    if missing := [name for name in ids if name not in known]:
+        raise ValueError(
+            f"{teacher.store.folder}: lacks {len(missing)} of the images of {store.folder}, such as"
+            f" {missing[0]}; delete it, so that it is made anew"
+        )
+    return dataclasses.replace(teacher, rows=np.array([known[name] for name in ids], np.int64))
 
 
 class _Tokens:
     """Tokens of an index, read row by row."""
 
-    def __init__(self, store: Store):
-        self._store = store
+    def __init__(self, teacher: Teacher):
+        self._teacher = teacher
 
-    def __getitem__(self, rows: np.ndarray):
-        return self._store.tokens(rows)
-
-
-def _check_same_images(store: Store, other: Store) -> None:
-    if store is other:
-        return
-    same = len(store) == len(other) and all(
-        (a := store.row(image)).id == (b := other.row(image)).id and a.captions == b.captions
-        for image in range(len(store))
-    )
-    if not same:
-        raise ValueError(
-            f"{other.folder}: an index of other images than {store.folder}; delete it, so that it"
-            " is made anew"
-        )
+    def __getitem__(self, images: np.ndarray):
+        return self._teacher.store.tokens(self._teacher.row_of(images))

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edje_jax.config.model import BertConfig, ImageRecipe
+from edje_jax.config.model import BertConfig, EdjeConfig, ImageRecipe
 from edje_jax.config.run import EdjeRun, RunConfig
 from edje_jax.config.saved_run import run_to_dict
 from edje_jax.system.files import atomic_path
@@ -86,13 +86,25 @@ edje_jax.
 | adapter | {c.adapter.kind}, {c.num_tokens} tokens |
 | joint encoder | BERT, {joint.num_hidden_layers} layers x {joint.hidden_size}\
 {_deferred(joint)} |
-{_reading(c.image)}"""
+{_reading(c.image)}{_first_stage(c)}"""
 
 
 def _reading(image: ImageRecipe) -> str:
     """Row on the reading of image files, where it differs from the Hugging Face processors."""
     told = ", ".join(f"{name} {value}" for name, value in image.reading.items())
     return f"| images | {told} |\n" if told else ""
+
+
+def _first_stage(config: EdjeConfig) -> str:
+    """Sentence on the heads of the first stage, of a model that has them."""
+    if not config.first_stage:
+        return ""
+    lengths = ", ".join(map(str, config.first_stage.code_lengths))
+    return f"""
+The first stage has heads (`first_stage.safetensors`) on the backbone's embeddings: they give
+embeddings of {config.backbone.text.projection_size} numbers\
+{f", and codes of {lengths} bits" if lengths else ""}.
+"""
 
 
 def _deferred(joint: BertConfig) -> str:

@@ -100,7 +100,9 @@ def export_onnx(folder: Path, out: Path, note: Callable[[str], None] = lambda pa
     Where layers are deferred there is a `text.onnx` too, run once per caption. `online.onnx` then
     takes its two outputs in the place of ids and mask, and each pair's row in them. Of a model with
     a similarity prior it also takes `similarity`, each pair's cosine. `calibration.json` is copied:
-    the score is sigmoid((logit + similarity_weight * cosine) / temperature + bias).
+    the score is sigmoid((logit + similarity_weight * cosine) / temperature + bias). The first stage
+    is not exported: cosines are of what `Reranker` or `modeling_edje.py` embeds, by the heads of
+    the first stage where the model has some.
 
     Raises:
         FileNotFoundError, ValueError: not a model folder.

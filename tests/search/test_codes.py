@@ -35,9 +35,9 @@ def opened(index, *numbers: int | None, bits: int = 64) -> ImageIndex:
 
 
 def of_images() -> tuple[np.ndarray, Embedded]:
-    """Tokens and queries of some images that ask for captions."""
+    """Tokens and queries of some images, of mixed colours, that ask for captions."""
     source = Colours(COUNT)
-    encoded = CODED.encode_images(np.stack([np.asarray(source.image(i)) for i in (0, 7, 20)]))
+    encoded = CODED.encode_images(np.stack([np.asarray(source.image(i)) for i in (7, 12, 20)]))
     return encoded.tokens, Embedded(encoded.embeddings, encoded.projections)
 
 

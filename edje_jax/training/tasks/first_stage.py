@@ -7,6 +7,7 @@ little.
 
 import dataclasses
 import logging
+import math
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -18,17 +19,19 @@ from jaxtyping import PyTree
 from edje_jax.config.calibration import UNTUNED
 from edje_jax.config.first_stage_run import FirstStageRun
 from edje_jax.evaluate.first_stage import StageChoice, stage_recalls
-from edje_jax.evaluate.gallery import encode_gallery
+from edje_jax.evaluate.gallery import EncodedGallery, encode_gallery
 from edje_jax.evaluation.tied_ranks import ExpectedRecalls
 from edje_jax.index.build import BuildOptions, build
+from edje_jax.index.shard_files import BadStore
 from edje_jax.index.store import Store
-from edje_jax.models.heads.first_stage import fresh_heads
-from edje_jax.models.token_formats import unpack
+from edje_jax.models.heads.first_stage import FirstStageHeads, fresh_heads
+from edje_jax.runtimes.base import Embedded
 from edje_jax.runtimes.devices import compute_dtype
 from edje_jax.runtimes.jax import JaxRuntime
 from edje_jax.training.assemble import open_sets
-from edje_jax.training.embedding_batches import EmbeddingBatch, EmbeddingBatches
+from edje_jax.training.embedding_batches import EmbeddingBatch, EmbeddingBatches, pooled_tokens
 from edje_jax.training.first_stage_step import FirstStageSetup, first_stage_train_step
+from edje_jax.training.loop import claim_workdir
 from edje_jax.training.optim import optimiser, schedule
 from edje_jax.training.processes import part_of_this_process, wait_for_all
 from edje_jax.training.sharding import Devices
@@ -37,7 +40,6 @@ from edje_jax.training.teacher_scores import Teacher, TeacherScores, teacher_sco
 from edje_jax.types import Source
 from edje_jax.weights.card import model_card
 from edje_jax.weights.folder import Model, load_model, save_model
-from edje_jax.weights.mapping import to_device
 from edje_jax.weights.model_stamp import model_stamp
 
 log = logging.getLogger(__name__)
@@ -55,6 +57,9 @@ class FirstStageTask:
         self.config = config
         self.devices = Devices.of(config.mesh, config.data.batch_size, config.loss.teacher_stride)
         model = load_model(config.init)
+        _check_prior(model, config)
+        # Before the work that follows: the workdir may be another run's.
+        claim_workdir(config, workdir)
         source, self.validation = open_sets(config.data, model.config.image.size)
         self.heads = config.heads.resolve()
         self.model = without_heads(model)
@@ -68,7 +73,8 @@ class FirstStageTask:
         steps = config.steps or max(round(config.epochs * per_epoch), 1)
         self.reader = EmbeddingBatches(
             source, self.store, config.data.batch_size, config.seed, steps,
-            self.heads.reads_tokens, teacher, config.loss.teacher_stride, part_of_this_process(),
+            pooled_tokens(self.store) if self.heads.reads_tokens else None,
+            teacher, config.loss.teacher_stride, part_of_this_process(),
         )  # fmt: skip
         optim = config.optim
         if self.heads.bits:
@@ -101,7 +107,7 @@ class FirstStageTask:
         heads = fresh_heads(config, jax.random.key(self.config.seed))
         if self.heads.bits:
             heads = {name: heads[name] | {"mean": jnp.asarray(means[name])} for name in heads}
-        start = jnp.log(SCALE)
+        start = jnp.asarray(math.log(SCALE), jnp.float32)
         scales = {
             "embeddings": start,
             "codes": jnp.full((len(self.heads.code_lengths),), start),
@@ -112,13 +118,8 @@ class FirstStageTask:
     def _means(self) -> dict[str, np.ndarray]:
         """Means over the training set of the heads' inputs, by modality."""
         image = [np.asarray(self.store.embeddings).mean(axis=0)]
-        if self.heads.reads_tokens:
-            rows = np.array_split(np.arange(len(self.store)), max(len(self.store) // 1024, 1))
-            sums = [
-                np.asarray(unpack(self.store.tokens(part)), np.float32).mean(1).sum(0)
-                for part in rows
-            ]
-            image.append(np.sum(sums, axis=0) / len(self.store))
+        if self.reader.pooled is not None:
+            image.append(self.reader.pooled.mean(axis=0))
         text = np.asarray(self.store.caption_embeddings).mean(axis=0)
         return {"image": np.concatenate(image), "text": text}
 
@@ -145,20 +146,31 @@ class FirstStageTask:
         length; {} if there is none."""
         if self.validation is None:
             return {}
-        runtime = dataclasses.replace(
-            self.runtime,
-            config=dataclasses.replace(self.model.config, first_stage=self.heads),
-            heads=to_device(jax.device_get(self.devices.on_one_device(state.result["heads"]))),
+        heads = FirstStageHeads(self.heads).bind(
+            {"params": jax.device_get(self.devices.on_one_device(state.result["heads"]))}
         )
-        figures: dict[str, float] = {}
-        for name, side in (("base/", self.runtime), ("", runtime)):
-            encoded = encode_gallery(side, self.validation, self.config.data.max_bad)
-            texts = side.encode_texts(encoded.gallery.captions)
-            figures |= _flat(name, stage_recalls(StageChoice(), encoded, texts))
+        plain, captions = self._encoded_validation
+        tokens = jnp.asarray(plain.tokens) if self.heads.reads_tokens else None
+        images = heads.of_images(jnp.asarray(plain.embeddings), tokens)
+        moved = dataclasses.replace(
+            plain,
+            embeddings=np.asarray(images.embeddings),
+            projections=np.asarray(images.projections),
+        )
+        texts = Embedded(*map(np.asarray, heads.of_texts(jnp.asarray(captions.embeddings))))
+        figures = _flat("base/", stage_recalls(StageChoice(), plain, captions))
+        figures |= _flat("", stage_recalls(StageChoice(), moved, texts))
         for bits in self.heads.code_lengths:
             codes = StageChoice("codes", bits)
-            figures |= _flat(f"codes-{bits}/", stage_recalls(codes, encoded, texts))
+            figures |= _flat(f"codes-{bits}/", stage_recalls(codes, moved, texts))
         return figures
+
+    @cached_property
+    def _encoded_validation(self) -> tuple[EncodedGallery, Embedded]:
+        """`data.val` as the backbone sees it: images, and captions."""
+        assert self.validation is not None
+        encoded = encode_gallery(self.runtime, self.validation, self.config.data.max_bad)
+        return encoded, self.runtime.encode_texts(encoded.gallery.captions)
 
     def fetch(self, state: TrainState) -> PyTree[np.ndarray]:
         """The heads' parameters in host memory."""
@@ -193,20 +205,35 @@ def _index(
     """Index of the training set, made or brought up to date first.
 
     Raises:
-        BadStore: the folder is an index by another model.
+        BadStore: the folder is an index by another model, or of other images than the set's.
         TooManyBadRecords: more records than `data.max_bad` allows are bad.
     """
     log.info("%s: encoding the training set, unless it is there", folder)
     options = BuildOptions(
-        share=part_of_this_process(),
-        workers=config.data.workers,
-        max_bad=config.data.max_bad,
-        prune=True,
+        share=part_of_this_process(), workers=config.data.workers, max_bad=config.data.max_bad
     )
+    if (folder / "manifest.json").exists():
+        own = {source.image_id(record) for record in range(len(source))}
+        rows = Store(folder).image_of_id
+        if foreign := [name for name in rows if name not in own]:
+            raise BadStore(
+                f"{folder}: has {len(foreign)} images that the training set lacks, such as"
+                f" {foreign[0]}; give --index another folder, or delete this one"
+            )
     stamp = model_stamp(model.config, runtime.fingerprint(), model.source)
     build(runtime, stamp, source, config.data.train, folder, options)
     wait_for_all(f"index {folder}")
     return Store(folder)
+
+
+def _check_prior(model: Model, config: FirstStageRun) -> None:
+    """Refuse a model whose match head knows the backbone's cosine, which heads would change."""
+    if model.config.similarity_prior:
+        raise ValueError(
+            f"--init {config.init}: has a similarity prior, which was fitted to the backbone's"
+            " cosines; heads of the first stage would change its match logits. Train heads for a"
+            " model without one"
+        )
 
 
 def _check_captions(store: Store, config: FirstStageRun) -> None:

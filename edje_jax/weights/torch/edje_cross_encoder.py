@@ -83,9 +83,9 @@ class EdjeCrossEncoder(InputModule):
         if not images:
             return {}, {}
         pixels = self.model.preprocess(list(images.values()))
-        tokens = dict(zip(images, self.model.encode_image(pixels), strict=True))
-        vectors = self.model.embed_image(pixels) if embed else []
-        return tokens, dict(zip(images, vectors, strict=False))
+        tokens = self.model.encode_image(pixels)
+        vectors = self.model.embed_image(pixels, tokens) if embed else []
+        return dict(zip(images, tokens, strict=True)), dict(zip(images, vectors, strict=False))
 
     def forward(self, features: dict[str, Tensor], **_) -> dict[str, Tensor]:
         """Logits, before any activation."""

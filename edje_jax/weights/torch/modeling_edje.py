@@ -12,6 +12,12 @@ once for all its candidates:
     text = model.read_text(**model.tokenize(["two dogs"]))
     logits = model.score_read(*text, tokens)
 
+The first stage, which finds the candidates, compares embeddings or, of a model with a code head,
+packed codes by their Hamming distance:
+
+    cosines = model.embed_text(["two dogs"]) @ model.embed_image(pixels).T
+    codes = model.pack(model.project_image(pixels), bits=256)  # [N, 32], uint8
+
 Parameters have the published checkpoints' names. The frozen backbone stands in `backbone/` and is
 read when it is first asked for: scoring stored tokens does not need it.
 """
@@ -21,8 +27,10 @@ import io
 import json
 import os
 import re
+import shutil
 import string
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -62,6 +70,7 @@ class EdjeConfig(PretrainedConfig):
         num_tokens=0,
         max_text_length=63,
         similarity_prior=None,
+        first_stage=None,
         **rest,
     ):
         self.adapter = adapter or {}
@@ -74,6 +83,7 @@ class EdjeConfig(PretrainedConfig):
         self.num_tokens = num_tokens
         self.max_text_length = max_text_length
         self.similarity_prior = similarity_prior
+        self.first_stage = first_stage
         super().__init__(**rest)
 
 
@@ -192,6 +202,38 @@ class Bert(nn.Module):
         return x
 
 
+class HeadLayers(nn.Module):
+    """A linear layer, with another and a GELU before it where `hidden` is not 0."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, bias: bool):
+        super().__init__()
+        self.hidden = nn.Linear(inputs, hidden) if hidden else None
+        self.out = nn.Linear(hidden or inputs, outputs, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.gelu(self.hidden(x), approximate="tanh") if self.hidden else x)
+
+
+class ModalityHeads(nn.Module):
+    """First-stage embedding and projection of images, or of captions; `inputs` is the width of
+    the backbone's embedding, with that of a token where the heads read those too."""
+
+    def __init__(self, settings: dict, inputs: int, width: int):
+        super().__init__()
+        hidden, bits = settings["hidden_size"], max(settings["code_lengths"], default=0)
+        self.move = HeadLayers(inputs, hidden, width, bias=True)
+        self.code = HeadLayers(inputs, hidden, bits, bias=False) if bits else None
+        self.mean = nn.Parameter(torch.zeros(inputs)) if bits else None
+
+    def forward(self, embeddings: Tensor, pooled: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Embeddings [N, e] of unit length and projections [N, bits], [N, 0] without codes."""
+        x = embeddings if pooled is None else torch.cat([embeddings, pooled], dim=1)
+        moved = F.normalize(embeddings + self.move(x), dim=-1)
+        if self.code is None or self.mean is None:
+            return moved, x[:, :0]
+        return moved, self.code(x - self.mean)
+
+
 class EdjeModel(PreTrainedModel):
     """Image -> compressed tokens, once; [text, tokens] -> match logit, as often as asked."""
 
@@ -225,6 +267,25 @@ class EdjeModel(PreTrainedModel):
         model = cls(config)
         model.load_state_dict(load_file(os.path.join(folder, "model.safetensors")))
         return model.eval()
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **options) -> None:
+        """Save a whole model folder: config and weights of this model, and copies of all other
+        files that it was loaded with, such as heads, tokenizer and backbone."""
+        super().save_pretrained(save_directory, *args, **options)
+        source = self.config._name_or_path
+        if not source:
+            return  # Made of a config alone
+        if not os.path.isdir(source):
+            from huggingface_hub import snapshot_download
+
+            source = snapshot_download(source, revision=getattr(self.config, "_commit_hash", None))
+        source, target = Path(source), Path(save_directory)
+        for path in (*source.glob("*"), *source.glob("backbone/*")):
+            copy = target / path.relative_to(source)
+            is_own = path.parent == source and path.name.startswith(("model.", "model-"))
+            if path.is_file() and not is_own and not copy.exists():
+                copy.parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, copy)
 
     # --- offline ----------------------------------------------------------------------------------
 
@@ -378,13 +439,7 @@ class EdjeModel(PreTrainedModel):
         if "prior" not in self._held:
             from safetensors.torch import load_file
 
-            path = self._file("similarity_prior.safetensors")
-            if path is None:
-                raise FileNotFoundError(
-                    f"{self.config._name_or_path}: no similarity_prior.safetensors here, which"
-                    " config.json speaks of; fetch or export the model again"
-                )
-            tensors = load_file(path)
+            tensors = load_file(self._required_file("similarity_prior.safetensors"))
             hidden, width = (
                 tensors[f"similarity_prior.{n}.bias"].shape[0] for n in ("hidden", "out")
             )
@@ -419,6 +474,15 @@ class EdjeModel(PreTrainedModel):
             source, name, revision=revision, _raise_exceptions_for_missing_entries=False
         )
 
+    def _required_file(self, name: str) -> str:
+        path = self._file(name)
+        if path is None:
+            raise FileNotFoundError(
+                f"{self.config._name_or_path}: no {name} here, which config.json speaks of; fetch"
+                " or export the model again"
+            )
+        return path
+
     @property
     def num_tokens(self) -> int:
         """Compressed tokens per image."""
@@ -452,12 +516,69 @@ class EdjeModel(PreTrainedModel):
 
     # --- first stage ------------------------------------------------------------------------------
 
-    def embed_image(self, pixel_values: Tensor) -> Tensor:
-        """First-stage embeddings of images, unit length, [N, e]."""
-        return _unit(self.backbone.get_image_features(pixel_values=pixel_values))
+    def embed_image(self, pixel_values: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """First-stage embeddings of images, unit length, float32 [N, e].
+
+        Some models' heads read compressed tokens too. Give `tokens`, as `encode_image` made them
+        of these images, and they are not computed anew.
+        """
+        return self._image_outputs(pixel_values, tokens)[0]
 
     def embed_text(self, texts: list[str]) -> Tensor:
-        """First-stage embeddings of captions, unit length, [N, e]."""
+        """First-stage embeddings of captions, unit length, float32 [N, e]."""
+        return self._text_outputs(texts)[0]
+
+    def project_image(self, pixel_values: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Projections of images, whose signs are a code, float32 [N, bits]; [N, 0] without a code
+        head. `tokens` are as for `embed_image`."""
+        return self._image_outputs(pixel_values, tokens)[1]
+
+    def project_text(self, texts: list[str]) -> Tensor:
+        """Projections of captions, whose signs are a code, float32 [N, bits]; [N, 0] without a code
+        head."""
+        return self._text_outputs(texts)[1]
+
+    @staticmethod
+    def pack(projections: Tensor, bits: int | None = None) -> Tensor:
+        """Codes of the first `bits` projections (of all without), uint8 [N, bits / 8].
+
+        A bit is 1 where the projection is above 0; the first lies highest in its byte, as in
+        `numpy.packbits`. A short code is the beginning of a longer one.
+
+        Raises:
+            ValueError: there are no projections, or `bits` is no multiple of 8 up to their number.
+        """
+        longest = projections.shape[1]
+        bits = longest if bits is None else bits
+        if not longest:
+            raise ValueError(
+                "projections [N, 0]: this model has no code head; train one with edje train"
+                " first_stage --init MODEL"
+            )
+        if bits % 8 or not 0 < bits <= longest:
+            raise ValueError(f"codes of {bits} bits: give a multiple of 8, from 8 to {longest}")
+        octets = (projections[:, :bits] > 0).unflatten(1, (-1, 8))
+        weights = 2 ** torch.arange(7, -1, -1, device=projections.device)
+        return (octets * weights).sum(dim=2).to(torch.uint8)
+
+    def _image_outputs(self, pixel_values: Tensor, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Embeddings and projections of images."""
+        embeddings = _unit(self.backbone.get_image_features(pixel_values=pixel_values))
+        if not self.config.first_stage:
+            return embeddings, embeddings[:, :0]
+        if not self.config.first_stage["reads_tokens"]:
+            return self.heads.image(embeddings)
+        tokens = self.encode_image(pixel_values) if tokens is None else tokens
+        return self.heads.image(embeddings, tokens.float().mean(dim=1))
+
+    def _text_outputs(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """Embeddings and projections of captions."""
+        embeddings = self._backbone_text(texts)
+        if not self.config.first_stage:
+            return embeddings, embeddings[:, :0]
+        return self.heads.text(embeddings)
+
+    def _backbone_text(self, texts: list[str]) -> Tensor:
         tokenizer, text = self._hold("text", "AutoTokenizer"), self.backbone.config.text_config
         # SigLIP was trained without a mask; a generic tokenizer that hands one out is used with it.
         # In a causal tower, as CLIP's, padding is never seen and a mask changes nothing.
@@ -471,6 +592,23 @@ class EdjeModel(PreTrainedModel):
         ids = made["input_ids"].to(self.device)
         mask = made["attention_mask"].to(self.device) if masked else None
         return _unit(self.backbone.get_text_features(input_ids=ids, attention_mask=mask))
+
+    @property
+    def heads(self) -> Any:
+        """Heads of the first stage for `image` and `text`, from `first_stage.safetensors`; float32
+        whatever the model's dtype."""
+        if "heads" not in self._held:
+            from safetensors.torch import load_file
+
+            settings, width = self.config.first_stage, self.config.embedding_size
+            pooled = self.config.joint_encoder["hidden_size"] if settings["reads_tokens"] else 0
+            made = Holder(
+                image=ModalityHeads(settings, width + pooled, width),
+                text=ModalityHeads(settings, width, width),
+            )
+            made.load_state_dict(load_file(self._required_file("first_stage.safetensors")))
+            self._held["heads"] = made.eval()
+        return self._held["heads"].to(self.device)
 
     @property
     def backbone(self) -> Any:

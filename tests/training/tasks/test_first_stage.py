@@ -6,6 +6,7 @@ Covers training/embedding_batches.py and training/teacher_scores.py.
 import json
 import pickle
 import re
+import shutil
 from pathlib import Path
 
 import jax
@@ -13,14 +14,15 @@ import numpy as np
 import pytest
 
 import train
-from edje_jax.config.first_stage_run import FirstStageLoss, FirstStageRun, HeadsSpec
-from edje_jax.config.run import DataConfig, MeshConfig
+from edje_jax.config.first_stage_run import FirstStageLoss
+from edje_jax.index.shard_files import BadStore
 from edje_jax.index.store import Store
 from edje_jax.scenes.shapes import Shapes
 from edje_jax.search.reranker import Reranker
-from edje_jax.training.embedding_batches import EmbeddingBatches
-from edje_jax.training.tasks.first_stage import FirstStageTask
+from edje_jax.training.embedding_batches import EmbeddingBatches, pooled_tokens
+from edje_jax.training.loop import OtherRun
 from edje_jax.training.teacher_scores import Teacher, teacher_scores
+from edje_jax.weights.first_stage import WEIGHTS
 from tests.small_runs import read_log
 from tests.small_runs import trained as trained  # a fixture
 
@@ -79,24 +81,17 @@ def test_the_log_has_every_loss_and_the_recalls_of_every_length(workdir):
 
 
 def test_a_stopped_run_goes_on_bit_for_bit(workdir, trained, tmp_path):
-    config = FirstStageRun(
-        steps=6,
-        init=str(trained),
-        data=DataConfig(train="shapes:train", limit=48, batch_size=16),
-        heads=HeadsSpec(code_lengths=(8, 64)),
-        candidates=4,
-        loss=FirstStageLoss(teacher_stride=4),
-        precision="float32",
-        mesh=MeshConfig(data=1),
-    )
-    task = FirstStageTask(config, workdir)
-    whole, parts = task.init(), task.init()
-    for number in range(4):
-        whole, _ = task.step(whole, task.reader[number][0], number)
-    again = FirstStageTask(config, workdir)
-    for number in range(4):
-        parts, _ = again.step(parts, again.reader[number][0], number)
-    jax.tree.map(np.testing.assert_array_equal, whole.params, parts.params)
+    index = ("--index", str(workdir / "index"))
+    command = [*COMMAND, "--init", str(trained), *index, "--checkpoint-every", "3"]
+    command += ["--workdir", str(tmp_path)]
+    assert train.main(command) == 0
+    heads = (tmp_path / "model" / WEIGHTS).read_bytes()
+    shutil.rmtree(tmp_path / "checkpoints" / "6")
+    shutil.rmtree(tmp_path / "model")
+    assert train.main(command) == 0
+    assert (tmp_path / "model" / WEIGHTS).read_bytes() == heads
+    steps = [line["step"] for line in read_log(tmp_path)]
+    assert steps == [1, 2, 3, 4, 5, 6]
 
 
 def test_the_teacher_scores_are_those_of_the_model_and_are_kept(workdir, trained):
@@ -121,7 +116,7 @@ def test_the_teacher_scores_are_those_of_the_model_and_are_kept(workdir, trained
 
 def test_an_epoch_visits_every_image_once(workdir):
     store = Store(workdir / "index")
-    reader = EmbeddingBatches(Shapes("train"), store, 12, 3, 100, reads_tokens=True)
+    reader = EmbeddingBatches(Shapes("train"), store, 12, 3, 100, pooled_tokens(store))
     per_epoch = len(store) // 12
     seen = np.concatenate([reader[number][0].pairs.image_ids for number in range(per_epoch)])
     assert len(set(seen.tolist())) == len(seen) == 12 * per_epoch
@@ -136,13 +131,34 @@ def test_processes_share_what_the_teacher_scored(workdir, trained):
     runtime = Reranker.from_pretrained(trained, precision="float32").runtime
     scores = teacher_scores(workdir / "teacher", store, Teacher(runtime, store), 4)
     whole, *halves = (
-        EmbeddingBatches(Shapes("train"), store, 16, 3, 9, False, scores, 2, process)[2][0]
+        EmbeddingBatches(Shapes("train"), store, 16, 3, 9, None, scores, 2, process)[2][0]
         for process in ((0, 1), (0, 2), (1, 2))
     )
     assert whole.taught.images.scores.shape == (8, 4)
     for ours, first, second in zip(*map(jax.tree.leaves, (whole, *halves)), strict=True):
         both = first if len(first) == len(ours) else np.concatenate([first, second])
         np.testing.assert_array_equal(both, ours)
+
+
+def test_scores_of_captions_that_changed_are_not_taken(workdir, trained, monkeypatch):
+    runtime = Reranker.from_pretrained(trained, precision="float32").runtime
+    store = Store(workdir / "index")
+    store.shards[0].rows[0].captions[0] += " changed"
+    with pytest.raises(ValueError, match=r"keeps scores of another kind \(set differ\)"):
+        teacher_scores(workdir / "teacher", store, Teacher(runtime, store), 4)
+
+
+def test_another_run_leaves_a_workdir_and_an_index_alone(workdir, trained):
+    before = (workdir / "index" / "manifest.json").read_bytes()
+    args = [*COMMAND, "--init", str(trained), "--workdir", str(workdir), "--data.limit", "24"]
+    with pytest.raises(OtherRun, match=r"data\.limit"):
+        train.main(args)
+    elsewhere = [*COMMAND, "--init", str(trained), "--data.limit", "24"]
+    with pytest.raises(BadStore, match="24 images that the training set lacks"):
+        train.main(
+            [*elsewhere, "--index", str(workdir / "index"), "--workdir", str(workdir / "other")]
+        )
+    assert (workdir / "index" / "manifest.json").read_bytes() == before
 
 
 def test_a_run_without_a_model_or_captions_says_so(trained, tmp_path):
