@@ -109,6 +109,7 @@ def test_it_ends_while_it_still_compiles(tmp_path):
     program.write_text(
         """
 import os, signal, threading, time
+import edje_jax.cli.search as search
 import edje_jax.cli.serve as serve
 from edje_jax.cli.commands.search import Serve
 

@@ -181,7 +181,9 @@ def test_a_clip_trains_by_its_own_loss(config, clip, tmp_path):
     for number in range(10):
         state, metrics = task.step(state, batch, number)
         told.append(float(metrics["loss/softmax"]))
-    assert "loss/sigmoid" not in metrics and told[-1] < 0.9 * told[0]
+    assert "loss/sigmoid" not in metrics
+    # Slowly, as the scale of random weights is near 1, but at every step on the same batch.
+    assert told[-1] < told[0] - 0.005 and all(np.diff(told[1:]) < 0), told
 
 
 def test_patch_naming_without_labels_is_said_and_left_out(config, tmp_path, caplog):
