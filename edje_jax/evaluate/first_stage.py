@@ -204,7 +204,7 @@ def _searchable(choice: StageChoice, side: Embedded) -> np.ndarray:
 
 
 def stage_metrics(choice: StageChoice, encoded: EncodedGallery, texts: Embedded) -> dict[str, Any]:
-    """What metrics.json keeps as "first_stage"."""
+    """Entry "first_stage" of metrics.json: name, bits, recalls of both directions, and bytes."""
     recalls = stage_recalls(choice, encoded, texts)
     width = encoded.embeddings.shape[1]
     return {
