@@ -20,7 +20,7 @@ from tests.colour_runtime import CODED, CODED_STAMP, RUNTIME, STAMP, Colours
 
 
 class Renamed(Colours):
-    """SPEC of images as before, one caption of which was written anew."""
+    """Source of the images of `Colours`, one of whose captions was written anew."""
 
     def captions(self, index: int) -> list[str]:
         return ["blue, and red"] if index == 7 else super().captions(index)
