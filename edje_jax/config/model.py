@@ -32,6 +32,10 @@ TokenDtype = Literal["bfloat16", "float16", "int8", "int4"]
 """Data type in which compressed tokens are stored (`models.token_formats`)."""
 
 
+EmbeddingDtype = Literal["float32", "float16", "int8"]
+"""Data type in which an index stores embeddings (`index.embeddings`)."""
+
+
 @dataclass(frozen=True)
 class ImageRecipe:
     """How an image becomes pixels, as `preprocessor_config.json` states it.

@@ -106,7 +106,7 @@ def _rank(
     k: int,
 ) -> BaseRanking:
     k, table = min(k, len(items.embeddings)), _searchable(choice, items)
-    stage, codes = find_first_stage(choice.name).build(table, None), table if choice.bits else None
+    stage, codes = find_first_stage(choice.name).build(table), table if choice.bits else None
     searched = Searched(stage, items.embeddings, codes, choice.bits, choice.screening)
     vectors = _vectors(choice, items)
     count = len(queries.embeddings)
@@ -173,7 +173,7 @@ def _recalls_of_found(
     item_image: Int[np.ndarray, " g"],
     depths: Sequence[int],
 ) -> ExpectedRecalls:
-    stage = find_first_stage(choice.name).build(_searchable(choice, items), None)
+    stage = find_first_stage(choice.name).build(_searchable(choice, items))
     rows = stage.nearest(_searchable(choice, queries), max(depths)).rows
     right = (item_image[rows] == query_image[:, None]) & (rows >= 0)
     hits = np.stack([right[:, :depth].any(axis=1) for depth in depths], axis=1)

@@ -1,90 +1,121 @@
 """Search on the device, block by block: every row of a table is compared with every query."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float32, Shaped
+from jaxtyping import Array, Bool, Float32, Int32, Shaped
 
 from edje_jax.data.buckets import batches
-from edje_jax.first_stage.base import Nearest, Vectors
+from edje_jax.first_stage.base import Allowed, Nearest, Vectors
 
 QUERY_BATCHES = (1, 8, 64)
 
 BLOCK = 1 << 16
 """Rows compared with a batch of queries at once: bounds what a search keeps in memory."""
 
+HELD_BYTES = 1 << 30
+"""Most bytes of a table that a CPU's process keeps in memory; on other devices it may take half of
+theirs."""
+
 Compare = Callable[[Array, Array], Float32[Array, "q b"]]
 """Closeness of queries [q, w] to rows [b, w]: larger is nearer. A function of a module, as each is
 a program of its own."""
 
-
-def device_blocks(
-    vectors: Vectors, prepare: Callable[[np.ndarray], np.ndarray]
-) -> Shaped[Array, "c b w"]:
-    """Rows on the device in blocks of equal size, the last one filled up with zeros.
-
-    `prepare` makes rows of the table from rows of the vectors.
-    """
-    size, width = len(vectors), prepare(vectors[:0])
-    block = min(BLOCK, max(size, 1))
-    table = np.zeros((-(-size // block), block, width.shape[1]), width.dtype)
-    for number, rows in enumerate(table):
-        part = prepare(vectors[number * block : (number + 1) * block])
-        rows[: len(part)] = part
-    return jnp.asarray(table)
+Prepare = Callable[[np.ndarray], np.ndarray]
+"""Function from rows of vectors to rows of a table."""
 
 
-def nearest_in_blocks(
+class Blocks:
+    """Table of rows in blocks of equal size: on the device if it fits there, else read block by
+    block for every search."""
+
+    def __init__(self, vectors: Vectors, prepare: Prepare, held_bytes: int | None = None):
+        self._vectors, self._prepare = vectors, prepare
+        self.size = len(vectors)
+        self._block = min(BLOCK, max(self.size, 1))
+        like = prepare(vectors[:0])
+        self.row_bytes = like.shape[1] * like.dtype.itemsize
+        limit = _most_held_bytes() if held_bytes is None else held_bytes
+        self.is_held = self.size * self.row_bytes <= limit
+        self._held = [jax.device_put(rows) for rows in self._read()] if self.is_held else None
+
+    def __iter__(self) -> Iterator[tuple[int, Shaped[Array, "b w"]]]:
+        """(first row, rows) of each block; the last one is filled up with zeros."""
+        starts = range(0, self.size, self._block)
+        yield from zip(starts, self._held if self._held is not None else self._read(), strict=True)
+
+    def _read(self) -> Iterator[Shaped[np.ndarray, "b w"]]:
+        for start in range(0, self.size, self._block):
+            rows = self._prepare(self._vectors[start : start + self._block])
+            missing = self._block - len(rows)
+            yield np.pad(rows, ((0, missing), (0, 0))) if missing else rows
+
+    def may_be_found(self, start: int, allowed: Allowed) -> Bool[np.ndarray, " b"]:
+        """Whether each row of a block may be found; those it was filled up with may not."""
+        out = np.zeros(self._block, bool)
+        end = min(start + self._block, self.size)
+        out[: end - start] = True if allowed is None else allowed[start:end]
+        return out
+
+    def nearest(
+        self,
+        compare: Compare,
+        queries: Shaped[np.ndarray, "q w"],
+        k: int,
+        allowed: Allowed = None,
+        approximate: bool = False,
+    ) -> Nearest:
+        """The k nearest allowed rows to each query, of which there are k, by their closeness.
+
+        With `approximate`, blocks' candidates come from `approx_max_k`, asked for a recall of 0.99.
+        """
+        # Computed for a few k, as each is a program of its own.
+        asked = min(max(16, 1 << (k - 1).bit_length()), self.size)
+        closeness = np.empty((len(queries), k), np.float32)
+        found = np.empty((len(queries), k), np.int64)
+        # A batch's time is that of reading the table, however many ask.
+        for chosen, count in batches(np.arange(len(queries)), QUERY_BATCHES, filled=0):
+            some = jnp.asarray(queries[chosen])
+            best = (
+                jnp.full((len(chosen), asked), -jnp.inf),
+                jnp.full((len(chosen), asked), -1, jnp.int32),
+            )
+            for start, rows in self:
+                mask = self.may_be_found(start, allowed)
+                if mask.any():
+                    best = _step(compare, approximate, best, some, rows, np.int32(start), mask)
+            close, rows = (np.asarray(x)[:count, :k] for x in best)
+            closeness[chosen[:count]], found[chosen[:count]] = close, rows
+        return Nearest(closeness, found)
+
+
+def _most_held_bytes() -> int:
+    device = jax.local_devices()[0]
+    if device.platform == "cpu":
+        return HELD_BYTES
+    return ((device.memory_stats() or {}).get("bytes_limit") or 8 * HELD_BYTES) // 2
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _step(
     compare: Compare,
-    table: Shaped[Array, "c b w"],
-    size: int,
-    queries: Shaped[np.ndarray, "q w"],
-    k: int,
-    approximate: bool = False,
-) -> Nearest:
-    """The k nearest of the first `size` rows to each query, k at most `size`, by their closeness.
-
-    With `approximate`, blocks' candidates come from `approx_max_k`, asked for a recall of 0.99.
-    """
-    # Computed for a few k, as each is a program of its own.
-    asked = min(max(16, 1 << (k - 1).bit_length()), size)
-    closeness = np.empty((len(queries), k), np.float32)
-    rows = np.empty((len(queries), k), np.int32)
-    # A batch's time is that of reading the table, however many ask.
-    for chosen, count in batches(np.arange(len(queries)), QUERY_BATCHES, filled=0):
-        found = _nearest(compare, asked, approximate, table, size, queries[chosen])
-        closeness[chosen[:count]], rows[chosen[:count]] = (np.asarray(x)[:count, :k] for x in found)
-    return Nearest(closeness, rows)
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _nearest(
-    compare: Compare,
-    k: int,
     approximate: bool,
-    table: Shaped[Array, "c b w"],
-    size: Array,
+    best: tuple[Float32[Array, "q k"], Int32[Array, "q k"]],
     queries: Shaped[Array, "q w"],
-) -> tuple[Array, Array]:
-    """The best k so far go through the blocks; they stand first, so that ties keep lower rows."""
-    block = table.shape[1]
-    inside = min(k, block)
-
-    def step(best: tuple[Array, Array], numbered: tuple[Array, Array]):
-        number, rows = numbered
-        close = compare(queries, rows)
-        place = number * block + jnp.arange(block, dtype=jnp.int32)
-        close = jnp.where((place < size)[None, :], close, -jnp.inf)
-        top = partial(jax.lax.approx_max_k, recall_target=0.99) if approximate else jax.lax.top_k
-        values, columns = top(close, inside)
-        values = jnp.concatenate([best[0], values], axis=1)
-        columns = jnp.concatenate([best[1], place[columns]], axis=1)
-        values, kept = jax.lax.top_k(values, k)
-        return (values, jnp.take_along_axis(columns, kept, axis=1)), None
-
-    nothing = jnp.full((len(queries), k), -jnp.inf), jnp.full((len(queries), k), -1, jnp.int32)
-    numbers = jnp.arange(len(table), dtype=jnp.int32)
-    return jax.lax.scan(step, nothing, (numbers, table))[0]
+    rows: Shaped[Array, "b w"],
+    start: Int32[Array, ""],
+    mask: Bool[Array, " b"],
+) -> tuple[Float32[Array, "q k"], Int32[Array, "q k"]]:
+    """The best k of those so far and of a block; the former stand first, so that ties keep lower
+    rows."""
+    k = best[0].shape[1]
+    close = jnp.where(mask[None, :], compare(queries, rows), -jnp.inf)
+    top = partial(jax.lax.approx_max_k, recall_target=0.99) if approximate else jax.lax.top_k
+    values, columns = top(close, min(k, rows.shape[0]))
+    values = jnp.concatenate([best[0], values], axis=1)
+    places = jnp.concatenate([best[1], start + columns.astype(jnp.int32)], axis=1)
+    values, kept = jax.lax.top_k(values, k)
+    return values, jnp.take_along_axis(places, kept, axis=1)

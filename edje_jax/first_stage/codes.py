@@ -1,27 +1,43 @@
 """Exact search by Hamming distance: every packed code is compared with every query."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32, Int8, UInt8, UInt32
 
-from edje_jax.first_stage.base import Nearest, Reads, Vectors, no_neighbours
-from edje_jax.first_stage.blockwise import Compare, device_blocks, nearest_in_blocks
-from edje_jax.first_stage.faiss_binary import FaissBinaryFlat
+from edje_jax.first_stage.base import (
+    Allowed,
+    Nearest,
+    Reads,
+    Vectors,
+    best,
+    keep_allowed,
+    no_neighbours,
+)
+from edje_jax.first_stage.blockwise import Blocks, Compare
+from edje_jax.first_stage.faiss import import_faiss
+from edje_jax.first_stage.faiss_binary import COUNTED
 from edje_jax.first_stage.packing import check_codes, fill, hamming, hamming_similarity
+from edje_jax.system.mapped_files import map_array
+from edje_jax.system.processors import usable_cores
 
 Way = Literal["faiss", "numpy", "popcount", "product"]
-Search = Callable[[UInt8[np.ndarray, "q bytes"], int], Nearest]
-"""The k nearest codes of at least one query, k at most their number."""
+Search = Callable[[UInt8[np.ndarray, "q bytes"], int, Allowed], Nearest]
+"""The k nearest allowed codes of at least one query, of which there are k."""
 
 KEYS = 1 << 23
 """Distances that NumPy sorts at once: bounds its memory to some hundred MB."""
+EXCLUDED = 1024
+"""Most codes that may not be found and are looked past; if there are more, the rest is copied."""
+PIECE = 1 << 18
+"""Least number of codes that a thread of its own goes through."""
 
 
 class Codes:
@@ -32,9 +48,10 @@ class Codes:
     """
 
     is_exact: ClassVar[bool] = True
-    is_stored: ClassVar[bool] = False
+    is_stored: ClassVar[bool] = True
     version: ClassVar[int] = 1
     reads: ClassVar[Reads] = "codes"
+    efforts: ClassVar[tuple[int, ...]] = ()
 
     def __init__(self, vectors: Vectors, way: Way | None = None):
         """Make codes searchable, for measurements by a way of one's choice.
@@ -43,28 +60,62 @@ class Codes:
             ValueError: the rows are not packed codes.
         """
         check_codes(vectors[:0])
-        self._size, self._width = vectors.shape
-        self._search = _WAYS[way or _fastest_way()](vectors)
+        self.effort = 0
+        self._way: Way = way or _fastest_way()
+        self._width = vectors.shape[1]
+        self._codes = vectors[:]
+        self._search: Search | None = None
 
     @classmethod
-    def build(cls, vectors: Vectors, folder: Path | None = None) -> "Codes":
-        """Copy codes to the device or into memory; nothing is written."""
+    def build(cls, vectors: Vectors) -> "Codes":
+        """Copy codes to the device or into memory."""
         return cls(vectors)
 
     @classmethod
-    def open(cls, folder: Path) -> "Codes":
-        """Raise an error: nothing is stored."""
-        raise FileNotFoundError(f"{folder}: a first stage of codes is built, not opened")
+    def start(cls, vectors: Vectors) -> "Codes":
+        """First stage without codes.
+
+        Raises:
+            ValueError: the rows are not packed codes.
+        """
+        return cls(vectors[:0])
+
+    def add(self, rows: UInt8[np.ndarray, "n bytes"]) -> None:
+        """Add codes behind those that are there."""
+        check_codes(rows, self._width)
+        self._codes, self._search = np.concatenate([self._codes, rows]), None
+
+    def write(self, folder: Path) -> Path:
+        """Write a .npy file and return it: codes of one length, one after the other.
+
+        Raises:
+            OSError: the folder cannot be written to.
+        """
+        file = folder / f"{len(self)}.npy"
+        np.save(file, self._codes)
+        return file
+
+    @classmethod
+    def open(cls, file: Path, grows: bool = False) -> "Codes":
+        """Map what `write` wrote into memory.
+
+        Raises:
+            OSError, ValueError: the file is not there, or damaged.
+        """
+        return cls(map_array(file))
 
     def __len__(self) -> int:
-        return self._size
+        return len(self._codes)
 
-    def nearest(self, queries: UInt8[np.ndarray, "q bytes"], k: int) -> Nearest:
+    def nearest(
+        self, queries: UInt8[np.ndarray, "q bytes"], k: int, allowed: Allowed = None
+    ) -> Nearest:
         check_codes(queries, self._width)
-        k = min(k, self._size)
+        k = min(k, len(self) if allowed is None else int(np.count_nonzero(allowed)))
         if not k or not len(queries):
             return no_neighbours(len(queries), k)
-        return self._search(queries, k)
+        self._search = self._search or _WAYS[self._way](self._codes)
+        return self._search(queries, k, allowed)
 
 
 def _fastest_way() -> Way:
@@ -73,30 +124,81 @@ def _fastest_way() -> Way:
     return "faiss" if find_spec("faiss") else "numpy"
 
 
-def _search_with_faiss(vectors: Vectors) -> Search:
-    return FaissBinaryFlat.build(vectors, None).nearest
+def _search_with_faiss(codes: UInt8[np.ndarray, "n bytes"]) -> Search:
+    faiss = import_faiss()
+    threads = max(1, min(usable_cores(), len(codes) // PIECE))
+    edges = np.linspace(0, len(codes), threads + 1).astype(int)
+    pool = ThreadPoolExecutor(threads)
+
+    def nearest(queries: UInt8[np.ndarray, "q bytes"], k: int, allowed: Allowed) -> Nearest:
+        queries = np.ascontiguousarray(queries)
+
+        def piece(number: int) -> Nearest:
+            own = slice(edges[number], edges[number + 1])
+            near = _by_counting(
+                faiss, codes[own], queries, k, allowed if allowed is None else allowed[own]
+            )
+            return Nearest(
+                near.similarities, np.where(near.rows < 0, -1, near.rows + edges[number])
+            )
+
+        return best(list(pool.map(piece, range(threads))), k)
+
+    return nearest
 
 
-def _search_with_numpy(vectors: Vectors) -> Search:
-    return partial(_nearest_with_numpy, vectors[:])
+def _by_counting(
+    faiss: Any,
+    codes: UInt8[np.ndarray, "n bytes"],
+    queries: UInt8[np.ndarray, "q bytes"],
+    k: int,
+    allowed: Allowed,
+) -> Nearest:
+    """Neighbours by counting: codes at each distance are kept in the order of their rows."""
+    excluded = 0 if allowed is None else len(codes) - int(np.count_nonzero(allowed))
+    if excluded > EXCLUDED:
+        assert allowed is not None
+        place = np.flatnonzero(allowed)
+        near = _by_counting(faiss, codes[place], queries, k, None)
+        return Nearest(near.similarities, place[near.rows])
+    asked, bits = min(k + excluded, len(codes)), 8 * codes.shape[1]
+    if not asked:
+        return no_neighbours(len(queries), 0)
+    together = max(1, COUNTED // (asked * (bits + 1)))
+    parts = [
+        faiss.knn_hamming(queries[start : start + together], codes, asked, variant="mc")
+        for start in range(0, len(queries), together)
+    ]
+    distances, rows = (np.concatenate(part) for part in zip(*parts, strict=True))
+    near = Nearest(hamming_similarity(distances, bits), rows)
+    return near if allowed is None else keep_allowed(near, allowed, k)
 
 
-def _search_on_device(compare: Compare, vectors: Vectors) -> Search:
-    table, (size, width) = device_blocks(vectors, _words), vectors.shape
+def _search_with_numpy(codes: UInt8[np.ndarray, "n bytes"]) -> Search:
+    return partial(_nearest_with_numpy, codes)
 
-    def nearest(queries: UInt8[np.ndarray, "q bytes"], k: int) -> Nearest:
-        close, rows = nearest_in_blocks(compare, table, size, _words(queries), k)
-        return Nearest(hamming_similarity(-close.astype(np.int32), 8 * width), rows)
+
+def _search_on_device(compare: Compare, codes: UInt8[np.ndarray, "n bytes"]) -> Search:
+    table, bits = Blocks(codes, _words), 8 * codes.shape[1]
+
+    def nearest(queries: UInt8[np.ndarray, "q bytes"], k: int, allowed: Allowed) -> Nearest:
+        close, rows = table.nearest(compare, _words(queries), k, allowed)
+        return Nearest(hamming_similarity(-close.astype(np.int32), bits), rows)
 
     return nearest
 
 
 def _nearest_with_numpy(
-    codes: UInt8[np.ndarray, "n bytes"], queries: UInt8[np.ndarray, "q bytes"], k: int
+    codes: UInt8[np.ndarray, "n bytes"],
+    queries: UInt8[np.ndarray, "q bytes"],
+    k: int,
+    allowed: Allowed = None,
 ) -> Nearest:
+    place = None if allowed is None else np.flatnonzero(allowed)
+    codes = codes if place is None else codes[place]
     size, width = codes.shape
     distances = np.empty((len(queries), k), np.int32)
-    rows = np.empty((len(queries), k), np.int32)
+    rows = np.empty((len(queries), k), np.int64)
     batch = max(1, KEYS // size)
     for start in range(0, len(queries), batch):
         asked = slice(start, start + batch)
@@ -104,7 +206,8 @@ def _nearest_with_numpy(
         keys = hamming(queries[asked], codes).astype(np.int64) * size + np.arange(size)
         keys = np.sort(np.partition(keys, k - 1, axis=1)[:, :k], axis=1)
         distances[asked], rows[asked] = np.divmod(keys, size)
-    return Nearest(hamming_similarity(distances, 8 * width), rows)
+    found = rows if place is None else place[rows]
+    return Nearest(hamming_similarity(distances, 8 * width), found)
 
 
 def _words(codes: UInt8[np.ndarray, "n bytes"]) -> UInt32[np.ndarray, "n words"]:

@@ -1,7 +1,6 @@
 """Exact search on the device: every embedding is compared with every query."""
 
 from functools import partial
-from pathlib import Path
 from typing import ClassVar
 
 import jax
@@ -9,44 +8,45 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
-from edje_jax.first_stage.base import Nearest, Reads, Vectors, no_neighbours
-from edje_jax.first_stage.blockwise import device_blocks, nearest_in_blocks
+from edje_jax.first_stage.base import Allowed, Nearest, Reads, Vectors, no_neighbours
+from edje_jax.first_stage.blockwise import Blocks
 
 
 class Exact:
     """Comparison with every row: products block by block on the device, top k of each kept.
 
-    On TPU the blocks' candidates come from `approx_max_k`, asked for a recall of 0.99.
+    Embeddings that do not fit into memory are read from where they lie, block by block, at every
+    search. On TPU the blocks' candidates come from `approx_max_k`, asked for a recall of 0.99.
     """
 
     is_exact: ClassVar[bool] = True
     is_stored: ClassVar[bool] = False
-    version: ClassVar[int] = 1
     reads: ClassVar[Reads] = "embeddings"
 
-    def __init__(self, vectors: Vectors):
-        self._size = len(vectors)
-        self._table = device_blocks(vectors, partial(np.asarray, dtype=np.float32))
+    def __init__(self, vectors: Vectors, held_bytes: int | None = None):
+        """Make embeddings searchable.
+
+        Args:
+            held_bytes: most bytes that are kept in memory (default: as `blockwise.Blocks` has it).
+        """
+        self._table = Blocks(vectors, partial(np.asarray, dtype=np.float32), held_bytes)
 
     @classmethod
-    def build(cls, vectors: Vectors, folder: Path | None = None) -> "Exact":
-        """Copy embeddings to the device; nothing is written."""
+    def build(cls, vectors: Vectors) -> "Exact":
+        """Copy embeddings to the device, if they fit."""
         return cls(vectors)
 
-    @classmethod
-    def open(cls, folder: Path) -> "Exact":
-        """Raise an error: nothing is stored."""
-        raise FileNotFoundError(f"{folder}: an exact first stage is built, not opened")
-
     def __len__(self) -> int:
-        return self._size
+        return self._table.size
 
-    def nearest(self, queries: Float32[np.ndarray, "q e"], k: int) -> Nearest:
-        k = min(k, self._size)
+    def nearest(
+        self, queries: Float32[np.ndarray, "q e"], k: int, allowed: Allowed = None
+    ) -> Nearest:
+        k = min(k, len(self) if allowed is None else int(np.count_nonzero(allowed)))
         if not k or not len(queries):
             return no_neighbours(len(queries), k)
         approximate = jax.default_backend() == "tpu"
-        return nearest_in_blocks(_products, self._table, self._size, queries, k, approximate)
+        return self._table.nearest(_products, queries, k, allowed, approximate)
 
 
 def _products(queries: Float[Array, "q e"], rows: Float[Array, "b e"]) -> Float[Array, "q b"]:

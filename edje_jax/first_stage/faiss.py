@@ -7,9 +7,14 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float32
 
-from edje_jax.first_stage.base import Nearest, Reads, Vectors, no_neighbours
+from edje_jax.first_stage.base import Allowed, Nearest, Reads, Vectors, keep_allowed, no_neighbours
 
-FILE = "index.faiss"
+BLOCK = 1 << 16
+"""Rows that are added at once."""
+SAMPLE = 64
+"""Rows for each list that lists are trained on."""
+MOST_LISTS = 1 << 14
+"""Most inverted lists: a query is compared with the centre of each."""
 
 
 class Faiss:
@@ -17,46 +22,75 @@ class Faiss:
 
     is_exact: ClassVar[bool] = True
     is_stored: ClassVar[bool] = True
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     reads: ClassVar[Reads] = "embeddings"
+    efforts: ClassVar[tuple[int, ...]] = ()
+    takes_selectors: ClassVar[bool] = True
+    """Whether the library's index can be told which rows it may find."""
 
     def __init__(self, index: Any):
         self._index = index
+        self.effort = 0
 
     @classmethod
-    def build(cls, vectors: Vectors, folder: Path | None) -> "Faiss":
-        """Make rows searchable, and write a faiss index into a folder, if given.
+    def build(cls, vectors: Vectors) -> "Faiss":
+        """Make rows searchable.
 
         Raises:
             ModuleNotFoundError: faiss is not installed; the message says how to get it.
-            OSError: the folder cannot be written to.
         """
-        faiss = _import_faiss()
-        rows = np.ascontiguousarray(vectors[:])
-        # Only the plain index can be made without rows.
-        index = cls._make(faiss, rows) if len(rows) else cls._plain(faiss, vectors.shape[1])
-        index.add(rows)
-        if folder:
-            try:
-                cls._write(faiss, index, str(folder / FILE))
-            except RuntimeError as error:
-                raise OSError(f"{folder / FILE}: cannot be written ({error})") from error
-        return cls(index)
+        stage = cls.start(vectors)
+        for start in range(0, len(vectors), BLOCK):
+            stage.add(vectors[start : start + BLOCK])
+        return stage
 
     @classmethod
-    def open(cls, folder: Path) -> "Faiss":
-        """Open the index that `build` wrote.
+    def start(cls, vectors: Vectors) -> "Faiss":
+        """First stage without rows, prepared for rows such as these.
+
+        Raises:
+            ModuleNotFoundError: as for `build`.
+        """
+        faiss = import_faiss()
+        # Only the plain index can be made without rows.
+        make = cls._make if len(vectors) else lambda faiss, like: cls._plain(faiss, like.shape[1])
+        return cls(make(faiss, vectors))
+
+    def add(self, rows: np.ndarray) -> None:
+        """Add rows behind those that are there."""
+        if hasattr(self._index, "hnsw"):
+            # Rows' levels are drawn: the same ones, wherever a build was cut short.
+            self._index.hnsw.rng = import_faiss().RandomGenerator(len(self))
+        self._index.add(np.ascontiguousarray(rows))
+
+    def write(self, folder: Path) -> Path:
+        """Write a file of the library and return it.
+
+        Raises:
+            OSError: the folder cannot be written to.
+        """
+        file = folder / f"{len(self)}.faiss"
+        try:
+            self._write(import_faiss(), self._index, str(file))
+        except RuntimeError as error:
+            raise OSError(f"{file}: cannot be written ({error})") from error
+        return file
+
+    @classmethod
+    def open(cls, file: Path, grows: bool = False) -> "Faiss":
+        """Open what `write` wrote: mapped into memory, or read if it is to grow.
 
         Raises:
             ModuleNotFoundError: faiss is not installed.
             RuntimeError: the file is not there, or damaged.
         """
-        return cls(cls._read(_import_faiss(), str(folder / FILE)))
+        faiss = import_faiss()
+        return cls(cls._read(faiss, str(file), 0 if grows else faiss.IO_FLAG_MMAP_IFC))
 
     @classmethod
-    def _make(cls, faiss: Any, rows: np.ndarray) -> Any:
+    def _make(cls, faiss: Any, vectors: Vectors) -> Any:
         """Index of the library, trained where that is needed, to which rows can be added."""
-        return cls._plain(faiss, rows.shape[1])
+        return cls._plain(faiss, vectors.shape[1])
 
     @staticmethod
     def _plain(faiss: Any, width: int) -> Any:
@@ -68,22 +102,44 @@ class Faiss:
         faiss.write_index(index, path)
 
     @staticmethod
-    def _read(faiss: Any, path: str) -> Any:
-        return faiss.read_index(path)
+    def _read(faiss: Any, path: str, flags: int) -> Any:
+        return faiss.read_index(path, flags)
 
     def __len__(self) -> int:
         return int(self._index.ntotal)
 
-    def nearest(self, queries: np.ndarray, k: int) -> Nearest:
-        if not len(self) or not len(queries):
-            return no_neighbours(len(queries), min(k, len(self)))
-        if hasattr(self._index, "hnsw"):
-            self._index.hnsw.efSearch = max(256, 2 * k)
-        return self._search(np.ascontiguousarray(queries), min(k, len(self)))
+    def nearest(self, queries: np.ndarray, k: int, allowed: Allowed = None) -> Nearest:
+        count = len(self) if allowed is None else int(np.count_nonzero(allowed))
+        found = min(k, count)
+        if not found or not len(queries):
+            return no_neighbours(len(queries), found)
+        queries = np.ascontiguousarray(queries)
+        if allowed is None or count == len(self):
+            return self._search(queries, found, self._settings(found, 1.0))
+        share = count / len(self)
+        if self.takes_selectors:
+            bits = np.packbits(allowed, bitorder="little")
+            selector = import_faiss().IDSelectorBitmap(bits)
+            return self._search(queries, found, self._settings(found, share, selector))
+        return self._filtered(queries, found, allowed, share)
 
-    def _search(self, queries: np.ndarray, k: int) -> Nearest:
-        similarities, rows = self._index.search(queries, k)
-        return Nearest(similarities, rows.astype(np.int32))
+    def _settings(self, k: int, share: float, selector: Any = None) -> Any:
+        """Parameters of a search for k rows, where a share of all rows may be found."""
+        return import_faiss().SearchParameters(sel=selector) if selector else None
+
+    def _search(self, queries: np.ndarray, k: int, settings: Any) -> Nearest:
+        similarities, rows = self._index.search(queries, k, params=settings)
+        return Nearest(similarities, rows)
+
+    def _filtered(self, queries: np.ndarray, k: int, allowed: np.ndarray, share: float) -> Nearest:
+        """Search for more rows than are asked for, until enough of them are allowed."""
+        asked = min(len(self), int(2 * k / share) + k)
+        while True:
+            near = self._search(queries, asked, self._settings(asked, share))
+            kept = keep_allowed(near, allowed, k)
+            if asked == len(self) or (kept.rows >= 0).all() or (near.rows[:, -1] < 0).all():
+                return kept
+            asked = min(len(self), 4 * asked)
 
 
 class FaissFlat(Faiss):
@@ -91,40 +147,82 @@ class FaissFlat(Faiss):
 
 
 class FaissHnsw(Faiss):
-    """A graph of neighbours (HNSW) of 32 edges a row."""
+    """A graph of neighbours (HNSW) of 32 edges a row; `effort` is efSearch."""
 
     is_exact: ClassVar[bool] = False
+    efforts: ClassVar[tuple[int, ...]] = (32, 64, 128, 256, 512, 1024)
+
+    def __init__(self, index: Any):
+        super().__init__(index)
+        self.effort = 256
 
     @classmethod
-    def _make(cls, faiss: Any, rows: Float32[np.ndarray, "n e"]) -> Any:
-        index = faiss.IndexHNSWFlat(rows.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
+    def _make(cls, faiss: Any, vectors: Vectors) -> Any:
+        index = faiss.IndexHNSWFlat(vectors.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = 200
         return index
 
+    def _settings(self, k: int, share: float, selector: Any = None) -> Any:
+        return hnsw_settings(self._index, self.effort, k, share, selector)
+
 
 class FaissIvf(Faiss):
-    """4 sqrt(n) lists of rows, as faiss' guidelines advise; an eighth (nprobe) is searched."""
+    """4 sqrt(n) lists of rows, as faiss' guidelines advise; `effort` is how many are searched
+    (nprobe)."""
 
     is_exact: ClassVar[bool] = False
+    efforts: ClassVar[tuple[int, ...]] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+
+    def __init__(self, index: Any):
+        super().__init__(index)
+        self.effort = max(getattr(index, "nlist", 8) // 8, 1)
 
     @classmethod
-    def _make(cls, faiss: Any, rows: Float32[np.ndarray, "n e"]) -> Any:
-        size, width = rows.shape
-        lists = lists_for(size)
+    def _make(cls, faiss: Any, vectors: Vectors) -> Any:
+        lists, width = lists_for(len(vectors)), vectors.shape[1]
         index = faiss.IndexIVFFlat(
             cls._plain(faiss, width), width, lists, faiss.METRIC_INNER_PRODUCT
         )
-        index.nprobe = max(lists // 8, 1)
-        index.train(rows)
+        index.train(training_rows(vectors, lists))
         return index
+
+    def _settings(self, k: int, share: float, selector: Any = None) -> Any:
+        return ivf_settings(self._index, self.effort, share, selector)
+
+
+def hnsw_settings(index: Any, effort: int, k: int, share: float, selector: Any) -> Any:
+    """Parameters of a graph's search: the fewer rows may be found, the further it looks."""
+    depth = min(int(max(effort, 2 * k) / share), max(4096, 2 * k))
+    return import_faiss().SearchParametersHNSW(sel=selector, efSearch=depth)
+
+
+def ivf_settings(index: Any, effort: int, share: float, selector: Any) -> Any:
+    """Parameters of a search of lists: the fewer rows may be found, the more lists."""
+    if not hasattr(index, "nlist"):
+        return None
+    lists = min(int(np.ceil(effort / share)), index.nlist)
+    return import_faiss().SearchParametersIVF(sel=selector, nprobe=lists)
 
 
 def lists_for(size: int) -> int:
     """Number of inverted lists: 4 sqrt(n), or fewer if these would get less than 39 rows each."""
-    return max(min(int(4 * size**0.5), size // 39), 1)
+    return max(min(int(4 * size**0.5), size // 39, MOST_LISTS), 1)
 
 
-def _import_faiss() -> Any:
+def training_rows(vectors: Vectors, lists: int) -> Float32[np.ndarray, "n e"]:
+    """Rows that the centres of lists are fitted to, drawn from all: the same ones every time."""
+    size = len(vectors)
+    count = min(size, max(SAMPLE * lists, 1024))
+    drawn = np.random.default_rng(0).choice(size, count, replace=False)
+    return np.ascontiguousarray(vectors[np.sort(drawn)])
+
+
+def import_faiss() -> Any:
+    """Module `faiss`.
+
+    Raises:
+        ModuleNotFoundError: it is not installed; the message says how to get it.
+    """
     # It tells at every import which of its builds it tried.
     logging.getLogger("faiss.loader").setLevel(logging.WARNING)
     try:

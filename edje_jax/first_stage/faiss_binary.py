@@ -1,13 +1,18 @@
 """First stages of the faiss library over packed codes, by Hamming distance."""
 
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import UInt8
 
 from edje_jax.first_stage.base import Nearest, Reads, Vectors
-from edje_jax.first_stage.faiss import Faiss, lists_for
+from edje_jax.first_stage.faiss import (
+    Faiss,
+    hnsw_settings,
+    ivf_settings,
+    lists_for,
+    training_rows,
+)
 from edje_jax.first_stage.packing import check_codes, hamming_similarity
 
 COUNTED = 1 << 23
@@ -23,15 +28,15 @@ class FaissBinary(Faiss):
     reads: ClassVar[Reads] = "codes"
 
     @classmethod
-    def build(cls, vectors: Vectors, folder: Path | None) -> "Faiss":
-        """Make codes searchable, and write a faiss index into a folder, if given.
+    def start(cls, vectors: Vectors) -> "Faiss":
+        """First stage without rows, prepared for codes such as these.
 
         Raises:
-            ModuleNotFoundError, OSError: as for embeddings.
+            ModuleNotFoundError: as for embeddings.
             ValueError: the rows are not packed codes.
         """
         check_codes(vectors[:0])
-        return super().build(vectors, folder)
+        return super().start(vectors)
 
     @staticmethod
     def _plain(faiss: Any, width: int) -> Any:
@@ -42,14 +47,14 @@ class FaissBinary(Faiss):
         faiss.write_index_binary(index, path)
 
     @staticmethod
-    def _read(faiss: Any, path: str) -> Any:
-        return faiss.read_index_binary(path)
+    def _read(faiss: Any, path: str, flags: int) -> Any:
+        return faiss.read_index_binary(path, flags)
 
-    def _search(self, queries: UInt8[np.ndarray, "q bytes"], k: int) -> Nearest:
+    def _search(self, queries: UInt8[np.ndarray, "q bytes"], k: int, settings: Any) -> Nearest:
         check_codes(queries, self._index.code_size)
-        distances, rows = self._index.search(queries, k)
+        distances, rows = self._index.search(queries, k, params=settings)
         order = np.lexsort((rows, distances))
-        rows = np.take_along_axis(rows, order, axis=1).astype(np.int32)
+        rows = np.take_along_axis(rows, order, axis=1)
         similarities = hamming_similarity(
             np.take_along_axis(distances, order, axis=1), self._index.d
         )
@@ -59,35 +64,56 @@ class FaissBinary(Faiss):
 class FaissBinaryFlat(FaissBinary):
     """Comparison with every row; of codes at the same distance the lower rows are found."""
 
-    def _search(self, queries: UInt8[np.ndarray, "q bytes"], k: int) -> Nearest:
+    def _search(self, queries: UInt8[np.ndarray, "q bytes"], k: int, settings: Any) -> Nearest:
         # Counting goes through the rows in order and keeps the first k at each distance. The
         # queries asked at once share the memory for these.
         self._index.use_heap = False
         self._index.query_batch_size = max(1, min(32, COUNTED // (k * (self._index.d + 1))))
-        return super()._search(queries, k)
+        return super()._search(queries, k, settings)
 
 
 class FaissBinaryHnsw(FaissBinary):
-    """A graph of neighbours (HNSW) of 32 edges a row."""
+    """A graph of neighbours (HNSW) of 32 edges a row; `effort` is efSearch."""
 
     is_exact: ClassVar[bool] = False
+    efforts: ClassVar[tuple[int, ...]] = (32, 64, 128, 256, 512, 1024)
+
+    def __init__(self, index: Any):
+        super().__init__(index)
+        self.effort = 256
 
     @classmethod
-    def _make(cls, faiss: Any, rows: UInt8[np.ndarray, "n bytes"]) -> Any:
-        index = faiss.IndexBinaryHNSW(8 * rows.shape[1], 32)
+    def _make(cls, faiss: Any, vectors: Vectors) -> Any:
+        index = faiss.IndexBinaryHNSW(8 * vectors.shape[1], 32)
         index.hnsw.efConstruction = 200
         return index
 
+    def _settings(self, k: int, share: float, selector: Any = None) -> Any:
+        return hnsw_settings(self._index, self.effort, k, share, selector)
+
 
 class FaissBinaryIvf(FaissBinary):
-    """4 sqrt(n) lists of rows, as for embeddings; an eighth of them is searched (nprobe)."""
+    """4 sqrt(n) lists of rows, as for embeddings; `effort` is how many are searched (nprobe)."""
 
     is_exact: ClassVar[bool] = False
+    efforts: ClassVar[tuple[int, ...]] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+    takes_selectors: ClassVar[bool] = False
+
+    def __init__(self, index: Any):
+        super().__init__(index)
+        self.effort = max(getattr(index, "nlist", 8) // 8, 1)
 
     @classmethod
-    def _make(cls, faiss: Any, rows: UInt8[np.ndarray, "n bytes"]) -> Any:
-        width, lists = rows.shape[1], lists_for(len(rows))
+    def _make(cls, faiss: Any, vectors: Vectors) -> Any:
+        width, lists = vectors.shape[1], lists_for(len(vectors))
         index = faiss.IndexBinaryIVF(cls._plain(faiss, width), 8 * width, lists)
-        index.nprobe = max(lists // 8, 1)
-        index.train(rows)
+        index.train(training_rows(vectors, lists))
         return index
+
+    def _search(self, queries: UInt8[np.ndarray, "q bytes"], k: int, settings: Any) -> Nearest:
+        if hasattr(self._index, "nprobe"):
+            self._index.nprobe = settings.nprobe
+        return super()._search(queries, k, None)
+
+    def _settings(self, k: int, share: float, selector: Any = None) -> Any:
+        return ivf_settings(self._index, self.effort, share, None)

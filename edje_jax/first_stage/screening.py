@@ -12,12 +12,12 @@ A first stage of embeddings finds the k nearest at once.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Float32, Int
 
-from edje_jax.first_stage.base import FirstStage, Nearest
+from edje_jax.first_stage.base import Nearest
 from edje_jax.first_stage.packing import pack, unpack
 
 Similarities = Callable[[int, np.ndarray], Float32[np.ndarray, " n"]]
@@ -57,11 +57,20 @@ class RowTable(Protocol):
     def __getitem__(self, rows: Int[np.ndarray, " n"], /) -> np.ndarray: ...
 
 
+class Finder(Protocol):
+    """Whatever finds the rows nearest to queries: a first stage, alone or over an index."""
+
+    def nearest(self, queries: np.ndarray, k: int, chosen: Any = None, /) -> Nearest:
+        """The k nearest rows of each query, among the chosen ones if some are, in a form of its
+        own."""
+        ...
+
+
 @dataclass(frozen=True)
 class Searched:
     """A first stage with the rows that it finds: embeddings, and codes where it reads these."""
 
-    stage: FirstStage
+    stage: Finder
     embeddings: RowTable
     codes: RowTable | None = None
     bits: int | None = None
@@ -77,15 +86,19 @@ class Searched:
         embeddings: Float32[np.ndarray, "q e"],
         projections: Float32[np.ndarray, "q bits"],
         k: int,
+        chosen: Any = None,
     ) -> tuple[Nearest, dict[str, float]]:
         """The k best rows of each query by falling cosine, and the seconds of each step:
-        "first_stage", and "by_projection" and "by_embedding" where codes were rescored."""
+        "first_stage", and "by_projection" and "by_embedding" where codes were rescored.
+
+        `chosen` are the rows that may be found, as the first stage takes them.
+        """
         began = time.perf_counter()
         if self.bits is None or self.codes is None:
-            near = self.stage.nearest(embeddings, self.depth(k))
+            near = self.stage.nearest(embeddings, self.depth(k), chosen)
             return near, {"first_stage": time.perf_counter() - began}
         asked = np.ascontiguousarray(projections[:, : self.bits])
-        near = self.stage.nearest(pack(asked), self.depth(k))
+        near = self.stage.nearest(pack(asked), self.depth(k), chosen)
         seconds = {"first_stage": time.perf_counter() - began}
         if keep := self.screening.by_projection:
             began = time.perf_counter()

@@ -1,9 +1,9 @@
 """Build a token store from images: streaming, resumable, on one machine or many.
 
-The images that an index lacks are cut into shards of a fixed number; a shard is encoded in
-memory, written whole, and counts once its record `shard-00000.json` lies beside it. When all are
-there, `manifest.json` takes them in. A build that was killed repeats at most one shard, and what it
-leaves does not depend on how often it was.
+The images that an index lacks are cut into shards, and these into parts; a part is encoded in
+memory and appended to the shard's files. A shard counts once its record `shard-00000.json` lies
+beside it. When all are there, `manifest.json` takes them in. A build that was killed repeats at
+most one part, and what it leaves does not depend on how often it was.
 """
 
 import logging
@@ -16,14 +16,24 @@ from typing import Any
 
 import numpy as np
 
-from edje_jax.config.model import TokenDtype
+from edje_jax.config.model import EmbeddingDtype, TokenDtype
 from edje_jax.data.image_reader import cut_into, read_batches
 from edje_jax.index.caption_columns import caption_columns, code_column_types
 from edje_jax.index.changes import Changes, compare
-from edje_jax.index.commit import Report, commit, finish, record_of, refuse_many, with_shards
+from edje_jax.index.commit import (
+    Report,
+    commit,
+    finish,
+    finished_parts,
+    keep_shard,
+    record_of,
+    refuse_many,
+    with_shards,
+)
 from edje_jax.index.manifest import Manifest
 from edje_jax.index.shard_content import RecordDecoder, encode
-from edje_jax.index.shard_files import BadStore, write_shard
+from edje_jax.index.shard_files import BadStore
+from edje_jax.index.shard_writer import ShardWriter, clear_unfinished, parts_done, unfinished
 from edje_jax.index.store import Store, check_model, next_number
 from edje_jax.runtimes.base import IMAGE_BATCH, Runtime
 from edje_jax.system.allocator import give_back_freed_memory
@@ -34,9 +44,11 @@ log = logging.getLogger(__name__)
 
 BATCH = IMAGE_BATCH
 """Images decoded together, and encoded in one call."""
-SHARD_ROWS = 1024
-SHARD_BYTES = 64 << 20
-"""Most images, and most bytes of tokens, of a shard: it is built in memory."""
+SHARD_ROWS = 1 << 16
+"""Most images of a shard."""
+PART_ROWS = 1024
+PART_BYTES = 64 << 20
+"""Most images, and most bytes of tokens, of a part of a shard: it is made in memory."""
 BuildProgress = Callable[[int, int], None]
 """Function of (images done, images to do) of this process's share."""
 
@@ -46,6 +58,7 @@ class BuildOptions:
     """Options of a build."""
 
     token_dtype: TokenDtype = "bfloat16"
+    embedding_dtype: EmbeddingDtype = "float32"
     share: tuple[int, int] = (0, 1)
     """(i, n): this process builds every n-th shard, from the i-th on."""
     workers: int = 0
@@ -79,16 +92,37 @@ def build(
         TooManyBadRecords: more images than may be are bad, or all of them; the index is as it was.
     """
     out.mkdir(parents=True, exist_ok=True)
-    manifest = _manifest(runtime, stamp, spec, out, options.token_dtype)
+    manifest = _manifest(runtime, stamp, spec, out, options)
     manifest, changes = _recover_previous_build(
         out, manifest, lambda now: compare(source, out, now, options.restore)
     )
-    shards = _plan_shards(out, manifest, changes)
     part, parts = options.share
+    shards = _plan_shards(out, manifest, changes, parts)
     if part and not shards:
         return None  # Only captions and paths are left to write; the first process writes them.
-    mine = [number for number in shards if (number - min(shards)) % parts == part]
-    done, total = 0, sum(len(shards[number]) for number in mine)
+    mine = {n: shards[n] for n in shards if (n - min(shards)) % parts == part}
+    rejected = _encode_shards(runtime, manifest, changes, mine, out, options, progress)
+    refuse_many(out, rejected, changes, options.max_bad)
+    return finish(
+        out, manifest, changes, list(shards),
+        spec=spec, max_bad=options.max_bad, prune=options.prune,
+        embed=lambda captions: caption_columns(
+            runtime.encode_texts(captions), manifest.embedding_dtype
+        ),
+    )  # fmt: skip
+
+
+def _encode_shards(
+    runtime: Runtime,
+    manifest: Manifest,
+    changes: Changes,
+    shards: dict[int, np.ndarray],
+    out: Path,
+    options: BuildOptions,
+    progress: BuildProgress | None,
+) -> dict[str, str]:
+    """Write what is missing of some shards; {id: why it is none of the index} so far."""
+    done, total = 0, sum(map(len, shards.values()))
 
     def note(more: int) -> None:
         nonlocal done
@@ -96,41 +130,45 @@ def build(
         if progress:
             progress(done, total)
 
-    finished = {number for number in mine if record_of(out, number).exists()}
-    note(sum(len(shards[number]) for number in finished))
-    left = {n: cut_into(shards[n], BATCH) for n in mine if n not in finished}
-    batches = [batch for cut in left.values() for batch in cut]
-    decoder = RecordDecoder(source, runtime.config.image)
+    size = min(PART_ROWS, max(PART_BYTES // manifest.bytes_per_image, 1))
+    left = {}
+    for number, records in shards.items():
+        cut = cut_into(records, size)
+        begin = len(cut) if record_of(out, number).exists() else parts_done(out, number)
+        note(sum(map(len, cut[:begin])))
+        if not record_of(out, number).exists():
+            left[number] = [cut_into(records, BATCH) for records in cut[begin:]]
+    batches = [batch for cut in left.values() for part in cut for batch in part]
+    decoder = RecordDecoder(changes.source, runtime.config.image)
     rejected = dict(changes.bad)
-    # One stream for all shards: the next one's images are decoded while one is written.
+    # One stream for all shards: the next part's images are decoded while one is written.
     with closing(read_batches(decoder, batches, options.workers)) as decoded:
         for number, cut in left.items():
-            encoded = encode(runtime, changes, islice(decoded, len(cut)), note)
-            rejected |= encoded.rejected
-            refuse_many(out, rejected, changes, options.max_bad)
-            columns = encoded.columns(options.token_dtype)
-            record = write_shard(out, number, columns, encoded.rows, encoded.thumbnails)
-            write_json(record_of(out, number), {"shard": record, "rejected": encoded.rejected})
-            give_back_freed_memory()
-    return finish(
-        out, manifest, changes, list(shards),
-        spec=spec, max_bad=options.max_bad, prune=options.prune,
-        embed=lambda captions: caption_columns(runtime.encode_texts(captions)),
-    )  # fmt: skip
+            with ShardWriter(out, number) as writer:
+                for part in cut:
+                    encoded = encode(runtime, changes, islice(decoded, len(part)), note)
+                    rejected |= encoded.rejected
+                    refuse_many(out, rejected, changes, options.max_bad)
+                    columns = encoded.columns(manifest.token_dtype, manifest.embedding_dtype)
+                    writer.append(columns, encoded.rows, encoded.thumbnails, encoded.rejected)
+                    give_back_freed_memory()
+                keep_shard(out, writer)
+    return rejected
 
 
 def _manifest(
-    runtime: Runtime, stamp: dict[str, Any], spec: str, out: Path, token_dtype: TokenDtype
+    runtime: Runtime, stamp: dict[str, Any], spec: str, out: Path, options: BuildOptions
 ) -> Manifest:
     """Manifest of the index as it is, or of an empty one."""
     config = runtime.config
     fresh = Manifest(
         stamp,
-        token_dtype,
+        options.token_dtype,
         config.num_tokens,
         config.joint_encoder.hidden_size,
         config.backbone.text.projection_size,
         spec,
+        embedding_dtype=options.embedding_dtype,
         columns=code_column_types(config.first_stage.bits if config.first_stage else 0),
     )
     if not (out / "manifest.json").exists():
@@ -138,46 +176,55 @@ def _manifest(
     store = Store(out)
     check_model(store, stamp)
     found = store.manifest
-    if found.token_dtype != token_dtype:
-        raise BadStore(
-            f"{out}: keeps tokens as {found.token_dtype}, asked for {token_dtype}; give"
-            f" --token-dtype {found.token_dtype}, or build another index"
-        )
+    for name, kept, asked in (
+        ("token", found.token_dtype, options.token_dtype),
+        ("embedding", found.embedding_dtype, options.embedding_dtype),
+    ):
+        if kept != asked:
+            raise BadStore(
+                f"{out}: keeps {name}s as {kept}, asked for {asked}; give --{name}-dtype {kept},"
+                " or build another index"
+            )
     return found
 
 
-def _plan_shards(out: Path, manifest: Manifest, changes: Changes) -> dict[int, np.ndarray]:
+def _plan_shards(
+    out: Path, manifest: Manifest, changes: Changes, processes: int
+) -> dict[int, np.ndarray]:
     """Assign the records to encode to shards, as an unfinished build of them did.
 
     Returns:
         {number of the shard: its records}.
 
     Raises:
-        BadStore: it was begun with another model or token dtype.
+        BadStore: it was begun with another model or data type.
     """
     first, records = next_number(manifest), changes.records
-    size = min(SHARD_ROWS, max(SHARD_BYTES // manifest.bytes_per_image, 1))
     plan = {
         "fingerprint": manifest.model["fingerprint"],
         "token_dtype": manifest.token_dtype,
+        "embedding_dtype": manifest.embedding_dtype,
         "pictures": len(records),
         "digest": changes.digest,
         "first_shard": first,
-        "shard_rows": size,
     }
+    # A process has a shard at least.
+    size = min(SHARD_ROWS, max(-(-len(records) // processes), 1))
     begun = out / "build.json"
     if begun.exists():
         found = read_json(begun)
         if changed := [name for name in plan if found.get(name) != plan[name]]:
             raise BadStore(
                 f"{begun}: an unfinished build of another kind ({', '.join(changed)} differ). Run"
-                " its command to the end, or delete that file and every shard-*.json beside it"
+                " its command to the end, or delete that file and every shard-* beside it"
             )
+        size = found["shard_rows"]
     else:
         for stale in out.glob("shard-*.json"):
             stale.unlink(missing_ok=True)
+        clear_unfinished(out)
         if len(records):
-            write_json(begun, plan)
+            write_json(begun, plan | {"shard_rows": size})
     starts = range(0, len(records), size)
     return {first + i: records[start : start + size] for i, start in enumerate(starts)}
 
@@ -198,16 +245,21 @@ def _recover_previous_build(
         return manifest, changes
     found = read_json(begun)
     if found.get("first_shard", 0) < next_number(manifest):
-        for path in (begun, *out.glob("shard-*.json")):
+        clear_unfinished(out)
+        for path in (*out.glob("shard-*.json"), begun):
             path.unlink(missing_ok=True)
         return manifest, changes
     same = found.get("fingerprint") == manifest.model["fingerprint"]
-    if not same or found.get("token_dtype") != manifest.token_dtype:
+    dtypes = ("token_dtype", "embedding_dtype")
+    if not same or any(found.get(name) != getattr(manifest, name) for name in dtypes):
         return manifest, changes
     if (found["pictures"], found["digest"]) == (len(changes.stamps), changes.digest):
         return manifest, changes
     log.info("%s: the images have changed since this build began; what is done is kept", out)
-    parts = [read_json(path) for path in sorted(out.glob("shard-*.json"))]
+    for number in unfinished(out):
+        with ShardWriter(out, number) as writer:
+            keep_shard(out, writer)
+    parts = finished_parts(out)
     now = with_shards(out, manifest, parts)
     commit(out, manifest, now, parts)
     return now, compared(now)

@@ -2,7 +2,9 @@
 
 import numpy as np
 
+from edje_jax.config.model import EmbeddingDtype
 from edje_jax.first_stage.packing import pack
+from edje_jax.index.embeddings import to_stored
 from edje_jax.index.manifest import ColumnType
 from edje_jax.runtimes.base import Embedded
 
@@ -20,9 +22,9 @@ def code_column_types(bits: int) -> dict[str, ColumnType]:
     }
 
 
-def caption_columns(texts: Embedded) -> dict[str, np.ndarray]:
-    """Columns that have a row for each caption."""
-    columns = {"captions": texts.embeddings}
+def caption_columns(texts: Embedded, dtype: EmbeddingDtype) -> dict[str, np.ndarray]:
+    """Columns that have a row for each caption, embeddings in the dtype in which they are kept."""
+    columns = {"captions": to_stored(texts.embeddings, dtype)}
     if texts.projections.shape[1]:
         columns[CODES["captions"]] = pack(texts.projections)
     return columns

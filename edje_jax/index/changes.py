@@ -15,8 +15,8 @@ from edje_jax.data.images import BadImage
 from edje_jax.data.sources.texts import printable, text_fault, usable
 from edje_jax.data.stamps import digest_of, stamp_of
 from edje_jax.index.manifest import Manifest
+from edje_jax.index.shard import Shard, find_rows
 from edje_jax.index.shard_files import ImageRecord
-from edje_jax.index.store import current_rows
 from edje_jax.types import OnDisk, Source
 
 
@@ -110,10 +110,10 @@ def compare(source: Source, out: Path, manifest: Manifest, restore: bool = False
     if restore:
         changes.restored, removed = manifest.removed, set()
     hidden = manifest.hidden - set(changes.restored)
-    known = current_rows(out, manifest)
-    missing = known.keys() - first.keys()
-    for name, record in first.items():
-        location, row = known.get(name, (None, None))
+    shards = [Shard(out, record, manifest) for record in manifest.shards]
+    locations, missing = _known(shards, list(first))
+    for (name, record), location in zip(first.items(), locations, strict=True):
+        row = shards[location[0]].row(location[1]) if location else None
         if name in removed:
             changes.removed.append(name)
             continue
@@ -127,7 +127,7 @@ def compare(source: Source, out: Path, manifest: Manifest, restore: bool = False
             changes.new.append(name)
             changes.encode(record, name, captions, _stamp(source, record) or "")
         elif (stamp := _stamp(source, record)) is None:
-            missing.add(name)
+            missing.append((location, name))
             changes.absent[name] = "its file is missing"
         elif not _is_same(source, record, stamp, row):
             changes.changed.append(name)
@@ -136,10 +136,33 @@ def compare(source: Source, out: Path, manifest: Manifest, restore: bool = False
             _compare_words(changes, record, captions, stamp, location, row)
             if name in hidden or name in changes.restored:
                 changes.new.append(name)
-    for name in known:
-        if name in missing and name not in removed:
+    for _, name in sorted(missing):
+        if name not in removed:
             (changes.lost if name in hidden else changes.gone).append(name)
     return changes
+
+
+Location = tuple[int, int]
+"""(position of the shard in the manifest, row in it)"""
+
+
+def _known(
+    shards: list[Shard], ids: list[str]
+) -> tuple[list[Location | None], list[tuple[Location, str]]]:
+    """(last row of each id or None, (row, id) of the ids of the index that are not among them)."""
+    at, rows = find_rows(shards, ids)
+    locations = [
+        (position, row) if position >= 0 else None
+        for position, row in zip(at.tolist(), rows.tolist(), strict=True)
+    ]
+    asked, missing = set(ids), {}
+    for position, shard in enumerate(shards):
+        found = np.zeros(len(shard), bool)
+        found[rows[at == position]] = True
+        for row in np.flatnonzero(~found).tolist():
+            if (name := shard.row(row).id) not in asked:
+                missing[name] = (position, row)
+    return locations, [(location, name) for name, location in missing.items()]
 
 
 def _by_id(source: Source) -> tuple[dict[str, int], dict[int, list[int]]]:

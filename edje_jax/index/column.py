@@ -1,6 +1,6 @@
 """A column of an index over all of its shards."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,6 +8,10 @@ import numpy as np
 from jaxtyping import Int
 
 from edje_jax.index.manifest import ColumnType
+from edje_jax.index.places import NOTHING, Places
+
+Read = Callable[[np.ndarray], np.ndarray]
+"""Function from stored rows to rows as they are used, one for each."""
 
 
 class Column:
@@ -17,34 +21,67 @@ class Column:
     """
 
     def __init__(
-        self, parts: Sequence[np.ndarray], locations: Int[np.ndarray, "n 2"], type: ColumnType
+        self,
+        parts: Sequence[np.ndarray],
+        places: Places,
+        type: ColumnType,
+        read: Read | None = None,
     ):
-        self._parts = parts
-        self.locations = locations
-        """(shard, row in it) of each row."""
-        self._type = type
-
-    def beginning(self, width: int) -> "Column":
-        """The first `width` numbers of each row, such as a shorter code of a longer one."""
-        parts = [part[:, :width] for part in self._parts]
-        return Column(parts, self.locations, replace(self._type, shape=(width,)))
+        """Take the shards' arrays as they are, or as `read` makes them."""
+        self.parts = parts
+        self.places = places
+        self._type, self._read = type, read
+        self._stored = np.empty((0, *type.shape), type.dtype)
+        self._like = read(self._stored) if read else self._stored
 
     def __len__(self) -> int:
-        return len(self.locations)
+        return len(self.places)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(rows, shape of a row)"""
-        return (len(self), *self._type.shape)
+        return (len(self), *self._like.shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Data type of the rows that are read."""
+        return self._like.dtype
+
+    def beginning(self, width: int) -> "Column":
+        """The first `width` numbers of each row, such as a shorter code of a longer one."""
+        parts = [part[:, :width] for part in self.parts]
+        return Column(parts, self.places, replace(self._type, shape=(width,)), self._read)
+
+    def every_row(self) -> "Column":
+        """Column with a row for each one of the shards, whether it counts or not."""
+        places = Places([len(part) for part in self.parts], [NOTHING] * len(self.parts))
+        return Column(self.parts, places, self._type, self._read)
+
+    def only(self, shards: Sequence[int]) -> "Column":
+        """Column of every row of some shards."""
+        parts = [self.parts[shard] for shard in shards]
+        return Column(parts, self.places, self._type, self._read).every_row()
+
+    def of(self, places: Places) -> "Column":
+        """Column of the rows that are numbered otherwise."""
+        return Column(self.parts, places, self._type, self._read)
 
     def __getitem__(self, rows: slice | Sequence[int] | Int[np.ndarray, " k"]) -> np.ndarray:
-        locations = self.locations[rows]
-        out = np.empty((len(locations), *self._type.shape), self._type.dtype)
-        order = np.argsort(locations[:, 0], kind="stable")
-        shards, starts = np.unique(locations[order, 0], return_index=True)
-        for shard, chosen in zip(shards, np.split(order, starts[1:]), strict=False):
-            out[chosen] = self._parts[shard][locations[chosen, 1]]
-        return out
+        if isinstance(rows, slice):
+            start, stop, step = rows.indices(len(self))
+            if step == 1:
+                runs = [self.parts[shard][own] for shard, own in self.places.runs(start, stop)]
+                # A run of one shard is not copied.
+                read = runs[0] if len(runs) == 1 else np.concatenate([self._stored, *runs])
+                return self._read(read) if self._read else read
+            rows = np.arange(start, stop, step)
+        shards, own = self.places.locate(np.asarray(rows, np.int64))
+        out = np.empty((len(shards), *self._stored.shape[1:]), self._stored.dtype)
+        order = np.argsort(shards, kind="stable")
+        known, starts = np.unique(shards[order], return_index=True)
+        for shard, chosen in zip(known, np.split(order, starts[1:]), strict=False):
+            out[chosen] = self.parts[shard][own[chosen]]
+        return self._read(out) if self._read else out
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return self[:].astype(dtype or self._type.dtype, copy=False)
+        return self[:].astype(dtype or self.dtype, copy=False)

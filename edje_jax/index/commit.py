@@ -8,9 +8,13 @@ from typing import Any
 
 from edje_jax.data.bad_records import TooManyBadRecords, are_too_many
 from edje_jax.index.changes import Changes
+from edje_jax.index.gone import with_gone
 from edje_jax.index.manifest import Manifest
-from edje_jax.index.shard_files import Embed, file_of, read_rows, rewrite_words
-from edje_jax.system.files import atomic_path, read_json
+from edje_jax.index.rewrite import Embed, rewrite_words
+from edje_jax.index.shard import Shard, find_rows
+from edje_jax.index.shard_files import file_of, read_rows
+from edje_jax.index.shard_writer import ShardWriter, clear_unfinished
+from edje_jax.system.files import atomic_path, read_json, write_json
 
 LISTED = 20
 """Largest number of bad images that an error lists."""
@@ -97,6 +101,19 @@ def finish(
     return Report.of(changes, rejected)
 
 
+def keep_shard(out: Path, writer: ShardWriter) -> None:
+    """Finish a shard and keep its record until the build is complete."""
+    record = {"shard": writer.finish(), "rejected": writer.rejected}
+    write_json(record_of(out, writer.number), record)
+    writer.clear()
+
+
+def finished_parts(out: Path) -> list[dict[str, Any]]:
+    """Records of the finished shards of a build, and {id: reason} of what they reject."""
+    paths = [path for path in out.glob("shard-*.json") if path.name.count(".") == 1]
+    return [read_json(path) for path in sorted(paths)]
+
+
 def refuse_many(out: Path, rejected: dict[str, str], changes: Changes, max_bad: float) -> None:
     """Raise `TooManyBadRecords` for more than may be bad."""
     bad, total = rejected | changes.faults, changes.records_in_all
@@ -147,8 +164,10 @@ def with_shards(out: Path, manifest: Manifest, parts: list[dict[str, Any]]) -> M
         # Images may have been removed while this ran.
         manifest = dataclasses.replace(manifest, removed=Manifest.read(out).removed)
     records = [part["shard"] for part in parts if part["shard"]["rows"]]
-    fresh = {row.id for record in records for row in read_rows(file_of(out, record, "rows"))}
     rejected = manifest.rejected | _rejected_in(parts)
+    hidden = [*rejected, *manifest.dropped]
+    at, _ = find_rows([Shard(out, record, manifest) for record in records], hidden)
+    fresh = {name for name, position in zip(hidden, at, strict=True) if position >= 0}
     return dataclasses.replace(
         manifest,
         shards=(*manifest.shards, *records),
@@ -174,6 +193,7 @@ def commit(out: Path, before: Manifest, now: Manifest, parts: list[dict[str, Any
     """Write the manifest if it differs from the one before, and clear the build away."""
     is_first = not (out / "manifest.json").exists()
     if now.shards if is_first else now != before:
+        now = with_gone(out, now)
         with (
             atomic_path(out / "rejected.csv") as temporary,
             temporary.open("w", encoding="utf-8", newline="") as file,
@@ -191,5 +211,6 @@ def _clear(out: Path, parts: list[dict[str, Any]]) -> None:
     records = [record_of(out, part["shard"]["number"]).name for part in parts]
     # Delete the plan last: until then, the next build finds and clears what a killed one left.
     cut_short = [path.name for path in out.glob("*.tmp")]
+    clear_unfinished(out)
     for name in (*made, *cut_short, *records, "build.json"):
         (out / name).unlink(missing_ok=True)

@@ -1,31 +1,130 @@
 """First stages kept in an index, under `first-stage/NAME/COLUMN/`, or `NAME-BITS/` for codes.
 
-`stamp.json` beside a first stage's files says which rows of which shards it was built from. Where
-these are not the index's rows any more (images were added, removed, given other captions), it is
-built anew. A folder that cannot be written to costs time, not answers.
+A stored first stage is one file, and `stamp.json` beside it, which says how many rows of which
+shards are in it:
+
+    {"format", "version", "file": {"name", "bytes", "sha256"}, "trained_on": rows,
+     "covers": [{"shard", "rows", "sha256" of the column's file}],
+     "effort", "recall_at_100": {effort: recall}, "asked_by"}
+
+It is built shard by shard and stored now and then: what a build that was killed has stored, the
+next one goes on with. Shards that were added to the index later are searched exactly until the
+first stage is extended, and rows that count no more are never found. A folder that cannot be
+written to costs time, not answers.
 """
 
-import hashlib
 import logging
-import os
 import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from edje_jax.first_stage.base import FirstStage
+from edje_jax.first_stage.base import FirstStage, StoredStage
 from edje_jax.first_stage.registry import find_first_stage
 from edje_jax.index.caption_columns import CODES
 from edje_jax.index.column import Column
-from edje_jax.index.shard_files import BadStore, kind_of
+from edje_jax.index.covering import Covering
+from edje_jax.index.recall import choose_effort
+from edje_jax.index.shard_files import BadStore, checksum, file_of
 from edje_jax.index.store import Store
-from edje_jax.system.files import is_abandoned, move, read_json, write_json
+from edje_jax.system.files import lock_file, read_json, write_json
 
 log = logging.getLogger(__name__)
 
+FORMAT = 2
+SAVE_SECONDS = 300.0
+"""Time after which a first stage that is being built is stored."""
+GROWTH = 4
+"""How many times as many rows as it was trained on a first stage holds before it is built anew."""
+BuildProgress = Callable[[int, int], None]
+"""Function of (rows done, rows in all)."""
 
-def open_first_stage(store: Store, name: str, column: str, bits: int | None = None) -> FirstStage:
+
+@dataclass(frozen=True)
+class Stamp:
+    """Content of `stamp.json`."""
+
+    version: int
+    trained_on: int
+    covers: tuple[dict[str, Any], ...] = ()
+    file: dict[str, Any] = field(default_factory=dict)
+    effort: int = 0
+    recall_at_100: dict[str, float] = field(default_factory=dict)
+    asked_by: str = ""
+    """Column whose rows asked when the recall was measured."""
+    format: int = FORMAT
+
+    @property
+    def rows(self) -> int:
+        """Rows in the first stage."""
+        return sum(one["rows"] for one in self.covers)
+
+
+@dataclass(frozen=True)
+class StagePlace:
+    """What a first stage is of, and where it is kept."""
+
+    store: Store
+    name: str
+    column: str
+    """Column whose rows it holds."""
+    vectors: Column
+    """All rows of that column, whether they count or not."""
+    folder: Path
+
+    @classmethod
+    def of(cls, store: Store, name: str, column: str, bits: int | None) -> "StagePlace":
+        """First stage of a column of embeddings, or of the codes that go with it.
+
+        Raises:
+            ValueError: no first stage has that name, or the index has no codes of that length.
+        """
+        bits = check_bits(store, name, bits)
+        column = CODES[column] if bits else column
+        vectors = store.column(column)
+        if bits:
+            vectors = vectors.beginning(bits // 8)
+        folder = store.folder / "first-stage" / (f"{name}-{bits}" if bits else name) / column
+        return cls(store, name, column, vectors.every_row(), folder)
+
+    @property
+    def kind(self) -> type[FirstStage]:
+        """Class of the first stage."""
+        return find_first_stage(self.name)
+
+    def covers(self) -> tuple[dict[str, Any], ...]:
+        """Entry of `covers` for every shard of the index."""
+        out = []
+        for record, part in zip(self.store.manifest.shards, self.vectors.parts, strict=True):
+            file = record["files"][file_of(self.store.folder, record, self.column).name]
+            out.append({"shard": record["number"], "rows": len(part), "sha256": file["sha256"]})
+        return tuple(out)
+
+    def read_stamp(self) -> Stamp | None:
+        """Stamp of what is stored; None if nothing is, or nothing that this version can use.
+
+        Raises:
+            OSError, ValueError: it is damaged.
+        """
+        path = self.folder / "stamp.json"
+        if not path.exists():
+            return None
+        raw = read_json(path)
+        version = getattr(self.kind, "version", None)
+        if raw.get("format") != FORMAT or raw.get("version") != version:
+            return None
+        stamp = Stamp(**{**raw, "covers": tuple(raw["covers"])})
+        size = (self.folder / stamp.file["name"]).stat().st_size
+        if size != stamp.file["bytes"]:
+            raise ValueError(f"{stamp.file['name']} has {size} bytes, not {stamp.file['bytes']}")
+        return stamp
+
+
+def open_first_stage(store: Store, name: str, column: str, bits: int | None = None) -> Covering:
     """First stage over a column of embeddings, or over the codes that go with it: the stored one,
-    if it is of these rows, else a new one.
+    if there is one, else a new one.
 
     `bits` is the length of codes; None takes the longest.
 
@@ -33,25 +132,158 @@ def open_first_stage(store: Store, name: str, column: str, bits: int | None = No
         ValueError: no first stage has that name, or `bits` is not a length of the index's codes.
         ModuleNotFoundError: a library that it needs is not installed.
     """
-    kind, bits = find_first_stage(name), check_bits(store, name, bits)
-    column = CODES[column] if bits else column
-    vectors = store.column(column)
-    if bits:
-        vectors = vectors.beginning(bits // 8)
-    if not kind.is_stored or not len(vectors):
-        return kind.build(vectors, None)
-    folder = store.folder / "first-stage" / (f"{name}-{bits}" if bits else name) / column
-    stamp = _stamp(store, column, vectors, kind.version)
+    place = StagePlace.of(store, name, column, bits)
+    if not place.kind.is_stored or not len(place.vectors):
+        return _covering(place, place.kind.build(place.vectors), place.covers())
+    found = _open_stored(place)
+    if found is None:
+        try:
+            extend_first_stage(store, name, column, bits)
+            found = _open_stored(place)
+        except OSError as error:
+            log.warning(
+                "the first stage is built anew at every opening: it cannot be kept (%s)", error
+            )
+    if found is None:
+        return _covering(place, place.kind.build(place.vectors), place.covers())
+    return found
+
+
+def _open_stored(place: StagePlace) -> Covering | None:
+    """Stored first stage; None if there is none that can be used."""
     try:
-        if (folder / "stamp.json").exists() and read_json(folder / "stamp.json") == stamp:
-            return kind.open(folder)
-    except (OSError, RuntimeError, ValueError) as error:
-        log.warning("%s: damaged (%s); it is built anew", folder, error)
+        stamp = place.read_stamp()
+        if stamp is None or not _is_worth_keeping(stamp, place.covers()):
+            return None
+        stage = _stored_kind(place).open(place.folder / stamp.file["name"])
+        if len(stage) != stamp.rows:
+            raise ValueError(f"{stamp.file['name']} has {len(stage)} rows, not {stamp.rows}")
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
+        log.warning("%s: damaged (%s); it is built anew", place.folder, error)
+        shutil.rmtree(place.folder, ignore_errors=True)
+        return None
+    stage.effort = stamp.effort
+    covering = _covering(place, stage, stamp.covers)
+    if (missing := covering.num_uncovered) > len(place.vectors) // 10:
+        log.warning(
+            "%s: %s of %s rows are not in this first stage and are searched one by one; extend it"
+            " with edje index first-stage %s %s", place.folder, f"{missing:,}",
+            f"{len(place.vectors):,}", place.store.folder, place.name,
+        )  # fmt: skip
+    return covering
+
+
+def _is_worth_keeping(stamp: Stamp, covers: tuple[dict[str, Any], ...]) -> bool:
+    """Whether most of what a first stage holds is in the index still."""
+    there = sum(one["rows"] for one in stamp.covers if one in covers)
+    return 0 < stamp.rows <= 2 * there
+
+
+def _covering(place: StagePlace, stage: FirstStage, covers: tuple[dict[str, Any], ...]) -> Covering:
+    now = place.covers()
+    positions = [now.index(one) if one in now else -1 for one in covers]
+    of_captions = place.store.manifest.column_types[place.column].per == "caption"
+    places = place.store.caption_places if of_captions else place.store.places
+    sizes = [one["rows"] for one in covers]
+    return Covering(stage, positions, sizes, place.vectors, places)
+
+
+def extend_first_stage(
+    store: Store,
+    name: str,
+    column: str,
+    bits: int | None = None,
+    progress: BuildProgress | None = None,
+) -> Stamp:
+    """Bring a stored first stage up to its index: what is missing is added, and what there is of a
+    build that was killed is gone on with.
+
+    Returns:
+        Its stamp, with the recall that was measured.
+
+    Raises:
+        OSError: it cannot be stored, or another process is building it.
+        ValueError, ModuleNotFoundError: as for `open_first_stage`.
+    """
+    place = StagePlace.of(store, name, column, bits)
+    place.folder.mkdir(parents=True, exist_ok=True)
+    with lock_file(place.folder / "lock"):
+        stage, stamp = _begin(place)
+        known, total = list(stamp.covers), len(place.vectors)
+        done, saved, first = stamp.rows, time.monotonic(), 0
+        for cover, part in zip(place.covers(), place.vectors.parts, strict=True):
+            first += len(part)
+            if cover in known:
+                continue
+            stage.add(place.vectors[first - len(part) : first])
+            known.append(cover)
+            done += len(part)
+            stamp = replace(stamp, covers=tuple(known))
+            if progress:
+                progress(done, total)
+            if time.monotonic() - saved > SAVE_SECONDS and done < total:
+                stamp, saved = _save(place, stage, stamp), time.monotonic()
+        return _save(place, stage, _with_recall(place, stage, stamp))
+
+
+def _begin(place: StagePlace) -> tuple[StoredStage, Stamp]:
+    """First stage to go on with, or one without rows."""
+    kind, covers = _stored_kind(place), place.covers()
     try:
-        return _build(kind, vectors, folder, stamp)
-    except OSError as error:
-        log.warning("the first stage is built anew at every opening: it cannot be kept (%s)", error)
-        return kind.build(vectors, None)
+        stamp = place.read_stamp()
+        if (
+            stamp
+            and _is_worth_keeping(stamp, covers)
+            and (not kind.efforts or len(place.vectors) <= GROWTH * stamp.trained_on)
+        ):
+            return kind.open(place.folder / stamp.file["name"], grows=True), stamp
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
+        log.warning("%s: damaged (%s); it is built anew", place.folder, error)
+    return kind.start(place.vectors), Stamp(kind.version, len(place.vectors))
+
+
+def _save(place: StagePlace, stage: StoredStage, stamp: Stamp) -> Stamp:
+    """Store a first stage under a name of its own, then its stamp, then drop what was there."""
+    temporary = place.folder / "new"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        written = stage.write(temporary)
+        file = {"name": written.name, "bytes": written.stat().st_size, "sha256": checksum(written)}
+        written.replace(place.folder / written.name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    stamp = replace(stamp, file=file)
+    write_json(place.folder / "stamp.json", asdict(stamp))
+    for path in place.folder.iterdir():
+        if path.name not in ("lock", "stamp.json", file["name"]):
+            path.unlink(missing_ok=True)
+    return stamp
+
+
+def _with_recall(place: StagePlace, stage: StoredStage, stamp: Stamp) -> Stamp:
+    """Stamp with the effort that an approximate first stage needs, and its recall."""
+    if not stage.efforts:
+        return stamp
+    covering = _covering(place, stage, stamp.covers)
+    asked_by = _asking_column(place)
+    queries = place.store.column(asked_by)
+    if asked_by in CODES.values():
+        queries = queries.beginning(place.vectors.shape[1])
+    effort, recalls = choose_effort(stage, covering, place.vectors, queries)
+    return replace(stamp, effort=effort, recall_at_100=recalls, asked_by=asked_by)
+
+
+def _asking_column(place: StagePlace) -> str:
+    """Column whose rows ask as users do: the other modality, where there is any of it."""
+    pairs = [tuple(CODES), tuple(CODES.values())]
+    images, captions = next(pair for pair in pairs if place.column in pair)
+    other = captions if place.column == images else images
+    return other if len(place.store.captions) else place.column
+
+
+def _stored_kind(place: StagePlace) -> type[StoredStage]:
+    return place.kind  # type: ignore[return-value]
 
 
 def check_bits(store: Store, name: str, bits: int | None) -> int | None:
@@ -80,40 +312,26 @@ def check_bits(store: Store, name: str, bits: int | None) -> int | None:
     return bits or max(lengths)
 
 
-def _stamp(store: Store, column: str, vectors: Column, version: int) -> dict[str, Any]:
-    """Identity of a first stage: its version, the checksums of the column's files, and which of
-    their rows count."""
-    files = {
-        name: file["sha256"]
-        for record in store.manifest.shards
-        for name, file in record["files"].items()
-        if kind_of(name) == column
-    }
-    locations = hashlib.sha256(vectors.locations.tobytes()).hexdigest()
-    rows = {"rows": len(vectors), "files": files, "locations": locations}
-    return {"format": 1, "version": version, **rows}
+def stamps(folder: Path) -> list[Path]:
+    """Stamps of all first stages of an index."""
+    return sorted((folder / "first-stage").glob("*/*/stamp.json"))
 
 
-def _build(
-    kind: type[FirstStage], vectors: Column, folder: Path, stamp: dict[str, Any]
-) -> FirstStage:
-    """Build a first stage into a folder that takes its name once it is whole."""
-    # Of this process alone: another may open the same index.
-    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-    for left in folder.parent.glob("*.tmp"):
-        if left == temporary or is_abandoned(left):
-            shutil.rmtree(left, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        built = kind.build(vectors, temporary)
-        write_json(temporary / "stamp.json", stamp)
-        shutil.rmtree(folder, ignore_errors=True)
-        move(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return built
-
-
-def clear_first_stages(folder: Path) -> None:
-    """Delete the first stages of an index; the next opening that needs one builds it."""
-    shutil.rmtree(folder / "first-stage", ignore_errors=True)
+def tidy_first_stages(folder: Path) -> None:
+    """Delete the first stages of an index that hold little of what is in it now."""
+    store = Store(folder)
+    for path in stamps(folder):
+        name, column = path.parent.parent.name, path.parent.name
+        try:
+            kind, _, bits = name.rpartition("-")
+            is_coded = column in CODES.values()
+            plain = {codes: column for column, codes in CODES.items()}.get(column, column)
+            place = StagePlace.of(
+                store, kind if is_coded else name, plain, int(bits) if is_coded else None
+            )
+            stamp = place.read_stamp()
+            keep = stamp is not None and _is_worth_keeping(stamp, place.covers())
+        except (OSError, ValueError, TypeError, KeyError):
+            keep = False
+        if not keep:
+            shutil.rmtree(path.parent, ignore_errors=True)

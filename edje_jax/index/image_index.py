@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from edje_jax.first_stage.base import FirstStage
 from edje_jax.first_stage.screening import PLAIN, Screening, Searched
 from edje_jax.index.caption_columns import CODES
 from edje_jax.index.column import Column
+from edje_jax.index.covering import Covering
 from edje_jax.index.first_stages import check_bits, open_first_stage
 from edje_jax.index.store import Store
 from edje_jax.models.token_formats import PackedTokens
@@ -76,18 +76,18 @@ class ImageIndex:
         return len(self.store)
 
     @cached_property
-    def images(self) -> FirstStage:
+    def images(self) -> Covering:
         """First stage over images."""
         return open_first_stage(self.store, self.first_stage, "embeddings", self.bits)
 
     @cached_property
-    def texts(self) -> FirstStage:
+    def texts(self) -> Covering:
         """First stage over captions.
 
         Raises:
             ValueError: the images were indexed without any.
         """
-        if len(self) and not self.store.captions:
+        if len(self) and not len(self.store.captions):
             raise ValueError(
                 f"{self.store.folder}: no captions in this index, so an image finds none; build it"
                 " from a SPEC that has them, such as blip:captions.json"
@@ -108,7 +108,7 @@ class ImageIndex:
         """
         return self._searched(self.texts, "captions")
 
-    def _searched(self, stage: FirstStage, column: str) -> Searched:
+    def _searched(self, stage: Covering, column: str) -> Searched:
         codes = self.codes(column) if self.bits else None
         return Searched(stage, self.store.column(column), codes, self.bits, self.screening)
 

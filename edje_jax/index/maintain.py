@@ -1,23 +1,21 @@
-"""Removal of images from an index, and release of their disk space."""
+"""Removal of images from an index; release of their disk space, and merging of small shards."""
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
 
-from edje_jax.index.first_stages import clear_first_stages
-from edje_jax.index.manifest import Manifest
-from edje_jax.index.shard_files import (
-    BadStore,
-    ImageRecord,
-    file_of,
-    kind_of,
-    read_rows,
-    write_shard,
-)
-from edje_jax.index.store import current_rows, next_number
+from edje_jax.index import build
+from edje_jax.index.first_stages import tidy_first_stages
+from edje_jax.index.gone import with_gone
+from edje_jax.index.manifest import FORMAT, Manifest
+from edje_jax.index.row_lookup import RowLookup
+from edje_jax.index.shard import Shard, find_rows
+from edje_jax.index.shard_files import BadStore, kind_of
+from edje_jax.index.shard_writer import ShardWriter, clear_unfinished
+from edje_jax.index.store import Store, next_number
 
 
 def remove(out: Path, ids: list[str]) -> int:
@@ -30,17 +28,23 @@ def remove(out: Path, ids: list[str]) -> int:
         BadStore: an id is not in the index; nothing is removed then.
     """
     manifest = Manifest.read(out)
-    known, hidden = current_rows(out, manifest), manifest.hidden
-    if unknown := [name for name in ids if name not in known or name in hidden]:
+    at, _ = find_rows([Shard(out, record, manifest) for record in manifest.shards], ids)
+    hidden = manifest.hidden
+    known = dict(zip(ids, (at >= 0).tolist(), strict=True))
+    if unknown := [name for name in ids if not known[name] or name in hidden]:
         listed = ", ".join(unknown[:5]) + (" ..." if len(unknown) > 5 else "")
         raise BadStore(f"{out}: not in the index: {listed}; nothing was removed")
     removed = tuple(sorted({*manifest.removed, *ids}))
-    dataclasses.replace(manifest, removed=removed).write(out)
+    with_gone(out, dataclasses.replace(manifest, removed=removed)).write(out)
     return len(set(ids))
 
 
 def compact(out: Path) -> int:
-    """Write shards anew that hold images which no longer count, without these images.
+    """Write shards anew that are small, of an older format, or hold images which count no more.
+
+    Neighbouring ones become one shard, until it has `build.SHARD_ROWS` images; nothing is encoded.
+    The index is a whole one after each of them, and a compaction that was killed goes on with the
+    next.
 
     Returns:
         Number of rows that were left out.
@@ -50,50 +54,91 @@ def compact(out: Path) -> int:
     Raises:
         BadStore: a build is under way.
     """
-    manifest = Manifest.read(out)
     if (out / "build.json").exists():
         raise BadStore(f"{out}: a build is under way or unfinished; run it to its end first")
-    hidden, following = manifest.hidden, next_number(manifest)
-    rows_now = current_rows(out, manifest)
-    counting = {location for name, (location, _) in rows_now.items() if name not in hidden}
-    kept, gone = [], 0
-    for shard, record in enumerate(manifest.shards):
-        rows = list(read_rows(file_of(out, record, "rows")))
-        stay = np.array([(shard, number) in counting for number in range(len(rows))], bool)
-        gone += int((~stay).sum())
-        if stay.all():
-            kept.append(record)
-        elif stay.any():
-            kept.append(_without(out, manifest, record, following, rows, stay))
-            following += 1
-    dataclasses.replace(manifest, shards=tuple(kept), dropped=()).write(out)
-    listed = {name for record in kept for name in record["files"]}
-    kinds = {*manifest.column_types, "thumbnails", "rows"}
+    clear_unfinished(out)
+    manifest = Manifest.read(out)
+    if manifest.format < FORMAT:
+        with_gone(out, manifest).write(out)
+    store, manifest, gone = Store(out), Manifest.read(out), 0
+    before = {record["number"] for record in manifest.shards}
+    for group in list(_groups(store)):
+        numbers = [store.shards[position].number for position in group]
+        gone += sum(len(store.shards[position].gone) for position in group)
+        written = _merged(out, store, group, next_number(manifest))
+        shards: list[dict[str, Any]] = []
+        for record in manifest.shards:
+            if record["number"] == numbers[0]:
+                shards += written
+            elif record["number"] not in numbers:
+                shards.append(record)
+        manifest = dataclasses.replace(manifest, shards=tuple(shards))
+        manifest.write(out)
+    manifest = dataclasses.replace(manifest, dropped=())
+    manifest.write(out)
+    listed = {name for record in manifest.shards for name in record["files"]}
+    kinds = {*manifest.column_types, *RowLookup._fields, "thumbnails", "rows", "gone", "metadata"}
     for path in out.iterdir():
         if kind_of(path.name) in kinds and path.name not in listed:
             path.unlink(missing_ok=True)
-    if gone:
-        clear_first_stages(out)
+    if before != {record["number"] for record in manifest.shards}:
+        tidy_first_stages(out)
     return gone
 
 
-def _without(
-    out: Path,
-    manifest: Manifest,
-    record: dict[str, Any],
-    following: int,
-    rows: list[ImageRecord],
-    stay: Bool[np.ndarray, " n"],
-) -> dict[str, Any]:
-    """A shard's rows that stay, as another shard, and the captions of these."""
-    chosen = {"image": stay, "caption": np.repeat(stay, [len(row.captions) for row in rows])}
-    there = {kind_of(name) for name in record["files"]}
+def _groups(store: Store) -> Iterator[list[int]]:
+    """Positions of neighbouring shards that become one."""
+    group: list[int] = []
+    for position, shard in enumerate(store.shards):
+        is_clean = not (len(shard.gone) or shard.is_old)
+        if is_clean and len(shard) >= build.SHARD_ROWS:
+            yield from _worth_while(store, group)
+            group = []
+            continue
+        if group and store.shards[group[0]].columns.keys() != shard.columns.keys():
+            yield from _worth_while(store, group)
+            group = []
+        group.append(position)
+        if sum(store.places.counts(one) for one in group) >= build.SHARD_ROWS:
+            yield group
+            group = []
+    yield from _worth_while(store, group)
+
+
+def _worth_while(store: Store, group: list[int]) -> list[list[int]]:
+    """A group, unless it is one shard that stays as it is."""
+    if len(group) == 1:
+        shard = store.shards[group[0]]
+        return [group] if len(shard.gone) or shard.is_old else []
+    return [group] if group else []
+
+
+def _merged(out: Path, store: Store, group: list[int], number: int) -> list[dict[str, Any]]:
+    """Record of a shard of the rows of some shards that count; none if there are no such rows."""
+    if not any(store.places.counts(position) for position in group):
+        return []
+    with ShardWriter(out, number) as writer:
+        for position in group:
+            shard = store.shards[position]
+            stays = np.ones(len(shard), bool)
+            stays[shard.gone] = False
+            rows = np.flatnonzero(stays)
+            for start in range(0, len(rows), build.PART_ROWS):
+                _append(writer, store.manifest, shard, rows[start : start + build.PART_ROWS])
+        record = writer.finish()
+        writer.clear()
+    return [record]
+
+
+def _append(writer: ShardWriter, manifest: Manifest, shard: Shard, rows: np.ndarray) -> None:
+    """Append some rows of a shard, and their captions."""
+    starts = shard.lookup.caption_starts.astype(np.int64)
+    captions = np.concatenate([np.arange(starts[row], starts[row + 1]) for row in rows])
+    chosen = {"image": rows, "caption": captions}
     columns = {
-        name: np.load(file_of(out, record, name), allow_pickle=False)[chosen[type.per]]
+        name: np.asarray(shard.columns[name][chosen[type.per]])
         for name, type in manifest.column_types.items()
-        if name in there
+        if name in shard.columns
     }
-    data = file_of(out, record, "thumbnails").read_bytes()
-    left = [row for row, stays in zip(rows, stay, strict=True) if stays]
-    thumbnails = [data[start : start + size] for start, size in (row.thumbnail for row in left)]
-    return write_shard(out, following, columns, left, thumbnails)
+    left = [shard.row(int(row)) for row in rows]
+    writer.append(columns, left, [shard.thumbnail(int(row)) for row in rows])

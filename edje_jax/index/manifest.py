@@ -8,13 +8,14 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from edje_jax.config.model import TokenDtype
+from edje_jax.config.model import EmbeddingDtype, TokenDtype
 from edje_jax.index.shard_files import BadStore
 from edje_jax.models.token_formats import FORMATS
 from edje_jax.system.files import BadJson, read_json, write_json
 
-FORMAT = 2
-"""Format 1 knew no stamps, digests, dropped images and faults."""
+FORMAT = 3
+"""Format 1 knew no stamps, digests, dropped images and faults. Shards of formats 1 and 2 have no
+files of `row_lookup`, and no list of the rows that count no more."""
 
 
 Per = Literal["image", "caption"]
@@ -63,10 +64,14 @@ class Manifest:
     """Ids of rows whose images are no longer in the source; back when the source has them again."""
     faults: dict[str, str] = dataclasses.field(default_factory=dict)
     """{record that the source left out, or id without some of its captions: why}"""
+    embedding_dtype: EmbeddingDtype = "float32"
+    """Data type of the embeddings of images and captions; int8 keeps their direction alone."""
     columns: dict[str, ColumnType] = dataclasses.field(default_factory=dict)
     """Columns beyond tokens and embeddings, which every index has. Shards may lack them."""
     unknown: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Keys of the file that this version does not know."""
+    format: int = FORMAT
+    """Format of the file that was read; the newest one is written."""
 
     @property
     def hidden(self) -> frozenset[str]:
@@ -89,8 +94,8 @@ class Manifest:
         rows = FORMATS[self.token_dtype].rows(self.num_tokens, self.width)
         return {
             **{name: ColumnType(row.dtype.name, row.shape) for name, row in rows.items()},
-            "embeddings": ColumnType("float32", (self.embedding_size,)),
-            "captions": ColumnType("float32", (self.embedding_size,), per="caption"),
+            "embeddings": ColumnType(self.embedding_dtype, (self.embedding_size,)),
+            "captions": ColumnType(self.embedding_dtype, (self.embedding_size,), per="caption"),
             **self.columns,
         }
 
@@ -98,6 +103,7 @@ class Manifest:
         """Write the manifest of an index."""
         raw = dataclasses.asdict(self)
         unknown = raw.pop("unknown")
+        del raw["format"]
         if not self.columns:
             del raw["columns"]
         write_json(folder / "manifest.json", {"format": FORMAT, **raw, **unknown})
@@ -122,12 +128,17 @@ class Manifest:
             raw = read_json(path)
         except BadJson as error:
             raise BadStore(str(error)) from error
-        if raw.pop("format", None) not in (1, FORMAT):
+        if (format := raw.pop("format", None)) not in range(1, FORMAT + 1):
             raise BadStore(f"{path}: written by another version of edje_jax; update it")
         if (dtype := str(raw.get("token_dtype"))) not in FORMATS:
             raise BadStore(
                 f"{path}: keeps tokens as {dtype}, and this version of edje_jax knows"
                 f" {', '.join(FORMATS)}; update it"
+            )
+        if (dtype := raw.get("embedding_dtype", "float32")) not in get_args(EmbeddingDtype):
+            raise BadStore(
+                f"{path}: keeps embeddings as {dtype}, and this version of edje_jax knows"
+                f" {', '.join(get_args(EmbeddingDtype))}; update it"
             )
         known = {field.name for field in dataclasses.fields(cls)} - {"unknown"}
         unknown = {name: value for name, value in raw.items() if name not in known}
@@ -135,7 +146,9 @@ class Manifest:
             columns = {name: ColumnType(**one) for name, one in raw.get("columns", {}).items()}
             tuples = {name: tuple(raw.get(name, ())) for name in ("shards", "removed", "dropped")}
             given = {name: value for name, value in raw.items() if name in known}
-            return cls(**{**given, **tuples, "columns": columns, "unknown": unknown})
+            return cls(
+                **{**given, **tuples, "columns": columns, "unknown": unknown, "format": format}
+            )
         except (TypeError, AttributeError) as error:
             raise BadStore(
                 f"{path}: damaged, or written by a newer version of edje_jax ({error}); update it,"

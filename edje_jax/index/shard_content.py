@@ -1,4 +1,4 @@
-"""Encode the images of a source to the content of a shard."""
+"""Encode the images of a source to the content of a part of a shard."""
 
 import io
 from collections.abc import Callable, Iterable
@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from edje_jax.config.model import ImageRecipe, TokenDtype
+from edje_jax.config.model import EmbeddingDtype, ImageRecipe, TokenDtype
 from edje_jax.data.image_reader import ReadBatch, stack_images
 from edje_jax.data.images import BadImage, decode_record, resize
 from edje_jax.data.sources.texts import printable
@@ -17,9 +17,10 @@ from edje_jax.data.stamps import digest_of
 from edje_jax.first_stage.packing import pack as pack_codes
 from edje_jax.index.caption_columns import CODES, caption_columns
 from edje_jax.index.changes import Changes
+from edje_jax.index.embeddings import to_stored
 from edje_jax.index.shard_files import ImageRecord
 from edje_jax.models.token_formats import pack
-from edje_jax.runtimes.base import Encoded, Runtime
+from edje_jax.runtimes.base import Embedded, Encoded, Runtime
 from edje_jax.types import HasFiles, Source, Stamped
 
 THUMBNAIL = 256
@@ -69,27 +70,29 @@ def thumbnail(image: Image.Image) -> bytes:
 
 
 @dataclass(frozen=True)
-class EncodedShard:
-    """Encoded content of a shard."""
+class EncodedPart:
+    """Encoded content of a part of a shard."""
 
     rows: list[ImageRecord]
     tokens: np.ndarray
     embeddings: np.ndarray
     projections: np.ndarray
     """Numbers whose signs are the images' codes; [n, 0] of a model without codes."""
-    of_captions: dict[str, np.ndarray]
-    """Columns with a row for each caption."""
+    of_captions: Embedded
+    """Embeddings and projections of the captions, image by image."""
     thumbnails: list[bytes]
     rejected: dict[str, str]
 
-    def columns(self, token_dtype: TokenDtype) -> dict[str, np.ndarray]:
-        """Arrays of the shard by their names, tokens and codes packed."""
+    def columns(
+        self, token_dtype: TokenDtype, embedding_dtype: EmbeddingDtype
+    ) -> dict[str, np.ndarray]:
+        """Arrays of the part by their names, as they are stored."""
         has_codes = self.projections.shape[1] > 0
         return {
             **pack(self.tokens, token_dtype).columns,
-            "embeddings": self.embeddings,
+            "embeddings": to_stored(self.embeddings, embedding_dtype),
             **({CODES["embeddings"]: pack_codes(self.projections)} if has_codes else {}),
-            **self.of_captions,
+            **caption_columns(self.of_captions, embedding_dtype),
         }
 
 
@@ -98,8 +101,8 @@ def encode(
     changes: Changes,
     batches: Iterable[ReadBatch[DecodedImage]],
     note: Callable[[int], None],
-) -> EncodedShard:
-    """Encode a shard's images as they come; `note` is called with the number of records done."""
+) -> EncodedPart:
+    """Encode a part's images as they come; `note` is called with the number of records done."""
     parts: list[Encoded] = []
     thumbnails: list[bytes] = []
     rows: list[ImageRecord] = []
@@ -118,12 +121,12 @@ def encode(
         for record, reason in batch.bad.items():
             rejected[changes.source.image_id(record)] = printable(reason)
         note(len(batch.records) + len(batch.bad))
-    return EncodedShard(
+    return EncodedPart(
         rows,
         np.concatenate([part.tokens for part in parts]),
         np.concatenate([part.embeddings for part in parts]),
         np.concatenate([part.projections for part in parts]),
-        caption_columns(runtime.encode_texts([text for row in rows for text in row.captions])),
+        runtime.encode_texts([text for row in rows for text in row.captions]),
         thumbnails,
         rejected,
     )

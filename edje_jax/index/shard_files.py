@@ -8,17 +8,14 @@ A file's name begins with what it holds: a column, such as `tokens-00000.npy`, o
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from edje_jax.index.mapped_files import map_array
 from edje_jax.system.files import atomic_path
-
-Embed = Callable[[list[str]], Mapping[str, np.ndarray]]
-"""Function from captions to the columns that have a row for each of them."""
+from edje_jax.system.mapped_files import map_array
 
 
 class BadStore(ValueError):
@@ -78,119 +75,36 @@ def map_file(path: Path) -> np.ndarray:
         raise BadStore(f"{path}: damaged ({error}); build the index again") from error
 
 
-def write_shard(
-    folder: Path,
-    number: int,
-    columns: Mapping[str, np.ndarray],
-    rows: Sequence[ImageRecord],
-    thumbnails: Sequence[bytes],
-) -> dict[str, Any]:
-    """Write a shard's files and return its record; the shard counts once a manifest holds it.
-
-    Args:
-        columns: {name: array with a row for each image or for each caption}.
-    """
-    written = []
-    for name, array in columns.items():
-        written.append(folder / f"{name}-{number:05d}.npy")
-        _write_array(written[-1], array)
-    written.append(folder / f"thumbnails-{number:05d}.bin")
-    with atomic_path(written[-1]) as temporary:
-        temporary.write_bytes(b"".join(thumbnails))
-    written.append(folder / f"rows-{number:05d}.jsonl")
-    starts = np.cumsum([0, *map(len, thumbnails)]).tolist()
-    spans = [(start, len(thumbnail)) for start, thumbnail in zip(starts, thumbnails, strict=False)]
-    pairs = zip(rows, spans, strict=True)
-    _write_rows(written[-1], [row._replace(thumbnail=span) for row, span in pairs])
-    return {
-        "number": number,
-        "rows": len(rows),
-        "captions": sum(len(row.captions) for row in rows),
-        "files": {path.name: _file_entry(path) for path in written},
-    }
-
-
-def rewrite_words(
-    folder: Path,
-    record: dict[str, Any],
-    rows: Sequence[ImageRecord],
-    embed: Embed,
-    per_caption: Collection[str] = ("captions",),
-) -> dict[str, Any]:
-    """Write a shard's rows, and its captions where these differ, under new names.
-
-    Args:
-        rows: as many as the shard has; what differs is captions, paths, stamps and digests.
-        embed: computes the columns of captions that the shard does not have.
-        per_caption: columns with a row for each caption.
-
-    Returns:
-        The shard's new record; the files count once a manifest holds it.
-
-    Raises:
-        BadStore: captions differ, and the shard has a column of them that `embed` does not compute.
-    """
-    before, files = file_of(folder, record, "rows"), dict(record["files"])
-    previous = [text for row in read_rows(before) for text in row.captions]
-    texts = [text for row in rows for text in row.captions]
-    written = [_next_name(before)]
-    _write_rows(written[0], rows)
-    del files[before.name]
-    if texts != previous:
-        known = set(previous)
-        unknown = [text for text in dict.fromkeys(texts) if text not in known]
-        made = embed(unknown)
-        kept = {name: file_of(folder, record, name) for name in per_caption if _has(record, name)}
-        if more := kept.keys() - made.keys():
-            raise BadStore(
-                f"{folder}: captions have changed, and this version of edje_jax cannot compute"
-                f" their {', '.join(sorted(more))}; update it, or build another index"
-            )
-        for name, path in kept.items():
-            rows_before = np.load(path, allow_pickle=False)
-            of_text = dict(zip(previous, rows_before, strict=True))
-            of_text |= dict(zip(unknown, made[name], strict=True))
-            array = np.array([of_text[text] for text in texts], rows_before.dtype)
-            written.append(_next_name(path))
-            _write_array(written[-1], array.reshape(-1, *rows_before.shape[1:]))
-            del files[path.name]
-    files |= {path.name: _file_entry(path) for path in written}
-    return record | {"captions": len(texts), "files": files}
-
-
-def _has(record: dict[str, Any], kind: str) -> bool:
+def has_file(record: dict[str, Any], kind: str) -> bool:
+    """Whether a shard has a file of a kind."""
     return any(kind_of(name) == kind for name in record["files"])
 
 
-def _next_name(path: Path) -> Path:
+def next_name(path: Path) -> Path:
     """rows-00000.jsonl -> rows-00000.1.jsonl -> rows-00000.2.jsonl"""
     stem, *version, ending = path.name.split(".")
     return path.with_name(f"{stem}.{int(version[0]) + 1 if version else 1}.{ending}")
 
 
-def _write_array(path: Path, array: np.ndarray) -> None:
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write an array as a .npy file, whole or not at all."""
     if array.dtype.kind == "V":  # bfloat16 and the like, which files of NumPy know as bits alone
         array = array.view(f"u{array.dtype.itemsize}")
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.save(file, array, allow_pickle=False)
 
 
-def _write_rows(path: Path, rows: Sequence[ImageRecord]) -> None:
-    # A path may hold bytes that are not UTF-8: they are written as JSON escapes.
-    with (
-        atomic_path(path) as temporary,
-        temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file,
-    ):
-        file.writelines(json.dumps(_words(row), ensure_ascii=False) + "\n" for row in rows)
-
-
-def _words(row: ImageRecord) -> dict[str, Any]:
+def row_line(row: ImageRecord) -> bytes:
+    """Line of a file of rows."""
     words = row._asdict()
     unknown = words.pop("unknown")
-    return {**words, **unknown}
+    line = json.dumps({**words, **unknown}, ensure_ascii=False) + "\n"
+    # A path may hold bytes that are not UTF-8: they are written as JSON escapes.
+    return line.encode("utf-8", "backslashreplace")
 
 
-def _file_entry(path: Path) -> dict[str, Any]:
+def file_entry(path: Path) -> dict[str, Any]:
+    """Size and checksum of a file, as a shard's record holds them."""
     return {"bytes": path.stat().st_size, "sha256": checksum(path)}
 
 
@@ -200,13 +114,22 @@ def read_rows(path: Path) -> Iterator[ImageRecord]:
     Raises:
         BadStore: the file is damaged.
     """
+    with path.open("rb") as file:
+        for line in file:
+            yield parse_row(line, path)
+
+
+def parse_row(line: bytes, path: Path) -> ImageRecord:
+    """Row of a line of a rows file.
+
+    Raises:
+        BadStore: the line is damaged.
+    """
     try:
-        with path.open(encoding="utf-8") as file:
-            for line in file:
-                words = json.loads(line)
-                unknown = {name: words.pop(name) for name in sorted(words.keys() - _KEYS)}
-                words |= {"thumbnail": tuple(words["thumbnail"])}
-                yield ImageRecord(**words, unknown=unknown)
+        words = json.loads(line)
+        unknown = {name: words.pop(name) for name in sorted(words.keys() - _KEYS)}
+        words |= {"thumbnail": tuple(words["thumbnail"])}
+        return ImageRecord(**words, unknown=unknown)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise BadStore(f"{path}: damaged ({error}); build the index again") from error
 

@@ -6,10 +6,13 @@
                               after the deferred layers, where the model has any
     scales-00000.npy          [rows, m] float16, for int8 and int4; each column of a token format
                               (`models.token_formats`) has files of its name
-    embeddings-00000.npy      [rows, e] float32, unit length: embeddings of the images
-    captions-00000.npy        [captions, e] float32: embeddings of the captions, image by image
+    embeddings-00000.npy      [rows, e], unit length, in the embedding dtype (`embeddings`)
+    captions-00000.npy        [captions, e]: embeddings of the captions, image by image
     rows-00000.jsonl          {"id", "path", "captions", "thumbnail": [start, bytes], "stamp",
                               "digest"} a line
+    row_starts-00000.npy and  where lines, captions and ids are found in a shard (`row_lookup`)
+      three more
+    gone-00000.1.npy          uint32, rising: rows that count no more; none where all do
     thumbnails-00000.bin      JPEG files after each other
     rejected.csv              images that could not be read, records that the source left out,
                               images without some of their captions, and why
@@ -17,54 +20,35 @@
 
 The .npy files are columns. A shard may have more of them: `manifest.Manifest.columns` lists those.
 
-A shard is written whole or not at all. An image that changed has a row in a later shard, which
-counts. Where only words changed (captions, paths, stamps), the shard's rows and captions are
-written anew as `rows-00000.1.jsonl` and `captions-00000.1.npy`, and the manifest names these. What
-counts no more stays until the index is compacted.
+A shard is written part by part (`shard_writer`) and counts once it is whole. An image that changed has a row in a later shard, which counts. Where only words
+changed (captions, paths, stamps), the shard's rows and captions are written anew as
+`rows-00000.1.jsonl` and `captions-00000.1.npy`, and the manifest names these. What counts no more
+stays until the index is compacted, which also merges small shards.
+
+Opening an index maps its files into memory and reads none of its rows, so that its time and memory
+grow with the number of shards alone. An index that an older version wrote is read whole, until
+`edje index compact` has brought it up to date.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from jaxtyping import Int
 
 from edje_jax.index.column import Column
+from edje_jax.index.embeddings import from_stored
+from edje_jax.index.gone import gone_rows
 from edje_jax.index.manifest import Manifest
-from edje_jax.index.mapped_files import map_bytes
-from edje_jax.index.shard_files import (
-    BadStore,
-    ImageRecord,
-    checksum,
-    file_of,
-    kind_of,
-    map_file,
-    read_rows,
-)
+from edje_jax.index.places import Places
+from edje_jax.index.shard import Shard, find_rows
+from edje_jax.index.shard_files import BadStore, ImageRecord, checksum, file_of
 from edje_jax.models.token_formats import PackedTokens
 
-
-class Shard:
-    """Files of a shard, memory-mapped."""
-
-    def __init__(self, folder: Path, record: dict[str, Any], manifest: Manifest):
-        there = {kind_of(name) for name in record["files"]}
-        self.columns = {
-            name: map_file(file_of(folder, record, name)).view(np.dtype(type.dtype))
-            for name, type in manifest.column_types.items()
-            if name in there or name not in manifest.columns
-        }
-        # Mapped too: a file that is deleted meanwhile is here until this is closed.
-        self._thumbnails = map_bytes(file_of(folder, record, "thumbnails"))
-        self.rows = list(read_rows(file_of(folder, record, "rows")))
-        """Metadata of the images, in the order of the arrays."""
-
-    def thumbnail(self, row: int) -> bytes:
-        """A JPEG file."""
-        start, length = self.rows[row].thumbnail
-        return self._thumbnails[start : start + length].tobytes()
+EMBEDDINGS = ("embeddings", "captions")
+"""Columns of embeddings."""
 
 
 class Store:
@@ -80,37 +64,38 @@ class Store:
         for record in self.manifest.shards:
             for name, expected in record["files"].items():
                 _check_size(folder / name, expected["bytes"])
-        self.shards = [Shard(folder, record, self.manifest) for record in self.manifest.shards]
-        hidden = self.manifest.hidden
-        rows = current(shard.rows for shard in self.shards)
-        locations = sorted(location for name, (location, _) in rows.items() if name not in hidden)
-        self.locations: Int[np.ndarray, "n 2"] = np.array(locations, np.int64).reshape(-1, 2)
-        """(shard, row in it) of each image."""
+        self.shards = open_shards(folder, self.manifest)
+        self.places = Places(
+            [len(shard) for shard in self.shards], [shard.gone_images() for shard in self.shards]
+        )
+        """Rows of shards that images lie in."""
 
     def __reduce__(self):
         # Opened again where it arrives: what is mapped here is not copied.
         return Store, (self.folder,)
 
     def __len__(self) -> int:
-        return len(self.locations)
+        return len(self.places)
 
     def row(self, image: int) -> ImageRecord:
         """Id, path and captions of an image."""
-        shard, row = self.locations[image]
-        return self.shards[shard].rows[row]
+        shard, row = self._locate(image)
+        return self.shards[shard].row(row)
 
-    @cached_property
-    def image_of_id(self) -> dict[str, int]:
+    @property
+    def image_of_id(self) -> "ImageOfId":
         """Id -> image."""
-        return {self.row(image).id: image for image in range(len(self))}
+        return ImageOfId(self)
 
     def thumbnail(self, image: int) -> bytes:
         """Thumbnail of an image, a JPEG file."""
-        shard, row = self.locations[image]
+        shard, row = self._locate(image)
         return self.shards[shard].thumbnail(row)
 
     def column(self, name: str) -> Column:
         """A column, with a row for each image or, if it is one of captions, for each caption.
+
+        Embeddings have unit length, whatever they are stored as.
 
         Raises:
             BadStore: the index has no such column, or a shard lacks it.
@@ -121,9 +106,9 @@ class Store:
         for shard, record in zip(self.shards, self.manifest.shards, strict=True):
             if name not in shard.columns:
                 file_of(self.folder, record, name)  # Says which it is
-        per_image = types[name].per == "image"
-        locations = self.locations if per_image else self._caption_locations
-        return Column([shard.columns[name] for shard in self.shards], locations, types[name])
+        places = self.places if types[name].per == "image" else self.caption_places
+        parts = [shard.columns[name] for shard in self.shards]
+        return Column(parts, places, types[name], from_stored if name in EMBEDDINGS else None)
 
     def tokens(self, images: Int[np.ndarray, " k"]) -> PackedTokens:
         """Tokens of some images, read from disk: the rows asked for and no others."""
@@ -145,21 +130,97 @@ class Store:
         return self.column("captions")
 
     @cached_property
-    def captions(self) -> list[tuple[int, str]]:
+    def captions(self) -> "Captions":
         """(image, caption) of every caption."""
-        return [(image, text) for image in range(len(self)) for text in self.row(image).captions]
+        return Captions(self)
 
     @cached_property
-    def _caption_locations(self) -> Int[np.ndarray, "t 2"]:
-        """(shard, row among its captions) of each caption."""
+    def caption_places(self) -> Places:
+        """Rows of shards that captions lie in."""
+        gone = [shard.gone_captions() for shard in self.shards]
+        return Places([shard.num_captions for shard in self.shards], gone)
+
+    def captions_of(self, images: Int[np.ndarray, " n"]) -> Int[np.ndarray, " c"]:
+        """Numbers of the captions of some images, image by image."""
+        shards, rows = self.places.locate(images)
         parts = []
-        starts = [
-            np.cumsum([0, *(len(row.captions) for row in shard.rows)]) for shard in self.shards
-        ]
-        for shard, row in self.locations:
-            rows = np.arange(starts[shard][row], starts[shard][row + 1])
-            parts.append(np.stack([np.full(len(rows), shard), rows], axis=1))
-        return np.concatenate([np.empty((0, 2), np.int64), *parts])
+        for shard, row in zip(shards, rows, strict=True):
+            first, end = self.shards[shard].lookup.caption_starts[row : row + 2].astype(np.int64)
+            parts.append(
+                self.caption_places.number(np.full(end - first, shard), np.arange(first, end))
+            )
+        return np.concatenate([np.empty(0, np.int64), *parts])
+
+    def _locate(self, image: int) -> tuple[int, int]:
+        shards, rows = self.places.locate(np.array([image]))
+        return int(shards[0]), int(rows[0])
+
+
+class ImageOfId(Mapping[str, int]):
+    """Images by their ids, found by the shards' sorted hashes."""
+
+    def __init__(self, store: Store):
+        self._store = store
+
+    def __getitem__(self, id: str) -> int:
+        (image,) = self.find([id])
+        if image < 0:
+            raise KeyError(id)
+        return int(image)
+
+    def __iter__(self) -> Iterator[str]:
+        return (self._store.row(image).id for image in range(len(self)))
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def find(self, ids: Sequence[str]) -> Int[np.ndarray, " n"]:
+        """Image of each id; -1 where there is none."""
+        shards, rows = find_rows(self._store.shards, list(ids))
+        found = np.full(len(shards), -1, np.int64)
+        there = shards >= 0
+        found[there] = self._store.places.number(shards[there], rows[there])
+        return found
+
+
+class Captions(Sequence[tuple[int, str]]):
+    """(image, caption) of every caption of an index, image by image; read where they are taken."""
+
+    def __init__(self, store: Store):
+        self._store = store
+
+    def __len__(self) -> int:
+        return len(self._store.caption_places)
+
+    @overload
+    def __getitem__(self, caption: int, /) -> tuple[int, str]: ...
+
+    @overload
+    def __getitem__(self, caption: slice, /) -> list[tuple[int, str]]: ...
+
+    def __getitem__(self, caption: int | slice, /) -> tuple[int, str] | list[tuple[int, str]]:
+        if isinstance(caption, slice):
+            return [self[i] for i in range(*caption.indices(len(self)))]
+        shards, rows = self._store.caption_places.locate(np.array([caption]))
+        row, text = self._store.shards[shards[0]].caption(int(rows[0]))
+        return int(self._store.places.number(shards, np.array([row]))[0]), text
+
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        rows = (self._store.row(image).captions for image in range(len(self._store)))
+        return ((image, text) for image, texts in enumerate(rows) for text in texts)
+
+
+def open_shards(folder: Path, manifest: Manifest) -> list[Shard]:
+    """Shards of an index, each with the rows of it that count no more.
+
+    Raises:
+        BadStore: a file is missing or damaged.
+    """
+    shards = [Shard(folder, record, manifest) for record in manifest.shards]
+    if manifest.format < 3:
+        for shard, rows in zip(shards, gone_rows(shards, manifest.hidden), strict=True):
+            shard.gone = rows
+    return shards
 
 
 def check_model(store: Store, stamp: dict[str, Any]) -> None:
@@ -180,24 +241,6 @@ def check_model(store: Store, stamp: dict[str, Any]) -> None:
 def _describe(stamp: dict[str, Any]) -> str:
     image = "".join(f", {name} {value}" for name, value in stamp.get("image", {}).items())
     return f"{stamp['source']}, {stamp.get('deferred_layers', 0)} deferred layers{image}"
-
-
-Location = tuple[int, int]
-"""(position of the shard in the manifest, row in it)"""
-
-
-def current(parts: Iterable[Iterable[ImageRecord]]) -> dict[str, tuple[Location, ImageRecord]]:
-    """Row that counts of each id, which is its last one, from the rows of all shards."""
-    return {
-        row.id: ((shard, number), row)
-        for shard, rows in enumerate(parts)
-        for number, row in enumerate(rows)
-    }
-
-
-def current_rows(folder: Path, manifest: Manifest) -> dict[str, tuple[Location, ImageRecord]]:
-    """Row that counts of each id, hidden ids included."""
-    return current(read_rows(file_of(folder, record, "rows")) for record in manifest.shards)
 
 
 def next_number(manifest: Manifest) -> int:

@@ -4,6 +4,7 @@ A file is written under a temporary name and then renamed, so that a file that i
 """
 
 import errno
+import fcntl
 import json
 import os
 import re
@@ -123,6 +124,32 @@ def most_open_files() -> int:
     """How many files the system lets this process have open; 1024 where it tells no limit."""
     limit = os.sysconf("SC_OPEN_MAX") if hasattr(os, "sysconf") else 0
     return limit if limit > 0 else 1024
+
+
+@contextmanager
+def lock_file(path: Path) -> Iterator[None]:
+    """Hold a file that no other process holds; the system frees it with the process.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError(
+                error.errno, "another process is writing here; wait for it", str(path)
+            ) from None
+        except OSError as error:  # A file system without locks, such as some of buckets
+            if error.errno not in _NO_LOCKS:
+                raise
+        yield
+    finally:
+        os.close(descriptor)
+
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @contextmanager

@@ -1,0 +1,118 @@
+"""A shard of an index, opened: its columns mapped into memory, its rows read one by one."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, UInt32
+
+from edje_jax.index.manifest import Manifest
+from edje_jax.index.places import Gone
+from edje_jax.index.row_lookup import RowLookup, hash_ids, look_up
+from edje_jax.index.shard_files import (
+    ImageRecord,
+    file_of,
+    has_file,
+    kind_of,
+    map_file,
+    parse_row,
+)
+from edje_jax.system.mapped_files import map_bytes
+
+
+class Shard:
+    """Files of a shard; opening it reads none of its rows, unless an older version wrote it."""
+
+    def __init__(self, folder: Path, record: dict[str, Any], manifest: Manifest):
+        there = {kind_of(name) for name in record["files"]}
+        self.number: int = record["number"]
+        self.columns = {
+            name: map_file(file_of(folder, record, name)).view(np.dtype(type.dtype))
+            for name, type in manifest.column_types.items()
+            if name in there or name not in manifest.columns
+        }
+        self._path = file_of(folder, record, "rows")
+        # Mapped too: a file that is deleted meanwhile is here until this is closed.
+        self._rows = map_bytes(self._path)
+        self._thumbnails = map_bytes(file_of(folder, record, "thumbnails"))
+        self.is_old = not there.issuperset(RowLookup._fields)
+        """Whether an older version wrote it, without the files of `row_lookup`."""
+        self.lookup = self._lookup(folder, record)
+        self.gone: UInt32[np.ndarray, " g"] = (
+            map_file(file_of(folder, record, "gone"))
+            if has_file(record, "gone")
+            else np.empty(0, np.uint32)
+        )
+        """Rows that count no more, rising."""
+
+    def _lookup(self, folder: Path, record: dict[str, Any]) -> RowLookup:
+        if self.is_old:
+            return look_up(self._path)
+        return RowLookup(*(map_file(file_of(folder, record, kind)) for kind in RowLookup._fields))
+
+    def __len__(self) -> int:
+        return len(self.lookup.id_rows)
+
+    @property
+    def num_captions(self) -> int:
+        """Number of captions of all rows."""
+        return int(self.lookup.caption_starts[-1])
+
+    def row(self, row: int) -> ImageRecord:
+        """Metadata of an image.
+
+        Raises:
+            BadStore: its line is damaged.
+        """
+        start, end = (int(self.lookup.row_starts[i]) for i in (row, row + 1))
+        return parse_row(self._rows[start:end].tobytes(), self._path)
+
+    def rows(self) -> Iterator[ImageRecord]:
+        """Metadata of all images, in the order of the arrays."""
+        return (self.row(row) for row in range(len(self)))
+
+    def caption(self, caption: int) -> tuple[int, str]:
+        """(row of its image, text) of a caption of the shard."""
+        row = int(np.searchsorted(self.lookup.caption_starts, caption, side="right")) - 1
+        return row, self.row(row).captions[caption - int(self.lookup.caption_starts[row])]
+
+    def thumbnail(self, row: int) -> bytes:
+        """A JPEG file."""
+        start, length = self.row(row).thumbnail
+        return self._thumbnails[start : start + length].tobytes()
+
+    def gone_images(self) -> Gone:
+        """Rows of images that count no more."""
+        return Gone(self.gone.astype(np.int64), np.ones(len(self.gone), np.int64))
+
+    def gone_captions(self) -> Gone:
+        """Rows of captions of images that count no more."""
+        starts = self.lookup.caption_starts.astype(np.int64)
+        gone = self.gone.astype(np.int64)
+        gone = gone[starts[gone + 1] > starts[gone]]
+        return Gone(starts[gone], starts[gone + 1] - starts[gone])
+
+
+def find_rows(
+    shards: list[Shard], ids: list[str]
+) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+    """(position of the shard, row in it) of the last row of each id; (-1, -1) where there is none.
+
+    An index that was updated has several rows of an image that changed, of which the last counts.
+    """
+    hashes = hash_ids(ids)
+    order = np.argsort(hashes)
+    ordered = hashes[order]
+    at = np.full(len(ids), -1, np.int64)
+    rows = np.full(len(ids), -1, np.int64)
+    for position, shard in enumerate(shards):
+        known = shard.lookup.id_hashes
+        low = np.searchsorted(known, ordered, side="left")
+        high = np.searchsorted(known, ordered, side="right")
+        for place in np.flatnonzero(high > low):
+            asked = order[place]
+            for row in sorted(shard.lookup.id_rows[low[place] : high[place]].tolist()):
+                if shard.row(row).id == ids[asked]:  # Two ids may have the same hash
+                    at[asked], rows[asked] = position, row
+    return at, rows
