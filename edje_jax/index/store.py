@@ -20,10 +20,11 @@
 
 The .npy files are columns. A shard may have more of them: `manifest.Manifest.columns` lists those.
 
-A shard is written part by part (`shard_writer`) and counts once it is whole. An image that changed has a row in a later shard, which counts. Where only words
-changed (captions, paths, stamps), the shard's rows and captions are written anew as
-`rows-00000.1.jsonl` and `captions-00000.1.npy`, and the manifest names these. What counts no more
-stays until the index is compacted, which also merges small shards.
+A shard is written part by part (`shard_writer`) and counts once it is whole. An image that changed
+has a row in a later shard, which counts. Where only words changed (captions, paths, stamps), the
+shard's rows and captions are written anew as `rows-00000.1.jsonl` and `captions-00000.1.npy`, and
+the manifest names these. What counts no more stays until the index is compacted, which also merges
+small shards.
 
 Opening an index maps its files into memory and reads none of its rows, so that its time and memory
 grow with the number of shards alone. An index that an older version wrote is read whole, until
