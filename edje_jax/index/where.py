@@ -147,7 +147,10 @@ class Where:
         return _mask(self.condition, table, rows_of_ids)
 
     def to_milvus(self) -> str:
-        """The filter as a boolean expression of Milvus; only operators in it are negated."""
+        """The filter as a boolean expression of Milvus, which holds for the same images.
+
+        Milvus Lite lets nulls through `not in`, which is written as one `!=` for each value.
+        """
         return _milvus(self.condition)
 
 
@@ -351,6 +354,10 @@ def _milvus(condition: Junction | Comparison) -> str:
             for part in condition.parts
         )
         return f" {condition.word} ".join(parts)
-    values = ", ".join(json.dumps(value, ensure_ascii=False) for value in condition.values)
-    listed = f"[{values}]" if condition.operator in ("in", "not in") else values
-    return f"{condition.name} {condition.operator} {listed}"
+    name, operator = condition.name, condition.operator
+    values = [json.dumps(value, ensure_ascii=False) for value in condition.values]
+    if operator == "not in" and name != ID:
+        different = " and ".join(f"{name} != {value}" for value in values)
+        return f"({different})" if len(values) > 1 else different
+    listed = f"[{', '.join(values)}]" if operator in ("in", "not in") else values[0]
+    return f"{name} {operator} {listed}"
