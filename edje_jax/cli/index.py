@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -20,7 +21,7 @@ from edje_jax.index import build as building
 from edje_jax.index import maintain
 from edje_jax.index import store as stores
 from edje_jax.index.commit import Report
-from edje_jax.index.image_index import ImageIndex
+from edje_jax.index.first_stages import Stamp, extend_first_stage
 from edje_jax.index.manifest import Manifest
 from edje_jax.index.shard_files import BadStore, kind_of
 from edje_jax.index.store import Store
@@ -117,16 +118,29 @@ def build_first_stage(index: str, name: str, bits: int | None = None) -> None:
         ValueError: no codes of that length.
         ModuleNotFoundError: a library is not installed.
     """
-    began = time.monotonic()
-    opened = ImageIndex.open(index, first_stage=name, bits=bits)
     if not find_first_stage(name).is_stored:
         log.info("%s is built at every opening, from columns that are there: nothing to keep", name)
         return
-    stages = [opened.images, *([opened.texts] if opened.store.captions else [])]
-    log.info(
-        "%s: %s over %s rows, %.0f s", opened.store.folder, name,
-        " and ".join(f"{len(stage):,}" for stage in stages), time.monotonic() - began,
-    )  # fmt: skip
+    store = Store(Path(index).expanduser())
+    for column in ("embeddings", "captions"):
+        began = time.monotonic()
+        if not len(store.column(column)):
+            continue
+        with Bars() as bars:
+            show = partial(bars.show, "rows")
+            stamp = extend_first_stage(store, name, column, bits, show)
+        log.info(
+            "%s: %s over %s rows, %s bytes, %.0f s%s", store.folder, name, f"{stamp.rows:,}",
+            f"{stamp.file['bytes']:,}", time.monotonic() - began, _recall(stamp),
+        )  # fmt: skip
+
+
+def _recall(stamp: Stamp) -> str:
+    """Words for the recall of an approximate first stage."""
+    if not stamp.recall_at_100:
+        return ""
+    recall = stamp.recall_at_100[str(stamp.effort)]
+    return f"; recall@100 {recall:.3f} with effort {stamp.effort}, asked by {stamp.asked_by}"
 
 
 def _tell(folder: Path, report: Report, prune: bool) -> None:

@@ -1,7 +1,8 @@
 """`ImageIndex`: a token store opened for searching."""
 
 import os
-from functools import cached_property
+from collections.abc import Callable, Iterable
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -15,9 +16,12 @@ from edje_jax.index.caption_columns import CODES
 from edje_jax.index.column import Column
 from edje_jax.index.covering import Covering
 from edje_jax.index.first_stages import check_bits, open_first_stage
+from edje_jax.index.selection import Selection, select
 from edje_jax.index.store import Store
 from edje_jax.models.token_formats import PackedTokens
 
+FILTERS = 16
+"""Filters whose images are remembered."""
 TokensOn = Literal["disk", "host", "device"]
 
 
@@ -107,6 +111,23 @@ class ImageIndex:
             ValueError: the images were indexed without any.
         """
         return self._searched(self.texts, "captions")
+
+    def select(
+        self, ids: Iterable[str] | None = None, where: str | None = None
+    ) -> Selection | None:
+        """Images that a search is confined to: see `selection.select`.
+
+        Raises:
+            BadWhere: the filter cannot be read, or does not fit the index's metadata.
+        """
+        if ids is None and where is not None:
+            return self._of_filter(where)
+        return select(self.store, ids, where)
+
+    @cached_property
+    def _of_filter(self) -> Callable[[str], Selection | None]:
+        """Images for which a filter holds; the last few filters are remembered."""
+        return lru_cache(FILTERS)(lambda where: select(self.store, None, where))
 
     def _searched(self, stage: Covering, column: str) -> Searched:
         codes = self.codes(column) if self.bits else None

@@ -125,7 +125,7 @@ def _merged(out: Path, store: Store, group: list[int], number: int) -> list[dict
             rows = np.flatnonzero(stays)
             for start in range(0, len(rows), build.PART_ROWS):
                 _append(writer, store.manifest, shard, rows[start : start + build.PART_ROWS])
-        record = writer.finish()
+        record = writer.finish(store.manifest.metadata)
         writer.clear()
     return [record]
 
@@ -133,7 +133,7 @@ def _merged(out: Path, store: Store, group: list[int], number: int) -> list[dict
 def _append(writer: ShardWriter, manifest: Manifest, shard: Shard, rows: np.ndarray) -> None:
     """Append some rows of a shard, and their captions."""
     starts = shard.lookup.caption_starts.astype(np.int64)
-    captions = np.concatenate([np.arange(starts[row], starts[row + 1]) for row in rows])
+    captions = np.concatenate([np.arange(*starts[row : row + 2].tolist()) for row in rows])
     chosen = {"image": rows, "caption": captions}
     columns = {
         name: np.asarray(shard.columns[name][chosen[type.per]])

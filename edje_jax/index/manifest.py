@@ -66,6 +66,8 @@ class Manifest:
     """{record that the source left out, or id without some of its captions: why}"""
     embedding_dtype: EmbeddingDtype = "float32"
     """Data type of the embeddings of images and captions; int8 keeps their direction alone."""
+    metadata: tuple[str, ...] = ()
+    """Names of the values that are kept of images, for filters."""
     columns: dict[str, ColumnType] = dataclasses.field(default_factory=dict)
     """Columns beyond tokens and embeddings, which every index has. Shards may lack them."""
     unknown: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -104,8 +106,9 @@ class Manifest:
         raw = dataclasses.asdict(self)
         unknown = raw.pop("unknown")
         del raw["format"]
-        if not self.columns:
-            del raw["columns"]
+        for name in ("columns", "metadata"):
+            if not raw[name]:
+                del raw[name]
         write_json(folder / "manifest.json", {"format": FORMAT, **raw, **unknown})
 
     @classmethod
@@ -144,7 +147,10 @@ class Manifest:
         unknown = {name: value for name, value in raw.items() if name not in known}
         try:
             columns = {name: ColumnType(**one) for name, one in raw.get("columns", {}).items()}
-            tuples = {name: tuple(raw.get(name, ())) for name in ("shards", "removed", "dropped")}
+            tuples = {
+                name: tuple(raw.get(name, ()))
+                for name in ("shards", "removed", "dropped", "metadata")
+            }
             given = {name: value for name, value in raw.items() if name in known}
             return cls(
                 **{**given, **tuples, "columns": columns, "unknown": unknown, "format": format}

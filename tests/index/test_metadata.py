@@ -6,8 +6,8 @@ import sys
 
 import numpy as np
 import pytest
-
 from edje_jax.index.mapped_files import map_bytes
+
 from edje_jax.index.metadata import (
     check_names,
     join_tables,

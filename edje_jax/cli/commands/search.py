@@ -33,6 +33,7 @@ class Search:
         edje search photos.index "two dogs on a beach"
         edje search photos.index "two dogs on a beach" --k 200 --top 5 --json
         edje search photos.index "two dogs on a beach" --min-score 0.5
+        edje search photos.index "two dogs" --where "year >= 2010 and license == 'cc-by'"
         edje search coco.index --image dog.jpg
     """
 
@@ -48,6 +49,10 @@ class Search:
     """Results to show."""
     min_score: float | None = None
     """Least score of a result, from 0 to 1: "nothing matches" is an answer then."""
+    ids: str | None = None
+    """File with an id on every line: only these images are searched."""
+    where: Text = None
+    """Filter by metadata: only images are searched for which it holds."""
     json: bool = False
     """Write results as JSON and nothing else."""
     details: bool = False
