@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from edje_jax.data.sources.texts import shown
+from edje_jax.data.sources.texts import in_a_line, shown
 from edje_jax.types import Scalar
 
 Kind = Literal["text", "integer", "float", "boolean", "nothing"]
@@ -121,21 +121,28 @@ def metadata_file(table: Any) -> bytes:
 def open_metadata(data: UInt8[np.ndarray, " bytes"]) -> Any:
     """The table in an Arrow file, such as one that `map_bytes` maps; nothing of it is copied.
 
+    All values are looked at once: the library may read elsewhere in memory where one is damaged.
+
     Raises:
         ModuleNotFoundError: pyarrow is not installed; the message says how to get it.
-        ValueError: the bytes are no whole Arrow file.
+        ValueError: the bytes are no whole file of `metadata_file`.
     """
     pa = import_pyarrow()
     try:
         table = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(data))).read_all()
-        table.validate()
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"no whole Arrow file ({error})") from error
+        table.validate(full=True)
+        kinds_of(table)
+    except Exception as error:  # The library raises several kinds
+        raise ValueError(f"no whole file of metadata ({in_a_line(error)})") from error
     return table
 
 
 def kinds_of(table: Any) -> dict[str, Kind]:
-    """Kinds of a table's columns, by their names."""
+    """Kinds of a table's columns, by their names.
+
+    Raises:
+        ValueError: a column is of no such kind.
+    """
     of = import_pyarrow().types
     kinds: dict[str, Kind] = {}
     for field in table.schema:
@@ -146,7 +153,10 @@ def kinds_of(table: Any) -> dict[str, Kind]:
             ("boolean", of.is_boolean),
             ("nothing", of.is_null),
         )
-        kinds[field.name] = next(kind for kind, holds in checks if holds(field.type))
+        found: list[Kind] = [kind for kind, holds in checks if holds(field.type)]
+        if not found:
+            raise ValueError(f'column "{field.name}" is of type {field.type}, which none has')
+        kinds[field.name] = found[0]
     return kinds
 
 

@@ -1,7 +1,9 @@
 """Filters: the language, its mistakes, nulls as in SQL, and Milvus' form of it."""
 
 import random
+import re
 import sqlite3
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -332,6 +334,26 @@ def test_a_mistake_is_named_with_its_column_and_the_remedy(text, message):
     told = str(caught.value)
     assert "\n" not in told and len(told) < 600
     told.encode()
+
+
+def test_the_messages_on_the_page_are_those_of_the_code():
+    page = (Path(__file__).parents[2] / "docs" / "guide" / "search.md").read_text("utf-8")
+    (block,) = re.findall(r"^```text\n(where .*?)^```", page, re.DOTALL | re.MULTILINE)
+    for line in block.splitlines():
+        text = line.removeprefix("where ").split(": column")[0]
+        with pytest.raises(BadWhere) as caught:
+            Where.parse(text).check([{"year": "integer", "license": "text"}])
+        assert str(caught.value) == line
+
+
+def test_the_filters_on_the_page_can_be_read():
+    page = (Path(__file__).parents[2] / "docs" / "guide" / "search.md").read_text("utf-8")
+    (table,) = re.findall(r"^\| written \|.*?\n\n", page, re.DOTALL | re.MULTILINE)
+    written = " ".join(row.split("|")[1] for row in table.splitlines()[2:-1])
+    filters = re.findall(r"`(\w[^`]* [^`]*)`", written)
+    assert len(filters) > 8
+    for text in filters:
+        Where.parse(re.sub(r"\b[AB]\b", "year == 1", text))
 
 
 def test_a_filter_has_so_many_comparisons_at_most():
