@@ -73,12 +73,12 @@ def metadata_table(
 
     Args:
         rows: values of each image by name, as a source gives them.
-        names: the columns, in this order. Other values of the rows are passed over.
+        names: the columns, in this order; there may be none. Other values are passed over.
 
     Raises:
         ModuleNotFoundError: pyarrow is not installed; the message says how to get it.
     """
-    return _table({name: [row.get(name) for row in rows] for name in names})
+    return _table({name: [row.get(name) for row in rows] for name in names}, len(rows))
 
 
 def join_tables(tables: Sequence[Any]) -> tuple[Any, list[MetadataFault]]:
@@ -99,7 +99,8 @@ def join_tables(tables: Sequence[Any]) -> tuple[Any, list[MetadataFault]]:
                 )
             )
             for name in names
-        }
+        },
+        sum(table.num_rows for table in tables),
     )
 
 
@@ -175,7 +176,7 @@ def import_pyarrow() -> Any:
     return pyarrow
 
 
-def _table(columns: Mapping[str, list[Any]]) -> tuple[Any, list[MetadataFault]]:
+def _table(columns: Mapping[str, list[Any]], rows: int) -> tuple[Any, list[MetadataFault]]:
     pa = import_pyarrow()
     arrays, faults = {}, []
     for name, values in columns.items():
@@ -195,7 +196,8 @@ def _table(columns: Mapping[str, list[Any]]) -> tuple[Any, list[MetadataFault]]:
             MetadataFault(row, f'"{name}" is {shown(values[row])}, which {reason}; correct it')
             for row, reason in sorted(wrong.items())
         ]
-    return pa.table(arrays), faults
+    # A table of no columns has rows too, if it had a column.
+    return pa.table({**arrays, "": pa.nulls(rows)}).select(list(arrays)), faults
 
 
 def _fault(value: Any) -> str:
@@ -217,7 +219,8 @@ def _array(pa: Any, values: list[Any]) -> Any:
     """Column of values of types that share one."""
     types = {type(value) for value in values} - {type(None)}
     if float in types:
-        return pa.array([value if value is None else float(value) for value in values])
+        # Lists are searched for -0.0 and for 0.0 as for two numbers; adding 0.0 leaves one.
+        return pa.array([value if value is None else float(value) + 0.0 for value in values])
     if types == {str}:
         return pa.array(values).dictionary_encode()
     return pa.array(values)

@@ -329,7 +329,7 @@ def _fits(column: Any, operator: str, values: Sequence[Scalar]) -> Any:
     if pa.types.is_integer(kind):
         operator, values = _of_integers(operator, values)
     elif pa.types.is_floating(kind):
-        values = [float(value) for value in values]
+        values = [float(value) + 0.0 for value in values]  # Never -0.0, as in the column
     if operator in _FUNCTIONS:
         return pc.call_function(_FUNCTIONS[operator], [column, pa.scalar(values[0], kind)])
     found = pc.call_function("is_in", [column], pc.SetLookupOptions(pa.array(values, kind)))

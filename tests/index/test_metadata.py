@@ -50,6 +50,17 @@ def test_without_images_there_is_a_table_too():
     assert open_metadata(np.frombuffer(metadata_file(table), np.uint8)).equals(table)
 
 
+def test_without_names_a_table_has_rows_and_filters_by_id():
+    table, _ = metadata_table(ROWS, [])
+    third = np.arange(4) == 2
+    for each in (table, open_metadata(np.frombuffer(metadata_file(table), np.uint8))):
+        assert (each.num_rows, each.column_names) == (4, [])
+        found = Where.parse("id == 'c' or year == 2010").mask(each, lambda _: third)
+        assert found.tolist() == third.tolist()
+        assert take_rows(each, third).num_rows == 1
+    assert join_tables([table, table])[0].num_rows == 8
+
+
 @pytest.mark.parametrize(
     ("values", "kept", "faults"),
     [

@@ -88,6 +88,13 @@ def test_whole_numbers_and_others_are_compared_by_value(text, rows):
     assert fits(text) == rows
 
 
+def test_zero_is_zero():
+    table, _ = metadata_table([{"w": 0.0}, {"w": -0.0}, {"w": 1.5}], ["w"])
+    for text in ("w == 0", "w == -0.0", "w in [0, 9]", "w in [-0.0]", "w < 1.5", "w >= -0.0"):
+        expected = [True, True, text.startswith("w >=")]
+        assert Where.parse(text).mask(table).tolist() == expected, text
+
+
 def test_whole_numbers_are_compared_to_the_last_digit():
     table, _ = metadata_table([{"n": (1 << 62) + i} for i in range(3)], ["n"])
     assert Where.parse(f"n > {1 << 62}").mask(table).tolist() == [False, True, True]
