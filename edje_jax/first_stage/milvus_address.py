@@ -12,7 +12,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,6 +119,7 @@ def told(address: MilvusAddress) -> Iterator[None]:
 
     Raises:
         ConnectionError: no server answers, or it takes too long.
+        FileNotFoundError: there is no such collection.
         ValueError: the engine cannot make sense of a request, such as a filter.
         RuntimeError: anything else that the engine refuses.
     """
@@ -128,30 +129,22 @@ def told(address: MilvusAddress) -> Iterator[None]:
     try:
         yield
     except grpc.RpcError as error:
-        raise ConnectionError(f"{address}: {_reason(error)}") from error
+        raise ConnectionError(f"{address}: no Milvus answers ({error.code().name})") from error
     except MilvusException as error:
         text = first_line(Exception(error.message))
-        cause = error.__cause__
-        while isinstance(cause, MilvusException) and cause.__cause__ is not cause:
-            cause = cause.__cause__
-        if isinstance(cause, grpc.RpcError):
-            raise ConnectionError(f"{address}: no Milvus answers ({_reason(cause)})") from error
-        if error.is_input_error or error.code in _INPUT or "cannot parse" in text:
-            raise ValueError(f"{address}: {text}") from error
+        if error.code == CONNECT_FAILED or isinstance(error.__cause__, grpc.RpcError):
+            raise ConnectionError(f"{address}: no Milvus answers ({text})") from error
         if error.code == ErrorCode.COLLECTION_NOT_FOUND:
             raise FileNotFoundError(f"{address}: {text}") from error
+        if error.is_input_error or error.code in _INPUT or "cannot parse" in text:
+            raise ValueError(f"{address}: {text}") from error
         raise RuntimeError(f"{address}: {text}") from error
 
 
+CONNECT_FAILED = 2
+"""Code of a server that cannot be reached."""
 _INPUT = (6, 1100)
 """Codes of errors in a request: IllegalArgument of Milvus Lite, ParameterInvalid of servers."""
-
-
-def _reason(error: Any) -> str:
-    """What gRPC says of a failed call."""
-    with suppress(Exception):
-        return first_line(Exception(error.details()))
-    return first_line(error)
 
 
 def _check_opens(address: MilvusAddress) -> None:
