@@ -1,6 +1,8 @@
 """The manifest of an index: the model that made it, the columns of its shards, and every file."""
 
 import dataclasses
+import hashlib
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -54,6 +56,8 @@ class Manifest:
     embedding_size: int
     spec: str
     """SPEC from which the images were read."""
+    id: str = ""
+    """16 hex digits that other services know the index by; "" until it has images."""
     shards: tuple[dict[str, Any], ...] = ()
     """{"number", "rows", "captions", "files": {name: {"bytes", "sha256"}}} of each."""
     removed: tuple[str, ...] = ()
@@ -101,12 +105,20 @@ class Manifest:
             **self.columns,
         }
 
+    def identified(self) -> "Manifest":
+        """Manifest with an id, which is made of the first images' rows and stays for ever."""
+        if self.id or not self.shards:
+            return self
+        rows = {name: file for name, file in self.shards[0]["files"].items() if "rows-" in name}
+        content = json.dumps([self.model["fingerprint"], rows], sort_keys=True)
+        return dataclasses.replace(self, id=hashlib.sha256(content.encode()).hexdigest()[:16])
+
     def write(self, folder: Path) -> None:
         """Write the manifest of an index."""
-        raw = dataclasses.asdict(self)
+        raw = dataclasses.asdict(self.identified())
         unknown = raw.pop("unknown")
         del raw["format"]
-        for name in ("columns", "metadata"):
+        for name in ("columns", "metadata", "id"):
             if not raw[name]:
                 del raw[name]
         write_json(folder / "manifest.json", {"format": FORMAT, **raw, **unknown})

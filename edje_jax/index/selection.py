@@ -23,7 +23,7 @@ class Selection:
     """Numbers of the images that they are or belong to, rising."""
     store: Store
     where: Where | None = None
-    """Filter that holds for the images, and for no others, if that is what chose them."""
+    """Filter that chose the images; None if ids did, alone or too."""
 
     @cached_property
     def captions(self) -> "Selection":
