@@ -57,8 +57,9 @@ def test_no_query_depends_on_the_others():
 def test_faiss_finds_nearly_the_same(name, share, tmp_path):
     pytest.importorskip("faiss")
     embeddings, queries = unit(3000, 16), unit(40, 16, seed=1)
-    found = find_first_stage(name).build(embeddings, tmp_path).nearest(queries, 10)
-    stored = find_first_stage(name).open(tmp_path)
+    built = find_first_stage(name).build(embeddings)
+    found = built.nearest(queries, 10)
+    stored = find_first_stage(name).open(built.write(tmp_path))
     assert len(stored) == 3000
     for before, after in zip(found, stored.nearest(queries, 10), strict=True):
         np.testing.assert_array_equal(after, before)
@@ -73,18 +74,18 @@ def test_faiss_that_is_not_there_says_what_to_install(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(ModuleNotFoundError, match=r"edje-jax\[faiss\]"):
-        FaissFlat.build(unit(3), None)
+        FaissFlat.build(unit(3))
 
 
 @pytest.mark.parametrize("name", FIRST_STAGES)
-def test_nothing_is_near_where_there_is_nothing(name, tmp_path):
+def test_nothing_is_near_where_there_is_nothing(name):
     if name.startswith("faiss"):
         pytest.importorskip("faiss")
     kind = find_first_stage(name)
     rows = unit(3) if kind.reads == "embeddings" else np.arange(24, dtype=np.uint8).reshape(3, 8)
-    stage = kind.build(rows[:0], None)
+    stage = kind.build(rows[:0])
     assert len(stage) == 0 and stage.nearest(rows[:2], 5).rows.shape == (2, 0)
-    stage = kind.build(rows, None)
+    stage = kind.build(rows)
     assert stage.nearest(rows[:0], 2).rows.shape == (0, 2)
 
 
