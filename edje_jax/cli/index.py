@@ -16,12 +16,12 @@ from edje_jax.cli.progress import Bars
 from edje_jax.data.sources.registry import open_source
 from edje_jax.data.sources.texts import printable
 from edje_jax.evaluate.first_stage import StageChoice
-from edje_jax.first_stage.registry import find_first_stage
+from edje_jax.first_stage.registry import MILVUS, find_first_stage
 from edje_jax.index import build as building
 from edje_jax.index import maintain
 from edje_jax.index import store as stores
 from edje_jax.index.commit import Report
-from edje_jax.index.first_stages import Stamp, extend_first_stage
+from edje_jax.index.first_stages import Stamp, check_bits, extend_first_stage
 from edje_jax.index.manifest import Manifest
 from edje_jax.index.shard_files import BadStore, kind_of
 from edje_jax.index.store import Store
@@ -104,7 +104,9 @@ def check_first_stage(model: str, name: str | None, bits: int | None) -> None:
             length.
         FileNotFoundError, ValueError: the model cannot be opened.
     """
-    if name:
+    if name and name.startswith(MILVUS):
+        check_codes(model, [StageChoice("codes", bits)] if bits else [])
+    elif name:
         check_codes(model, [StageChoice(name, bits)])
     elif bits is not None:
         raise UsageError(f"--bits {bits}: goes with a --first-stage of codes")
@@ -118,6 +120,8 @@ def build_first_stage(index: str, name: str, bits: int | None = None) -> None:
         ValueError: no codes of that length.
         ModuleNotFoundError: a library is not installed.
     """
+    if name.startswith(MILVUS):
+        return _build_in_milvus(Store(Path(index).expanduser()), name, bits)
     if not find_first_stage(name).is_stored:
         log.info("%s is built at every opening, from columns that are there: nothing to keep", name)
         return
@@ -133,6 +137,20 @@ def build_first_stage(index: str, name: str, bits: int | None = None) -> None:
             "%s: %s over %s rows, %s bytes, %.0f s%s", store.folder, name, f"{stamp.rows:,}",
             f"{stamp.file['bytes']:,}", time.monotonic() - began, _recall(stamp),
         )  # fmt: skip
+
+
+def _build_in_milvus(store: Store, uri: str, bits: int | None) -> None:
+    """Bring what Milvus holds of an index up to it."""
+    from edje_jax.index.in_milvus import sync_to_milvus
+
+    bits = check_bits(store, uri, bits)
+    for column in ("embeddings", "captions"):
+        if len(store.column(column)):
+            done = sync_to_milvus(store, uri, column, bits)
+            log.info(
+                "%s: %s in %s: %s rows were there, %s added, %s deleted", store.folder, column, uri,
+                *(f"{count:,}" for count in done),
+            )  # fmt: skip
 
 
 def _recall(stamp: Stamp) -> str:

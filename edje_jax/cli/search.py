@@ -73,7 +73,7 @@ def open_index(asked: Any) -> ImageIndex:
         UsageError: options of codes for a first stage without, or numbers below 1.
         BadStore: no finished index, a damaged one, or one without codes.
     """
-    screening = screening_of(asked.first_stage, asked.by_codes, asked.by_projection)
+    screening = screening_of(asked.first_stage, asked.bits, asked.by_codes, asked.by_projection)
     return ImageIndex.open(
         asked.index,
         tokens_on=asked.tokens_on,

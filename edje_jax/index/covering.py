@@ -131,7 +131,7 @@ class Covering:
 
     @cached_property
     def _others(self) -> tuple[FirstStage, np.ndarray]:
-        """(exact search of the rows that are not covered, number of each or -1)."""
+        """(exact search of the rows that are not covered, number of each; -1: it is gone)."""
         rows = [np.arange(self._places.sizes[position]) for position in self._rest]
         shards = np.repeat(self._rest, [len(one) for one in rows])
         numbers = self._places.number(shards, np.concatenate(rows))

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterable
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,9 @@ from edje_jax.models.token_formats import PackedTokens
 
 FILTERS = 16
 """Filters whose images are remembered."""
+if TYPE_CHECKING:
+    from edje_jax.index.in_milvus import InMilvus
+
 TokensOn = Literal["disk", "host", "device"]
 
 
@@ -80,12 +83,12 @@ class ImageIndex:
         return len(self.store)
 
     @cached_property
-    def images(self) -> Covering:
+    def images(self) -> "Covering | InMilvus":
         """First stage over images."""
         return open_first_stage(self.store, self.first_stage, "embeddings", self.bits)
 
     @cached_property
-    def texts(self) -> Covering:
+    def texts(self) -> "Covering | InMilvus":
         """First stage over captions.
 
         Raises:
@@ -129,7 +132,7 @@ class ImageIndex:
         """Images for which a filter holds; the last few filters are remembered."""
         return lru_cache(FILTERS)(lambda where: select(self.store, None, where))
 
-    def _searched(self, stage: Covering, column: str) -> Searched:
+    def _searched(self, stage: "Covering | InMilvus", column: str) -> Searched:
         codes = self.codes(column) if self.bits else None
         return Searched(stage, self.store.column(column), codes, self.bits, self.screening)
 

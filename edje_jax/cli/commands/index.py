@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import tyro
 
-from edje_jax.cli.commands.search import FirstStageName
+from edje_jax.cli.commands.search import IndexStageName
 from edje_jax.cli.commands.subcommand import subcommand
 from edje_jax.config.model import EmbeddingDtype, TokenDtype
 
@@ -51,7 +51,7 @@ class IndexBuild:
     """Drop images that are no longer in the set; without it, they keep answering."""
     restore: bool = False
     """Take images in again that were removed with `edje index remove`."""
-    first_stage: FirstStageName | None = None
+    first_stage: IndexStageName | None = None
     """First stage to build as well, once the index is complete (default: a search that asks for one
     builds it)."""
     bits: int | None = None
@@ -86,7 +86,7 @@ class IndexFirstStage:
 
     index: tyro.conf.Positional[str]
     """Folder of the index."""
-    name: tyro.conf.Positional[FirstStageName]
+    name: tyro.conf.Positional[IndexStageName]
     """First stage to build."""
     bits: int | None = None
     """Length of the codes that it compares (default: the longest)."""
