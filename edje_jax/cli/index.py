@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import os
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from edje_jax.index.commit import Report
 from edje_jax.index.first_stages import Stamp, check_bits, extend_first_stage
 from edje_jax.index.manifest import Manifest
 from edje_jax.index.shard_files import BadStore, kind_of
+from edje_jax.index.stage_upkeep import stored_stages, verify_first_stages
 from edje_jax.index.store import Store
 from edje_jax.search.reranker import Reranker
 from edje_jax.system.allocator import use_one_heap
@@ -237,6 +239,9 @@ def info(index: str) -> None:
         ("with faults", f"{len(manifest.faults):,}"),
         ("shards", f"{len(manifest.shards):,}"),
         ("tokens", f"{tokens}, {manifest.bytes_per_image:,} bytes an image"),
+        ("embeddings", f"{manifest.embedding_size} {manifest.embedding_dtype}"),
+        *((("metadata", ", ".join(manifest.metadata)),) if manifest.metadata else ()),
+        *((f"first stage {name}", told) for name, told in _first_stages(store)),
         ("read from", printable(manifest.spec)),
         ("model", printable(f"{manifest.model['source']} ({manifest.model['fingerprint']})")),
         *((f"{kind} on disk", f"{size / 1e6:,.1f} MB") for kind, size in sizes.items()),
@@ -245,14 +250,23 @@ def info(index: str) -> None:
     Console().print(table, markup=False)  # Paths may hold brackets
 
 
+def _first_stages(store: Store) -> Iterator[tuple[str, str]]:
+    """(name, what there is to say) of every stored first stage."""
+    for path, _, stamp in stored_stages(store):
+        told = "damaged, or of another version; it is built anew"
+        if stamp is not None:
+            told = f"{stamp.rows:,} rows, {stamp.file['bytes'] / 1e6:,.1f} MB{_recall(stamp)}"
+        yield f"{path.parent.name}, {path.name}", told
+
+
 def verify(index: str) -> None:
-    """Check every file's checksum.
+    """Check every file's checksum, those of stored first stages too.
 
     Raises:
         BadStore: a file is not as it was written, or there is no finished index.
     """
     folder = Path(index).expanduser()
-    if wrong := list(stores.verify(folder)):
+    if wrong := [*stores.verify(folder), *verify_first_stages(folder)]:
         listed = "\n".join(f"  {folder / name}: {what}" for name, what in wrong)
         raise BadStore(f"{folder}: {len(wrong)} damaged; build the index again:\n{listed}")
     count = sum(len(record["files"]) for record in Manifest.read(folder).shards)

@@ -348,28 +348,3 @@ def check_bits(store: Store, name: str, bits: int | None) -> int | None:
         listed = ", ".join(map(str, lengths))
         raise ValueError(f"--bits {bits}: the codes of {store.folder} have {listed}")
     return bits or max(lengths)
-
-
-def stamps(folder: Path) -> list[Path]:
-    """Stamps of all first stages of an index."""
-    return sorted((folder / "first-stage").glob("*/*/stamp.json"))
-
-
-def tidy_first_stages(folder: Path) -> None:
-    """Delete the first stages of an index that hold little of what is in it now."""
-    store = Store(folder)
-    for path in stamps(folder):
-        name, column = path.parent.parent.name, path.parent.name
-        try:
-            kind, _, bits = name.rpartition("-")
-            is_coded = column in CODES.values()
-            plain = {codes: column for column, codes in CODES.items()}.get(column, column)
-            place = StagePlace.of(
-                store, kind if is_coded else name, plain, int(bits) if is_coded else None
-            )
-            stamp = place.read_stamp()
-            keep = stamp is not None and stamp.is_worth_keeping(place.covers)
-        except (OSError, ValueError, TypeError, KeyError):
-            keep = False
-        if not keep:
-            shutil.rmtree(path.parent, ignore_errors=True)

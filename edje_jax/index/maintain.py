@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from edje_jax.index import build
-from edje_jax.index.first_stages import tidy_first_stages
 from edje_jax.index.gone import with_gone
 from edje_jax.index.manifest import FORMAT, Manifest
 from edje_jax.index.row_lookup import RowLookup
 from edje_jax.index.shard import Shard, find_rows
 from edje_jax.index.shard_files import BadStore, kind_of
 from edje_jax.index.shard_writer import ShardWriter, clear_unfinished
+from edje_jax.index.stage_upkeep import tidy_first_stages
 from edje_jax.index.store import Store, next_number
 
 
