@@ -1,7 +1,7 @@
 """Collections of Milvus against NumPy: in a file, and on a server that EDJE_TEST_MILVUS names
 (http://127.0.0.1:19530), where there is one.
 
-Covers first_stage/milvus.py, first_stage/milvus_address.py, first_stage/milvus_table.py and
+Covers first_stage/milvus_address.py, first_stage/milvus_table.py and
 first_stage/milvus_vectors.py.
 """
 
