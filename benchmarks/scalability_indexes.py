@@ -103,10 +103,10 @@ def binary_flat(codes: np.ndarray) -> Measured:
 
 
 def binary_ivf(codes: np.ndarray) -> Measured:
-    """sqrt(n) lists of codes, trained on 64 codes a list; a sixteenth of them is searched."""
+    """sqrt(n) lists of codes, trained on 64 codes a list; an eighth of them is searched."""
     bits, lists = 8 * codes.shape[1], max(int(len(codes) ** 0.5), 1)
     index = faiss.IndexBinaryIVF(faiss.IndexBinaryFlat(bits), bits, lists)
-    index.nprobe = max(lists // 16, 1)
+    index.nprobe = max(lists // 8, 1)
     drawn = np.random.default_rng(0).choice(len(codes), min(64 * lists, len(codes)), replace=False)
     began = time.perf_counter()
     index.train(codes[np.sort(drawn)])

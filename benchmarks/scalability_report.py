@@ -1,6 +1,7 @@
 """Tables and plot of a scalability.json; with --out, a page whose tables are filled in anew.
 
-    python benchmarks/scalability_report.py benchmarks/results/scalability.json [--out docs/scalability.md]
+    python benchmarks/scalability_report.py benchmarks/results/scalability.json
+        [--out docs/scalability.md]
 
 A page has a place for each table between <!-- scalability NAME --> and <!-- /scalability NAME -->.
 The plot is drawn beside the JSON file.
@@ -9,7 +10,7 @@ The plot is drawn beside the JSON file.
 import argparse
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,26 +102,28 @@ def about(result: Row) -> str:
 
 
 def findings(result: Row) -> str:
-    """Sentences about the largest synthetic set, a number each for what was measured."""
-    rows = [row for row in result["rows"] if row["vectors"] == "synthetic"]
-    largest = max(row["size"] for row in rows)
-    rows = [row for row in rows if row["size"] == largest]
-    lines = [f"Of {largest:,} synthetic vectors:", ""]
-    flat = next((row for row in rows if row["index"] == "flat"), None)
-    if flat:
-        lines.append(
-            f"- exact float search takes {flat['ms_a_query']:.2g} ms a query and"
-            f" {amount(flat['bytes'])};"
-        )
-    for row in rows:
-        if row["bits"]:
-            faster = f", {flat['ms_a_query'] / row['ms_a_query']:.2g} times as fast" if flat else ""
-            smaller = f" ({flat['bytes'] / row['bytes']:.3g} times less)" if flat else ""
-            lines.append(
-                f"- {label(row)}: {row['ms_a_query']:.2g} ms{faster}, {amount(row['bytes'])}"
-                f"{smaller}; the nearest is among 100 for {row['R@100']:.1f}% of the queries;"
-            )
-    return "\n".join(lines).removesuffix(";") + "."
+    """Sentences about the largest synthetic set, and about the largest that has graphs."""
+    synthetic = [row for row in result["rows"] if row["vectors"] == "synthetic"]
+    lines = []
+    graphs = [row["size"] for row in synthetic if "hnsw" in row["index"]]
+    for size in sorted({max(row["size"] for row in synthetic), max(graphs, default=0)} - {0})[::-1]:
+        rows = [row for row in synthetic if row["size"] == size]
+        for what, form in (
+            ("ms a query", lambda row: f"{row['ms_a_query']:.2g}"),
+            ("percent of the queries have their nearest among 100", lambda r: f"{r['R@100']:.1f}"),
+            ("bytes a vector", lambda row: f"{row['bytes'] / row['size']:,.0f}"),
+            ("seconds to build", lambda row: f"{row['build_seconds']:,.2g}"),
+        ):
+            lines.append(f"- {size:,} vectors, {what}: {by_index(rows, form)}.")
+    return "\n".join(lines)
+
+
+def by_index(rows: Sequence[Row], form: Callable[[Row], str]) -> str:
+    """Value of every index, those of all lengths of its codes together."""
+    names = dict.fromkeys(row["index"] for row in rows)
+    return "; ".join(
+        f"{name} {' / '.join(form(row) for row in rows if row['index'] == name)}" for name in names
+    )
 
 
 def search(result: Row) -> str:
@@ -278,7 +281,7 @@ def plot(path: Path, result: Row) -> None:
     first, *others = axes
     for name, bits in dict.fromkeys((row["index"], row["bits"]) for row in rows):
         line = [row for row in rows if (row["index"], row["bits"]) == (name, bits)]
-        style = {"color": COLOURS[name], "marker": marks[bits]}
+        style: dict[str, Any] = {"color": COLOURS[name], "marker": marks[bits], "alpha": 0.8}
         first.plot([r["size"] for r in line], [r["ms_a_query"] for r in line], **style)
         for axis, size in zip(others, shown, strict=True):
             at = [row for row in line if row["size"] == size]
