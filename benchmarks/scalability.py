@@ -159,18 +159,20 @@ def indexes(text: str) -> list[str]:
 
 def bases(options: argparse.Namespace, reranker: Reranker) -> Iterator[Base]:
     """Synthetic vectors of every size, then the real ones that were asked for."""
+    # Opened before anything is measured, so that a wrong name is told at once.
+    source = open_captioned(options.spec) if options.spec else None
+    rows = np.load(options.embeddings, mmap_mode="r") if options.embeddings else None
     synthetic = Synthetic(options.width)
     for size in options.sizes:
         yield synthetic.base(size, options.queries)
-    if options.spec:
-        encoded = encode_gallery(reranker.runtime, open_captioned(options.spec), 0.01)
+    if source is not None:
+        encoded = encode_gallery(reranker.runtime, source, 0.01)
         captions = encoded.gallery.captions
         drawn = np.random.default_rng(0).permutation(len(captions))[: 2 * options.queries]
         texts = reranker.runtime.embed_texts([captions[i] for i in drawn])
         asked, others = np.array_split(texts, 2)
         yield stored(f"{options.spec} by {options.model}", encoded.embeddings, asked, others)
-    if options.embeddings:
-        rows = np.load(options.embeddings, mmap_mode="r")
+    if rows is not None:
         asked = unit(np.array(rows[-options.queries :], np.float32))
         yield stored(options.embeddings.name, rows[: -options.queries], asked)
 

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import fico_itr
+import scalability_published as published
 
 GIB = 1 << 30
 PAIRED_SIZES = ((1000, 5000), (10_000, 50_000), (100_000, 500_000), (1_000_000, 5_000_000))
-"""Images and captions of `fico_itr.SIZES`."""
+"""Images and captions of `published.SIZES`."""
 COLOURS = {
     "flat": "black",
     "hnsw": "tab:gray",
@@ -78,11 +78,10 @@ def tables(result: Row) -> dict[str, str]:
 def about(result: Row) -> str:
     """Machine and settings."""
     machine, rows = result["machine"], result["rows"]
-    lists = ", ".join(
-        f"{size:,}: {ivf['nlist']:,} and {ivf['nprobe']:,}"
-        for size, ivf in {
-            row["size"]: row["settings"] for row in rows if row["index"] == "binary-ivf"
-        }.items()
+    ivf = {row["size"]: row["settings"] for row in rows if row["index"] == "binary-ivf"}
+    lists = "; ".join(
+        f"{each['nprobe']:,} of {each['nlist']:,} for {size:,} vectors"
+        for size, each in ivf.items()
     )
     graphs = [row["settings"] for row in rows if "M" in row["settings"]]
     text = (
@@ -91,7 +90,7 @@ def about(result: Row) -> str:
         f" width {result['width']}, {result['queries']:,} queries, k = {result['k']:,}."
     )
     if lists:
-        text += f"\nLists and lists searched (nlist, nprobe) of {lists}."
+        text += f"\nLists searched (nprobe of nlist): {lists}."
     if graphs:
         graph = graphs[0]
         text += (
@@ -109,10 +108,10 @@ def findings(result: Row) -> str:
     for size in sorted({max(row["size"] for row in synthetic), max(graphs, default=0)} - {0})[::-1]:
         rows = [row for row in synthetic if row["size"] == size]
         for what, form in (
-            ("ms a query", lambda row: f"{row['ms_a_query']:.2g}"),
+            ("ms a query", lambda row: brief(row["ms_a_query"])),
             ("percent of the queries have their nearest among 100", lambda r: f"{r['R@100']:.1f}"),
             ("bytes a vector", lambda row: f"{row['bytes'] / row['size']:,.0f}"),
-            ("seconds to build", lambda row: f"{row['build_seconds']:,.2g}"),
+            ("seconds to build", lambda row: brief(row["build_seconds"])),
         ):
             lines.append(f"- {size:,} vectors, {what}: {by_index(rows, form)}.")
     return "\n".join(lines)
@@ -134,8 +133,8 @@ def search(result: Row) -> str:
         named = next(s for s in result["sets"] if (s["vectors"], s["size"]) == (vectors, size))
         cells = [
             (
-                label(row), f"{row['build_seconds']:,.2f}", f"{row['search_seconds']:,.2f}",
-                f"{row['ms_a_query']:,.3f}", *(f"{row[f'R@{k}']:.1f}" for k in (1, 100, 1000)),
+                label(row), brief(row["build_seconds"]), brief(row["search_seconds"]),
+                brief(row["ms_a_query"]), *(f"{row[f'R@{k}']:.1f}" for k in (1, 100, 1000)),
                 amount(row["bytes"]),
             )
             for row in rows
@@ -163,11 +162,11 @@ def published_search() -> str:
     cells = [
         (
             size, index, "<0.01" if build == 0.01 else f"{build:g}", f"{seconds:,g}",
-            f"{1000 * seconds / fico_itr.QUERIES[size]:.3f}", *(f"{r:g}" for r in recalls),
+            f"{1000 * seconds / published.QUERIES[size]:.3f}", *(f"{r:g}" for r in recalls),
         )
-        for size, index, recalls, build, seconds in fico_itr.SEARCH
+        for size, index, recalls, build, seconds in published.SEARCH
     ]  # fmt: skip
-    return titled(markdown((*head, "R@1", "R@100", "R@1000"), cells))
+    return titled(published.SEARCH_LABEL, markdown((*head, "R@1", "R@100", "R@1000"), cells))
 
 
 def storage(result: Row) -> str:
@@ -192,9 +191,9 @@ def published_storage() -> str:
     head = ("1M images, 5M captions: GiB", "embeddings or codes", "features for fusion")
     cells = [
         (name, f"{small:g}", "" if features is None else f"{features:,g}")
-        for name, (small, features) in fico_itr.STORAGE.items()
+        for name, (small, features) in published.STORAGE.items()
     ]
-    return titled(markdown(head, cells))
+    return titled(published.MODELS_LABEL, markdown(head, cells))
 
 
 def rates(result: Row) -> str:
@@ -218,7 +217,7 @@ def times(result: Row) -> str:
     for images, captions in PAIRED_SIZES:
         encode.append(images / r["images_per_second"] + captions / r["captions_per_second"])
         attend.append(r["reranked"] * (images + captions) / r["pairs_per_second"])
-    head = (f"`{r['model']}`: seconds, computed from its rates", *fico_itr.SIZES)
+    head = (f"`{r['model']}`: seconds, computed from its rates", *published.SIZES)
     return markdown(
         head,
         [
@@ -232,15 +231,15 @@ def published_times() -> str:
     """Their seconds of encoding and attention."""
     cells = [
         (f"{what}, {name}", *("over 80 GiB" if v is None else f"{v:,g}" for v in seconds))
-        for what, each in (("encoding", fico_itr.ENCODING), ("attention", fico_itr.ATTENTION))
+        for what, each in (("encoding", published.ENCODING), ("attention", published.ATTENTION))
         for name, seconds in each.items()
     ]
-    return titled(markdown(("seconds", *fico_itr.SIZES), cells))
+    return titled(published.MODELS_LABEL, markdown(("seconds", *published.SIZES), cells))
 
 
-def titled(table: str) -> str:
+def titled(label: str, table: str) -> str:
     """Table of published figures with its label above."""
-    return f"*{fico_itr.LABEL}*\n\n{table}"
+    return f"*{label}*\n\n{table}"
 
 
 def markdown(head: Sequence[str], cells: Iterable[Sequence[str]]) -> str:
@@ -252,6 +251,12 @@ def markdown(head: Sequence[str], cells: Iterable[Sequence[str]]) -> str:
 def label(row: Row) -> str:
     """Name of an index with its bits."""
     return f"{row['index']}, {row['bits']:,} bits" if row["bits"] else row["index"]
+
+
+def brief(value: float) -> str:
+    """Number of three digits, or to a thousandth where it is small."""
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3
+    return f"{value:,.{digits}f}"
 
 
 def amount(count: int) -> str:
@@ -269,6 +274,7 @@ def plot(path: Path, result: Row) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     from matplotlib.lines import Line2D
+    from matplotlib.ticker import LogLocator
 
     rows = [row for row in result["rows"] if row["vectors"] == "synthetic"]
     sizes = sorted({row["size"] for row in rows})
@@ -286,11 +292,15 @@ def plot(path: Path, result: Row) -> None:
         for axis, size in zip(others, shown, strict=True):
             at = [row for row in line if row["size"] == size]
             axis.plot([r["ms_a_query"] for r in at], [r["R@100"] for r in at], ms=9, ls="", **style)
-    first.set(xscale="log", yscale="log", xlabel="vectors", ylabel="ms a query")
+    first.set(xscale="log", yscale="log", xlabel="synthetic vectors")
+    first.set_title("ms a query")
+    first.yaxis.set_major_formatter("{x:g}")
     first.set_xticks(sizes, [f"{size:,}" for size in sizes])
     for axis, size in zip(others, shown, strict=True):
-        axis.set(xscale="log", xlabel="ms a query", ylabel="R@100, percent", ylim=(-3, 105))
-        axis.set_title(f"{size:,} synthetic vectors")
+        axis.set(xscale="log", xlabel="ms a query", ylim=(-3, 105))
+        axis.set_title(f"R@100, percent, of {size:,} vectors")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
     names = [name for name in COLOURS if any(row["index"] == name for row in rows)]
     handles = [Line2D([], [], color=COLOURS[name], label=name) for name in names]
     handles += [

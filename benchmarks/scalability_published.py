@@ -4,8 +4,8 @@ Williams-Lekuona and Cosma, arXiv 2407.20114. Measured on an A100 of 80 GB and a
 8480+, for vectors of their own; None is what did not fit into 80 GiB.
 """
 
-LABEL = "published (A100/Xeon, 2048-d, their own vectors)"
-GIB = 1 << 30
+SEARCH_LABEL = "published (A100/Xeon, 2048-d, their own vectors)"
+MODELS_LABEL = "published (A100/Xeon, their own models and data)"
 
 SIZES = ("1K/5K", "10K/50K", "100K/500K", "1M/5M")
 """Images and captions of their encoding and attention."""
