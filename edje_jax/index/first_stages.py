@@ -1,7 +1,7 @@
 """First stages kept in an index, under `first-stage/NAME/COLUMN/`, or `NAME-BITS/` for codes.
 
-A stored first stage is one file, and `stamp.json` beside it, which says how many rows of which
-shards are in it:
+A stored first stage is one file, named by its content, and `stamp.json` beside it, which says how
+many rows of which shards are in it:
 
     {"format", "version", "file": {"name", "bytes", "sha256"}, "trained_on": rows,
      "covers": [{"shard", "rows", "sha256" of the column's file}],
@@ -17,6 +17,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -164,11 +165,11 @@ def open_first_stage(store: Store, name: str, column: str, bits: int | None = No
     stage, stamp = found
     covering = _covering(place, stage, stamp.covers)
     if (missing := covering.num_uncovered) > len(place.vectors) // 10:
-        bits = f" --bits {place.bits}" if place.bits else ""
+        option = f" --bits {place.bits}" if place.bits else ""
         log.warning(
             "%s: %s of %s rows are not in this first stage and are searched one by one; extend it"
             " with edje index first-stage %s %s%s", place.folder, f"{missing:,}",
-            f"{len(place.vectors):,}", store.folder, name, bits,
+            f"{len(place.vectors):,}", store.folder, name, option,
         )  # fmt: skip
     return covering
 
@@ -359,4 +360,5 @@ def tidy_first_stages(folder: Path) -> None:
         except (OSError, ValueError, TypeError, KeyError):
             keep = False
         if not keep:
-            shutil.rmtree(path.parent, ignore_errors=True)
+            with suppress(BlockingIOError), lock_file(path.parent / "lock"):
+                shutil.rmtree(path.parent, ignore_errors=True)
