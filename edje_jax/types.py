@@ -1,6 +1,6 @@
 """Types that data and models share: the source protocol and the batch structs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -9,6 +9,9 @@ from PIL import Image
 
 ArrayT = TypeVar("ArrayT", Array, np.ndarray)
 """A function of arrays that answers in kind: NumPy to NumPy, JAX to JAX."""
+
+Scalar = str | int | float | bool
+"""A value of an image's metadata."""
 
 
 @runtime_checkable
@@ -90,6 +93,19 @@ class Stamped(Protocol):
 
         Raises:
             OSError, ValueError: the image's file is missing or cannot be looked up.
+        """
+        ...
+
+
+@runtime_checkable
+class Described(Protocol):
+    """A source that has metadata of its images: named values, such as a year or a licence."""
+
+    def metadata(self, index: int) -> Mapping[str, Scalar]:
+        """Metadata of an image; a name is absent where the image has no such value.
+
+        Raises:
+            BadImage: it lies with the image, and cannot be read.
         """
         ...
 

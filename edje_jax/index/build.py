@@ -6,6 +6,7 @@ beside it. When all are there, `manifest.json` takes them in. A build that was k
 most one part, and what it leaves does not depend on how often it was.
 """
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from contextlib import closing
@@ -59,6 +60,8 @@ class BuildOptions:
 
     token_dtype: TokenDtype = "bfloat16"
     embedding_dtype: EmbeddingDtype = "float32"
+    metadata: tuple[str, ...] | None = None
+    """Names of the values of the source that are kept, for filters; None: as the index has it."""
     share: tuple[int, int] = (0, 1)
     """(i, n): this process builds every n-th shard, from the i-th on."""
     workers: int = 0
@@ -152,7 +155,7 @@ def _encode_shards(
                     columns = encoded.columns(manifest.token_dtype, manifest.embedding_dtype)
                     writer.append(columns, encoded.rows, encoded.thumbnails, encoded.rejected)
                     give_back_freed_memory()
-                keep_shard(out, writer)
+                keep_shard(out, writer, manifest.metadata)
     return rejected
 
 
@@ -169,6 +172,7 @@ def _manifest(
         config.backbone.text.projection_size,
         spec,
         embedding_dtype=options.embedding_dtype,
+        metadata=options.metadata or (),
         columns=code_column_types(config.first_stage.bits if config.first_stage else 0),
     )
     if not (out / "manifest.json").exists():
@@ -185,6 +189,8 @@ def _manifest(
                 f"{out}: keeps {name}s as {kept}, asked for {asked}; give --{name}-dtype {kept},"
                 " or build another index"
             )
+    if options.metadata is not None:
+        found = dataclasses.replace(found, metadata=options.metadata)
     return found
 
 
@@ -258,7 +264,7 @@ def _recover_previous_build(
     log.info("%s: the images have changed since this build began; what is done is kept", out)
     for number in unfinished(out):
         with ShardWriter(out, number) as writer:
-            keep_shard(out, writer)
+            keep_shard(out, writer, manifest.metadata)
     parts = finished_parts(out)
     now = with_shards(out, manifest, parts)
     commit(out, manifest, now, parts)

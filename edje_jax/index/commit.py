@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,9 +102,9 @@ def finish(
     return Report.of(changes, rejected)
 
 
-def keep_shard(out: Path, writer: ShardWriter) -> None:
+def keep_shard(out: Path, writer: ShardWriter, metadata: Sequence[str]) -> None:
     """Finish a shard and keep its record until the build is complete."""
-    record = {"shard": writer.finish(), "rejected": writer.rejected}
+    record = {"shard": writer.finish(metadata), "rejected": writer.rejected}
     write_json(record_of(out, writer.number), record)
     writer.clear()
 
@@ -181,11 +182,10 @@ def _with_words(
 ) -> tuple[dict[str, Any], ...]:
     """Records of all shards, those written anew whose captions, paths or stamps changed."""
     shards = list(manifest.shards)
-    per_caption = [name for name, type in manifest.column_types.items() if type.per == "caption"]
     for shard in sorted({shard for shard, _ in changes.rewritten}):
         before = read_rows(file_of(out, shards[shard], "rows"))
         rows = [changes.rewritten.get((shard, number), row) for number, row in enumerate(before)]
-        shards[shard] = rewrite_words(out, shards[shard], rows, embed, per_caption)
+        shards[shard] = rewrite_words(out, manifest, shards[shard], rows, embed)
     return tuple(shards)
 
 

@@ -17,16 +17,15 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Collection
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from edje_jax.first_stage.base import FirstStage, StoredStage
-from edje_jax.first_stage.registry import find_first_stage
+from edje_jax.first_stage.registry import MILVUS, find_first_stage
 from edje_jax.index.caption_columns import CODES
 from edje_jax.index.column import Column
 from edje_jax.index.covering import Covering
@@ -34,6 +33,9 @@ from edje_jax.index.recall import choose_effort
 from edje_jax.index.shard_files import BadStore, checksum, file_of
 from edje_jax.index.store import Store
 from edje_jax.system.files import lock_file, read_json, write_json
+
+if TYPE_CHECKING:
+    from edje_jax.index.in_milvus import InMilvus
 
 log = logging.getLogger(__name__)
 
@@ -148,16 +150,23 @@ class StagePlace:
         return stamp
 
 
-def open_first_stage(store: Store, name: str, column: str, bits: int | None = None) -> Covering:
+def open_first_stage(
+    store: Store, name: str, column: str, bits: int | None = None
+) -> "Covering | InMilvus":
     """First stage over a column of embeddings, or over the codes that go with it: the stored one,
     if there is one, else a new one.
 
-    `bits` is the length of codes; None takes the longest.
+    `bits` is the length of codes; None takes the longest, or embeddings where Milvus searches.
 
     Raises:
-        ValueError: no first stage has that name, or `bits` is not a length of the index's codes.
+        ValueError: no first stage has that name, or `bits` is not a length of the index's codes;
+            Milvus holds another state of the index (`StaleCollection`).
         ModuleNotFoundError: a library that it needs is not installed.
     """
+    if name.startswith(MILVUS):
+        from edje_jax.index.in_milvus import open_in_milvus
+
+        return open_in_milvus(store, name, column, check_bits(store, name, bits))
     place = StagePlace.of(store, name, column, bits)
     found = _read_or_build(place) if place.kind.is_stored and len(place.vectors) else None
     if found is None:
@@ -319,7 +328,10 @@ def check_bits(store: Store, name: str, bits: int | None) -> int | None:
         BadStore: the index has no codes.
         ValueError: no first stage has that name, it reads no codes, or codes have no such length.
     """
-    if find_first_stage(name).reads != "codes":
+    if name.startswith(MILVUS):
+        if bits is None:
+            return None
+    elif find_first_stage(name).reads != "codes":
         if bits is not None:
             raise ValueError(
                 f"--bits {bits}: the first stage {name!r} reads embeddings; choose one of codes, or"
@@ -336,29 +348,3 @@ def check_bits(store: Store, name: str, bits: int | None) -> int | None:
         listed = ", ".join(map(str, lengths))
         raise ValueError(f"--bits {bits}: the codes of {store.folder} have {listed}")
     return bits or max(lengths)
-
-
-def stamps(folder: Path) -> list[Path]:
-    """Stamps of all first stages of an index."""
-    return sorted((folder / "first-stage").glob("*/*/stamp.json"))
-
-
-def tidy_first_stages(folder: Path) -> None:
-    """Delete the first stages of an index that hold little of what is in it now."""
-    store = Store(folder)
-    for path in stamps(folder):
-        name, column = path.parent.parent.name, path.parent.name
-        try:
-            kind, _, bits = name.rpartition("-")
-            is_coded = column in CODES.values()
-            plain = {codes: column for column, codes in CODES.items()}.get(column, column)
-            place = StagePlace.of(
-                store, kind if is_coded else name, plain, int(bits) if is_coded else None
-            )
-            stamp = place.read_stamp()
-            keep = stamp is not None and stamp.is_worth_keeping(place.covers)
-        except (OSError, ValueError, TypeError, KeyError):
-            keep = False
-        if not keep:
-            with suppress(BlockingIOError), lock_file(path.parent / "lock"):
-                shutil.rmtree(path.parent, ignore_errors=True)

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from edje_jax.index import build
-from edje_jax.index.first_stages import tidy_first_stages
 from edje_jax.index.gone import with_gone
 from edje_jax.index.manifest import FORMAT, Manifest
 from edje_jax.index.row_lookup import RowLookup
 from edje_jax.index.shard import Shard, find_rows
 from edje_jax.index.shard_files import BadStore, kind_of
 from edje_jax.index.shard_writer import ShardWriter, clear_unfinished
+from edje_jax.index.stage_upkeep import tidy_first_stages
 from edje_jax.index.store import Store, next_number
 
 
@@ -125,7 +125,7 @@ def _merged(out: Path, store: Store, group: list[int], number: int) -> list[dict
             rows = np.flatnonzero(stays)
             for start in range(0, len(rows), build.PART_ROWS):
                 _append(writer, store.manifest, shard, rows[start : start + build.PART_ROWS])
-        record = writer.finish()
+        record = writer.finish(store.manifest.metadata)
         writer.clear()
     return [record]
 
@@ -133,7 +133,7 @@ def _merged(out: Path, store: Store, group: list[int], number: int) -> list[dict
 def _append(writer: ShardWriter, manifest: Manifest, shard: Shard, rows: np.ndarray) -> None:
     """Append some rows of a shard, and their captions."""
     starts = shard.lookup.caption_starts.astype(np.int64)
-    captions = np.concatenate([np.arange(starts[row], starts[row + 1]) for row in rows])
+    captions = np.concatenate([np.arange(*starts[row : row + 2].tolist()) for row in rows])
     chosen = {"image": rows, "caption": captions}
     columns = {
         name: np.asarray(shard.columns[name][chosen[type.per]])

@@ -1,18 +1,20 @@
 """Writing anew of what changed in a shard without its images: captions, paths and stamps."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edje_jax.index.row_lookup import look_up
+from edje_jax.index.derived import write_derived
+from edje_jax.index.manifest import Manifest
 from edje_jax.index.shard_files import (
     BadStore,
     ImageRecord,
     file_entry,
     file_of,
     has_file,
+    kind_of,
     next_name,
     read_rows,
     row_line,
@@ -26,17 +28,16 @@ Embed = Callable[[list[str]], Mapping[str, np.ndarray]]
 
 def rewrite_words(
     folder: Path,
+    manifest: Manifest,
     record: dict[str, Any],
     rows: Sequence[ImageRecord],
     embed: Embed,
-    per_caption: Collection[str] = ("captions",),
 ) -> dict[str, Any]:
     """Write a shard's rows, and its captions where these differ, under new names.
 
     Args:
-        rows: as many as the shard has; what differs is captions, paths, stamps and digests.
+        rows: as many as the shard has; what differs is captions, paths, stamps, digests, metadata.
         embed: computes the columns of captions that the shard does not have.
-        per_caption: columns with a row for each caption.
 
     Returns:
         The shard's new record; the files count once a manifest holds it.
@@ -50,18 +51,24 @@ def rewrite_words(
     written = [next_name(before)]
     _write_rows(written[0], rows)
     del files[before.name]
-    for kind, array in look_up(written[0])._asdict().items():
-        if has_file(record, kind):
-            path = file_of(folder, record, kind)
-            written.append(next_name(path))
-            write_array(written[-1], array)
-            del files[path.name]
+
+    def named(name: str) -> Path:
+        """Next name of a file of the shard."""
+        if not has_file(record, kind := kind_of(name)):
+            return folder / name
+        path = file_of(folder, record, kind)
+        del files[path.name]
+        return next_name(path)
+
+    written += write_derived(written[0], record["number"], manifest.metadata, named)
     if texts != previous:
         known = set(previous)
         unknown = [text for text in dict.fromkeys(texts) if text not in known]
         made = embed(unknown)
         kept = {
-            name: file_of(folder, record, name) for name in per_caption if has_file(record, name)
+            name: file_of(folder, record, name)
+            for name, type in manifest.column_types.items()
+            if type.per == "caption" and has_file(record, name)
         }
         if more := kept.keys() - made.keys():
             raise BadStore(

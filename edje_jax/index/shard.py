@@ -1,6 +1,8 @@
 """A shard of an index, opened: its columns mapped into memory, its rows read one by one."""
 
+import re
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import numpy as np
 from jaxtyping import Int, UInt32
 
 from edje_jax.index.manifest import Manifest
+from edje_jax.index.metadata import open_metadata
 from edje_jax.index.places import Gone
 from edje_jax.index.row_lookup import RowLookup, hash_ids, look_up
 from edje_jax.index.shard_files import (
@@ -46,6 +49,19 @@ class Shard:
         )
         """Rows that count no more, rising."""
 
+        self._metadata = (
+            map_bytes(file_of(folder, record, "metadata")) if has_file(record, "metadata") else None
+        )
+
+    @cached_property
+    def metadata(self) -> Any:
+        """Table of the values that filters can ask for (`pyarrow.Table`); None without any.
+
+        Raises:
+            ModuleNotFoundError: pyarrow is not installed; the message says how to get it.
+        """
+        return None if self._metadata is None else open_metadata(self._metadata)
+
     def _lookup(self, folder: Path, record: dict[str, Any]) -> RowLookup:
         if self.is_old:
             return look_up(self._path)
@@ -72,6 +88,12 @@ class Shard:
         """Metadata of all images, in the order of the arrays."""
         return (self.row(row) for row in range(len(self)))
 
+    def odd_rows(self) -> list[int]:
+        """Rows whose ids have bytes that are no UTF-8, which JSON has as escapes."""
+        places = [found.start() for found in re.finditer(rb"\\ud", self._rows)]  # type: ignore[arg-type]
+        rows = np.unique(np.searchsorted(self.lookup.row_starts, places, side="right") - 1)
+        return [row for row in rows.tolist() if not _is_whole(self.row(row).id)]
+
     def caption(self, caption: int) -> tuple[int, str]:
         """(row of its image, text) of a caption of the shard."""
         row = int(np.searchsorted(self.lookup.caption_starts, caption, side="right")) - 1
@@ -92,6 +114,10 @@ class Shard:
         gone = self.gone.astype(np.int64)
         gone = gone[starts[gone + 1] > starts[gone]]
         return Gone(starts[gone], starts[gone + 1] - starts[gone])
+
+
+def _is_whole(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def find_rows(

@@ -20,10 +20,11 @@
 
 The .npy files are columns. A shard may have more of them: `manifest.Manifest.columns` lists those.
 
-A shard is written part by part (`shard_writer`) and counts once it is whole. An image that changed has a row in a later shard, which counts. Where only words
-changed (captions, paths, stamps), the shard's rows and captions are written anew as
-`rows-00000.1.jsonl` and `captions-00000.1.npy`, and the manifest names these. What counts no more
-stays until the index is compacted, which also merges small shards.
+A shard is written part by part (`shard_writer`) and counts once it is whole. An image that changed
+has a row in a later shard, which counts. Where only words changed (captions, paths, stamps), the
+shard's rows and captions are written anew as `rows-00000.1.jsonl` and `captions-00000.1.npy`, and
+the manifest names these. What counts no more stays until the index is compacted, which also merges
+small shards.
 
 Opening an index maps its files into memory and reads none of its rows, so that its time and memory
 grow with the number of shards alone. An index that an older version wrote is read whole, until
@@ -42,6 +43,7 @@ from edje_jax.index.column import Column
 from edje_jax.index.embeddings import from_stored
 from edje_jax.index.gone import gone_rows
 from edje_jax.index.manifest import Manifest
+from edje_jax.index.metadata import Kind, kinds_of
 from edje_jax.index.places import Places
 from edje_jax.index.shard import Shard, find_rows
 from edje_jax.index.shard_files import BadStore, ImageRecord, checksum, file_of
@@ -150,6 +152,22 @@ class Store:
                 self.caption_places.number(np.full(end - first, shard), np.arange(first, end))
             )
         return np.concatenate([np.empty(0, np.int64), *parts])
+
+    @cached_property
+    def metadata_kinds(self) -> list[dict[str, Kind]]:
+        """Kinds of the values that filters can ask for, by name, of each shard that has any.
+
+        Raises:
+            ModuleNotFoundError: there are some, and pyarrow is not installed.
+        """
+        return [kinds_of(shard.metadata) for shard in self.shards if shard.metadata is not None]
+
+    def odd_images(self) -> list[int]:
+        """Images whose ids have bytes that are no UTF-8; every row is looked at."""
+        rows = [(at, row) for at, shard in enumerate(self.shards) for row in shard.odd_rows()]
+        at, own = np.array(rows, np.int64).reshape(-1, 2).T
+        numbers = self.places.number(at, own)
+        return numbers[numbers >= 0].tolist()
 
     def _locate(self, image: int) -> tuple[int, int]:
         shards, rows = self.places.locate(np.array([image]))

@@ -15,7 +15,7 @@ from edje_jax.index import build as building
 from edje_jax.index.build import build
 from edje_jax.index.maintain import compact, remove
 from edje_jax.index.manifest import ColumnType, Manifest
-from edje_jax.index.shard_files import BadStore, checksum, file_of, read_rows
+from edje_jax.index.shard_files import BadStore, file_entry, file_of, read_rows
 from edje_jax.index.store import Store, verify
 from tests.colour_runtime import RUNTIME, STAMP, Colours
 
@@ -43,9 +43,7 @@ def index(tmp_path) -> Path:
         for name, array in arrays.items():
             path = folder / f"{name}-{record['number']:05d}.npy"
             np.save(path, array)
-            record["files"][path.name] = {
-                "bytes": path.stat().st_size, "sha256": checksum(path)
-            }  # fmt: skip
+            record["files"][path.name] = file_entry(path)
         first += record["rows"]
     dataclasses.replace(manifest, columns=CODES, unknown={"made_by": "a newer version"}).write(
         folder
@@ -112,7 +110,11 @@ def rewrite_rows(folder: Path, change) -> None:
             change(row, number)
             number += 1
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        record["files"][path.name] = {"bytes": path.stat().st_size, "sha256": checksum(path)}
+        record["files"][path.name] = file_entry(path)
+        starts = file_of(folder, record, "row_starts")
+        lengths = [len(line) for line in path.read_bytes().splitlines(keepends=True)]
+        np.save(starts, np.cumsum([0, *lengths], dtype=np.uint64))
+        record["files"][starts.name] = file_entry(starts)
     manifest.write(folder)
 
 
@@ -154,7 +156,7 @@ def test_a_row_without_a_key_takes_its_default_or_is_damaged(tmp_path):
     assert {(row.stamp, row.digest) for row in map(Store(tmp_path).row, range(3))} == {("", "")}
     rewrite_rows(tmp_path, lambda row, _: row.pop("captions"))
     with pytest.raises(BadStore, match=r"rows-00000.jsonl: damaged .*captions"):
-        Store(tmp_path)
+        Store(tmp_path).row(0)
     rows = tmp_path / "rows-00000.jsonl"
     for text in ("[1]", "1", "null", "{}", '{"thumbnail": 1}'):
         rows.write_text(text)
@@ -177,10 +179,10 @@ def test_missing_fields_take_defaults_and_a_manifest_says_no_more_than_it_must(t
     raw = json.loads(path.read_text())
     assert list(raw) == [
         "format", "model", "token_dtype", "num_tokens", "width", "embedding_size", "spec",
-        "shards", "removed", "rejected", "dropped", "faults",
+        "shards", "removed", "rejected", "dropped", "faults", "embedding_dtype",
     ]  # fmt: skip
     before = Manifest.read(tmp_path)
-    for name in ("removed", "rejected", "dropped", "faults"):
+    for name in ("removed", "rejected", "dropped", "faults", "embedding_dtype"):
         del raw[name]
     path.write_text(json.dumps(raw))
     assert Manifest.read(tmp_path) == before

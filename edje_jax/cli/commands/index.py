@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import tyro
 
-from edje_jax.cli.commands.search import FirstStageName
+from edje_jax.cli.commands.search import IndexStageName
 from edje_jax.cli.commands.subcommand import subcommand
-from edje_jax.config.model import TokenDtype
+from edje_jax.config.model import EmbeddingDtype, TokenDtype
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class IndexBuild:
     Examples:
         edje index build runs/coco/model photos/ --out photos.index
         edje index build runs/coco/model blip:captions.json --out coco.index --token-dtype int8
+        edje index build runs/coco/model blip:photos.json --out photos.index --metadata year license
         edje index build runs/coco/model photos/ --out photos.index --shard 0/4      # of 4 machines
     """
 
@@ -31,6 +32,11 @@ class IndexBuild:
     """Folder of the index."""
     token_dtype: TokenDtype = "bfloat16"
     """Data type of stored tokens: 2 bytes a number, 1 or a half."""
+    embedding_dtype: EmbeddingDtype = "float32"
+    """Data type of stored embeddings, of images and captions: 4 bytes a number, 2 or 1."""
+    metadata: tuple[str, ...] | None = None
+    """Names of values of the SPEC that are kept, for --where (default: as the index has it, or
+    none)."""
     shard: str | None = None
     """i/n: build the i-th of n shares (from 0); the last to finish completes the index (default:
     the share of this process in an MPI, Slurm or torchrun job, or else all)."""
@@ -45,7 +51,7 @@ class IndexBuild:
     """Drop images that are no longer in the set; without it, they keep answering."""
     restore: bool = False
     """Take images in again that were removed with `edje index remove`."""
-    first_stage: FirstStageName | None = None
+    first_stage: IndexStageName | None = None
     """First stage to build as well, once the index is complete (default: a search that asks for one
     builds it)."""
     bits: int | None = None
@@ -57,8 +63,8 @@ class IndexBuild:
 
         check_first_stage(self.model, self.first_stage, self.bits)
         options = BuildOptions(
-            self.token_dtype, workers=self.workers, max_bad=self.max_bad,
-            prune=self.prune, restore=self.restore,
+            self.token_dtype, self.embedding_dtype, self.metadata,
+            workers=self.workers, max_bad=self.max_bad, prune=self.prune, restore=self.restore,
         )  # fmt: skip
         is_complete = build(self.model, self.images, self.out, options, self.shard, self.image_root)
         if self.first_stage and is_complete:
@@ -67,9 +73,11 @@ class IndexBuild:
 
 @dataclass(frozen=True)
 class IndexFirstStage:
-    """Build a first stage from what an index stores, and keep it there.
+    """Build a first stage from what an index stores and keep it there, or extend one.
 
     A search that asks for a first stage which is not there builds it too, and takes that long.
+    Images that are added later are searched one by one until this command has run again. One that
+    was killed goes on where it was stored last.
 
     Examples:
         edje index first-stage photos.index faiss-hnsw
@@ -78,7 +86,7 @@ class IndexFirstStage:
 
     index: tyro.conf.Positional[str]
     """Folder of the index."""
-    name: tyro.conf.Positional[FirstStageName]
+    name: tyro.conf.Positional[IndexStageName]
     """First stage to build."""
     bits: int | None = None
     """Length of the codes that it compares (default: the longest)."""
@@ -146,7 +154,9 @@ class IndexRemove:
 
 @dataclass(frozen=True)
 class IndexCompact:
-    """Write the shards anew that hold removed, changed or dropped images, without these.
+    """Leave out removed, changed and dropped images for good, and merge small shards.
+
+    An index that an older version wrote is brought up to date. Nothing is encoded again.
 
     Examples:
         edje index compact photos.index

@@ -3,16 +3,18 @@
     [{"image": "val2014/1.jpg", "caption": "two dogs", "image_id": "coco_1"}, ...]
 
 "caption" is a string (training files) or a list of strings (evaluation files). JSON Lines, one
-such object a line, is read alike.
+such object a line, is read alike. Other keys with a text, a number or a truth value are metadata.
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from edje_jax.data.images import read_file
+from edje_jax.data.metadata import scalars
 from edje_jax.data.sources.captioned import Captioned, pack_captions
-from edje_jax.data.sources.packed import PackedStrings
+from edje_jax.data.sources.packed import PackedMetadata, PackedStrings
 from edje_jax.data.sources.texts import (
     json_kind,
     path_fault,
@@ -24,19 +26,21 @@ from edje_jax.data.sources.texts import (
     usable,
 )
 from edje_jax.data.stamps import file_stamp
-from edje_jax.types import BadRecord
+from edje_jax.types import BadRecord, Scalar
 
 _EXAMPLE = '{"image": "1.jpg", "caption": "two dogs"}'
+_FIELDS = ("image", "caption", "image_id", "video")
+"""Keys that are no metadata."""
 
 
 class BlipJson(Captioned):
     """Images named by a JSON list, relative to its folder or to `image_root`.
 
     Entries with the same "image" or the same "image_id" are one image with all their captions:
-    it stands where the first of them does, and has that entry's file and id. Without "image_id" a
-    image's id is its "image" as written. An entry that names no image is left out (`bad`), a
-    caption that is no text is dropped (`caption_faults`). Image files are opened on reading only:
-    one that is missing raises `BadImage` then.
+    it stands where the first of them does, and has that entry's file, id and metadata. Without
+    "image_id" an image's id is its "image" as written. An entry that names no image is left out
+    (`bad`), a caption that is no text is dropped (`caption_faults`). Image files are opened on
+    reading only: one that is missing raises `BadImage` then.
 
     Raises:
         FileNotFoundError: no such JSON file.
@@ -51,12 +55,17 @@ class BlipJson(Captioned):
         self.image_root = os.path.expanduser(image_root or os.path.dirname(file))
         found = _read(file)
         self._images = PackedStrings(found.images)
+        self._metadata = PackedMetadata(found.metadata)
         ids, texts = PackedStrings(found.ids), pack_captions(found.captions)
         super().__init__(file, ids, *texts, found.faults, found.bad, found.joined)
 
     def path(self, index: int) -> str:
         """Path of the image's file."""
         return os.path.join(self.image_root, self._images[self._checked(index)])
+
+    def metadata(self, index: int) -> Mapping[str, Scalar]:
+        """Further keys of the image's first entry."""
+        return self._metadata[self._checked(index)]
 
     def stamp(self, index: int) -> str:
         """The file's size and modification time."""
@@ -78,6 +87,7 @@ class _Found:
     images: list[str] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
     captions: list[list[str]] = field(default_factory=list)
+    metadata: list[Mapping[str, Scalar]] = field(default_factory=list)
     faults: dict[int, str] = field(default_factory=dict)
     bad: list[BadRecord] = field(default_factory=list)
     joined: int = 0
@@ -105,6 +115,7 @@ class _Found:
             self.images.append(image)
             self.ids.append(image_id)
             self.captions.append([])
+            self.metadata.append(scalars(entry, _FIELDS))
         else:
             self.joined += 1
         self.by_image.setdefault(image, row)

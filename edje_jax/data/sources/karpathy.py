@@ -10,11 +10,13 @@ COCO's validation set that everyone trains with.
 import difflib
 import os
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from edje_jax.data.images import read_file
+from edje_jax.data.metadata import scalars
 from edje_jax.data.sources.captioned import Captioned, pack_captions
-from edje_jax.data.sources.packed import PackedStrings
+from edje_jax.data.sources.packed import PackedMetadata, PackedStrings
 from edje_jax.data.sources.texts import (
     path_fault,
     printable,
@@ -24,7 +26,7 @@ from edje_jax.data.sources.texts import (
     usable,
 )
 from edje_jax.data.stamps import file_stamp
-from edje_jax.types import BadRecord
+from edje_jax.types import BadRecord, Scalar
 
 _EXAMPLE = '{"filename": "1.jpg", "split": "test", "sentences": [{"raw": "two dogs"}]}'
 
@@ -34,7 +36,7 @@ class Karpathy(Captioned):
 
     "train" takes "restval" along. An image's id is its "cocoid", else its "imgid", else its file.
     An entry that names no image, or repeats an id, is left out (`bad`); a caption that is no
-    text is dropped (`caption_faults`).
+    text is dropped (`caption_faults`). Metadata are an entry's texts and numbers but "filename".
 
     Raises:
         FileNotFoundError: no such JSON file.
@@ -47,6 +49,7 @@ class Karpathy(Captioned):
         entries, bad = _of_split(file, _read(file), split)
         names: dict[str, str] = {}
         captions: list[list[str]] = []
+        metadata: list[Mapping[str, Scalar]] = []
         faults: dict[int, str] = {}
         for where, entry in entries:
             try:
@@ -60,8 +63,10 @@ class Karpathy(Captioned):
                 faults[len(names)] = f"{where}: {fault}"
             names[image_id] = name
             captions.append(good)
+            metadata.append(scalars(entry, ("filename",)))
         refuse_if_none(file, len(names), bad)
         self._names = PackedStrings(names.values())
+        self._metadata = PackedMetadata(metadata)
         super().__init__(
             f"{file}#{split}", PackedStrings(names), *pack_captions(captions), faults, bad
         )
@@ -69,6 +74,10 @@ class Karpathy(Captioned):
     def path(self, index: int) -> str:
         """Path of the image's file."""
         return os.path.join(self.image_root, self._names[self._checked(index)])
+
+    def metadata(self, index: int) -> Mapping[str, Scalar]:
+        """Texts and numbers of the image's entry, such as "split" and "cocoid"."""
+        return self._metadata[self._checked(index)]
 
     def stamp(self, index: int) -> str:
         """The file's size and modification time."""

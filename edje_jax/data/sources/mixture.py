@@ -1,7 +1,7 @@
 """Several sets as one: `a+b` joins them, `a@0.7+b@0.3` samples them in these proportions."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -9,8 +9,9 @@ from PIL import Image
 
 from edje_jax.data.bad_records import caption_faults, left_out
 from edje_jax.data.images import file_bytes
+from edje_jax.data.metadata import metadata_of
 from edje_jax.data.stamps import stamp_of
-from edje_jax.types import Source
+from edje_jax.types import Scalar, Source
 
 
 class Mixture:
@@ -75,6 +76,11 @@ class Mixture:
         """Faults of the captions that the data set leaves out of an image; "" if there are none."""
         number, record = self.at(index)
         return caption_faults(self.sources[number], record)
+
+    def metadata(self, index: int) -> Mapping[str, Scalar]:
+        """The image's metadata in its set."""
+        number, record = self.at(index)
+        return metadata_of(self.sources[number], record)
 
     def encoded(self, index: int) -> bytes:
         """The image's file; `BadImage` if it cannot be read."""

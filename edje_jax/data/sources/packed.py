@@ -1,9 +1,12 @@
 """Many strings in one buffer: small to hold, quick to pickle, nothing for the collector to walk."""
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Int64, UInt8
+
+from edje_jax.types import Scalar
 
 
 class PackedStrings:
@@ -49,6 +52,18 @@ class PackedStrings:
             raise IndexError(f"{len(self)} strings, asked for {index}")
         start, end = self._offsets[index], self._offsets[index + 1]
         return self._text[start:end].decode("utf-8", "surrogatepass")
+
+
+class PackedMetadata:
+    """Immutable list of the metadata of images, as JSON; nothing is held where no image has any."""
+
+    def __init__(self, records: Iterable[Mapping[str, Scalar]]):
+        texts = [json.dumps(record, ensure_ascii=False) if record else "" for record in records]
+        self._texts = PackedStrings(texts if any(texts) else ())
+
+    def __getitem__(self, index: int) -> dict[str, Scalar]:
+        text = self._texts[index] if len(self._texts) else ""
+        return json.loads(text) if text else {}
 
 
 def concatenate_offsets(parts: Sequence[Int64[np.ndarray, " _"]]) -> Int64[np.ndarray, " n+1"]:

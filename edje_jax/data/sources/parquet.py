@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from edje_jax.data.images import BadImage, read_file
+from edje_jax.data.metadata import scalars
 from edje_jax.data.sources.captioned import Captioned, merge_records, pack_captions
 from edje_jax.data.sources.matching import matching_files, modified, short_names
 from edje_jax.data.sources.packed import PackedStrings
@@ -32,10 +33,11 @@ from edje_jax.data.sources.texts import (
     usable,
 )
 from edje_jax.data.stamps import file_stamp
-from edje_jax.types import BadRecord
+from edje_jax.types import BadRecord, Scalar
 
 GROUPS = 4
-"""Row groups of images that a process keeps at hand: an image is read with its whole group."""
+"""Row groups of images, and of metadata, that a process keeps at hand: a row is read with its whole
+group."""
 
 
 class Parquet(Captioned):
@@ -95,16 +97,31 @@ class Parquet(Captioned):
             return ""
         return stamp and f"{stamp}-{row}"
 
+    def metadata(self, index: int) -> Mapping[str, Scalar]:
+        """Further columns of the row with texts, numbers or truth values; read by row groups.
+
+        Raises:
+            BadImage: the file cannot be read.
+        """
+        number, row = self._places[self._checked(index)].tolist()
+        file, when = self.files[number], self._modified[number]
+        try:
+            group, row_in_group = _group_of(file, when, row)
+            table = _further(file, when, group)
+            values = {name: _value(table[name][row_in_group]) for name in table.column_names}
+        except Exception as error:  # The library raises several kinds
+            where = f"{self.describe(index)}: row {row} of {file}"
+            raise BadImage(f"{where}: {in_a_line(error)}") from error
+        return scalars(values)
+
     def encoded(self, index: int) -> bytes:
         """The image's bytes in its row, else the file that it names; `BadImage` if neither."""
         number, row = self._places[self._checked(index)].tolist()
         file, when = self.files[number], self._modified[number]
         where = f"{self.describe(index)}: row {row} of {file}"
         try:
-            starts = _group_starts(file, when)
-            group = int(np.searchsorted(starts, row, side="right")) - 1
-            images = _images(file, when, self._image[number], group)
-            value = images[row - starts[group]].as_py()
+            group, row_in_group = _group_of(file, when, row)
+            value = _images(file, when, self._image[number], group)[row_in_group].as_py()
         except Exception as error:  # The library raises several kinds
             raise BadImage(f"{where}: {in_a_line(error)}") from error
         data, path = value, None
@@ -235,6 +252,15 @@ def _is_string(kind: Any) -> bool:
     )
 
 
+def _is_scalar(kind: Any) -> bool:
+    """Whether a type is text, numbers or truth values."""
+    import pyarrow.types as of
+
+    kind = _plain(kind)
+    is_number = of.is_integer(kind) or of.is_floating(kind) or of.is_boolean(kind)
+    return is_number or (_is_string(kind) and not _is_bytes(kind))
+
+
 def _is_text(kind: Any, is_one: Callable[[Any], bool] = _is_string) -> bool:
     """Whether `is_one` holds for a type, for the items of a list type, or for the field of a struct
     type that `CAPTIONS` names."""
@@ -273,6 +299,16 @@ def _images(file: str, modified: int, column: str, group: int) -> Any:
         return reader.read_row_group(group, columns=[column])[column]
 
 
+@lru_cache(maxsize=GROUPS)
+def _further(file: str, modified: int, group: int) -> Any:
+    """Columns of a row group that are neither image nor captions nor id, and hold single values."""
+    schema = _footer(file, modified).schema.to_arrow_schema()
+    others = _columns(file, schema)
+    wanted = [each.name for each in schema if _is_scalar(each.type) and each.name not in others]
+    with _reader(file, modified) as reader:
+        return reader.read_row_group(group, columns=wanted)
+
+
 def _reader(file: str, modified: int) -> Any:
     """A file, opened anew: threads may not share a reader, and a process may keep few open."""
     import pyarrow.parquet as pq
@@ -306,6 +342,13 @@ def _names_files(file: str, modified: int, column: str) -> bool:
     chunks = [group.column(i) for group in groups for i in range(facts.num_columns)]
     bytes_of = [chunk for chunk in chunks if chunk.path_in_schema == f"{column}.bytes"]
     return any(not chunk.statistics or chunk.statistics.null_count for chunk in bytes_of)
+
+
+def _group_of(file: str, modified: int, row: int) -> tuple[int, int]:
+    """(row group of a row, number of the row in it)."""
+    starts = _group_starts(file, modified)
+    group = int(np.searchsorted(starts, row, side="right")) - 1
+    return group, row - int(starts[group])
 
 
 @lru_cache(maxsize=256)

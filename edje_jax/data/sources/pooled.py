@@ -1,12 +1,13 @@
 """Captioned set whose gallery also holds the images of a pool, which are no queries."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from PIL import Image
 
 from edje_jax.data.bad_records import caption_faults, left_out
 from edje_jax.data.images import file_bytes
-from edje_jax.types import Source
+from edje_jax.data.metadata import metadata_of
+from edje_jax.types import Scalar, Source
 
 
 class Pooled:
@@ -42,6 +43,10 @@ class Pooled:
     def caption_faults(self, index: int) -> str:
         """Faults of an image's captions; "" for one of the pool, whose captions are not read."""
         return caption_faults(self.source, index) if index < len(self.source) else ""
+
+    def metadata(self, index: int) -> Mapping[str, Scalar]:
+        """Metadata of an image in the set or in the pool."""
+        return metadata_of(*self._place(index))
 
     def encoded(self, index: int) -> bytes:
         """File of an image; `BadImage` if it cannot be read."""

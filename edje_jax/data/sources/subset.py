@@ -2,7 +2,7 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Bool
@@ -10,7 +10,8 @@ from PIL import Image
 
 from edje_jax.data.bad_records import caption_faults, left_out
 from edje_jax.data.images import file_bytes
-from edje_jax.types import BadRecord, Source
+from edje_jax.data.metadata import metadata_of
+from edje_jax.types import BadRecord, Scalar, Source
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,10 @@ class Subset:
     def caption_faults(self, index: int) -> str:
         """Faults of the captions that are left out of an image; "" if there are none."""
         return caption_faults(self.source, self.record(index))
+
+    def metadata(self, index: int) -> Mapping[str, Scalar]:
+        """Metadata of an image in the whole set."""
+        return metadata_of(self.source, self.record(index))
 
     def encoded(self, index: int) -> bytes:
         """File of an image; `BadImage` if it cannot be read."""

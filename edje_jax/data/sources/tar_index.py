@@ -1,9 +1,10 @@
 """Index of the samples of a tar, kept beside it, so that the tar is read in any order.
 
 `00000.tar.index.npz` holds, for n samples: `tar` (its bytes and modification time, which tell a
-changed tar), `offset` and `size` int64 [n] of the images (-1 where a sample has none), the ids,
-captions and faults as UTF-8 with their offsets, and what was passed over as JSON. Where the tar's
-folder cannot be written, it lies in `~/.cache/edje_jax/tars/`.
+changed tar), `offset` and `size` int64 [n] of the images, `json` int64 [n, 2] with both of the
+`.json` (-1 where a sample has none), the ids, captions and faults as UTF-8 with their offsets, and
+what was passed over as JSON. Where the tar's folder cannot be written, it lies in
+`~/.cache/edje_jax/tars/`.
 """
 
 import hashlib
@@ -33,7 +34,7 @@ from edje_jax.system.files import atomic_path
 
 log = logging.getLogger(__name__)
 
-VERSION = 3
+VERSION = 4
 """Version of the index; an index of another version is made anew."""
 STRINGS = ("keys", "ids", "captions", "faults")
 
@@ -44,6 +45,8 @@ class TarIndex:
 
     offset: Int64[np.ndarray, " n"]
     size: Int64[np.ndarray, " n"]
+    json: Int64[np.ndarray, "n 2"]
+    """Offset and size of each sample's `.json`."""
     keys: PackedStrings
     ids: PackedStrings
     """Image ids from the samples' JSON; empty where it has none."""
@@ -103,6 +106,7 @@ def _load(path: Path, stamp: np.ndarray) -> TarIndex | str:
             index = TarIndex(
                 kept["offset"],
                 kept["size"],
+                kept["json"],
                 starts=kept["starts"],
                 passed_over=passed_over,
                 **strings,
@@ -110,7 +114,7 @@ def _load(path: Path, stamp: np.ndarray) -> TarIndex | str:
     except Exception as error:  # A damaged file makes zipfile and NumPy raise nearly anything
         return f"damaged ({in_a_line(error)})"
     count = len(index.keys)
-    lists = (index.offset, index.size, index.ids, index.faults, index.starts[1:])
+    lists = (index.offset, index.size, index.json, index.ids, index.faults, index.starts[1:])
     if any(len(each) != count for each in lists):
         return "damaged (its lists differ in length)"
     return index
@@ -118,7 +122,7 @@ def _load(path: Path, stamp: np.ndarray) -> TarIndex | str:
 
 def _keep(index: TarIndex, stamp: np.ndarray, places: list[Path]) -> None:
     arrays: dict[str, Any] = {"tar": stamp, "starts": index.starts}
-    arrays |= {"offset": index.offset, "size": index.size}
+    arrays |= {"offset": index.offset, "size": index.size, "json": index.json}
     passed_over = json.dumps(vars(index.passed_over)).encode()
     arrays["passed_over"] = np.frombuffer(passed_over, np.uint8)
     for name in STRINGS:
@@ -159,6 +163,10 @@ def build(tar: str) -> TarIndex:
     return TarIndex(
         np.array([member.offset if member else -1 for member in images], np.int64),
         np.array([member.size if member else -1 for member in images], np.int64),
+        np.array(
+            [sample["json"][2:] if "json" in sample else (-1, -1) for sample in samples.values()],
+            np.int64,
+        ).reshape(-1, 2),
         PackedStrings(samples),
         PackedStrings(one.image_id for one in texts),
         captions,

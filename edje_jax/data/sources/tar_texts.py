@@ -37,7 +37,7 @@ def read_texts(file: BinaryIO, sample: dict[str, Member]) -> Texts:
     faults = []
     facts, caption = {}, ""
     try:
-        facts = _facts(file, sample)
+        facts = read_facts(file, sample["json"]) if "json" in sample else {}
     except (ValueError, RecursionError) as error:
         faults.append(f"unreadable .json ({in_a_line(error)})")
     try:
@@ -57,8 +57,14 @@ def _text(file: BinaryIO, member: Member) -> str:
     return decoded(file.read(member.size))
 
 
-def _facts(file: BinaryIO, sample: dict[str, Member]) -> dict[str, Any]:
-    facts = json.loads(_text(file, sample["json"])) if "json" in sample else {}
+def read_facts(file: BinaryIO, member: Member) -> dict[str, Any]:
+    """The object in a `.json` of an open tar.
+
+    Raises:
+        OSError: the tar cannot be read.
+        ValueError, RecursionError: it holds no object.
+    """
+    facts = json.loads(_text(file, member))
     if not isinstance(facts, dict):
         raise ValueError("not an object")
     return facts

@@ -10,17 +10,21 @@ offsets (`tar_index`) gives random access, so that shuffling is over all tars.
 """
 
 import logging
+from collections.abc import Mapping
 
 import numpy as np
 
 from edje_jax.data.images import BadImage
+from edje_jax.data.metadata import scalars
 from edje_jax.data.sources.captioned import Captioned, merge_records, pack_captions
 from edje_jax.data.sources.matching import matching_files, short_names
 from edje_jax.data.sources.packed import PackedStrings, concatenate_offsets
 from edje_jax.data.sources.passed_over import PassedOver
 from edje_jax.data.sources.tar_index import TarIndex, index_of
+from edje_jax.data.sources.tar_texts import Member, read_facts
 from edje_jax.data.sources.texts import printable
 from edje_jax.data.stamps import file_stamp
+from edje_jax.types import Scalar
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +34,8 @@ class WebDataset(Captioned):
 
     An image's id is "image_id" of its `.json`, else "sha256" or "url", which img2dataset writes,
     else tar and key, as in `00000/000000012`. Samples of one id are one image with all their
-    captions. A sample without an image raises `BadImage` when it is read; texts that are none are
-    dropped (`caption_faults`).
+    captions and the metadata of the first. A sample without an image raises `BadImage` when it is
+    read; texts that are none are dropped (`caption_faults`).
 
     Raises:
         FileNotFoundError: the pattern fits no tar.
@@ -50,6 +54,7 @@ class WebDataset(Captioned):
         self._tar = np.repeat(np.arange(len(indices)), [len(index.size) for index in indices])
         self._offset = np.concatenate([index.offset for index in indices])
         self._size = np.concatenate([index.size for index in indices])
+        self._json = np.concatenate([index.json for index in indices])
         self._keys = PackedStrings.concatenated([index.keys for index in indices])
         ids = _ids(self.tars, indices)
         captions = PackedStrings.concatenated([index.captions for index in indices])
@@ -63,6 +68,24 @@ class WebDataset(Captioned):
         """The tar's size and modification time, and where the image lies in it."""
         stamp = self._stamps[self._tar[self._checked(index)]]
         return f"{stamp}-{self._offset[index]}-{self._size[index]}"
+
+    def metadata(self, index: int) -> Mapping[str, Scalar]:
+        """Texts, numbers and truth values in the sample's `.json`, which is read for them.
+
+        Raises:
+            BadImage: the tar cannot be read.
+        """
+        offset, size = self._json[self._checked(index)].tolist()
+        if offset < 0:
+            return {}
+        try:
+            with open(self.tars[self._tar[index]], "rb") as file:
+                facts = read_facts(file, Member("", "json", offset, size))
+        except OSError as error:
+            raise BadImage(f"{self.describe(index)}: cannot be read ({error.strerror})") from error
+        except (ValueError, RecursionError):  # `caption_faults` tells
+            return {}
+        return scalars(facts, ("caption", "image_id"))
 
     def encoded(self, index: int) -> bytes:
         """The image's bytes in the tar; `BadImage` if there are none."""
@@ -95,8 +118,8 @@ class WebDataset(Captioned):
     def _merge(self) -> None:
         count = range(len(self))
         found = merge_records(map(self.image_id, count), map(self.captions, count), self._faults)
-        self._tar, self._offset, self._size = (
-            array[found.rows] for array in (self._tar, self._offset, self._size)
+        self._tar, self._offset, self._size, self._json = (
+            array[found.rows] for array in (self._tar, self._offset, self._size, self._json)
         )
         self._keys = PackedStrings(self._keys[row] for row in found.rows)
         ids, texts = PackedStrings(found.ids), pack_captions(found.captions)

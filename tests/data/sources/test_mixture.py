@@ -25,6 +25,7 @@ from edje_jax.data.sources.subset import Subset, joined
 from edje_jax.data.statistics import statistics
 from edje_jax.scenes.shapes import Shapes
 from edje_jax.training.assemble import open_sets
+from edje_jax.types import Described
 from tests.real_sets import scenes, write_blip, write_webdataset
 
 
@@ -240,6 +241,34 @@ def test_parts_of_a_set_say_what_is_wrong_with_their_captions(tmp_path):
     assert "entry 1: caption 2" in part.caption_faults(0) and not part.bad
     pooled = Pooled(Shapes("val"), open_source(spec))
     assert len(pooled.bad) == 1 and not pooled.caption_faults(len(pooled) - 2)
+
+
+def test_parts_and_sums_of_sets_pass_metadata_on(tmp_path):
+    entries = [
+        {"image": f"{name}.jpg", "caption": "x", "image_id": name, "year": year}
+        for name, year in [("a", 2010), ("b", 2011), ("c", 2012)]
+    ]
+    (tmp_path / "all.json").write_text(json.dumps(entries))
+    spec = f"blip:{tmp_path / 'all.json'}"
+    source = open_source(spec)
+    without = Shapes("val")
+
+    def years(described: Described) -> list[int | None]:
+        return [described.metadata(i).get("year") for i in range(len(described))]
+
+    part = Subset(source, np.array([True, False, True]))
+    assert years(part) == [2010, 2012]
+    assert years(Pooled(part, source)) == [2010, 2012, 2011]
+    assert years(Mixture([source, part], ["a", "b"], [Fraction(1), Fraction(1)])) == [
+        2010, 2011, 2012, 2010, 2012, 2010,
+    ]  # fmt: skip
+    assert years(joined(Mixture([source, part], ["", ""]))) == [2010, 2011, 2012]
+    # Beside a set that has metadata, one may have none.
+    both = Mixture([without, source], ["a", "b"])
+    assert [both.metadata(i) for i in (0, len(without) + 1)] == [{}, {"year": 2011}]
+    assert (
+        not isinstance(without, Described) and Subset(without, np.ones(5, bool)).metadata(0) == {}
+    )
 
 
 def test_records_of_one_id_are_one_image_where_it_matters(tmp_path):

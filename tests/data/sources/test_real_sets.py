@@ -106,6 +106,13 @@ def test_karpathy_splits(specs):
         open_source(f"{file}#tset")
 
 
+def test_karpathys_entries_are_metadata(specs):
+    source = open_source(specs["karpathy"])
+    assert source.metadata(1) == {
+        "filepath": "val2014", "split": "train", "imgid": 1001, "cocoid": 1,
+    }  # fmt: skip
+
+
 def test_karpathy_images_may_stand_elsewhere(specs, tmp_path):
     file = Path(specs["karpathy"].removeprefix("karpathy:").removesuffix("#train"))
     (tmp_path / "x.json").write_bytes(file.read_bytes())
@@ -151,6 +158,41 @@ def test_parquet_splits_and_rows_of_one_image(specs, tmp_path):
         "2.0",
         *(f"{name}/0000/{i}" for name in ("test", "train") for i in (2, 3)),
     ]
+
+
+def test_further_columns_of_parquet_are_metadata(tmp_path, monkeypatch):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    image = scenes(1)[0].png
+    table = pa.table(
+        {
+            "image": [image] * 5,
+            "caption": ["x"] * 5,
+            "image_id": [*"abacd"],
+            "split": ["train"] * 5,
+            "year": pa.array([2010, None, 2011, 2012, 2013], pa.int16()),
+            "license": pa.array(["cc0", "", None, "ccö", "cc0"]).dictionary_encode(),
+            "score": pa.array([0.5, float("nan"), None, 1, 2], pa.float32()),
+            "free": [True, False, None, None, None],
+            "tags": [["a"]] * 5,
+            "raw": [b"a"] * 5,
+            "url": pa.array([*"vwxyz"], pa.large_string()),
+        }
+    )
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=2)
+    source = open_source(f"parquet:{tmp_path}/a.parquet#train")
+    train = {"split": "train"}
+    assert [source.metadata(i) for i in range(4)] == [
+        {"year": 2010, "license": "cc0", "score": 0.5, "free": True, "url": "v", **train},
+        {"license": "", "free": False, "url": "w", **train},
+        {"year": 2012, "license": "ccö", "score": 1.0, "url": "y", **train},
+        {"year": 2013, "license": "cc0", "score": 2.0, "url": "z", **train},
+    ]
+    assert source.encoded(3) == image
+    pq.write_table(table.select(["image", "caption"]), tmp_path / "b.parquet")
+    assert open_source(f"parquet:{tmp_path}/b.parquet").metadata(1) == {}
+    monkeypatch.setattr("edje_jax.data.sources.parquet._further", lambda *_: 1 / 0)
+    with pytest.raises(BadImage, match=r"row 3 of .*a\.parquet: division"):
+        source.metadata(2)
 
 
 def test_parquet_columns_of_other_encodings(tmp_path):
@@ -306,6 +348,32 @@ def test_tars_have_captions_in_either_place_and_ids_of_their_own(tmp_path):
     assert file_bytes(source, 4) == scenes(2)[1].png
     with pytest.raises(BadImage, match=r"a\.b\.tar: 3: the sample has no image"):
         source.image(2)
+
+
+def test_the_json_of_a_sample_is_metadata(tmp_path):
+    image = scenes(1)[0].png
+    facts = {"image_id": "A", "caption": "one", "width": 640, "similarity": 0.25, "exif": {"a": 1}}
+    members = [
+        ("1.png", image), ("1.json", json.dumps({**facts, "url": "http://a/ä"}).encode()),
+        ("2.png", image), ("2.txt", b"two"),
+        ("3.png", image), ("3.JSON", b'{"broken": '), ("3.txt", b"three"),
+        ("4.png", image), ("4.json", json.dumps({**facts, "width": 1}).encode()),
+        ("5.png", image), ("5.json", b'{"key": "5", "width": 5}'),
+    ]  # fmt: skip
+    write_tar(tmp_path / "a.tar", members)
+    for _ in range(2):  # With a new index, and with the one that was kept
+        source = open_source(f"webdataset:{tmp_path}/a.tar")
+        assert [source.metadata(i) for i in range(len(source))] == [
+            {"width": 640, "similarity": 0.25, "url": "http://a/ä"},
+            {},
+            {},
+            {"key": "5", "width": 5},
+        ]
+    assert "unreadable .json" in source.caption_faults(2)
+    (tmp_path / "a.tar").unlink()
+    with pytest.raises(BadImage, match=r"a\.tar: 1: cannot be read \(No such file"):
+        source.metadata(0)
+    assert source.metadata(1) == {}
 
 
 def test_samples_of_one_image_id_are_one_image(tmp_path):

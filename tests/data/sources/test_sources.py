@@ -22,6 +22,7 @@ from edje_jax.data.sources.folder import Folder
 from edje_jax.data.sources.packed import PackedStrings
 from edje_jax.data.sources.registry import KINDS, Kind, Location, open_source
 from edje_jax.scenes.shapes import Shapes
+from edje_jax.types import Described
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -89,6 +90,28 @@ def test_blip_merges_entries_of_one_image(tmp_path):
     assert source.captions(1) == ("a1", "a1", "c1")
     with pytest.raises(BadImage, match=r"b\.jpg: no such file"):
         source.image(0)
+
+
+def test_further_keys_of_an_entry_are_metadata(tmp_path):
+    entries = [
+        {"image": "a.jpg", "caption": "x", "image_id": 7, "video": "v", "year": 2010, "free": True},
+        {"image": "b.jpg", "caption": ["x"], "license": "", "size": 0.5, "n": 10**400},
+        {"image": "a.jpg", "caption": "y", "year": 2011, "license": "cc0"},
+        {"image": "c.jpg", "caption": "x", "tags": ["a"], "who": {"a": 1}, "none": None},
+        {"image": "d.jpg", "caption": "x", "place": "Zürich \ud800", "score": float("nan")},
+    ]
+    source = BlipJson(write(tmp_path / "x.json", entries))
+    assert isinstance(source, Described)
+    for each in (source, pickle.loads(pickle.dumps(source))):
+        # Of two entries of one image, the first counts.
+        assert each.metadata(0) == {"year": 2010, "free": True}
+        assert each.metadata(0)["free"] is True
+        assert each.metadata(1) == {"license": "", "size": 0.5, "n": 10**400}
+        assert each.metadata(2) == {}
+        assert each.metadata(3) == {"place": "Zürich \ud800"}
+    with pytest.raises(IndexError):
+        source.metadata(4)
+    assert BlipJson(write(tmp_path / "y.json", [E1])).metadata(0) == {}
 
 
 def test_blip_a_missing_image_shows_on_reading_only(tmp_path):
