@@ -2,12 +2,14 @@
 
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from edje_jax.index.caption_columns import CODES
 from edje_jax.index.first_stages import StagePlace, Stamp
 from edje_jax.index.shard_files import checksum
 from edje_jax.index.store import Store
+from edje_jax.system.files import lock_file
 
 _PLAIN = {codes: column for column, codes in CODES.items()}
 """Column of codes -> that of the embeddings that they go with."""
@@ -40,7 +42,9 @@ def tidy_first_stages(folder: Path) -> None:
     """Delete the first stages of an index that hold little of what is in it now."""
     for path, place, stamp in stored_stages(Store(folder)):
         if place is None or stamp is None or not stamp.is_worth_keeping(place.covers):
-            shutil.rmtree(path, ignore_errors=True)
+            # Another process may be building it.
+            with suppress(BlockingIOError), lock_file(path / "lock"):
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _place(store: Store, folder: Path) -> StagePlace:
