@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +54,21 @@ class ShardEncoder:
     """Actor that encodes shards of a build that was begun; called with a batch of their numbers."""
 
     def __init__(self, open_all: Open, out: Path, options: BuildOptions, folder: str):
-        go_to(folder)
-        self._runtime, stamp, source = open_all()
-        self._plan = join(self._runtime, stamp, source, out, options)
+        self._open, self._folder = open_all, folder
         self._out, self._options = out, options
+
+    @cached_property
+    def _opened(self) -> tuple[Runtime, Plan]:
+        """Model and plan; opened with the first shard, as Ray hands on what a call raises, but not
+        what a constructor does."""
+        go_to(self._folder)
+        runtime, stamp, source = self._open()
+        return runtime, join(runtime, stamp, source, self._out, self._options)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         numbers = [int(number) for number in batch["shard"]]
-        encode_shards(self._runtime, self._plan, numbers, self._out, self._options)
+        runtime, plan = self._opened
+        encode_shards(runtime, plan, numbers, self._out, self._options)
         return batch
 
 

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 WAITING = 4
 """Calls that a replica takes while it computes one."""
+STARTS = 2
+"""Times that a part's processes are started until it counts as one that cannot be opened."""
 SECONDS = 120.0
 """Time for which a question is asked again and again while the replicas that have it are lost."""
 PAUSE = 0.1
@@ -105,6 +107,7 @@ class Replicas:
             num_replicas=spread.replicas,
             ray_actor_options=_resources(ray, spread),
             max_ongoing_requests=WAITING,
+            max_constructor_retry_count=STARTS,
             health_check_period_s=5,
             health_check_timeout_s=30,
             graceful_shutdown_timeout_s=5,

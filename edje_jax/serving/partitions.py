@@ -242,6 +242,9 @@ class RerankerElsewhere:
 class ServiceElsewhere(Service):
     """Service whose computations the processes of an index's parts do."""
 
+    def __init__(self, reranker: RerankerElsewhere, index: IndexElsewhere):
+        super().__init__(reranker, index)  # type: ignore[arg-type]
+
     def _tokens(self, rows: Int[np.ndarray, " n"]) -> PackedTokens:
         return self.index.store.tokens(rows)
 
