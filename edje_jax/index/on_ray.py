@@ -109,7 +109,9 @@ def _encoded(
     ray: Any, machines: Machines, arguments: tuple[Any, ...], numbers: list[int]
 ) -> Iterator[int]:
     """Numbers of shards as they are finished."""
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.raise_original_map_exception = True
     shards = ray.data.from_items(
         [{"shard": number} for number in numbers], override_num_blocks=len(numbers)
     )
