@@ -74,34 +74,39 @@ def build(
         spec = f"folder:{os.path.abspath(os.path.expanduser(images))}"
     folder = Path(out).expanduser()
     opened = partial(_open, model, spec, image_root)
-    began = last = time.monotonic()
-    before: int | None = None
-
+    own = None if ray else opened()
     with Bars() as bars:
-
-        def show(done: int, total: int) -> None:
-            nonlocal last, before
-            before = done if before is None else before  # Shards of an earlier call come at once
-            bars.show("images", done, total)
-            # Where there is no terminal, a line now and then.
-            if not Console(stderr=True).is_terminal and time.monotonic() - last > 20:
-                last = time.monotonic()
-                rate = max(done - before, 1) / (last - began)
-                left = (total - done) / rate
-                log.info(
-                    "%d/%d images · %.1f a second · %d:%02d left",
-                    done, total, rate, left // 60, left % 60,
-                )  # fmt: skip
-
-        if ray:
-            report = build_on_ray(ray, machines(ray), opened, spec, folder, options, show)
+        show = _progress(bars)
+        if own:
+            report = building.build(*own, spec, folder, options, show)
         else:
-            report = building.build(*opened(), spec, folder, options, show)
+            report = build_on_ray(ray, machines(ray), opened, spec, folder, options, show)
     if report is None:
         log.info("this share is done; the index is complete when the others are")
     else:
         _tell(folder, report, options.prune)
     return report is not None
+
+
+def _progress(bars: Bars) -> building.BuildProgress:
+    """Progress of a build as a bar; where there is no terminal, a line now and then."""
+    began = last = time.monotonic()
+    before: int | None = None
+
+    def show(done: int, total: int) -> None:
+        nonlocal last, before
+        before = done if before is None else before  # Shards of an earlier call come at once
+        bars.show("images", done, total)
+        if not Console(stderr=True).is_terminal and time.monotonic() - last > 20:
+            last = time.monotonic()
+            rate = max(done - before, 1) / (last - began)
+            left = (total - done) / rate
+            log.info(
+                "%d/%d images · %.1f a second · %d:%02d left",
+                done, total, rate, left // 60, left % 60,
+            )  # fmt: skip
+
+    return show
 
 
 def _open(model: str, spec: str, image_root: str | None) -> Opened:

@@ -13,7 +13,7 @@ from edje_jax.index.store import Store
 
 
 @dataclass(frozen=True)
-class Rows:
+class ShardRows:
     """Rows of an index, as every part of it names them."""
 
     positions: Int[np.ndarray, "..."]
@@ -52,14 +52,14 @@ class Partition:
         stages = self.folder / "partitions" / f"{self.number}-of-{self.of}" / "first-stage"
         return Store(self.folder, own, stages)
 
-    def named(self, places: Places, numbers: Int[np.ndarray, "..."]) -> Rows:
+    def named(self, places: Places, numbers: Int[np.ndarray, "..."]) -> ShardRows:
         """Rows that are numbered so in the store of this part."""
         there = numbers >= 0
         positions, rows = np.full(numbers.shape, -1), np.full(numbers.shape, -1)
         own, rows[there] = places.locate(numbers[there])
         positions[there] = own * self.of + self.number
-        return Rows(positions, rows)
+        return ShardRows(positions, rows)
 
-    def numbered(self, places: Places, rows: Rows) -> Int[np.ndarray, " n"]:
+    def numbered(self, places: Places, rows: ShardRows) -> Int[np.ndarray, " n"]:
         """Numbers of rows in the store of this part."""
         return places.number((rows.positions - self.number) // self.of, rows.rows)

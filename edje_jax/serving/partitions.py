@@ -19,7 +19,7 @@ from edje_jax.config.model import EdjeConfig
 from edje_jax.first_stage.base import Nearest, best, fill_up, no_neighbours
 from edje_jax.first_stage.screening import PLAIN, Screening
 from edje_jax.index.image_index import ImageIndex
-from edje_jax.index.partition import Partition, Rows
+from edje_jax.index.partition import Partition, ShardRows
 from edje_jax.index.places import Places
 from edje_jax.index.store import Store, check_model
 from edje_jax.models.token_formats import PackedTokens
@@ -59,8 +59,8 @@ class OpenPartition:
         self._service.warm()
 
     def nearest(
-        self, column: str, queries: np.ndarray, k: int, chosen: Rows | None
-    ) -> tuple[Float32[np.ndarray, "q k"], Rows]:
+        self, column: str, queries: np.ndarray, k: int, chosen: ShardRows | None
+    ) -> tuple[Float32[np.ndarray, "q k"], ShardRows]:
         """Similarities and rows of the k nearest, among the chosen ones if some are."""
         store = self._index.store
         places = store.places if column == "embeddings" else store.caption_places
@@ -75,7 +75,7 @@ class OpenPartition:
     def score_rows(
         self,
         ids: Int[np.ndarray, "t l"],
-        rows: Rows,
+        rows: ShardRows,
         text_index: Int[np.ndarray, " p"],
         image_index: Int[np.ndarray, " p"],
         similarities: Float[np.ndarray, " p"] | None,
@@ -107,18 +107,18 @@ class FirstStageElsewhere:
         k = min(k, len(self) if chosen is None else len(chosen))
         if not k or not len(queries):
             return no_neighbours(len(queries), k)
-        rows = None if chosen is None else Rows(*self._places.locate(chosen))
+        rows = None if chosen is None else ShardRows(*self._places.locate(chosen))
         asked = []
         for part in range(self._partitions):
             own = rows
             if rows is not None:
                 here = rows.positions % self._partitions == part
-                own = Rows(rows.positions[here], rows.rows[here])
+                own = ShardRows(rows.positions[here], rows.rows[here])
             asked.append(Question(part, "nearest", (self._column, queries, k, own)))
         found = [Nearest(near, self._numbers(own)) for near, own in self._ask(asked)]
         return fill_up(best(found, k), k)
 
-    def _numbers(self, found: Rows) -> Int[np.ndarray, "q k"]:
+    def _numbers(self, found: ShardRows) -> Int[np.ndarray, "q k"]:
         there = found.positions >= 0
         numbers = np.full(found.rows.shape, -1, np.int64)
         numbers[there] = self._places.number(found.positions[there], found.rows[there])
@@ -135,8 +135,8 @@ class TokensElsewhere:
     def __len__(self) -> int:
         return len(self._store)
 
-    def __getitem__(self, images: Int[np.ndarray, " k"]) -> Rows:
-        return Rows(*self._store.places.locate(images))
+    def __getitem__(self, images: Int[np.ndarray, " k"]) -> ShardRows:
+        return ShardRows(*self._store.places.locate(images))
 
 
 class IndexElsewhere(ImageIndex):
@@ -207,7 +207,7 @@ class RuntimeElsewhere:
         """Match logits of pairs, each computed where its tokens are."""
         used, place = np.unique(image_index, return_inverse=True)
         found = tokens[used]
-        if not isinstance(found, Rows):
+        if not isinstance(found, ShardRows):
             return self._of_model("score_pairs", ids, found, text_index, place, similarities)
         logits = np.empty(len(place), np.float32)
         asked, pairs = [], []
@@ -216,7 +216,7 @@ class RuntimeElsewhere:
             own = np.flatnonzero(owner == part)
             here = np.flatnonzero(owner[place] == part)
             known = None if similarities is None else similarities[here]
-            rows = Rows(found.positions[own], found.rows[own])
+            rows = ShardRows(found.positions[own], found.rows[own])
             within = np.searchsorted(own, place[here])
             asked.append(Question(part, "score_rows", (ids, rows, text_index[here], within, known)))
             pairs.append(here)

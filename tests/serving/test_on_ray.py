@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
@@ -38,18 +39,23 @@ def notes(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def client(folder, notes) -> Iterator[TestClient]:
-    """The HTTP of an index in two parts, with two replicas of each."""
+def cluster() -> Iterator[Any]:
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield connect("ray")
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def client(cluster, folder, notes) -> Iterator[TestClient]:
+    """The HTTP of an index in two parts, with two replicas of each."""
     store = Store(folder)
     opened = partial(open_noting, notes, 0.1)
-    with Replicas(connect("ray"), store, opened, SPREAD, {"first_stage": "exact"}) as replicas:
+    with Replicas(cluster, store, opened, SPREAD, {"first_stage": "exact"}) as replicas:
         index = IndexElsewhere(replicas.ask, SPREAD.partitions, store)
         reranker = RerankerElsewhere(replicas.ask, SPREAD.partitions, ColourModel())
         app = make_app(ServiceElsewhere(reranker, index), threads=4)
         with TestClient(app) as client:
             yield client
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +69,16 @@ def answer(client: TestClient, path: str, body: dict) -> dict:
     given = client.post(path, json=body)
     assert given.status_code == 200, given.text
     return {name: value for name, value in given.json().items() if name not in ("seconds", "id")}
+
+
+def refuse():
+    raise OSError("no model here")
+
+
+def test_a_part_that_cannot_be_opened_is_told(cluster, tmp_path):
+    out = build_in_shards(tmp_path / "other")
+    with pytest.raises(RuntimeError, match=r"not served: .*no model here"):
+        Replicas(cluster, Store(out), refuse, Spread(1, 1), {})
 
 
 @pytest.mark.parametrize(
@@ -112,16 +128,6 @@ def test_no_request_is_lost_with_a_replica_and_it_is_replaced(client, alone, not
     assert now - before and killed not in now
 
 
-def test_an_index_has_a_shard_for_each_part(folder, client):
+def test_an_index_has_a_shard_for_each_part(folder, cluster):
     with pytest.raises(ValueError, match=r"--partitions 6: .* has 5 shards"):
-        Replicas(connect("ray"), Store(folder), ColourModel, Spread(1, 6), {})
-
-
-def refuse():
-    raise OSError("no model here")
-
-
-def test_a_part_that_cannot_be_opened_is_told(folder, client, tmp_path):
-    out = build_in_shards(tmp_path / "other")
-    with pytest.raises(RuntimeError, match=r"not served: .*no model here"):
-        Replicas(connect("ray"), Store(out), refuse, Spread(1, 1), {})
+        Replicas(cluster, Store(folder), ColourModel, Spread(1, 6), {})
