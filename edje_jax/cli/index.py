@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from edje_jax.cli.cluster import connect_to
 from edje_jax.cli.first_stage_options import check_codes
 from edje_jax.cli.program import UsageError
 from edje_jax.cli.progress import Bars
@@ -25,11 +26,13 @@ from edje_jax.index.commit import Report
 from edje_jax.index.first_stages import Stamp, check_bits, extend_first_stage
 from edje_jax.index.manifest import Manifest
 from edje_jax.index.metadata import check_names
+from edje_jax.index.on_ray import Opened, build_on_ray
 from edje_jax.index.shard_files import BadStore, kind_of
 from edje_jax.index.stage_upkeep import stored_stages, verify_first_stages
 from edje_jax.index.store import Store
 from edje_jax.search.reranker import Reranker
 from edje_jax.system.allocator import use_one_heap
+from edje_jax.system.ray_cluster import machines
 
 log = logging.getLogger(__name__)
 
@@ -48,19 +51,24 @@ def build(
     options: building.BuildOptions,
     shard: str | None = None,
     image_root: str | None = None,
+    on: str | None = None,
 ) -> bool:
-    """Build an index, go on with one, or bring it up to its set; the share is that of `shard`.
+    """Build an index, go on with one, or bring it up to its set; the share is that of `shard`, or
+    all of it on the cluster `on`.
 
     Returns:
         Whether the index is complete; other shares may be missing.
 
     Raises:
-        UsageError: `shard` is not i/n, or the share that may be bad is none.
+        UsageError: `shard` is not i/n, or given with `on`; or the share that may be bad is none.
         BadStore: the index is another model's, or holds another build.
         TooManyBadRecords: too many images, or all, cannot be indexed.
         FileNotFoundError, ValueError: the model or the images cannot be opened.
     """
-    options = dataclasses.replace(options, share=share_of(shard))
+    if on and shard:
+        raise UsageError(f"--on {on} --shard {shard}: a cluster builds all shares; leave one out")
+    ray = connect_to(on) if on else None
+    options = dataclasses.replace(options, share=(0, 1) if on else share_of(shard))
     try:
         check_names(options.metadata or ())
     except ValueError as error:
@@ -72,35 +80,47 @@ def build(
     if ":" not in images or os.path.isdir(os.path.expanduser(images)):
         spec = f"folder:{os.path.abspath(os.path.expanduser(images))}"
     folder = Path(out).expanduser()
-    reranker = Reranker.from_pretrained(model)
-    source = open_source(spec, image_root, reranker.config.image.size)
-    began = last = time.monotonic()
-    before: int | None = None
-
+    opened = partial(_open, model, spec, image_root)
+    own = None if ray else opened()
     with Bars() as bars:
-
-        def show(done: int, total: int) -> None:
-            nonlocal last, before
-            before = done if before is None else before  # Shards of an earlier call come at once
-            bars.show("images", done, total)
-            # Where there is no terminal, a line now and then.
-            if not Console(stderr=True).is_terminal and time.monotonic() - last > 20:
-                last = time.monotonic()
-                rate = max(done - before, 1) / (last - began)
-                left = (total - done) / rate
-                log.info(
-                    "%d/%d images · %.1f a second · %d:%02d left",
-                    done, total, rate, left // 60, left % 60,
-                )  # fmt: skip
-
-        report = building.build(
-            reranker.runtime, reranker.stamp, source, spec, folder, options, show
-        )
+        show = _progress(bars)
+        if own:
+            report = building.build(*own, spec, folder, options, show)
+        else:
+            report = build_on_ray(ray, machines(ray), opened, spec, folder, options, show)
     if report is None:
         log.info("this share is done; the index is complete when the others are")
     else:
         _tell(folder, report, options.prune)
     return report is not None
+
+
+def _progress(bars: Bars) -> building.BuildProgress:
+    """Progress of a build as a bar; where there is no terminal, a line now and then."""
+    began = last = time.monotonic()
+    before: int | None = None
+
+    def show(done: int, total: int) -> None:
+        nonlocal last, before
+        before = done if before is None else before  # Shards of an earlier call come at once
+        bars.show("images", done, total)
+        if not Console(stderr=True).is_terminal and time.monotonic() - last > 20:
+            last = time.monotonic()
+            rate = max(done - before, 1) / (last - began)
+            left = (total - done) / rate
+            log.info(
+                "%d/%d images · %.1f a second · %d:%02d left",
+                done, total, rate, left // 60, left % 60,
+            )  # fmt: skip
+
+    return show
+
+
+def _open(model: str, spec: str, image_root: str | None) -> Opened:
+    """Runtime and stamp of a model, and the images that it is to encode."""
+    reranker = Reranker.from_pretrained(model)
+    source = open_source(spec, image_root, reranker.config.image.size)
+    return reranker.runtime, reranker.stamp, source
 
 
 def check_first_stage(model: str, name: str | None, bits: int | None) -> None:

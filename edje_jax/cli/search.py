@@ -11,6 +11,7 @@ from edje_jax.cli.first_stage_options import screening_of
 from edje_jax.cli.program import UsageError
 from edje_jax.cli.terminal import write_json
 from edje_jax.index.image_index import ImageIndex
+from edje_jax.index.store import Store
 from edje_jax.search.reranker import Reranker
 
 
@@ -28,7 +29,7 @@ def search(asked: Any) -> None:
     if asked.min_score is not None and not 0 <= asked.min_score <= 1:
         raise UsageError(f"--min-score {asked.min_score}: scores lie from 0 to 1")
     index = open_index(asked)
-    reranker = model_of(index, asked.model)
+    reranker = model_of(index.store, asked.model)
     depth = {
         "k": asked.k,
         "top_k": asked.top,
@@ -83,20 +84,20 @@ def open_index(asked: Any) -> ImageIndex:
     )
 
 
-def model_of(index: ImageIndex, name: str | None = None) -> Reranker:
+def model_of(store: Store, name: str | None = None) -> Reranker:
     """The model that an index was built with, from where it was then or is now.
 
     Raises:
         FileNotFoundError: it is not there any more; the message says what to give.
     """
-    source = name or index.store.manifest.model["source"]
+    source = name or store.manifest.model["source"]
     try:
         return Reranker.from_pretrained(source)
     except FileNotFoundError as error:
         if name:
             raise
         raise FileNotFoundError(
-            f"{index.store.folder}: was built with the model {source}, which is not there"
+            f"{store.folder}: was built with the model {source}, which is not there"
             " (any more); say where it is with --model"
         ) from error
 

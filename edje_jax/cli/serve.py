@@ -29,45 +29,55 @@ def serve(asked: Any) -> None:
 
     Raises:
         UsageError: an option makes no sense, or what serving needs is not installed.
-        RuntimeError: the port cannot be listened on; raised before anything is loaded.
+        RuntimeError: the port cannot be listened on, which is told before anything is loaded; or a
+            cluster's processes do not start.
         BadStore, FileNotFoundError: the index or its model cannot be opened.
     """
     try:
         import uvicorn
 
+        from edje_jax.cli.serve_on_ray import service_on_ray
         from edje_jax.serving.app import make_app
         from edje_jax.serving.service import Service
     except ImportError as error:
         raise UsageError(f"serving needs more ({error}); pip install 'edje-jax[serve]'") from error
     limits, root_path = _limits(asked), _root_path(asked.root_path)
+    _check_spread(asked)
     _check_origins(asked.cors_origin)
     listening = listen(asked.host, asked.port)
-    index = open_index(asked)
-    reranker = model_of(index, asked.model)
-    check_model(index.store, reranker.stamp)
-    app = make_app(
-        Service(reranker, index),
-        api_key=asked.api_key or os.environ.get("EDJE_API_KEY"),
-        limits=limits,
-        cors_origins=asked.cors_origin,
-        root_path=root_path,
-        warm=asked.warm,
-    )
-    if asked.warm:
-        log.info("compiling every shape; --no-warm leaves that to the first requests")
-    host = f"[{asked.host}]" if ":" in asked.host else asked.host
-    port = listening.getsockname()[1]
-    log.info("%d images on http://%s:%d%s", len(index), host, port, root_path)
-    # uvicorn hands a signal on once all is answered; asked to end and done is a success.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=30))
-    with contextlib.suppress(SystemExit, KeyboardInterrupt):
-        server.run(sockets=[listening])
-    if not server.started:
-        raise RuntimeError("the server did not start; the log says why")
-    if not app.state.serving.ready:
-        # Python would wait for the compiler, which takes minutes and cannot be interrupted.
-        os._exit(0)
+    with contextlib.ExitStack() as ending:
+        if asked.on:
+            service, threads = service_on_ray(asked, ending)
+        else:
+            index = open_index(asked)
+            reranker = model_of(index.store, asked.model)
+            check_model(index.store, reranker.stamp)
+            service, threads = Service(reranker, index), 1
+        app = make_app(
+            service,
+            api_key=asked.api_key or os.environ.get("EDJE_API_KEY"),
+            limits=limits,
+            cors_origins=asked.cors_origin,
+            root_path=root_path,
+            warm=asked.warm,
+            threads=threads,
+        )
+        if asked.warm and not asked.on:
+            log.info("compiling every shape; --no-warm leaves that to the first requests")
+        host = f"[{asked.host}]" if ":" in asked.host else asked.host
+        port = listening.getsockname()[1]
+        log.info("%d images on http://%s:%d%s", len(service.index), host, port, root_path)
+        # uvicorn hands a signal on once all is answered; asked to end and done is a success.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=30)
+        server = uvicorn.Server(config)
+        with contextlib.suppress(SystemExit, KeyboardInterrupt):
+            server.run(sockets=[listening])
+        if not server.started:
+            raise RuntimeError("the server did not start; the log says why")
+        if not app.state.serving.ready:
+            # Python would wait for the compiler, which takes minutes and cannot be interrupted.
+            os._exit(0)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -110,6 +120,15 @@ def _limits(asked: Any) -> Any:
             raise UsageError(f"--{flag.replace('_', '-')} {value}: has to be more than 0")
     limits = {limit: getattr(asked, flag) for limit, flag in flags.items()}
     return Limits(**limits, body_bytes=asked.max_body_mib << 20)
+
+
+def _check_spread(asked: Any) -> None:
+    for flag in ("partitions", "replicas"):
+        value = getattr(asked, flag)
+        if value < 1:
+            raise UsageError(f"--{flag} {value}: has to be more than 0")
+        if value > 1 and not asked.on:
+            raise UsageError(f"--{flag} {value}: goes with --on ray")
 
 
 def _root_path(given: str) -> str:

@@ -8,7 +8,7 @@ most one part, and what it leaves does not depend on how often it was.
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -94,37 +94,103 @@ def build(
             begun in it.
         TooManyBadRecords: more images than may be are bad, or all of them; the index is as it was.
     """
+    part, parts = options.share
+    plan = begin(runtime, stamp, source, spec, out, options, parts)
+    if part and not plan.shards:
+        return None  # Only captions and paths are left to write; the first process writes them.
+    mine = [n for n in plan.shards if (n - min(plan.shards)) % parts == part]
+    rejected = encode_shards(runtime, plan, mine, out, options, progress)
+    refuse_many(out, rejected, plan.changes, options.max_bad)
+    return complete(runtime, plan, spec, out, options)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Work of a build, as every process of it plans it."""
+
+    manifest: Manifest
+    """Manifest of the index as it is."""
+    changes: Changes
+    shards: dict[int, np.ndarray]
+    """{number of a shard: records to encode}"""
+
+
+def begin(
+    runtime: Runtime,
+    stamp: dict[str, Any],
+    source: Source,
+    spec: str,
+    out: Path,
+    options: BuildOptions,
+    least_shards: int,
+) -> Plan:
+    """Plan a build, or go on with one; there are `least_shards`, if there are as many images.
+
+    Raises:
+        BadStore: as for `build`.
+    """
     out.mkdir(parents=True, exist_ok=True)
     manifest = _manifest(runtime, stamp, spec, out, options)
     manifest, changes = _recover_previous_build(
         out, manifest, lambda now: compare(source, out, now, options.restore)
     )
-    part, parts = options.share
-    shards = _plan_shards(out, manifest, changes, parts)
-    if part and not shards:
-        return None  # Only captions and paths are left to write; the first process writes them.
-    mine = {n: shards[n] for n in shards if (n - min(shards)) % parts == part}
-    rejected = _encode_shards(runtime, manifest, changes, mine, out, options, progress)
-    refuse_many(out, rejected, changes, options.max_bad)
+    return Plan(manifest, changes, _plan_shards(out, manifest, changes, least_shards))
+
+
+def join(
+    runtime: Runtime, stamp: dict[str, Any], source: Source, out: Path, options: BuildOptions
+) -> Plan:
+    """Plan of a build that another process has begun.
+
+    Raises:
+        BadStore: it was begun with another model or data type, or from other images than this
+            machine has.
+    """
+    manifest = _manifest(runtime, stamp, "", out, options)
+    changes = compare(source, out, manifest, options.restore)
+    return Plan(manifest, changes, _plan_shards(out, manifest, changes, 1))
+
+
+def complete(
+    runtime: Runtime, plan: Plan, spec: str, out: Path, options: BuildOptions
+) -> Report | None:
+    """Complete the index, if every shard is there; None if other processes' are not.
+
+    Raises:
+        TooManyBadRecords: as for `build`.
+    """
     return finish(
-        out, manifest, changes, list(shards),
+        out, plan.manifest, plan.changes, list(plan.shards),
         spec=spec, max_bad=options.max_bad, prune=options.prune,
         embed=lambda captions: caption_columns(
-            runtime.encode_texts(captions), manifest.embedding_dtype
+            runtime.encode_texts(captions), plan.manifest.embedding_dtype
         ),
     )  # fmt: skip
 
 
-def _encode_shards(
+def images_done(out: Path, plan: Plan, number: int) -> int:
+    """Number of a shard's images that are encoded and stored."""
+    if record_of(out, number).exists():
+        return len(plan.shards[number])
+    done = parts_done(out, number) * _part_rows(plan.manifest)
+    return min(done, len(plan.shards[number]))
+
+
+def encode_shards(
     runtime: Runtime,
-    manifest: Manifest,
-    changes: Changes,
-    shards: dict[int, np.ndarray],
+    plan: Plan,
+    numbers: Sequence[int],
     out: Path,
     options: BuildOptions,
-    progress: BuildProgress | None,
+    progress: BuildProgress | None = None,
 ) -> dict[str, str]:
-    """Write what is missing of some shards; {id: why it is none of the index} so far."""
+    """Write what is missing of some shards; {id: why it is none of the index} so far.
+
+    Raises:
+        TooManyBadRecords: as for `build`.
+    """
+    manifest, changes = plan.manifest, plan.changes
+    shards = {number: plan.shards[number] for number in numbers}
     done, total = 0, sum(map(len, shards.values()))
 
     def note(more: int) -> None:
@@ -133,10 +199,9 @@ def _encode_shards(
         if progress:
             progress(done, total)
 
-    size = min(PART_ROWS, max(PART_BYTES // manifest.bytes_per_image, 1))
     left = {}
     for number, records in shards.items():
-        cut = cut_into(records, size)
+        cut = cut_into(records, _part_rows(manifest))
         begin = len(cut) if record_of(out, number).exists() else parts_done(out, number)
         note(sum(map(len, cut[:begin])))
         if not record_of(out, number).exists():
@@ -157,6 +222,11 @@ def _encode_shards(
                     give_back_freed_memory()
                 keep_shard(out, writer, manifest.metadata)
     return rejected
+
+
+def _part_rows(manifest: Manifest) -> int:
+    """Most images of a part of a shard."""
+    return min(PART_ROWS, max(PART_BYTES // manifest.bytes_per_image, 1))
 
 
 def _manifest(
@@ -195,7 +265,7 @@ def _manifest(
 
 
 def _plan_shards(
-    out: Path, manifest: Manifest, changes: Changes, processes: int
+    out: Path, manifest: Manifest, changes: Changes, least: int
 ) -> dict[int, np.ndarray]:
     """Assign the records to encode to shards, as an unfinished build of them did.
 
@@ -214,8 +284,7 @@ def _plan_shards(
         "digest": changes.digest,
         "first_shard": first,
     }
-    # A process has a shard at least.
-    size = min(SHARD_ROWS, max(-(-len(records) // processes), 1))
+    size = min(SHARD_ROWS, max(-(-len(records) // least), 1))
     begun = out / "build.json"
     if begun.exists():
         found = read_json(begun)

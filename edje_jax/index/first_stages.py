@@ -112,7 +112,7 @@ class StagePlace:
         vectors = store.column(column)
         if bits:
             vectors = vectors.beginning(bits // 8)
-        folder = store.folder / "first-stage" / (f"{name}-{bits}" if bits else name) / column
+        folder = store.stages / (f"{name}-{bits}" if bits else name) / column
         return cls(store, name, column, bits, vectors.every_row(), folder)
 
     @property

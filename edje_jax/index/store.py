@@ -56,13 +56,18 @@ EMBEDDINGS = ("embeddings", "captions")
 class Store:
     """Arrays and metadata of a finished index; images count from 0, removed ones left out.
 
+    Args:
+        manifest: manifest of a part of the index (default: that of all of it).
+        stages: folder of its first stages (default: `first-stage`).
+
     Raises:
         BadStore: no finished index, or a file is missing or of another size than it had.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.manifest = Manifest.read(folder)
+    def __init__(self, folder: Path, manifest: Manifest | None = None, stages: Path | None = None):
+        self.folder, self._opened = folder, (folder, manifest, stages)
+        self.manifest = manifest or Manifest.read(folder)
+        self.stages = stages or folder / "first-stage"
         for record in self.manifest.shards:
             for name, expected in record["files"].items():
                 _check_size(folder / name, expected["bytes"])
@@ -74,7 +79,7 @@ class Store:
 
     def __reduce__(self):
         # Opened again where it arrives: what is mapped here is not copied.
-        return Store, (self.folder,)
+        return Store, self._opened
 
     def __len__(self) -> int:
         return len(self.places)

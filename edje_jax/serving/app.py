@@ -34,13 +34,14 @@ def make_app(
     cors_origins: Sequence[str] = (),
     root_path: str = "",
     warm: bool = False,
+    threads: int = 1,
 ) -> FastAPI:
-    """The application; it owns the thread that computes.
+    """The application; it owns the threads that compute.
 
     `cors_origins` are those whose pages may ask ("*": any), `root_path` is what a proxy puts before
     every path. With `warm` every shape is compiled first; /ready says when that is done.
     """
-    batcher: Batcher[Any, Any] = Batcher(service.run, limits.waiting, limits.batch)
+    batcher: Batcher[Any, Any] = Batcher(service.run, limits.waiting, limits.batch, threads)
     state = State(service, batcher, Monitor(lambda: batcher.waiting), limits, ready=not warm)
     app = FastAPI(
         title="edje",

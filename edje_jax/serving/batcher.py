@@ -15,7 +15,8 @@ class Busy(RuntimeError):
 
 
 class Batcher(Generic[Job, Result]):
-    """Compute on one thread; the jobs that are queued meanwhile become its next batch.
+    """Compute on a thread, or on several; the jobs that are queued while all of them are busy
+    become the next batch.
 
     `run` gets a list of jobs and returns a result, or an exception, for each.
     """
@@ -25,14 +26,16 @@ class Batcher(Generic[Job, Result]):
         run: Callable[[Sequence[Job]], Sequence[Result | Exception]],
         max_waiting: int,
         max_batch: int,
+        threads: int = 1,
     ):
         self._run = run
         self._max_batch = max_batch
         self._waiting: asyncio.Queue[tuple[Job, asyncio.Future[Result]]] = asyncio.Queue(
             max_waiting
         )
-        self._thread = ThreadPoolExecutor(1, "compute")
-        self._worker: asyncio.Task[None] | None = None
+        self._num_threads = threads
+        self._threads = ThreadPoolExecutor(threads, "compute")
+        self._workers: list[asyncio.Task[None]] = []
 
     @property
     def waiting(self) -> int:
@@ -41,20 +44,20 @@ class Batcher(Generic[Job, Result]):
 
     def start(self) -> None:
         """Begin to work; to be called from the event loop."""
-        self._worker = asyncio.create_task(self._work())
+        self._workers = [asyncio.create_task(self._work()) for _ in range(self._num_threads)]
 
     async def stop(self) -> None:
         """Finish what is queued, then end."""
         await self._waiting.join()
-        if self._worker:
-            self._worker.cancel()
+        for worker in self._workers:
+            worker.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._worker
-        self._thread.shutdown()
+                await worker
+        self._threads.shutdown()
 
     async def first(self, work: Callable[[], None]) -> None:
-        """Do `work` on the thread that computes; jobs wait meanwhile."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        """Do `work` on a thread that computes; where there is but one, jobs wait meanwhile."""
+        await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     async def submit(self, job: Job) -> Result:
         """Result of `run` for the job.
@@ -85,7 +88,7 @@ class Batcher(Generic[Job, Result]):
         loop = asyncio.get_running_loop()
         jobs = [job for job, _ in wanted]
         try:
-            results = await loop.run_in_executor(self._thread, self._run, jobs)
+            results = await loop.run_in_executor(self._threads, self._run, jobs)
         except Exception as error:
             results = [error] * len(wanted)
         for (_, done), result in zip(wanted, results, strict=True):

@@ -14,7 +14,7 @@ from edje_jax.evaluation.scores import cosines, mixed
 from edje_jax.first_stage.blockwise import QUERY_BATCHES
 from edje_jax.first_stage.packing import unpack as unpack_codes
 from edje_jax.index.image_index import ImageIndex
-from edje_jax.models.token_formats import unpack
+from edje_jax.models.token_formats import PackedTokens, unpack
 from edje_jax.runtimes.base import Embedded
 from edje_jax.search.cascade import search_images, search_texts
 from edje_jax.search.reranker import Reranker
@@ -64,7 +64,7 @@ class Service:
 
     def _captions(self, jobs: list[CaptionsJob]) -> list[Answer]:
         rows = np.array([job.image for job in jobs])
-        tokens = np.asarray(unpack(self.index.tokens[rows]), np.float32)
+        tokens = np.asarray(unpack(self._tokens(rows)), np.float32)
         reranker, k = self.reranker, jobs[0].k
         chosen = self.index.select(jobs[0].ids, jobs[0].where)
         found, seconds = search_texts(
@@ -72,6 +72,10 @@ class Service:
             chosen,
         )  # fmt: skip
         return [Answer(one, seconds) for one in found]
+
+    def _tokens(self, rows: Int[np.ndarray, " n"]) -> PackedTokens:
+        """Tokens of indexed images."""
+        return self.index.tokens[rows]
 
     def _stored(self, rows: Int[np.ndarray, " n"]) -> Embedded:
         """Embeddings of indexed images, and their codes in the place of projections, by which

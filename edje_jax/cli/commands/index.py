@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import tyro
 
-from edje_jax.cli.commands.search import IndexStageName
+from edje_jax.cli.commands.search import IndexStageName, On
 from edje_jax.cli.commands.subcommand import subcommand
 from edje_jax.config.model import EmbeddingDtype, TokenDtype
 
@@ -22,6 +22,7 @@ class IndexBuild:
         edje index build runs/coco/model blip:captions.json --out coco.index --token-dtype int8
         edje index build runs/coco/model blip:photos.json --out photos.index --metadata year license
         edje index build runs/coco/model photos/ --out photos.index --shard 0/4      # of 4 machines
+        edje index build runs/coco/model photos/ --out /shared/photos.index --on ray
     """
 
     model: tyro.conf.Positional[str]
@@ -40,6 +41,10 @@ class IndexBuild:
     shard: str | None = None
     """i/n: build the i-th of n shares (from 0); the last to finish completes the index (default:
     the share of this process in an MPI, Slurm or torchrun job, or else all)."""
+    on: On | None = None
+    """Cluster that encodes, on all its accelerators: ray, the Ray cluster of RAY_ADDRESS or of this
+    machine, or ray://HOST:PORT (default: this process). All of its machines have to see the model,
+    the images and the index under these paths."""
     workers: int = 0
     """Processes that decode images; 0 uses threads of this one."""
     image_root: str | None = None
@@ -66,7 +71,9 @@ class IndexBuild:
             self.token_dtype, self.embedding_dtype, self.metadata,
             workers=self.workers, max_bad=self.max_bad, prune=self.prune, restore=self.restore,
         )  # fmt: skip
-        is_complete = build(self.model, self.images, self.out, options, self.shard, self.image_root)
+        is_complete = build(
+            self.model, self.images, self.out, options, self.shard, self.image_root, self.on
+        )
         if self.first_stage and is_complete:
             build_first_stage(self.out, self.first_stage, self.bits)
 

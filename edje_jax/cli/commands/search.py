@@ -36,6 +36,9 @@ Text = Annotated[
 ]
 """Text, or None if it is not given; tyro by itself reads the word "None" as not given, too."""
 
+On = Annotated[str, tyro.conf.arg(metavar="ray[://HOST:PORT]")]
+"""Cluster of Ray."""
+
 
 @dataclass(frozen=True)
 class Search:
@@ -98,6 +101,7 @@ class Serve:
         edje serve photos.index
         edje serve photos.index --host 0.0.0.0 --port 80 --api-key "$KEY" --tokens-on host
         edje serve photos.index --root-path /search --cors-origin https://shop.example
+        edje serve /shared/photos.index --on ray --partitions 4 --replicas 2
     """
 
     index: tyro.conf.Positional[str]
@@ -144,6 +148,14 @@ class Serve:
     """Seconds until a request is given up."""
     warm: bool = True
     """Compile every shape at the start; /ready answers 503 until that is done."""
+    on: On | None = None
+    """Cluster whose processes search and score: ray, the Ray cluster of RAY_ADDRESS or of this
+    machine, or ray://HOST:PORT (default: this process does)."""
+    partitions: int = 1
+    """Parts into which --on ray divides the index, each in processes of its own; a request asks all
+    of them."""
+    replicas: int = 1
+    """Processes for each part of the index with --on ray, among which requests are divided."""
 
     def run(self) -> None:
         from edje_jax.cli.serve import serve

@@ -1,0 +1,50 @@
+"""`edje serve --on ray`: an index behind HTTP, open in parts on a cluster."""
+
+import logging
+import time
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from edje_jax.cli.cluster import connect_to
+from edje_jax.cli.first_stage_options import screening_of
+from edje_jax.cli.search import model_of
+from edje_jax.index.store import Store, check_model
+from edje_jax.search.reranker import Reranker
+from edje_jax.serving.on_ray import Replicas, Spread
+from edje_jax.serving.partitions import IndexElsewhere, RerankerElsewhere, ServiceElsewhere
+from edje_jax.serving.service import Service
+
+log = logging.getLogger(__name__)
+
+
+def service_on_ray(asked: Any, ending: ExitStack) -> tuple[Service, int]:
+    """Service over the processes of a cluster, and the number of threads that ask them; `ending`
+    ends these processes.
+
+    Raises:
+        UsageError, BadStore, FileNotFoundError: as for `serve`.
+        ValueError, RuntimeError: as for `Replicas`.
+        ConnectionError: the cluster does not answer.
+    """
+    ray = connect_to(asked.on)
+    screening = screening_of(asked.first_stage, asked.by_codes, asked.by_projection)
+    store = Store(Path(asked.index).expanduser())
+    reranker = model_of(store, asked.model)
+    check_model(store, reranker.stamp)
+    of_stage = {"first_stage": asked.first_stage, "bits": asked.bits, "screening": screening}
+    spread = Spread(asked.replicas, asked.partitions)
+    log.info(
+        "starting %d parts of %s, %d processes each; they compile first", spread.partitions,
+        store.folder, spread.replicas,
+    )  # fmt: skip
+    began = time.monotonic()
+    opened = partial(Reranker.from_pretrained, reranker.source)
+    options = {**of_stage, "tokens_on": asked.tokens_on}
+    replicas = ending.enter_context(Replicas(ray, store, opened, spread, options, asked.warm))
+    log.info("started in %.0f s", time.monotonic() - began)
+    index = IndexElsewhere(replicas.ask, spread.partitions, store, **of_stage)
+    elsewhere = RerankerElsewhere(replicas.ask, spread.partitions, reranker)
+    # A thread waits while its processes compute; the next one has a batch ready for them.
+    return ServiceElsewhere(elsewhere, index), 2 * spread.replicas
