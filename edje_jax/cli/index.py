@@ -4,7 +4,6 @@ import dataclasses
 import logging
 import os
 import time
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -20,6 +19,8 @@ from edje_jax.index import build as building
 from edje_jax.index import maintain
 from edje_jax.index import store as stores
 from edje_jax.index.commit import Report
+from edje_jax.index.files import IndexFiles, files_of
+from edje_jax.index.first_stages import publish_first_stage
 from edje_jax.index.image_index import ImageIndex
 from edje_jax.index.manifest import Manifest
 from edje_jax.index.shard_files import BadStore, kind_of
@@ -40,7 +41,7 @@ LAUNCHERS = (
 def build(
     model: str,
     images: str,
-    out: str,
+    out: str | IndexFiles,
     options: building.BuildOptions,
     shard: str | None = None,
     image_root: str | None = None,
@@ -63,7 +64,7 @@ def build(
     spec = images
     if ":" not in images or os.path.isdir(os.path.expanduser(images)):
         spec = f"folder:{os.path.abspath(os.path.expanduser(images))}"
-    folder = Path(out).expanduser()
+    files = files_of(out)
     reranker = Reranker.from_pretrained(model)
     source = open_source(spec, image_root, reranker.config.image.size)
     began = last = time.monotonic()
@@ -86,12 +87,12 @@ def build(
                 )  # fmt: skip
 
         report = building.build(
-            reranker.runtime, reranker.stamp, source, spec, folder, options, show
+            reranker.runtime, reranker.stamp, source, spec, files, options, show
         )
     if report is None:
         log.info("this share is done; the index is complete when the others are")
     else:
-        _tell(folder, report, options.prune)
+        _tell(files, report, options.prune)
     return report is not None
 
 
@@ -109,33 +110,36 @@ def check_first_stage(model: str, name: str | None, bits: int | None) -> None:
         raise UsageError(f"--bits {bits}: goes with a --first-stage of codes")
 
 
-def build_first_stage(index: str, name: str, bits: int | None = None) -> None:
+def build_first_stage(index: str | IndexFiles, name: str, bits: int | None = None) -> None:
     """Build a first stage over images, and over captions where there are any, and keep it.
 
     Raises:
         BadStore: no finished index, a damaged one, or one without the codes that are asked for.
         ValueError: no codes of that length.
         ModuleNotFoundError: a library is not installed.
+        OSError: an index behind a URL cannot be reached.
     """
     began = time.monotonic()
-    opened = ImageIndex.open(index, first_stage=name, bits=bits)
+    opened = ImageIndex(Store(index), first_stage=name, bits=bits)
     if not find_first_stage(name).is_stored:
         log.info("%s is built at every opening, from columns that are there: nothing to keep", name)
         return
     stages = [opened.images, *([opened.texts] if opened.store.captions else [])]
+    for column in ("embeddings", "captions")[: len(stages)]:
+        publish_first_stage(opened.store, name, column, bits)
     log.info(
-        "%s: %s over %s rows, %.0f s", opened.store.folder, name,
+        "%s: %s over %s rows, %.0f s", opened.store.files, name,
         " and ".join(f"{len(stage):,}" for stage in stages), time.monotonic() - began,
     )  # fmt: skip
 
 
-def _tell(folder: Path, report: Report, prune: bool) -> None:
+def _tell(files: IndexFiles, report: Report, prune: bool) -> None:
     """Say what a build found and did."""
     bad = report.rejected | report.faults
     log.info(
         "%s: %d images (%d new, %d changed, %d with other captions, %d at another path, %d gone,"
         " %d removed, %d bad)",
-        folder, len(Store(folder)), len(report.new), len(report.changed), len(report.recaptioned),
+        files, len(Store(files)), len(report.new), len(report.changed), len(report.recaptioned),
         len(report.moved), len(report.gone), len(report.removed), len(bad),
     )  # fmt: skip
     for names, what in (
@@ -156,7 +160,7 @@ def _tell(folder: Path, report: Report, prune: bool) -> None:
     if bad:
         parts = {"could not be read": report.rejected, "left out, or in part": report.faults}
         told = ", ".join(f"{len(each)} {what}" for what, each in parts.items() if each)
-        log.warning("%s, %s: %s", told, folder / "rejected.csv", _some(list(bad)))
+        log.warning("%s, %s: %s", told, f"{files}/rejected.csv", _some(list(bad)))
 
 
 def _some(names: list[str], most: int = 10) -> str:
@@ -180,13 +184,13 @@ def share_of(shard: str | None) -> tuple[int, int]:
     return int(part), int(parts)
 
 
-def info(index: str) -> None:
+def info(index: str | IndexFiles) -> None:
     """Print what an index holds.
 
     Raises:
         BadStore: no finished index, or a damaged one.
     """
-    store = Store(Path(index).expanduser())
+    store = Store(index)
     manifest = store.manifest
     sizes: dict[str, int] = {}
     for record in manifest.shards:
@@ -213,21 +217,21 @@ def info(index: str) -> None:
     Console().print(table, markup=False)  # Paths may hold brackets
 
 
-def verify(index: str) -> None:
+def verify(index: str | IndexFiles) -> None:
     """Check every file's checksum.
 
     Raises:
         BadStore: a file is not as it was written, or there is no finished index.
     """
-    folder = Path(index).expanduser()
-    if wrong := list(stores.verify(folder)):
-        listed = "\n".join(f"  {folder / name}: {what}" for name, what in wrong)
-        raise BadStore(f"{folder}: {len(wrong)} damaged; build the index again:\n{listed}")
-    count = sum(len(record["files"]) for record in Manifest.read(folder).shards)
+    files = files_of(index)
+    if wrong := list(stores.verify(files)):
+        listed = "\n".join(f"  {files}/{name}: {what}" for name, what in wrong)
+        raise BadStore(f"{files}: {len(wrong)} damaged; build the index again:\n{listed}")
+    count = sum(len(record["files"]) for record in Manifest.read(files).shards)
     Console().print(f"{count} files are as they were written")
 
 
-def remove(index: str, ids: tuple[str, ...]) -> None:
+def remove(index: str | IndexFiles, ids: tuple[str, ...]) -> None:
     """Take images out of an index.
 
     Raises:
@@ -236,16 +240,16 @@ def remove(index: str, ids: tuple[str, ...]) -> None:
     """
     if not ids:
         raise UsageError("which images? Give their ids")
-    count = maintain.remove(Path(index).expanduser(), list(ids))
-    told = f"{count} removed; `edje index compact {printable(index)}` gives their room back"
+    count = maintain.remove(index, list(ids))
+    told = f"{count} removed; `edje index compact {printable(str(index))}` gives their room back"
     Console().print(told, markup=False, soft_wrap=True)
 
 
-def compact(index: str) -> None:
+def compact(index: str | IndexFiles) -> None:
     """Give the room of removed images back.
 
     Raises:
         BadStore: no finished index.
     """
-    count = maintain.compact(Path(index).expanduser())
+    count = maintain.compact(index)
     Console().print(f"the room of {count} images that counted no more was given back")

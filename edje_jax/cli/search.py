@@ -62,6 +62,8 @@ def open_index(asked: Any) -> ImageIndex:
         first_stage=asked.first_stage,
         bits=asked.bits,
         screening=screening,
+        cache=asked.cache,
+        cache_gigabytes=asked.cache_gigabytes,
     )
 
 
@@ -78,7 +80,7 @@ def model_of(index: ImageIndex, name: str | None = None) -> Reranker:
         if name:
             raise
         raise FileNotFoundError(
-            f"{index.store.folder}: was built with the model {source}, which is not there"
+            f"{index.store.files}: was built with the model {source}, which is not there"
             " (any more); say where it is with --model"
         ) from error
 

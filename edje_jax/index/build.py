@@ -7,11 +7,11 @@ most one part, and what it leaves does not depend on how often it was.
 """
 
 import logging
+import os
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,11 +25,13 @@ from edje_jax.index.commit import (
     commit,
     finish,
     finished_parts,
+    finished_records,
     keep_shard,
     record_of,
     refuse_many,
     with_shards,
 )
+from edje_jax.index.files import IndexFiles, files_of
 from edje_jax.index.manifest import Manifest
 from edje_jax.index.shard_content import RecordDecoder, encode
 from edje_jax.index.shard_files import BadStore
@@ -37,7 +39,6 @@ from edje_jax.index.shard_writer import ShardWriter, clear_unfinished, parts_don
 from edje_jax.index.store import Store, check_model, next_number
 from edje_jax.runtimes.base import IMAGE_BATCH, Runtime
 from edje_jax.system.allocator import give_back_freed_memory
-from edje_jax.system.files import read_json, write_json
 from edje_jax.types import Source
 
 log = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ def build(
     stamp: dict[str, Any],
     source: Source,
     spec: str,
-    out: Path,
+    out: str | os.PathLike[str] | IndexFiles,
     options: BuildOptions = BuildOptions(),
     progress: BuildProgress | None = None,
 ) -> Report | None:
@@ -91,20 +92,21 @@ def build(
             begun in it.
         TooManyBadRecords: more images than may be are bad, or all of them; the index is as it was.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    manifest = _manifest(runtime, stamp, spec, out, options)
+    files = files_of(out)
+    files.folder.mkdir(parents=True, exist_ok=True)
+    manifest = _manifest(runtime, stamp, spec, files, options)
     manifest, changes = _recover_previous_build(
-        out, manifest, lambda now: compare(source, out, now, options.restore)
+        files, manifest, lambda now: compare(source, files, now, options.restore)
     )
     part, parts = options.share
-    shards = _plan_shards(out, manifest, changes, parts)
+    shards = _plan_shards(files, manifest, changes, parts)
     if part and not shards:
         return None  # Only captions and paths are left to write; the first process writes them.
     mine = {n: shards[n] for n in shards if (n - min(shards)) % parts == part}
-    rejected = _encode_shards(runtime, manifest, changes, mine, out, options, progress)
-    refuse_many(out, rejected, changes, options.max_bad)
+    rejected = _encode_shards(runtime, manifest, changes, mine, files, options, progress)
+    refuse_many(files, rejected, changes, options.max_bad)
     return finish(
-        out, manifest, changes, list(shards),
+        files, manifest, changes, list(shards),
         spec=spec, max_bad=options.max_bad, prune=options.prune,
         embed=lambda captions: caption_columns(
             runtime.encode_texts(captions), manifest.embedding_dtype
@@ -117,7 +119,7 @@ def _encode_shards(
     manifest: Manifest,
     changes: Changes,
     shards: dict[int, np.ndarray],
-    out: Path,
+    out: IndexFiles,
     options: BuildOptions,
     progress: BuildProgress | None,
 ) -> dict[str, str]:
@@ -131,12 +133,12 @@ def _encode_shards(
             progress(done, total)
 
     size = min(PART_ROWS, max(PART_BYTES // manifest.bytes_per_image, 1))
-    left = {}
+    left, finished = {}, set(finished_records(out))
     for number, records in shards.items():
-        cut = cut_into(records, size)
-        begin = len(cut) if record_of(out, number).exists() else parts_done(out, number)
+        cut, is_finished = cut_into(records, size), record_of(number) in finished
+        begin = len(cut) if is_finished else parts_done(out.folder, number)
         note(sum(map(len, cut[:begin])))
-        if not record_of(out, number).exists():
+        if not is_finished:
             left[number] = [cut_into(records, BATCH) for records in cut[begin:]]
     batches = [batch for cut in left.values() for part in cut for batch in part]
     decoder = RecordDecoder(changes.source, runtime.config.image)
@@ -144,7 +146,7 @@ def _encode_shards(
     # One stream for all shards: the next part's images are decoded while one is written.
     with closing(read_batches(decoder, batches, options.workers)) as decoded:
         for number, cut in left.items():
-            with ShardWriter(out, number) as writer:
+            with ShardWriter(out.folder, number) as writer:
                 for part in cut:
                     encoded = encode(runtime, changes, islice(decoded, len(part)), note)
                     rejected |= encoded.rejected
@@ -157,7 +159,7 @@ def _encode_shards(
 
 
 def _manifest(
-    runtime: Runtime, stamp: dict[str, Any], spec: str, out: Path, options: BuildOptions
+    runtime: Runtime, stamp: dict[str, Any], spec: str, out: IndexFiles, options: BuildOptions
 ) -> Manifest:
     """Manifest of the index as it is, or of an empty one."""
     config = runtime.config
@@ -171,7 +173,7 @@ def _manifest(
         embedding_dtype=options.embedding_dtype,
         columns=code_column_types(config.first_stage.bits if config.first_stage else 0),
     )
-    if not (out / "manifest.json").exists():
+    if not out.exists("manifest.json"):
         return fresh
     store = Store(out)
     check_model(store, stamp)
@@ -189,7 +191,7 @@ def _manifest(
 
 
 def _plan_shards(
-    out: Path, manifest: Manifest, changes: Changes, processes: int
+    out: IndexFiles, manifest: Manifest, changes: Changes, processes: int
 ) -> dict[int, np.ndarray]:
     """Assign the records to encode to shards, as an unfinished build of them did.
 
@@ -210,27 +212,28 @@ def _plan_shards(
     }
     # A process has a shard at least.
     size = min(SHARD_ROWS, max(-(-len(records) // processes), 1))
-    begun = out / "build.json"
-    if begun.exists():
-        found = read_json(begun)
+    if out.exists("build.json"):
+        found = out.read_json("build.json")
         if changed := [name for name in plan if found.get(name) != plan[name]]:
             raise BadStore(
-                f"{begun}: an unfinished build of another kind ({', '.join(changed)} differ). Run"
-                " its command to the end, or delete that file and every shard-* beside it"
+                f"{out}/build.json: an unfinished build of another kind ({', '.join(changed)}"
+                " differ). Run its command to the end, or delete that file and every shard-* beside"
+                " it"
             )
         size = found["shard_rows"]
     else:
-        for stale in out.glob("shard-*.json"):
-            stale.unlink(missing_ok=True)
-        clear_unfinished(out)
+        out.delete(out.names("shard-*.json"))
+        clear_unfinished(out.folder)
         if len(records):
-            write_json(begun, plan | {"shard_rows": size})
+            out.write_json("build.json", plan | {"shard_rows": size})
+    if len(records):
+        out.begin(plan | {"shard_rows": size})
     starts = range(0, len(records), size)
     return {first + i: records[start : start + size] for i, start in enumerate(starts)}
 
 
 def _recover_previous_build(
-    out: Path, manifest: Manifest, compared: Callable[[Manifest], Changes]
+    out: IndexFiles, manifest: Manifest, compared: Callable[[Manifest], Changes]
 ) -> tuple[Manifest, Changes]:
     """Take the finished shards of an earlier build into the index, or clear them away.
 
@@ -240,14 +243,13 @@ def _recover_previous_build(
     A build may have been killed while it was being committed, or its set may have changed since:
     its finished shards are kept then, and the rest is planned anew.
     """
-    begun, changes = out / "build.json", compared(manifest)
-    if not begun.exists():
+    changes = compared(manifest)
+    if not out.exists("build.json"):
         return manifest, changes
-    found = read_json(begun)
+    found = out.read_json("build.json")
     if found.get("first_shard", 0) < next_number(manifest):
-        clear_unfinished(out)
-        for path in (*out.glob("shard-*.json"), begun):
-            path.unlink(missing_ok=True)
+        clear_unfinished(out.folder)
+        out.delete([*out.names("shard-*.json"), "build.json"])
         return manifest, changes
     same = found.get("fingerprint") == manifest.model["fingerprint"]
     dtypes = ("token_dtype", "embedding_dtype")
@@ -256,8 +258,9 @@ def _recover_previous_build(
     if (found["pictures"], found["digest"]) == (len(changes.stamps), changes.digest):
         return manifest, changes
     log.info("%s: the images have changed since this build began; what is done is kept", out)
-    for number in unfinished(out):
-        with ShardWriter(out, number) as writer:
+    out.begin(found)
+    for number in unfinished(out.folder):
+        with ShardWriter(out.folder, number) as writer:
             keep_shard(out, writer)
     parts = finished_parts(out)
     now = with_shards(out, manifest, parts)

@@ -14,6 +14,7 @@ written to costs time, not answers.
 """
 
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -26,8 +27,9 @@ from edje_jax.first_stage.registry import find_first_stage
 from edje_jax.index.caption_columns import CODES
 from edje_jax.index.column import Column
 from edje_jax.index.covering import Covering
+from edje_jax.index.files import IndexFiles
 from edje_jax.index.recall import choose_effort
-from edje_jax.index.shard_files import BadStore, checksum, file_of
+from edje_jax.index.shard_files import BadStore, checksum, name_of
 from edje_jax.index.store import Store
 from edje_jax.system.files import lock_file, read_json, write_json
 
@@ -98,7 +100,7 @@ class StagePlace:
         """Entry of `covers` for every shard of the index."""
         out = []
         for record, part in zip(self.store.manifest.shards, self.vectors.parts, strict=True):
-            file = record["files"][file_of(self.store.folder, record, self.column).name]
+            file = record["files"][name_of(record, self.column, self.store.files)]
             out.append({"shard": record["number"], "rows": len(part), "sha256": file["sha256"]})
         return tuple(out)
 
@@ -111,15 +113,41 @@ class StagePlace:
         path = self.folder / "stamp.json"
         if not path.exists():
             return None
-        raw = read_json(path)
-        version = getattr(self.kind, "version", None)
-        if raw.get("format") != FORMAT or raw.get("version") != version:
+        stamp = self.parse_stamp(read_json(path))
+        if stamp is None:
             return None
-        stamp = Stamp(**{**raw, "covers": tuple(raw["covers"])})
         size = (self.folder / stamp.file["name"]).stat().st_size
         if size != stamp.file["bytes"]:
             raise ValueError(f"{stamp.file['name']} has {size} bytes, not {stamp.file['bytes']}")
         return stamp
+
+    def parse_stamp(self, raw: dict[str, Any]) -> Stamp | None:
+        """Stamp of what `stamp.json` says; None if this version cannot use what it is of.
+
+        Raises:
+            ValueError, TypeError, KeyError: it is damaged.
+        """
+        version = getattr(self.kind, "version", None)
+        if raw.get("format") != FORMAT or raw.get("version") != version:
+            return None
+        return Stamp(**{**raw, "covers": tuple(raw["covers"])})
+
+    @property
+    def stage(self) -> str:
+        """Name of the folder in the index."""
+        return self.folder.relative_to(self.store.folder).as_posix()
+
+    def fetch(self) -> None:
+        """Have what is stored in a remote index here, if it covers more than what is here does."""
+        here = self.read_stamp()
+
+        def is_wanted(raw: dict[str, Any]) -> bool:
+            stamp = self.parse_stamp(raw)
+            if stamp is None or not _is_worth_keeping(stamp, self.covers()):
+                return False
+            return here is None or stamp.rows > here.rows
+
+        self.store.files.fetch_stage(self.stage, is_wanted)
 
 
 def open_first_stage(store: Store, name: str, column: str, bits: int | None = None) -> Covering:
@@ -134,6 +162,7 @@ def open_first_stage(store: Store, name: str, column: str, bits: int | None = No
     """
     place = StagePlace.of(store, name, column, bits)
     if not place.kind.is_stored or not len(place.vectors):
+        place.vectors.fetch()
         return _covering(place, place.kind.build(place.vectors), place.covers())
     found = _open_stored(place)
     if found is None:
@@ -152,6 +181,7 @@ def open_first_stage(store: Store, name: str, column: str, bits: int | None = No
 def _open_stored(place: StagePlace) -> Covering | None:
     """Stored first stage; None if there is none that can be used."""
     try:
+        place.fetch()
         stamp = place.read_stamp()
         if stamp is None or not _is_worth_keeping(stamp, place.covers()):
             return None
@@ -168,7 +198,7 @@ def _open_stored(place: StagePlace) -> Covering | None:
         log.warning(
             "%s: %s of %s rows are not in this first stage and are searched one by one; extend it"
             " with edje index first-stage %s %s", place.folder, f"{missing:,}",
-            f"{len(place.vectors):,}", place.store.folder, place.name,
+            f"{len(place.vectors):,}", place.store.files, place.name,
         )  # fmt: skip
     return covering
 
@@ -207,6 +237,7 @@ def extend_first_stage(
     """
     place = StagePlace.of(store, name, column, bits)
     place.folder.mkdir(parents=True, exist_ok=True)
+    place.vectors.fetch()
     with lock_file(place.folder / "lock"):
         stage, stamp = _begin(place)
         known, total = list(stamp.covers), len(place.vectors)
@@ -230,6 +261,7 @@ def _begin(place: StagePlace) -> tuple[StoredStage, Stamp]:
     """First stage to go on with, or one without rows."""
     kind, covers = _stored_kind(place), place.covers()
     try:
+        place.fetch()
         stamp = place.read_stamp()
         if (
             stamp
@@ -303,25 +335,30 @@ def check_bits(store: Store, name: str, bits: int | None) -> int | None:
     lengths = store.manifest.model.get("code_lengths", [])
     if not lengths:
         raise BadStore(
-            f"{store.folder}: no codes in this index, which the first stage {name!r} reads; train"
+            f"{store.files}: no codes in this index, which the first stage {name!r} reads; train"
             " heads with edje train first_stage --init MODEL, and build an index with that model"
         )
     if bits is not None and bits not in lengths:
         listed = ", ".join(map(str, lengths))
-        raise ValueError(f"--bits {bits}: the codes of {store.folder} have {listed}")
+        raise ValueError(f"--bits {bits}: the codes of {store.files} have {listed}")
     return bits or max(lengths)
 
 
-def stamps(folder: Path) -> list[Path]:
-    """Stamps of all first stages of an index."""
-    return sorted((folder / "first-stage").glob("*/*/stamp.json"))
+def publish_first_stage(store: Store, name: str, column: str, bits: int | None = None) -> None:
+    """Bring a first stage that is stored here to where the index is, if that is elsewhere.
+
+    Raises:
+        OSError: it cannot be sent.
+        ValueError: as for `open_first_stage`.
+    """
+    store.files.publish_stage(StagePlace.of(store, name, column, bits).stage)
 
 
-def tidy_first_stages(folder: Path) -> None:
+def tidy_first_stages(index: str | os.PathLike[str] | IndexFiles) -> None:
     """Delete the first stages of an index that hold little of what is in it now."""
-    store = Store(folder)
-    for path in stamps(folder):
-        name, column = path.parent.parent.name, path.parent.name
+    store = Store(index)
+    for stage in store.files.stages():
+        _, name, column = stage.split("/")
         try:
             kind, _, bits = name.rpartition("-")
             is_coded = column in CODES.values()
@@ -329,9 +366,9 @@ def tidy_first_stages(folder: Path) -> None:
             place = StagePlace.of(
                 store, kind if is_coded else name, plain, int(bits) if is_coded else None
             )
-            stamp = place.read_stamp()
+            stamp = place.parse_stamp(store.files.read_json(f"{stage}/stamp.json"))
             keep = stamp is not None and _is_worth_keeping(stamp, place.covers())
         except (OSError, ValueError, TypeError, KeyError):
             keep = False
         if not keep:
-            shutil.rmtree(path.parent, ignore_errors=True)
+            store.files.delete_stage(stage)

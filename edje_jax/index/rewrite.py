@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from edje_jax.index.files import IndexFiles
 from edje_jax.index.row_lookup import look_up
 from edje_jax.index.shard_files import (
     BadStore,
     ImageRecord,
     file_entry,
-    file_of,
     has_file,
+    name_of,
     next_name,
     read_rows,
     row_line,
@@ -25,7 +26,7 @@ Embed = Callable[[list[str]], Mapping[str, np.ndarray]]
 
 
 def rewrite_words(
-    folder: Path,
+    index: IndexFiles,
     record: dict[str, Any],
     rows: Sequence[ImageRecord],
     embed: Embed,
@@ -44,28 +45,30 @@ def rewrite_words(
     Raises:
         BadStore: captions differ, and the shard has a column of them that `embed` does not compute.
     """
-    before, files = file_of(folder, record, "rows"), dict(record["files"])
-    previous = [text for row in read_rows(before) for text in row.captions]
+    files, written = dict(record["files"]), []
+
+    def renewed(kind: str) -> Path:
+        name = name_of(record, kind, index)
+        del files[name]
+        written.append(next_name(index.folder / name))
+        return written[-1]
+
+    before = read_rows(index.path(record, "rows"))
+    previous = [text for row in before for text in row.captions]
     texts = [text for row in rows for text in row.captions]
-    written = [next_name(before)]
-    _write_rows(written[0], rows)
-    del files[before.name]
-    for kind, array in look_up(written[0])._asdict().items():
+    path = renewed("rows")
+    _write_rows(path, rows)
+    for kind, array in look_up(path)._asdict().items():
         if has_file(record, kind):
-            path = file_of(folder, record, kind)
-            written.append(next_name(path))
-            write_array(written[-1], array)
-            del files[path.name]
+            write_array(renewed(kind), array)
     if texts != previous:
         known = set(previous)
         unknown = [text for text in dict.fromkeys(texts) if text not in known]
         made = embed(unknown)
-        kept = {
-            name: file_of(folder, record, name) for name in per_caption if has_file(record, name)
-        }
+        kept = {name: index.path(record, name) for name in per_caption if has_file(record, name)}
         if more := kept.keys() - made.keys():
             raise BadStore(
-                f"{folder}: captions have changed, and this version of edje_jax cannot compute"
+                f"{index}: captions have changed, and this version of edje_jax cannot compute"
                 f" their {', '.join(sorted(more))}; update it, or build another index"
             )
         for name, path in kept.items():
@@ -73,10 +76,11 @@ def rewrite_words(
             of_text = dict(zip(previous, rows_before, strict=True))
             of_text |= dict(zip(unknown, made[name], strict=True))
             array = np.array([of_text[text] for text in texts], rows_before.dtype)
-            written.append(next_name(path))
-            write_array(written[-1], array.reshape(-1, *rows_before.shape[1:]))
-            del files[path.name]
-    files |= {path.name: file_entry(path) for path in written}
+            write_array(renewed(name), array.reshape(-1, *rows_before.shape[1:]))
+    entries = {path.name: file_entry(path) for path in written}
+    index.publish(entries)
+    index.release(entries)
+    files |= entries
     return record | {"captions": len(texts), "files": files}
 
 

@@ -31,9 +31,9 @@ grow with the number of shards alone. An index that an older version wrote is re
 `edje index compact` has brought it up to date.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
@@ -41,11 +41,12 @@ from jaxtyping import Int
 
 from edje_jax.index.column import Column
 from edje_jax.index.embeddings import from_stored
+from edje_jax.index.files import IndexFiles, files_of
 from edje_jax.index.gone import gone_rows
 from edje_jax.index.manifest import Manifest
 from edje_jax.index.places import Places
-from edje_jax.index.shard import Shard, find_rows
-from edje_jax.index.shard_files import BadStore, ImageRecord, checksum, file_of
+from edje_jax.index.shard import Shard, find_rows, open_shards
+from edje_jax.index.shard_files import BadStore, ImageRecord, name_of
 from edje_jax.models.token_formats import PackedTokens
 
 EMBEDDINGS = ("embeddings", "captions")
@@ -57,15 +58,16 @@ class Store:
 
     Raises:
         BadStore: no finished index, or a file is missing or of another size than it had.
+        OSError: it is a remote one, and cannot be reached.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.manifest = Manifest.read(folder)
-        for record in self.manifest.shards:
-            for name, expected in record["files"].items():
-                _check_size(folder / name, expected["bytes"])
-        self.shards = open_shards(folder, self.manifest)
+    def __init__(self, index: str | os.PathLike[str] | IndexFiles):
+        self.files = files_of(index)
+        self.folder = self.files.folder
+        """Folder of the index, or of the copies of its files if it is a remote one."""
+        self.manifest = Manifest.read(self.files)
+        self.files.check(self.manifest.shards)
+        self.shards = counting_shards(self.files, self.manifest)
         self.places = Places(
             [len(shard) for shard in self.shards], [shard.gone_images() for shard in self.shards]
         )
@@ -73,7 +75,7 @@ class Store:
 
     def __reduce__(self):
         # Opened again where it arrives: what is mapped here is not copied.
-        return Store, (self.folder,)
+        return Store, (self.files,)
 
     def __len__(self) -> int:
         return len(self.places)
@@ -103,10 +105,10 @@ class Store:
         """
         types = self.manifest.column_types
         if name not in types:
-            raise BadStore(f"{self.folder}: no column {name!r}; there are {', '.join(types)}")
+            raise BadStore(f"{self.files}: no column {name!r}; there are {', '.join(types)}")
         for shard, record in zip(self.shards, self.manifest.shards, strict=True):
             if name not in shard.columns:
-                file_of(self.folder, record, name)  # Says which it is
+                name_of(record, name, self.files)  # Says which it is
         places = self.places if types[name].per == "image" else self.caption_places
         parts = [shard.columns[name] for shard in self.shards]
         return Column(parts, places, types[name], from_stored if name in EMBEDDINGS else None)
@@ -211,13 +213,13 @@ class Captions(Sequence[tuple[int, str]]):
         return ((image, text) for image, texts in enumerate(rows) for text in texts)
 
 
-def open_shards(folder: Path, manifest: Manifest) -> list[Shard]:
+def counting_shards(files: IndexFiles, manifest: Manifest) -> list[Shard]:
     """Shards of an index, each with the rows of it that count no more.
 
     Raises:
         BadStore: a file is missing or damaged.
     """
-    shards = [Shard(folder, record, manifest) for record in manifest.shards]
+    shards = open_shards(files, manifest.shards, manifest)
     if manifest.format < 3:
         for shard, rows in zip(shards, gone_rows(shards, manifest.hidden), strict=True):
             shard.gone = rows
@@ -234,7 +236,7 @@ def check_model(store: Store, stamp: dict[str, Any]) -> None:
     if own["fingerprint"] != stamp["fingerprint"]:
         built, given = map(_describe, (own, stamp))
         raise BadStore(
-            f"{store.folder}: built with another model ({built}) than this one ({given}); open it"
+            f"{store.files}: built with another model ({built}) than this one ({given}); open it"
             " with its own, or build another index"
         )
 
@@ -249,28 +251,20 @@ def next_number(manifest: Manifest) -> int:
     return max((record["number"] for record in manifest.shards), default=-1) + 1
 
 
-def verify(folder: Path) -> Iterator[tuple[str, str]]:
+def verify(index: str | os.PathLike[str] | IndexFiles) -> Iterator[tuple[str, str]]:
     """(file, its fault) for every file of a finished index that is not as it was written.
+
+    Those of a remote index are read where they are, whether there are copies of them or not.
 
     Raises:
         BadStore: there is no finished index.
     """
-    for record in Manifest.read(folder).shards:
+    files = files_of(index)
+    for record in Manifest.read(files).shards:
         for name, expected in record["files"].items():
-            path = folder / name
-            if not path.exists():
+            if (size := files.size(name)) is None:
                 yield name, "missing"
-            elif path.stat().st_size != expected["bytes"]:
-                yield name, f"{path.stat().st_size} bytes, written with {expected['bytes']}"
-            elif checksum(path) != expected["sha256"]:
+            elif size != expected["bytes"]:
+                yield name, f"{size} bytes, written with {expected['bytes']}"
+            elif files.checksum(name) != expected["sha256"]:
                 yield name, "not what was written: its checksum differs"
-
-
-def _check_size(path: Path, size: int) -> None:
-    if not path.exists():
-        raise BadStore(f"{path}: missing; build the index again")
-    if path.stat().st_size != size:
-        raise BadStore(
-            f"{path}: {path.stat().st_size} bytes, written with {size}: truncated or overwritten;"
-            " build the index again"
-        )

@@ -25,8 +25,19 @@ Text = Annotated[
 """Text, or None if it is not given; tyro by itself reads the word "None" as not given, too."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class CacheOptions:
+    """Options of commands that open an index, which may be one behind a URL."""
+
+    cache: str | None = None
+    """Folder for copies of the files of an index behind a URL (default: in ~/.cache/edje_jax)."""
+    cache_gigabytes: float | None = None
+    """Room that the copies may take (default: 100); the tokens and thumbnails that were not used
+    for longest are deleted, and fetched again when they are needed."""
+
+
 @dataclass(frozen=True)
-class Search:
+class Search(CacheOptions):
     """Search an index with words, or its captions with an image.
 
     Examples:
@@ -34,10 +45,11 @@ class Search:
         edje search photos.index "two dogs on a beach" --k 200 --top 5 --json
         edje search photos.index "two dogs on a beach" --min-score 0.5
         edje search coco.index --image dog.jpg
+        edje search s3://bucket/photos.index "two dogs on a beach" --cache /fast/disk
     """
 
     index: tyro.conf.Positional[str]
-    """Folder of the index."""
+    """Folder of the index, or its URL, such as s3://bucket/photos.index."""
     query: tyro.conf.Positional[Text] = None
     """Text to search for, unless an image is given."""
     image: str | None = None
@@ -74,7 +86,7 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Serve:
+class Serve(CacheOptions):
     """Serve an index: a search page at /, and the HTTP of a reranker.
 
     Examples:
@@ -84,7 +96,7 @@ class Serve:
     """
 
     index: tyro.conf.Positional[str]
-    """Folder of the index."""
+    """Folder of the index, or its URL."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for every one of this machine's."""
     port: int = 8000
