@@ -53,7 +53,7 @@ def main() -> None:
             if name == "faiss-hnsw" and size > 200_000:
                 continue  # Building it takes hours on two cores
             began = time.perf_counter()
-            stage = find_first_stage(name).build(embeddings, None)
+            stage = find_first_stage(name).build(embeddings)
             stage.nearest(unit(rng, 1), K)
             row[f"{name} ready in seconds"] = time.perf_counter() - began
             row[name] = spread(partial(stage.nearest, unit(rng, 1), K), options.queries)

@@ -145,7 +145,9 @@ def _stage(options: Options) -> "StageChoice | None":
 
     if options.first_stage is None or options.model is None:
         return None
-    screening = screening_of(options.first_stage, options.by_codes, options.by_projection)
+    screening = screening_of(
+        options.first_stage, options.bits, options.by_codes, options.by_projection
+    )
     choice = StageChoice(options.first_stage, options.bits, screening)
     check_codes(options.model, [choice])
     return choice

@@ -4,19 +4,23 @@ from collections.abc import Sequence
 
 from edje_jax.cli.program import UsageError
 from edje_jax.evaluate.first_stage import StageChoice
-from edje_jax.first_stage.registry import find_first_stage
+from edje_jax.first_stage.registry import MILVUS, find_first_stage
 from edje_jax.first_stage.screening import Screening
 from edje_jax.weights.folder import model_folder, read_model_config
 
 
-def screening_of(first_stage: str, by_codes: int | None, by_projection: int | None) -> Screening:
+def screening_of(
+    first_stage: str, bits: int | None, by_codes: int | None, by_projection: int | None
+) -> Screening:
     """Numbers of candidates that --by-codes and --by-projection name.
 
     Raises:
         UsageError: the first stage reads no codes, or a number is below 1.
     """
     given = by_codes is not None or by_projection is not None
-    if given and find_first_stage(first_stage).reads != "codes":
+    in_milvus = first_stage.startswith(MILVUS)
+    reads_codes = bits if in_milvus else find_first_stage(first_stage).reads == "codes"
+    if given and not reads_codes:
         raise UsageError(
             f"--by-codes and --by-projection: the first stage {first_stage!r} reads no codes;"
             " choose --first-stage codes"

@@ -4,6 +4,8 @@ import dataclasses
 import logging
 import os
 import time
+from collections.abc import Iterator
+from functools import partial
 
 from rich.console import Console
 from rich.table import Table
@@ -14,16 +16,21 @@ from edje_jax.cli.progress import Bars
 from edje_jax.data.sources.registry import open_source
 from edje_jax.data.sources.texts import printable
 from edje_jax.evaluate.first_stage import StageChoice
-from edje_jax.first_stage.registry import find_first_stage
+from edje_jax.first_stage.registry import MILVUS, find_first_stage
 from edje_jax.index import build as building
 from edje_jax.index import maintain
 from edje_jax.index import store as stores
 from edje_jax.index.commit import Report
 from edje_jax.index.files import IndexFiles, files_of
-from edje_jax.index.first_stages import publish_first_stage
-from edje_jax.index.image_index import ImageIndex
+from edje_jax.index.first_stages import (
+    Stamp,
+    check_bits,
+    extend_first_stage,
+    publish_first_stage,
+)
 from edje_jax.index.manifest import Manifest
 from edje_jax.index.shard_files import BadStore, kind_of
+from edje_jax.index.stage_upkeep import stored_stages, verify_first_stages
 from edje_jax.index.store import Store
 from edje_jax.search.reranker import Reranker
 from edje_jax.system.allocator import use_one_heap
@@ -104,7 +111,9 @@ def check_first_stage(model: str, name: str | None, bits: int | None) -> None:
             length.
         FileNotFoundError, ValueError: the model cannot be opened.
     """
-    if name:
+    if name and name.startswith(MILVUS):
+        check_codes(model, [StageChoice("codes", bits)] if bits else [])
+    elif name:
         check_codes(model, [StageChoice(name, bits)])
     elif bits is not None:
         raise UsageError(f"--bits {bits}: goes with a --first-stage of codes")
@@ -119,18 +128,46 @@ def build_first_stage(index: str | IndexFiles, name: str, bits: int | None = Non
         ModuleNotFoundError: a library is not installed.
         OSError: an index behind a URL cannot be reached.
     """
-    began = time.monotonic()
-    opened = ImageIndex(Store(index), first_stage=name, bits=bits)
+    if name.startswith(MILVUS):
+        return _build_in_milvus(Store(index), name, bits)
     if not find_first_stage(name).is_stored:
         log.info("%s is built at every opening, from columns that are there: nothing to keep", name)
         return
-    stages = [opened.images, *([opened.texts] if opened.store.captions else [])]
-    for column in ("embeddings", "captions")[: len(stages)]:
-        publish_first_stage(opened.store, name, column, bits)
-    log.info(
-        "%s: %s over %s rows, %.0f s", opened.store.files, name,
-        " and ".join(f"{len(stage):,}" for stage in stages), time.monotonic() - began,
-    )  # fmt: skip
+    store = Store(index)
+    for column in ("embeddings", "captions"):
+        began = time.monotonic()
+        if not len(store.column(column)):
+            continue
+        with Bars() as bars:
+            show = partial(bars.show, "rows")
+            stamp = extend_first_stage(store, name, column, bits, show)
+        publish_first_stage(store, name, column, bits)
+        log.info(
+            "%s: %s over %s rows, %s bytes, %.0f s%s", store.files, name, f"{stamp.rows:,}",
+            f"{stamp.file['bytes']:,}", time.monotonic() - began, _recall(stamp),
+        )  # fmt: skip
+
+
+def _build_in_milvus(store: Store, uri: str, bits: int | None) -> None:
+    """Bring what Milvus holds of an index up to it."""
+    from edje_jax.index.in_milvus import sync_to_milvus
+
+    bits = check_bits(store, uri, bits)
+    for column in ("embeddings", "captions"):
+        if len(store.column(column)):
+            done = sync_to_milvus(store, uri, column, bits)
+            log.info(
+                "%s: %s in %s: %s rows were there, %s added, %s deleted", store.files, column, uri,
+                *(f"{count:,}" for count in done),
+            )  # fmt: skip
+
+
+def _recall(stamp: Stamp) -> str:
+    """Words for the recall of an approximate first stage."""
+    if not stamp.recall_at_100:
+        return ""
+    recall = stamp.recall_at_100[str(stamp.effort)]
+    return f"; recall@100 {recall:.3f} with effort {stamp.effort}, asked by {stamp.asked_by}"
 
 
 def _tell(files: IndexFiles, report: Report, prune: bool) -> None:
@@ -209,6 +246,9 @@ def info(index: str | IndexFiles) -> None:
         ("with faults", f"{len(manifest.faults):,}"),
         ("shards", f"{len(manifest.shards):,}"),
         ("tokens", f"{tokens}, {manifest.bytes_per_image:,} bytes an image"),
+        ("embeddings", f"{manifest.embedding_size} {manifest.embedding_dtype}"),
+        *((("metadata", ", ".join(manifest.metadata)),) if manifest.metadata else ()),
+        *((f"first stage {name}", told) for name, told in _first_stages(store)),
         ("read from", printable(manifest.spec)),
         ("model", printable(f"{manifest.model['source']} ({manifest.model['fingerprint']})")),
         *((f"{kind} on disk", f"{size / 1e6:,.1f} MB") for kind, size in sizes.items()),
@@ -217,14 +257,24 @@ def info(index: str | IndexFiles) -> None:
     Console().print(table, markup=False)  # Paths may hold brackets
 
 
+def _first_stages(store: Store) -> Iterator[tuple[str, str]]:
+    """(name, what there is to say) of every stored first stage."""
+    for folder, _, stamp in stored_stages(store):
+        told = "damaged, or of another version; it is built anew"
+        if stamp is not None:
+            told = f"{stamp.rows:,} rows, {stamp.file['bytes'] / 1e6:,.1f} MB{_recall(stamp)}"
+        _, name, column = folder.split("/")
+        yield f"{name}, {column}", told
+
+
 def verify(index: str | IndexFiles) -> None:
-    """Check every file's checksum.
+    """Check every file's checksum, those of stored first stages too.
 
     Raises:
         BadStore: a file is not as it was written, or there is no finished index.
     """
     files = files_of(index)
-    if wrong := list(stores.verify(files)):
+    if wrong := [*stores.verify(files), *verify_first_stages(files)]:
         listed = "\n".join(f"  {files}/{name}: {what}" for name, what in wrong)
         raise BadStore(f"{files}: {len(wrong)} damaged; build the index again:\n{listed}")
     count = sum(len(record["files"]) for record in Manifest.read(files).shards)

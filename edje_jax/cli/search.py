@@ -33,6 +33,8 @@ def search(asked: Any) -> None:
         "k": asked.k,
         "top_k": asked.top,
         "min_score": asked.min_score,
+        "ids": None if asked.ids is None else read_ids(asked.ids),
+        "where": asked.where,
         "details": asked.details,
     }
     if asked.image:
@@ -42,10 +44,26 @@ def search(asked: Any) -> None:
     if asked.json:
         write_json(found)
         return
+    if not found and (asked.ids is not None or asked.where is not None):
+        Console().print("no image of the index is among those asked for", markup=False)
+        return
     if not found and asked.min_score is not None:
         Console().print(f"nothing reaches a score of {asked.min_score:g}", markup=False)
         return
     Console().print(_table(index, found))
+
+
+def read_ids(path: str) -> list[str]:
+    """Ids in a file, one on every line; empty lines are passed over.
+
+    Raises:
+        OSError: the file cannot be read.
+        UsageError: it holds none.
+    """
+    text = Path(path).expanduser().read_text("utf-8", "surrogateescape")
+    if not (ids := [line for line in text.splitlines() if line]):
+        raise UsageError(f"--ids {path}: holds no ids; write one on every line")
+    return ids
 
 
 def open_index(asked: Any) -> ImageIndex:
@@ -55,7 +73,7 @@ def open_index(asked: Any) -> ImageIndex:
         UsageError: options of codes for a first stage without, or numbers below 1.
         BadStore: no finished index, a damaged one, or one without codes.
     """
-    screening = screening_of(asked.first_stage, asked.by_codes, asked.by_projection)
+    screening = screening_of(asked.first_stage, asked.bits, asked.by_codes, asked.by_projection)
     return ImageIndex.open(
         asked.index,
         tokens_on=asked.tokens_on,

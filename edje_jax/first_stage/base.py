@@ -89,6 +89,8 @@ class StoredStage(FirstStage, Protocol):
     version: ClassVar[int]
     """Number to raise when `write` comes to write something else, for a setting of it too: stored
     first stages of another version are built anew."""
+    is_fitted: ClassVar[bool]
+    """Whether `start` fits it to the rows, so that it suits so many of them."""
     efforts: ClassVar[tuple[int, ...]]
     """Values of `effort` from the quickest search to the most thorough one; none if it is exact."""
     effort: int

@@ -35,7 +35,8 @@ class Blocks:
     def __init__(self, vectors: Vectors, prepare: Prepare, held_bytes: int | None = None):
         self._vectors, self._prepare = vectors, prepare
         self.size = len(vectors)
-        self._block = min(BLOCK, max(self.size, 1))
+        # Of a few sizes, as each is a program of its own.
+        self._block = min(BLOCK, _power_of_two(self.size))
         like = prepare(vectors[:0])
         self.row_bytes = like.shape[1] * like.dtype.itemsize
         limit = _most_held_bytes() if held_bytes is None else held_bytes
@@ -72,8 +73,8 @@ class Blocks:
 
         With `approximate`, blocks' candidates come from `approx_max_k`, asked for a recall of 0.99.
         """
-        # Computed for a few k, as each is a program of its own.
-        asked = min(max(16, 1 << (k - 1).bit_length()), self.size)
+        # For a few k, as each is a program of its own.
+        asked = max(16, _power_of_two(k))
         closeness = np.empty((len(queries), k), np.float32)
         found = np.empty((len(queries), k), np.int64)
         # A batch's time is that of reading the table, however many ask.
@@ -90,6 +91,10 @@ class Blocks:
             close, rows = (np.asarray(x)[:count, :k] for x in best)
             closeness[chosen[:count]], found[chosen[:count]] = close, rows
         return Nearest(closeness, found)
+
+
+def _power_of_two(least: int) -> int:
+    return 1 << max(least - 1, 0).bit_length()
 
 
 def _most_held_bytes() -> int:

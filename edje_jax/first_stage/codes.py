@@ -4,6 +4,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -35,7 +36,7 @@ Search = Callable[[UInt8[np.ndarray, "q bytes"], int, Allowed], Nearest]
 KEYS = 1 << 23
 """Distances that NumPy sorts at once: bounds its memory to some hundred MB."""
 EXCLUDED = 1024
-"""Most codes that may not be found and are looked past; if there are more, the rest is copied."""
+"""Most codes that may not be found and are looked past; of more, each code is asked about."""
 PIECE = 1 << 18
 """Least number of codes that a thread of its own goes through."""
 
@@ -50,6 +51,7 @@ class Codes:
     is_exact: ClassVar[bool] = True
     is_stored: ClassVar[bool] = True
     version: ClassVar[int] = 1
+    is_fitted: ClassVar[bool] = False
     reads: ClassVar[Reads] = "codes"
     efforts: ClassVar[tuple[int, ...]] = ()
 
@@ -63,7 +65,8 @@ class Codes:
         self.effort = 0
         self._way: Way = way or _fastest_way()
         self._width = vectors.shape[1]
-        self._codes = vectors[:]
+        # Put together once they are searched: what is only built and written stays where it lies.
+        self._parts = [vectors[:]]
         self._search: Search | None = None
 
     @classmethod
@@ -83,7 +86,8 @@ class Codes:
     def add(self, rows: UInt8[np.ndarray, "n bytes"]) -> None:
         """Add codes behind those that are there."""
         check_codes(rows, self._width)
-        self._codes, self._search = np.concatenate([self._codes, rows]), None
+        self._parts.append(rows)
+        self._search = None
 
     def write(self, folder: Path) -> Path:
         """Write a .npy file and return it: codes of one length, one after the other.
@@ -92,7 +96,13 @@ class Codes:
             OSError: the folder cannot be written to.
         """
         file = folder / f"{len(self)}.npy"
-        np.save(file, self._codes)
+        shape = (len(self), self._width)
+        with file.open("wb") as out:
+            np.lib.format.write_array_header_1_0(
+                out, {"descr": "|u1", "fortran_order": False, "shape": shape}
+            )
+            for part in self._parts:
+                out.write(np.ascontiguousarray(part).data)
         return file
 
     @classmethod
@@ -105,7 +115,7 @@ class Codes:
         return cls(map_array(file))
 
     def __len__(self) -> int:
-        return len(self._codes)
+        return sum(map(len, self._parts))
 
     def nearest(
         self, queries: UInt8[np.ndarray, "q bytes"], k: int, allowed: Allowed = None
@@ -114,8 +124,12 @@ class Codes:
         k = min(k, len(self) if allowed is None else int(np.count_nonzero(allowed)))
         if not k or not len(queries):
             return no_neighbours(len(queries), k)
-        self._search = self._search or _WAYS[self._way](self._codes)
-        return self._search(queries, k, allowed)
+        search = self._search
+        if search is None:
+            codes = self._parts[0] if len(self._parts) == 1 else np.concatenate(self._parts)
+            self._parts = [np.ascontiguousarray(codes)]
+            search = self._search = _WAYS[self._way](self._parts[0])
+        return search(queries, k, allowed)
 
 
 def _fastest_way() -> Way:
@@ -126,23 +140,23 @@ def _fastest_way() -> Way:
 
 def _search_with_faiss(codes: UInt8[np.ndarray, "n bytes"]) -> Search:
     faiss = import_faiss()
-    threads = max(1, min(usable_cores(), len(codes) // PIECE))
-    edges = np.linspace(0, len(codes), threads + 1).astype(int)
-    pool = ThreadPoolExecutor(threads)
+    count = max(1, min(usable_cores(), len(codes) // PIECE))
+    edges = np.linspace(0, len(codes), count + 1).astype(int).tolist()
+    pieces = [slice(start, stop) for start, stop in pairwise(edges)]
+    # The library has a thread for each query, and those that have none would wait busily.
+    pool = ThreadPoolExecutor(count, initializer=partial(faiss.omp_set_num_threads, 1))
 
     def nearest(queries: UInt8[np.ndarray, "q bytes"], k: int, allowed: Allowed) -> Nearest:
         queries = np.ascontiguousarray(queries)
+        if len(queries) >= count:
+            return _by_counting(faiss, codes, queries, k, allowed)
 
-        def piece(number: int) -> Nearest:
-            own = slice(edges[number], edges[number + 1])
-            near = _by_counting(
-                faiss, codes[own], queries, k, allowed if allowed is None else allowed[own]
-            )
-            return Nearest(
-                near.similarities, np.where(near.rows < 0, -1, near.rows + edges[number])
-            )
+        def of_piece(own: slice) -> Nearest:
+            some = allowed if allowed is None else allowed[own]
+            near = _by_counting(faiss, codes[own], queries, k, some)
+            return Nearest(near.similarities, np.where(near.rows < 0, -1, near.rows + own.start))
 
-        return best(list(pool.map(piece, range(threads))), k)
+        return best(list(pool.map(of_piece, pieces)), k)
 
     return nearest
 
@@ -155,23 +169,28 @@ def _by_counting(
     allowed: Allowed,
 ) -> Nearest:
     """Neighbours by counting: codes at each distance are kept in the order of their rows."""
-    excluded = 0 if allowed is None else len(codes) - int(np.count_nonzero(allowed))
-    if excluded > EXCLUDED:
-        assert allowed is not None
-        place = np.flatnonzero(allowed)
-        near = _by_counting(faiss, codes[place], queries, k, None)
-        return Nearest(near.similarities, place[near.rows])
-    asked, bits = min(k + excluded, len(codes)), 8 * codes.shape[1]
+    size, width = codes.shape
+    count = size if allowed is None else int(np.count_nonzero(allowed))
+    bitmap = None
+    if allowed is not None and size - count > EXCLUDED:
+        asked = min(k, count)
+        bitmap = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
+    else:
+        asked = min(k + size - count, size)
     if not asked:
         return no_neighbours(len(queries), 0)
-    together = max(1, COUNTED // (asked * (bits + 1)))
-    parts = [
-        faiss.knn_hamming(queries[start : start + together], codes, asked, variant="mc")
-        for start in range(0, len(queries), together)
-    ]
-    distances, rows = (np.concatenate(part) for part in zip(*parts, strict=True))
-    near = Nearest(hamming_similarity(distances, bits), rows)
-    return near if allowed is None else keep_allowed(near, allowed, k)
+    distances = np.empty((len(queries), asked), np.int32)
+    rows = np.empty((len(queries), asked), np.int64)
+    together = max(1, COUNTED // (asked * (8 * width + 1)))
+    pointer = faiss.swig_ptr
+    for start in range(0, len(queries), together):
+        some = queries[start : start + together]
+        faiss.hammings_knn_mc(
+            pointer(some), pointer(codes), len(some), size, asked, width,
+            pointer(distances[start:]), pointer(rows[start:]), bitmap,
+        )  # fmt: skip
+    near = Nearest(hamming_similarity(distances, 8 * width), rows)
+    return near if allowed is None or bitmap else keep_allowed(near, allowed, k)
 
 
 def _search_with_numpy(codes: UInt8[np.ndarray, "n bytes"]) -> Search:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, UInt8
 
 from edje_jax.first_stage.base import Allowed, Nearest, Reads, Vectors, keep_allowed, no_neighbours
 
@@ -15,6 +15,11 @@ SAMPLE = 64
 """Rows for each list that lists are trained on."""
 MOST_LISTS = 1 << 14
 """Most inverted lists: a query is compared with the centre of each."""
+HNSW_EFFORTS = (256, 512, 1024, 2048)
+"""Values of efSearch. Twice the rows that are asked for is the least in any case, so that smaller
+ones would be no quicker where recall is measured."""
+IVF_EFFORTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+"""Values of nprobe."""
 
 
 class Faiss:
@@ -23,6 +28,7 @@ class Faiss:
     is_exact: ClassVar[bool] = True
     is_stored: ClassVar[bool] = True
     version: ClassVar[int] = 2
+    is_fitted: ClassVar[bool] = False
     reads: ClassVar[Reads] = "embeddings"
     efforts: ClassVar[tuple[int, ...]] = ()
     takes_selectors: ClassVar[bool] = True
@@ -52,9 +58,9 @@ class Faiss:
             ModuleNotFoundError: as for `build`.
         """
         faiss = import_faiss()
-        # Only the plain index can be made without rows.
-        make = cls._make if len(vectors) else lambda faiss, like: cls._plain(faiss, like.shape[1])
-        return cls(make(faiss, vectors))
+        if not len(vectors):  # Only the plain index can be made without rows
+            return cls(cls._plain(faiss, vectors.shape[1]))
+        return cls(cls._make(faiss, vectors))
 
     def add(self, rows: np.ndarray) -> None:
         """Add rows behind those that are there."""
@@ -129,7 +135,7 @@ class Faiss:
 
     def _search(self, queries: np.ndarray, k: int, settings: Any) -> Nearest:
         similarities, rows = self._index.search(queries, k, params=settings)
-        return Nearest(similarities, rows)
+        return Nearest(np.where(rows < 0, np.float32(-np.inf), similarities), rows)
 
     def _filtered(self, queries: np.ndarray, k: int, allowed: np.ndarray, share: float) -> Nearest:
         """Search for more rows than are asked for, until enough of them are allowed."""
@@ -150,11 +156,11 @@ class FaissHnsw(Faiss):
     """A graph of neighbours (HNSW) of 32 edges a row; `effort` is efSearch."""
 
     is_exact: ClassVar[bool] = False
-    efforts: ClassVar[tuple[int, ...]] = (32, 64, 128, 256, 512, 1024)
+    efforts: ClassVar[tuple[int, ...]] = HNSW_EFFORTS
 
     def __init__(self, index: Any):
         super().__init__(index)
-        self.effort = 256
+        self.effort = HNSW_EFFORTS[0]
 
     @classmethod
     def _make(cls, faiss: Any, vectors: Vectors) -> Any:
@@ -171,7 +177,8 @@ class FaissIvf(Faiss):
     (nprobe)."""
 
     is_exact: ClassVar[bool] = False
-    efforts: ClassVar[tuple[int, ...]] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+    is_fitted: ClassVar[bool] = True
+    efforts: ClassVar[tuple[int, ...]] = IVF_EFFORTS
 
     def __init__(self, index: Any):
         super().__init__(index)
@@ -209,7 +216,9 @@ def lists_for(size: int) -> int:
     return max(min(int(4 * size**0.5), size // 39, MOST_LISTS), 1)
 
 
-def training_rows(vectors: Vectors, lists: int) -> Float32[np.ndarray, "n e"]:
+def training_rows(
+    vectors: Vectors, lists: int
+) -> Float32[np.ndarray, "n e"] | UInt8[np.ndarray, "n bytes"]:
     """Rows that the centres of lists are fitted to, drawn from all: the same ones every time."""
     size = len(vectors)
     count = min(size, max(SAMPLE * lists, 1024))

@@ -5,8 +5,10 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import UInt8
 
-from edje_jax.first_stage.base import Nearest, Reads, Vectors
+from edje_jax.first_stage.base import Nearest, Reads, Vectors, best
 from edje_jax.first_stage.faiss import (
+    HNSW_EFFORTS,
+    IVF_EFFORTS,
     Faiss,
     hnsw_settings,
     ivf_settings,
@@ -53,12 +55,8 @@ class FaissBinary(Faiss):
     def _search(self, queries: UInt8[np.ndarray, "q bytes"], k: int, settings: Any) -> Nearest:
         check_codes(queries, self._index.code_size)
         distances, rows = self._index.search(queries, k, params=settings)
-        order = np.lexsort((rows, distances))
-        rows = np.take_along_axis(rows, order, axis=1)
-        similarities = hamming_similarity(
-            np.take_along_axis(distances, order, axis=1), self._index.d
-        )
-        return Nearest(np.where(rows < 0, np.float32(-np.inf), similarities), rows)
+        similarities = hamming_similarity(distances, self._index.d)
+        return best([Nearest(similarities, rows)], k)
 
 
 class FaissBinaryFlat(FaissBinary):
@@ -76,11 +74,11 @@ class FaissBinaryHnsw(FaissBinary):
     """A graph of neighbours (HNSW) of 32 edges a row; `effort` is efSearch."""
 
     is_exact: ClassVar[bool] = False
-    efforts: ClassVar[tuple[int, ...]] = (32, 64, 128, 256, 512, 1024)
+    efforts: ClassVar[tuple[int, ...]] = HNSW_EFFORTS
 
     def __init__(self, index: Any):
         super().__init__(index)
-        self.effort = 256
+        self.effort = HNSW_EFFORTS[0]
 
     @classmethod
     def _make(cls, faiss: Any, vectors: Vectors) -> Any:
@@ -96,7 +94,8 @@ class FaissBinaryIvf(FaissBinary):
     """4 sqrt(n) lists of rows, as for embeddings; `effort` is how many are searched (nprobe)."""
 
     is_exact: ClassVar[bool] = False
-    efforts: ClassVar[tuple[int, ...]] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+    is_fitted: ClassVar[bool] = True
+    efforts: ClassVar[tuple[int, ...]] = IVF_EFFORTS
     takes_selectors: ClassVar[bool] = False
 
     def __init__(self, index: Any):

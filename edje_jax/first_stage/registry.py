@@ -23,13 +23,28 @@ FIRST_STAGES = {
 the names without any of the libraries behind them."""
 
 
+MILVUS = "milvus:"
+"""Beginning of the name of a first stage that is kept in Milvus, before its address."""
+
+
+def check_first_stage(name: str) -> str:
+    """Name of a first stage, once it is known that there is one of it.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not name.startswith(MILVUS) and name not in FIRST_STAGES:
+        listed = ", ".join([*FIRST_STAGES, f"{MILVUS}URI"])
+        raise ValueError(f"no first stage called {name!r}; there are {listed}")
+    return name
+
+
 def find_first_stage(name: str) -> "type[FirstStage]":
     """Class of a first stage.
 
     Raises:
         ValueError: there is none of that name.
     """
-    if name not in FIRST_STAGES:
-        raise ValueError(f"no first stage called {name!r}; there are {', '.join(FIRST_STAGES)}")
+    check_first_stage(name)
     module, _, kind = FIRST_STAGES[name].rpartition(".")
     return getattr(import_module(module), kind)

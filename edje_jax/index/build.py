@@ -6,6 +6,7 @@ beside it. When all are there, `manifest.json` takes them in. A build that was k
 most one part, and what it leaves does not depend on how often it was.
 """
 
+import dataclasses
 import logging
 import os
 from collections.abc import Callable
@@ -60,6 +61,8 @@ class BuildOptions:
 
     token_dtype: TokenDtype = "bfloat16"
     embedding_dtype: EmbeddingDtype = "float32"
+    metadata: tuple[str, ...] | None = None
+    """Names of the values of the source that are kept, for filters; None: as the index has it."""
     share: tuple[int, int] = (0, 1)
     """(i, n): this process builds every n-th shard, from the i-th on."""
     workers: int = 0
@@ -154,7 +157,7 @@ def _encode_shards(
                     columns = encoded.columns(manifest.token_dtype, manifest.embedding_dtype)
                     writer.append(columns, encoded.rows, encoded.thumbnails, encoded.rejected)
                     give_back_freed_memory()
-                keep_shard(out, writer)
+                keep_shard(out, writer, manifest.metadata)
     return rejected
 
 
@@ -171,6 +174,7 @@ def _manifest(
         config.backbone.text.projection_size,
         spec,
         embedding_dtype=options.embedding_dtype,
+        metadata=options.metadata or (),
         columns=code_column_types(config.first_stage.bits if config.first_stage else 0),
     )
     if not out.exists("manifest.json"):
@@ -187,6 +191,8 @@ def _manifest(
                 f"{out}: keeps {name}s as {kept}, asked for {asked}; give --{name}-dtype {kept},"
                 " or build another index"
             )
+    if options.metadata is not None:
+        found = dataclasses.replace(found, metadata=options.metadata)
     return found
 
 
@@ -261,7 +267,7 @@ def _recover_previous_build(
     out.begin(found)
     for number in unfinished(out.folder):
         with ShardWriter(out.folder, number) as writer:
-            keep_shard(out, writer)
+            keep_shard(out, writer, manifest.metadata)
     parts = finished_parts(out)
     now = with_shards(out, manifest, parts)
     commit(out, manifest, now, parts)

@@ -17,7 +17,7 @@ from edje_jax.index.files import IndexFiles
 from edje_jax.index.manifest import Manifest
 from edje_jax.index.shard import Shard, find_rows, open_shards
 from edje_jax.index.shard_files import ImageRecord
-from edje_jax.types import OnDisk, Source
+from edje_jax.types import Described, OnDisk, Scalar, Source
 
 
 @dataclass
@@ -25,6 +25,8 @@ class Changes:
     """The images of a source, each once, by what a build does with them."""
 
     source: Source
+    metadata_names: tuple[str, ...]
+    """Names of the values that are kept of an image."""
     total: int
     """Different ids in the source."""
     duplicates: dict[int, list[int]]
@@ -93,7 +95,22 @@ class Changes:
         """Metadata row of an image, before its thumbnail has a place in the shard."""
         source = self.source
         path = os.path.abspath(source.path(record)) if isinstance(source, OnDisk) else ""
-        return ImageRecord(source.image_id(record), path, captions, (0, 0), stamp, digest)
+        metadata = self._metadata(record) if self.metadata_names else {}
+        name = source.image_id(record)
+        return ImageRecord(name, path, captions, (0, 0), stamp, digest, metadata)
+
+    def _metadata(self, record: int) -> dict[str, Scalar]:
+        """Values of an image that are kept; the first one, where several records of it differ."""
+        out: dict[str, Scalar] = {}
+        if not isinstance(self.source, Described):
+            return out
+        for r in (record, *self.duplicates.get(record, ())):
+            try:
+                given = self.source.metadata(r)
+            except BadImage:
+                continue  # Reading the image will report it
+            out = {name: given[name] for name in self.metadata_names if name in given} | out
+        return {name: out[name] for name in self.metadata_names if name in out}
 
 
 def compare(source: Source, out: IndexFiles, manifest: Manifest, restore: bool = False) -> Changes:
@@ -104,7 +121,7 @@ def compare(source: Source, out: IndexFiles, manifest: Manifest, restore: bool =
     been removed.
     """
     first, duplicates = _by_id(source)
-    changes = Changes(source, len(first), duplicates)
+    changes = Changes(source, manifest.metadata, len(first), duplicates)
     changes.faults |= {printable(where): printable(why) for where, why in left_out(source)}
     removed = set(manifest.removed)
     if restore:

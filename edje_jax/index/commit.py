@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,9 +102,9 @@ def finish(
     return Report.of(changes, rejected)
 
 
-def keep_shard(out: IndexFiles, writer: ShardWriter) -> None:
+def keep_shard(out: IndexFiles, writer: ShardWriter, metadata: Sequence[str]) -> None:
     """Finish a shard and keep its record until the build is complete."""
-    record = {"shard": writer.finish(), "rejected": writer.rejected}
+    record = {"shard": writer.finish(metadata), "rejected": writer.rejected}
     out.publish(record["shard"]["files"])
     out.write_json(record_of(writer.number), record)
     writer.clear()
@@ -189,11 +190,10 @@ def _with_words(
 ) -> tuple[dict[str, Any], ...]:
     """Records of all shards, those written anew whose captions, paths or stamps changed."""
     shards = list(manifest.shards)
-    per_caption = [name for name, type in manifest.column_types.items() if type.per == "caption"]
     for shard in sorted({shard for shard, _ in changes.rewritten}):
         before = read_rows(out.path(shards[shard], "rows"))
         rows = [changes.rewritten.get((shard, number), row) for number, row in enumerate(before)]
-        shards[shard] = rewrite_words(out, shards[shard], rows, embed, per_caption)
+        shards[shard] = rewrite_words(out, manifest, shards[shard], rows, embed)
     return tuple(shards)
 
 

@@ -18,6 +18,7 @@ from edje_jax.first_stage.codes import Codes
 from edje_jax.first_stage.exact import Exact
 from edje_jax.index.column import Column
 from edje_jax.index.places import Places
+from edje_jax.index.selection import Selection
 
 FEW = 1 << 16
 """Rows of a selection up to which they are searched one by one, whatever the first stage."""
@@ -66,11 +67,12 @@ class Covering:
         """Rows of the index that the first stage does not cover."""
         return sum(int(self._places.sizes[position]) for position in self._rest)
 
-    def nearest(self, queries: np.ndarray, k: int, chosen: Numbers | None = None) -> Nearest:
-        """The k nearest of each query, among the chosen ones if some are.
+    def nearest(self, queries: np.ndarray, k: int, selection: Selection | None = None) -> Nearest:
+        """The k nearest of each query, among the selected ones if some are.
 
         An approximate first stage may find fewer and says so with row -1 at the end.
         """
+        chosen = None if selection is None else selection.numbers
         k = min(k, len(self) if chosen is None else len(chosen))
         if not k or not len(queries):
             return no_neighbours(len(queries), k)
@@ -129,7 +131,7 @@ class Covering:
 
     @cached_property
     def _others(self) -> tuple[FirstStage, np.ndarray]:
-        """(exact search of the rows that are not covered, number of each; -1 for one that is gone)."""
+        """(exact search of the rows that are not covered, number of each; -1: it is gone)."""
         rows = [np.arange(self._places.sizes[position]) for position in self._rest]
         shards = np.repeat(self._rest, [len(one) for one in rows])
         numbers = self._places.number(shards, np.concatenate(rows))

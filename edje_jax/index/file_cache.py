@@ -63,6 +63,8 @@ class FileCache:
         """Bytes of large files that are being fetched."""
         self._used: Counter[Path] = Counter()
         """Copies that are about to be opened by this process."""
+        self._is_over = False
+        """Whether such copies keep others from having room."""
 
     def place(self, file: RemoteFile) -> Path:
         """Path that the copy of a file has, or will have."""
@@ -145,8 +147,11 @@ class FileCache:
     def _note(self, path: Path, change: int) -> None:
         with self._room:
             self._used[path] += change
-            if not self._used[path]:
-                del self._used[path]
+            if self._used[path]:
+                return
+            del self._used[path]
+            if self._is_over:
+                self._make_room(self._coming, kept=1)
 
     @contextmanager
     def _room_for(self, file: RemoteFile) -> Iterator[None]:
@@ -164,16 +169,16 @@ class FileCache:
                 self._coming -= size
                 self._room.notify_all()
 
-    def _make_room(self, size: int) -> None:
-        """Delete the least recently used large copies, so that so many bytes have room as well."""
+    def _make_room(self, size: int, kept: int = 0) -> None:
+        """Delete the least recently used large copies, all but `kept` of them if need be, so that
+        so many bytes have room as well."""
         large = sorted(_copies(self.folder / "large"))
         total = size + sum(one[1] for one in (*large, *_copies(self.folder / "small")))
-        for _, bytes, path in large:
-            if total <= self.limit:
-                return
-            if path not in self._used:
+        for _, bytes, path in large[: len(large) - kept]:
+            if total > self.limit and path not in self._used:
                 path.unlink(missing_ok=True)
                 total -= bytes
+        self._is_over = total > self.limit and bool(self._used)
 
     def _fetch(self, file: RemoteFile, path: Path) -> None:
         for is_last in (False, True):

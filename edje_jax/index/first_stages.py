@@ -14,24 +14,29 @@ written to costs time, not answers.
 """
 
 import logging
-import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from edje_jax.first_stage.base import FirstStage, StoredStage
-from edje_jax.first_stage.registry import find_first_stage
+from edje_jax.first_stage.registry import MILVUS, find_first_stage
 from edje_jax.index.caption_columns import CODES
 from edje_jax.index.column import Column
 from edje_jax.index.covering import Covering
-from edje_jax.index.files import IndexFiles
+from edje_jax.index.files import STAGES
 from edje_jax.index.recall import choose_effort
 from edje_jax.index.shard_files import BadStore, checksum, name_of
 from edje_jax.index.store import Store
 from edje_jax.system.files import lock_file, read_json, write_json
+
+if TYPE_CHECKING:
+    from edje_jax.index.in_milvus import InMilvus
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +44,18 @@ FORMAT = 2
 SAVE_SECONDS = 300.0
 """Time after which a first stage that is being built is stored."""
 GROWTH = 4
-"""How many times as many rows as it was trained on a first stage holds before it is built anew."""
+"""How many times as many rows as it was fitted to a first stage holds before it is built anew."""
 BuildProgress = Callable[[int, int], None]
 """Function of (rows done, rows in all)."""
+
+
+class Cover(NamedTuple):
+    """A shard whose rows are in a first stage."""
+
+    shard: int
+    rows: int
+    sha256: str
+    """Checksum of the column's file."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +64,7 @@ class Stamp:
 
     version: int
     trained_on: int
-    covers: tuple[dict[str, Any], ...] = ()
+    covers: tuple[Cover, ...] = ()
     file: dict[str, Any] = field(default_factory=dict)
     effort: int = 0
     recall_at_100: dict[str, float] = field(default_factory=dict)
@@ -61,7 +75,16 @@ class Stamp:
     @property
     def rows(self) -> int:
         """Rows in the first stage."""
-        return sum(one["rows"] for one in self.covers)
+        return sum(cover.rows for cover in self.covers)
+
+    def is_worth_keeping(self, covers: Collection[Cover]) -> bool:
+        """Whether most of what the first stage holds is in an index of these shards."""
+        there = sum(cover.rows for cover in self.covers if cover in covers)
+        return 0 < self.rows <= 2 * there
+
+    def as_json(self) -> dict[str, Any]:
+        """Content of the file."""
+        return asdict(self) | {"covers": [cover._asdict() for cover in self.covers]}
 
 
 @dataclass(frozen=True)
@@ -72,6 +95,8 @@ class StagePlace:
     name: str
     column: str
     """Column whose rows it holds."""
+    bits: int | None
+    """Length of codes; None for embeddings."""
     vectors: Column
     """All rows of that column, whether they count or not."""
     folder: Path
@@ -88,21 +113,22 @@ class StagePlace:
         vectors = store.column(column)
         if bits:
             vectors = vectors.beginning(bits // 8)
-        folder = store.folder / "first-stage" / (f"{name}-{bits}" if bits else name) / column
-        return cls(store, name, column, vectors.every_row(), folder)
+        folder = store.folder / STAGES / (f"{name}-{bits}" if bits else name) / column
+        return cls(store, name, column, bits, vectors.every_row(), folder)
 
     @property
     def kind(self) -> type[FirstStage]:
         """Class of the first stage."""
         return find_first_stage(self.name)
 
-    def covers(self) -> tuple[dict[str, Any], ...]:
-        """Entry of `covers` for every shard of the index."""
-        out = []
+    @cached_property
+    def covers(self) -> dict[Cover, int]:
+        """Position of every shard of the index."""
+        out = {}
         for record, part in zip(self.store.manifest.shards, self.vectors.parts, strict=True):
             file = record["files"][name_of(record, self.column, self.store.files)]
-            out.append({"shard": record["number"], "rows": len(part), "sha256": file["sha256"]})
-        return tuple(out)
+            out[Cover(record["number"], len(part), file["sha256"])] = len(out)
+        return out
 
     def read_stamp(self) -> Stamp | None:
         """Stamp of what is stored; None if nothing is, or nothing that this version can use.
@@ -130,7 +156,8 @@ class StagePlace:
         version = getattr(self.kind, "version", None)
         if raw.get("format") != FORMAT or raw.get("version") != version:
             return None
-        return Stamp(**{**raw, "covers": tuple(raw["covers"])})
+        covers = tuple(Cover(**cover) for cover in raw["covers"])
+        return Stamp(**{**raw, "covers": covers})
 
     @property
     def stage(self) -> str:
@@ -140,82 +167,92 @@ class StagePlace:
     def fetch(self) -> None:
         """Have what is stored in a remote index here, if it covers more than what is here does."""
         here = self.read_stamp()
+        if here and here.covers == tuple(self.covers):
+            return
 
         def is_wanted(raw: dict[str, Any]) -> bool:
             stamp = self.parse_stamp(raw)
-            if stamp is None or not _is_worth_keeping(stamp, self.covers()):
+            if stamp is None or not stamp.is_worth_keeping(self.covers):
                 return False
             return here is None or stamp.rows > here.rows
 
         self.store.files.fetch_stage(self.stage, is_wanted)
 
 
-def open_first_stage(store: Store, name: str, column: str, bits: int | None = None) -> Covering:
+def open_first_stage(
+    store: Store, name: str, column: str, bits: int | None = None
+) -> "Covering | InMilvus":
     """First stage over a column of embeddings, or over the codes that go with it: the stored one,
     if there is one, else a new one.
 
-    `bits` is the length of codes; None takes the longest.
+    `bits` is the length of codes; None takes the longest, or embeddings where Milvus searches.
 
     Raises:
-        ValueError: no first stage has that name, or `bits` is not a length of the index's codes.
+        ValueError: no first stage has that name, or `bits` is not a length of the index's codes;
+            Milvus holds another state of the index (`StaleCollection`).
         ModuleNotFoundError: a library that it needs is not installed.
     """
+    if name.startswith(MILVUS):
+        from edje_jax.index.in_milvus import open_in_milvus
+
+        return open_in_milvus(store, name, column, check_bits(store, name, bits))
     place = StagePlace.of(store, name, column, bits)
-    if not place.kind.is_stored or not len(place.vectors):
+    if not place.kind.is_stored:
         place.vectors.fetch()
-        return _covering(place, place.kind.build(place.vectors), place.covers())
-    found = _open_stored(place)
+    found = _read_or_build(place) if place.kind.is_stored and len(place.vectors) else None
     if found is None:
-        try:
-            extend_first_stage(store, name, column, bits)
-            found = _open_stored(place)
-        except OSError as error:
-            log.warning(
-                "the first stage is built anew at every opening: it cannot be kept (%s)", error
-            )
-    if found is None:
-        return _covering(place, place.kind.build(place.vectors), place.covers())
-    return found
-
-
-def _open_stored(place: StagePlace) -> Covering | None:
-    """Stored first stage; None if there is none that can be used."""
-    try:
-        place.fetch()
-        stamp = place.read_stamp()
-        if stamp is None or not _is_worth_keeping(stamp, place.covers()):
-            return None
-        stage = _stored_kind(place).open(place.folder / stamp.file["name"])
-        if len(stage) != stamp.rows:
-            raise ValueError(f"{stamp.file['name']} has {len(stage)} rows, not {stamp.rows}")
-    except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
-        log.warning("%s: damaged (%s); it is built anew", place.folder, error)
-        shutil.rmtree(place.folder, ignore_errors=True)
-        return None
-    stage.effort = stamp.effort
+        return _covering(place, place.kind.build(place.vectors), place.covers)
+    stage, stamp = found
     covering = _covering(place, stage, stamp.covers)
     if (missing := covering.num_uncovered) > len(place.vectors) // 10:
+        bits = f" --bits {place.bits}" if place.bits else ""
         log.warning(
             "%s: %s of %s rows are not in this first stage and are searched one by one; extend it"
-            " with edje index first-stage %s %s", place.folder, f"{missing:,}",
-            f"{len(place.vectors):,}", place.store.files, place.name,
+            " with edje index first-stage %s %s%s", place.folder, f"{missing:,}",
+            f"{len(place.vectors):,}", store.files, name, bits,
         )  # fmt: skip
     return covering
 
 
-def _is_worth_keeping(stamp: Stamp, covers: tuple[dict[str, Any], ...]) -> bool:
-    """Whether most of what a first stage holds is in the index still."""
-    there = sum(one["rows"] for one in stamp.covers if one in covers)
-    return 0 < stamp.rows <= 2 * there
+def _read_or_build(place: StagePlace) -> tuple[StoredStage, Stamp] | None:
+    """Stored first stage and its stamp; None if there is none and none can be stored."""
+    if found := _read(place):
+        return found
+    try:
+        _extend(place)
+    except OSError as error:
+        # Another process may have stored it meanwhile.
+        if not (found := _read(place)):
+            log.warning(
+                "the first stage is built anew at every opening: it cannot be kept (%s)", error
+            )
+        return found
+    return _read(place)
 
 
-def _covering(place: StagePlace, stage: FirstStage, covers: tuple[dict[str, Any], ...]) -> Covering:
-    now = place.covers()
-    positions = [now.index(one) if one in now else -1 for one in covers]
+def _read(place: StagePlace, grows: bool = False) -> tuple[StoredStage, Stamp] | None:
+    """Stored first stage, to be searched or to grow, and its stamp; None if none can be used."""
+    try:
+        place.fetch()
+        stamp = place.read_stamp()
+        if stamp is None or not stamp.is_worth_keeping(place.covers):
+            return None
+        stage = _stored_kind(place).open(place.folder / stamp.file["name"], grows)
+        if len(stage) != stamp.rows:
+            raise ValueError(f"{stamp.file['name']} has {len(stage)} rows, not {stamp.rows}")
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
+        if grows:
+            log.warning("%s: damaged (%s); it is built anew", place.folder, error)
+        return None
+    stage.effort = stamp.effort
+    return stage, stamp
+
+
+def _covering(place: StagePlace, stage: FirstStage, covers: Collection[Cover]) -> Covering:
+    positions = [place.covers.get(cover, -1) for cover in covers]
     of_captions = place.store.manifest.column_types[place.column].per == "caption"
     places = place.store.caption_places if of_captions else place.store.places
-    sizes = [one["rows"] for one in covers]
-    return Covering(stage, positions, sizes, place.vectors, places)
+    return Covering(stage, positions, [cover.rows for cover in covers], place.vectors, places)
 
 
 def extend_first_stage(
@@ -235,60 +272,59 @@ def extend_first_stage(
         OSError: it cannot be stored, or another process is building it.
         ValueError, ModuleNotFoundError: as for `open_first_stage`.
     """
-    place = StagePlace.of(store, name, column, bits)
+    return _extend(StagePlace.of(store, name, column, bits), progress)
+
+
+def _extend(place: StagePlace, progress: BuildProgress | None = None) -> Stamp:
     place.folder.mkdir(parents=True, exist_ok=True)
-    place.vectors.fetch()
     with lock_file(place.folder / "lock"):
         stage, stamp = _begin(place)
-        known, total = list(stamp.covers), len(place.vectors)
-        done, saved, first = stamp.rows, time.monotonic(), 0
-        for cover, part in zip(place.covers(), place.vectors.parts, strict=True):
-            first += len(part)
-            if cover in known:
-                continue
-            stage.add(place.vectors[first - len(part) : first])
-            known.append(cover)
-            done += len(part)
-            stamp = replace(stamp, covers=tuple(known))
+        known = set(stamp.covers)
+        missing = [cover for cover in place.covers if cover not in known]
+        if stamp.file and not missing and (stamp.recall_at_100 or not stage.efforts):
+            return stamp
+        place.vectors.fetch()
+        starts = np.cumsum([0, *(cover.rows for cover in place.covers)]).tolist()
+        left, saved = sum(cover.rows for cover in missing), time.monotonic()
+        for cover in missing:
+            start = starts[place.covers[cover]]
+            stage.add(place.vectors[start : start + cover.rows])
+            stamp = replace(stamp, covers=(*stamp.covers, cover), recall_at_100={})
+            left -= cover.rows
             if progress:
-                progress(done, total)
-            if time.monotonic() - saved > SAVE_SECONDS and done < total:
+                progress(starts[-1] - left, starts[-1])
+            if left and time.monotonic() - saved > SAVE_SECONDS:
                 stamp, saved = _save(place, stage, stamp), time.monotonic()
         return _save(place, stage, _with_recall(place, stage, stamp))
 
 
 def _begin(place: StagePlace) -> tuple[StoredStage, Stamp]:
     """First stage to go on with, or one without rows."""
-    kind, covers = _stored_kind(place), place.covers()
-    try:
-        place.fetch()
-        stamp = place.read_stamp()
-        if (
-            stamp
-            and _is_worth_keeping(stamp, covers)
-            and (not kind.efforts or len(place.vectors) <= GROWTH * stamp.trained_on)
-        ):
-            return kind.open(place.folder / stamp.file["name"], grows=True), stamp
-    except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
-        log.warning("%s: damaged (%s); it is built anew", place.folder, error)
-    return kind.start(place.vectors), Stamp(kind.version, len(place.vectors))
+    kind, rows = _stored_kind(place), len(place.vectors)
+    found = _read(place, grows=True)
+    if found and (not kind.is_fitted or rows <= GROWTH * found[1].trained_on):
+        return found
+    stage = kind.start(place.vectors)
+    return stage, Stamp(kind.version, rows, effort=stage.effort)
 
 
 def _save(place: StagePlace, stage: StoredStage, stamp: Stamp) -> Stamp:
-    """Store a first stage under a name of its own, then its stamp, then drop what was there."""
+    """Store a first stage, then its stamp, then drop what was there."""
     temporary = place.folder / "new"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
         written = stage.write(temporary)
-        file = {"name": written.name, "bytes": written.stat().st_size, "sha256": checksum(written)}
-        written.replace(place.folder / written.name)
+        size, sha256 = written.stat().st_size, checksum(written)
+        # By its content: a file that an older stamp names is never overwritten.
+        name = f"{sha256[:16]}{written.suffix}"
+        written.replace(place.folder / name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    stamp = replace(stamp, file=file)
-    write_json(place.folder / "stamp.json", asdict(stamp))
+    stamp = replace(stamp, file={"name": name, "bytes": size, "sha256": sha256})
+    write_json(place.folder / "stamp.json", stamp.as_json())
     for path in place.folder.iterdir():
-        if path.name not in ("lock", "stamp.json", file["name"]):
+        if path.name not in ("lock", "stamp.json", name):
             path.unlink(missing_ok=True)
     return stamp
 
@@ -300,8 +336,8 @@ def _with_recall(place: StagePlace, stage: StoredStage, stamp: Stamp) -> Stamp:
     covering = _covering(place, stage, stamp.covers)
     asked_by = _asking_column(place)
     queries = place.store.column(asked_by)
-    if asked_by in CODES.values():
-        queries = queries.beginning(place.vectors.shape[1])
+    if place.bits:
+        queries = queries.beginning(place.bits // 8)
     effort, recalls = choose_effort(stage, covering, place.vectors, queries)
     return replace(stamp, effort=effort, recall_at_100=recalls, asked_by=asked_by)
 
@@ -325,7 +361,10 @@ def check_bits(store: Store, name: str, bits: int | None) -> int | None:
         BadStore: the index has no codes.
         ValueError: no first stage has that name, it reads no codes, or codes have no such length.
     """
-    if find_first_stage(name).reads != "codes":
+    if name.startswith(MILVUS):
+        if bits is None:
+            return None
+    elif find_first_stage(name).reads != "codes":
         if bits is not None:
             raise ValueError(
                 f"--bits {bits}: the first stage {name!r} reads embeddings; choose one of codes, or"
@@ -352,23 +391,3 @@ def publish_first_stage(store: Store, name: str, column: str, bits: int | None =
         ValueError: as for `open_first_stage`.
     """
     store.files.publish_stage(StagePlace.of(store, name, column, bits).stage)
-
-
-def tidy_first_stages(index: str | os.PathLike[str] | IndexFiles) -> None:
-    """Delete the first stages of an index that hold little of what is in it now."""
-    store = Store(index)
-    for stage in store.files.stages():
-        _, name, column = stage.split("/")
-        try:
-            kind, _, bits = name.rpartition("-")
-            is_coded = column in CODES.values()
-            plain = {codes: column for column, codes in CODES.items()}.get(column, column)
-            place = StagePlace.of(
-                store, kind if is_coded else name, plain, int(bits) if is_coded else None
-            )
-            stamp = place.parse_stamp(store.files.read_json(f"{stage}/stamp.json"))
-            keep = stamp is not None and _is_worth_keeping(stamp, place.covers())
-        except (OSError, ValueError, TypeError, KeyError):
-            keep = False
-        if not keep:
-            store.files.delete_stage(stage)

@@ -1,8 +1,9 @@
 """`ImageIndex`: a token store opened for searching."""
 
 import os
-from functools import cached_property
-from typing import Literal
+from collections.abc import Callable, Iterable
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,14 @@ from edje_jax.index.column import Column
 from edje_jax.index.covering import Covering
 from edje_jax.index.files import files_of
 from edje_jax.index.first_stages import check_bits, open_first_stage
+from edje_jax.index.selection import Selection, select
 from edje_jax.index.store import Store
 from edje_jax.models.token_formats import PackedTokens
+
+FILTERS = 16
+"""Filters whose images are remembered."""
+if TYPE_CHECKING:
+    from edje_jax.index.in_milvus import InMilvus
 
 TokensOn = Literal["disk", "host", "device"]
 
@@ -85,12 +92,12 @@ class ImageIndex:
         return len(self.store)
 
     @cached_property
-    def images(self) -> Covering:
+    def images(self) -> "Covering | InMilvus":
         """First stage over images."""
         return open_first_stage(self.store, self.first_stage, "embeddings", self.bits)
 
     @cached_property
-    def texts(self) -> Covering:
+    def texts(self) -> "Covering | InMilvus":
         """First stage over captions.
 
         Raises:
@@ -117,7 +124,24 @@ class ImageIndex:
         """
         return self._searched(self.texts, "captions")
 
-    def _searched(self, stage: Covering, column: str) -> Searched:
+    def select(
+        self, ids: Iterable[str] | None = None, where: str | None = None
+    ) -> Selection | None:
+        """Images that a search is confined to: see `selection.select`.
+
+        Raises:
+            BadWhere: the filter cannot be read, or does not fit the index's metadata.
+        """
+        if ids is None and where is not None:
+            return self._of_filter(where)
+        return select(self.store, ids, where)
+
+    @cached_property
+    def _of_filter(self) -> Callable[[str], Selection | None]:
+        """Images for which a filter holds; the last few filters are remembered."""
+        return lru_cache(FILTERS)(lambda where: select(self.store, None, where))
+
+    def _searched(self, stage: "Covering | InMilvus", column: str) -> Searched:
         codes = self.codes(column) if self.bits else None
         return Searched(stage, self.store.column(column), codes, self.bits, self.screening)
 

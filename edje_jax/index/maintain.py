@@ -9,13 +9,13 @@ import numpy as np
 
 from edje_jax.index import build
 from edje_jax.index.files import IndexFiles, files_of
-from edje_jax.index.first_stages import tidy_first_stages
 from edje_jax.index.gone import with_gone
 from edje_jax.index.manifest import FORMAT, Manifest
 from edje_jax.index.row_lookup import RowLookup
 from edje_jax.index.shard import Shard, find_rows, open_shards
 from edje_jax.index.shard_files import BadStore, kind_of
 from edje_jax.index.shard_writer import ShardWriter, clear_unfinished
+from edje_jax.index.stage_upkeep import tidy_first_stages
 from edje_jax.index.store import Store, next_number
 
 
@@ -127,7 +127,7 @@ def _merged(out: IndexFiles, store: Store, group: list[int], number: int) -> lis
             rows = np.flatnonzero(stays)
             for start in range(0, len(rows), build.PART_ROWS):
                 _append(writer, store.manifest, shard, rows[start : start + build.PART_ROWS])
-        record = writer.finish()
+        record = writer.finish(store.manifest.metadata)
         out.publish(record["files"])
         writer.clear()
     out.release(record["files"])
@@ -137,7 +137,7 @@ def _merged(out: IndexFiles, store: Store, group: list[int], number: int) -> lis
 def _append(writer: ShardWriter, manifest: Manifest, shard: Shard, rows: np.ndarray) -> None:
     """Append some rows of a shard, and their captions."""
     starts = shard.lookup.caption_starts.astype(np.int64)
-    captions = np.concatenate([np.arange(starts[row], starts[row + 1]) for row in rows])
+    captions = np.concatenate([np.arange(*starts[row : row + 2].tolist()) for row in rows])
     chosen = {"image": rows, "caption": captions}
     columns = {
         name: np.asarray(shard.columns[name][chosen[type.per]])

@@ -1,6 +1,8 @@
 """The manifest of an index: the model that made it, the columns of its shards, and every file."""
 
 import dataclasses
+import hashlib
+import json
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -55,6 +57,8 @@ class Manifest:
     embedding_size: int
     spec: str
     """SPEC from which the images were read."""
+    id: str = ""
+    """16 hex digits that other services know the index by; "" until it has images."""
     shards: tuple[dict[str, Any], ...] = ()
     """{"number", "rows", "captions", "files": {name: {"bytes", "sha256"}}} of each."""
     removed: tuple[str, ...] = ()
@@ -67,6 +71,8 @@ class Manifest:
     """{record that the source left out, or id without some of its captions: why}"""
     embedding_dtype: EmbeddingDtype = "float32"
     """Data type of the embeddings of images and captions; int8 keeps their direction alone."""
+    metadata: tuple[str, ...] = ()
+    """Names of the values that are kept of images, for filters."""
     columns: dict[str, ColumnType] = dataclasses.field(default_factory=dict)
     """Columns beyond tokens and embeddings, which every index has. Shards may lack them."""
     unknown: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -100,13 +106,22 @@ class Manifest:
             **self.columns,
         }
 
+    def identified(self) -> "Manifest":
+        """Manifest with an id, which is made of the first images' rows and stays for ever."""
+        if self.id or not self.shards:
+            return self
+        rows = {name: file for name, file in self.shards[0]["files"].items() if "rows-" in name}
+        content = json.dumps([self.model["fingerprint"], rows], sort_keys=True)
+        return dataclasses.replace(self, id=hashlib.sha256(content.encode()).hexdigest()[:16])
+
     def write(self, index: str | os.PathLike[str] | IndexFiles) -> None:
         """Write the manifest of an index."""
-        raw = dataclasses.asdict(self)
+        raw = dataclasses.asdict(self.identified())
         unknown = raw.pop("unknown")
         del raw["format"]
-        if not self.columns:
-            del raw["columns"]
+        for name in ("columns", "metadata", "id"):
+            if not raw[name]:
+                del raw[name]
         files_of(index).write_json("manifest.json", {"format": FORMAT, **raw, **unknown})
 
     @classmethod
@@ -146,7 +161,10 @@ class Manifest:
         unknown = {name: value for name, value in raw.items() if name not in known}
         try:
             columns = {name: ColumnType(**one) for name, one in raw.get("columns", {}).items()}
-            tuples = {name: tuple(raw.get(name, ())) for name in ("shards", "removed", "dropped")}
+            tuples = {
+                name: tuple(raw.get(name, ()))
+                for name in ("shards", "removed", "dropped", "metadata")
+            }
             given = {name: value for name, value in raw.items() if name in known}
             return cls(
                 **{**given, **tuples, "columns": columns, "unknown": unknown, "format": format}

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from edje_jax.data.sources.texts import shown
+from edje_jax.data.sources.texts import in_a_line, shown
 from edje_jax.types import Scalar
 
 Kind = Literal["text", "integer", "float", "boolean", "nothing"]
@@ -73,12 +73,12 @@ def metadata_table(
 
     Args:
         rows: values of each image by name, as a source gives them.
-        names: the columns, in this order. Other values of the rows are passed over.
+        names: the columns, in this order; there may be none. Other values are passed over.
 
     Raises:
         ModuleNotFoundError: pyarrow is not installed; the message says how to get it.
     """
-    return _table({name: [row.get(name) for row in rows] for name in names})
+    return _table({name: [row.get(name) for row in rows] for name in names}, len(rows))
 
 
 def join_tables(tables: Sequence[Any]) -> tuple[Any, list[MetadataFault]]:
@@ -99,7 +99,8 @@ def join_tables(tables: Sequence[Any]) -> tuple[Any, list[MetadataFault]]:
                 )
             )
             for name in names
-        }
+        },
+        sum(table.num_rows for table in tables),
     )
 
 
@@ -121,21 +122,28 @@ def metadata_file(table: Any) -> bytes:
 def open_metadata(data: UInt8[np.ndarray, " bytes"]) -> Any:
     """The table in an Arrow file, such as one that `map_bytes` maps; nothing of it is copied.
 
+    All values are looked at once: the library may read elsewhere in memory where one is damaged.
+
     Raises:
         ModuleNotFoundError: pyarrow is not installed; the message says how to get it.
-        ValueError: the bytes are no whole Arrow file.
+        ValueError: the bytes are no whole file of `metadata_file`.
     """
     pa = import_pyarrow()
     try:
         table = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(data))).read_all()
-        table.validate()
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"no whole Arrow file ({error})") from error
+        table.validate(full=True)
+        kinds_of(table)
+    except Exception as error:  # The library raises several kinds
+        raise ValueError(f"no whole file of metadata ({in_a_line(error)})") from error
     return table
 
 
 def kinds_of(table: Any) -> dict[str, Kind]:
-    """Kinds of a table's columns, by their names."""
+    """Kinds of a table's columns, by their names.
+
+    Raises:
+        ValueError: a column is of no such kind.
+    """
     of = import_pyarrow().types
     kinds: dict[str, Kind] = {}
     for field in table.schema:
@@ -146,7 +154,10 @@ def kinds_of(table: Any) -> dict[str, Kind]:
             ("boolean", of.is_boolean),
             ("nothing", of.is_null),
         )
-        kinds[field.name] = next(kind for kind, holds in checks if holds(field.type))
+        found: list[Kind] = [kind for kind, holds in checks if holds(field.type)]
+        if not found:
+            raise ValueError(f'column "{field.name}" is of type {field.type}, which none has')
+        kinds[field.name] = found[0]
     return kinds
 
 
@@ -165,7 +176,7 @@ def import_pyarrow() -> Any:
     return pyarrow
 
 
-def _table(columns: Mapping[str, list[Any]]) -> tuple[Any, list[MetadataFault]]:
+def _table(columns: Mapping[str, list[Any]], rows: int) -> tuple[Any, list[MetadataFault]]:
     pa = import_pyarrow()
     arrays, faults = {}, []
     for name, values in columns.items():
@@ -185,7 +196,8 @@ def _table(columns: Mapping[str, list[Any]]) -> tuple[Any, list[MetadataFault]]:
             MetadataFault(row, f'"{name}" is {shown(values[row])}, which {reason}; correct it')
             for row, reason in sorted(wrong.items())
         ]
-    return pa.table(arrays), faults
+    # A table of no columns has rows too, if it had a column.
+    return pa.table({**arrays, "": pa.nulls(rows)}).select(list(arrays)), faults
 
 
 def _fault(value: Any) -> str:
@@ -207,7 +219,8 @@ def _array(pa: Any, values: list[Any]) -> Any:
     """Column of values of types that share one."""
     types = {type(value) for value in values} - {type(None)}
     if float in types:
-        return pa.array([value if value is None else float(value) for value in values])
+        # Lists are searched for -0.0 and for 0.0 as for two numbers; adding 0.0 leaves one.
+        return pa.array([value if value is None else float(value) + 0.0 for value in values])
     if types == {str}:
         return pa.array(values).dictionary_encode()
     return pa.array(values)

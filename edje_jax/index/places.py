@@ -8,7 +8,7 @@ from jaxtyping import Int
 
 
 class Gone(NamedTuple):
-    """Runs of a shard's rows that count no more, in rising order, none touching another's rows."""
+    """Runs of a shard's rows that count no more, in rising order, none overlapping another."""
 
     starts: Int[np.ndarray, " r"]
     lengths: Int[np.ndarray, " r"]
@@ -95,8 +95,8 @@ class Places:
             low, high = max(start - first, 0), min(stop - first, self.counts(shard))
             starts, before = self._starts[shard], self._before[shard]
             edges = starts - before[:-1]
-            passed = int(np.searchsorted(edges, low, side="right"))
             while low < high:
+                passed = int(np.searchsorted(edges, low, side="right"))
                 end = min(high, int(edges[passed])) if passed < len(edges) else high
                 yield shard, slice(low + int(before[passed]), end + int(before[passed]))
-                low, passed = end, passed + 1
+                low = end

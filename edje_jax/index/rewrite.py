@@ -1,18 +1,20 @@
 """Writing anew of what changed in a shard without its images: captions, paths and stamps."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from edje_jax.index.derived import write_derived
 from edje_jax.index.files import IndexFiles
-from edje_jax.index.row_lookup import look_up
+from edje_jax.index.manifest import Manifest
 from edje_jax.index.shard_files import (
     BadStore,
     ImageRecord,
     file_entry,
     has_file,
+    kind_of,
     name_of,
     next_name,
     read_rows,
@@ -27,17 +29,16 @@ Embed = Callable[[list[str]], Mapping[str, np.ndarray]]
 
 def rewrite_words(
     index: IndexFiles,
+    manifest: Manifest,
     record: dict[str, Any],
     rows: Sequence[ImageRecord],
     embed: Embed,
-    per_caption: Collection[str] = ("captions",),
 ) -> dict[str, Any]:
     """Write a shard's rows, and its captions where these differ, under new names.
 
     Args:
-        rows: as many as the shard has; what differs is captions, paths, stamps and digests.
+        rows: as many as the shard has; what differs is captions, paths, stamps, digests, metadata.
         embed: computes the columns of captions that the shard does not have.
-        per_caption: columns with a row for each caption.
 
     Returns:
         The shard's new record; the files count once a manifest holds it.
@@ -47,25 +48,30 @@ def rewrite_words(
     """
     files, written = dict(record["files"]), []
 
-    def renewed(kind: str) -> Path:
-        name = name_of(record, kind, index)
-        del files[name]
-        written.append(next_name(index.folder / name))
+    def renewed(name: str) -> Path:
+        """Path of a new file in the place of the one that the shard has, if it has one."""
+        if has_file(record, kind := kind_of(name)):
+            name = name_of(record, kind, index)
+            del files[name]
+            name = next_name(Path(name)).name
+        written.append(index.folder / name)
         return written[-1]
 
     before = read_rows(index.path(record, "rows"))
     previous = [text for row in before for text in row.captions]
     texts = [text for row in rows for text in row.captions]
-    path = renewed("rows")
+    path = renewed(name_of(record, "rows", index))
     _write_rows(path, rows)
-    for kind, array in look_up(path)._asdict().items():
-        if has_file(record, kind):
-            write_array(renewed(kind), array)
+    write_derived(path, record["number"], manifest.metadata, renewed)
     if texts != previous:
         known = set(previous)
         unknown = [text for text in dict.fromkeys(texts) if text not in known]
         made = embed(unknown)
-        kept = {name: index.path(record, name) for name in per_caption if has_file(record, name)}
+        kept = {
+            name: index.path(record, name)
+            for name, type in manifest.column_types.items()
+            if type.per == "caption" and has_file(record, name)
+        }
         if more := kept.keys() - made.keys():
             raise BadStore(
                 f"{index}: captions have changed, and this version of edje_jax cannot compute"

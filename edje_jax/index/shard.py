@@ -1,6 +1,8 @@
 """A shard of an index, opened: its columns mapped into memory, its rows read one by one."""
 
+import re
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -8,6 +10,7 @@ from jaxtyping import Int, UInt32
 
 from edje_jax.index.files import IndexFiles
 from edje_jax.index.manifest import Manifest
+from edje_jax.index.metadata import open_metadata
 from edje_jax.index.places import Gone
 from edje_jax.index.row_lookup import RowLookup, hash_ids, look_up
 from edje_jax.index.shard_files import (
@@ -38,12 +41,11 @@ class Shard:
             for name, type in manifest.column_types.items()
             if name in there or name not in manifest.columns
         }
-        rows, thumbnails = (name_of(record, kind, files) for kind in ("rows", "thumbnails"))
-        self._path = f"{files}/{rows}"
+        self._path = f"{files}/{name_of(record, 'rows', files)}"
         # Mapped too: a file that is deleted meanwhile is here until this is closed.
-        self._rows = files.array(record, "rows", BYTES, (record["files"][rows]["bytes"],))
-        self._thumbnails = files.array(
-            record, "thumbnails", BYTES, (record["files"][thumbnails]["bytes"],)
+        self._rows, self._thumbnails = (
+            files.array(record, kind, BYTES, _size_of(record, kind, files))
+            for kind in ("rows", "thumbnails")
         )
         self.is_old = _is_old(record)
         """Whether an older version wrote it, without the files of `row_lookup`."""
@@ -54,6 +56,21 @@ class Shard:
             else np.empty(0, np.uint32)
         )
         """Rows that count no more, rising."""
+
+        self._metadata = (
+            files.array(record, "metadata", BYTES, _size_of(record, "metadata", files))
+            if has_file(record, "metadata")
+            else None
+        )
+
+    @cached_property
+    def metadata(self) -> Any:
+        """Table of the values that filters can ask for (`pyarrow.Table`); None without any.
+
+        Raises:
+            ModuleNotFoundError: pyarrow is not installed; the message says how to get it.
+        """
+        return None if self._metadata is None else open_metadata(np.asarray(self._metadata))
 
     def __len__(self) -> int:
         return len(self.lookup.id_rows)
@@ -75,6 +92,12 @@ class Shard:
     def rows(self) -> Iterator[ImageRecord]:
         """Metadata of all images, in the order of the arrays."""
         return (self.row(row) for row in range(len(self)))
+
+    def odd_rows(self) -> list[int]:
+        """Rows whose ids have bytes that are no UTF-8, which JSON has as escapes."""
+        places = [found.start() for found in re.finditer(rb"\\ud", np.asarray(self._rows))]  # type: ignore[arg-type]
+        rows = np.unique(np.searchsorted(self.lookup.row_starts, places, side="right") - 1)
+        return [row for row in rows.tolist() if not _is_whole(self.row(row).id)]
 
     def caption(self, caption: int) -> tuple[int, str]:
         """(row of its image, text) of a caption of the shard."""
@@ -119,6 +142,15 @@ def _lookup(files: IndexFiles, record: dict[str, Any]) -> RowLookup:
     if _is_old(record):
         return look_up(files.path(record, "rows"))
     return RowLookup(*(map_file(files.path(record, kind)) for kind in RowLookup._fields))
+
+
+def _size_of(record: dict[str, Any], kind: str, files: IndexFiles) -> tuple[int]:
+    """Shape of a file's bytes."""
+    return (record["files"][name_of(record, kind, files)]["bytes"],)
+
+
+def _is_whole(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def find_rows(

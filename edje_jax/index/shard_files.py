@@ -16,6 +16,7 @@ import numpy as np
 
 from edje_jax.system.files import atomic_path
 from edje_jax.system.mapped_files import map_array, map_bytes
+from edje_jax.types import Scalar
 
 
 class BadStore(ValueError):
@@ -35,6 +36,8 @@ class ImageRecord(NamedTuple):
     """Stamp of the image (`edje_jax.data.stamps`); "" if the source has none."""
     digest: str = ""
     """Digest of the image's file; "" where the stamp suffices, and in a row of format 1."""
+    metadata: Mapping[str, Scalar] = {}
+    """Values that filters can ask for."""
     unknown: Mapping[str, Any] = {}
     """Keys of the row that this version does not know, which are kept."""
 
@@ -117,6 +120,8 @@ def row_line(row: ImageRecord) -> bytes:
     """Line of a file of rows."""
     words = row._asdict()
     unknown = words.pop("unknown")
+    if not row.metadata:
+        del words["metadata"]
     line = json.dumps({**words, **unknown}, ensure_ascii=False) + "\n"
     # A path may hold bytes that are not UTF-8: they are written as JSON escapes.
     return line.encode("utf-8", "backslashreplace")

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from edje_jax.index.row_lookup import look_up
-from edje_jax.index.shard_files import ImageRecord, file_entry, row_line, write_array
+from edje_jax.index.derived import write_derived
+from edje_jax.index.shard_files import ImageRecord, file_entry, row_line
 from edje_jax.system.files import errors_name, lock_file, read_json, write_json
 
 HEADER = 128
@@ -39,6 +39,7 @@ class ShardWriter:
         """Number of parts that are whole."""
         self.rejected: dict[str, str] = done.get("rejected", {})
         """{id: why the image could not be read} of all parts."""
+        self._rows: int = done.get("rows", 0)
         self._captions: int = done.get("captions", 0)
         self._arrays: dict[str, dict[str, Any]] = done.get("arrays", {})
         self._sizes: dict[str, int] = done.get("sizes", {})
@@ -78,11 +79,15 @@ class ShardWriter:
         self._grow(self._rows_name, b"".join(map(row_line, placed)))
         self.parts += 1
         self.rejected |= rejected or {}
+        self._rows += len(rows)
         self._captions += sum(len(row.captions) for row in rows)
         self._note()
 
-    def finish(self) -> dict[str, Any]:
-        """Complete the shard's files and return its record; it counts once a manifest holds it."""
+    def finish(self, metadata: Sequence[str] = ()) -> dict[str, Any]:
+        """Complete the shard's files and return its record; it counts once a manifest holds it.
+
+        `metadata` names the values that filters can ask for.
+        """
         for name, array in self._arrays.items():
             path = self._partial(name)
             with errors_name(path), path.open("r+b") as file:
@@ -90,13 +95,11 @@ class ShardWriter:
         for name in self._sizes:
             os.replace(self._partial(name), self.folder / name)
         written = [self.folder / name for name in self._sizes]
-        for kind, array in look_up(self.folder / self._rows_name)._asdict().items():
-            written.append(self.folder / f"{kind}-{self.number:05d}.npy")
-            write_array(written[-1], array)
-        rows = np.load(written[-1], mmap_mode="r").shape[0]
+        rows = self.folder / self._rows_name
+        written += write_derived(rows, self.number, metadata, self.folder.joinpath)
         return {
             "number": self.number,
-            "rows": rows,
+            "rows": self._rows,
             "captions": self._captions,
             "files": {path.name: file_entry(path) for path in written},
         }
@@ -137,6 +140,7 @@ class ShardWriter:
             self._progress,
             {
                 "parts": self.parts,
+                "rows": self._rows,
                 "captions": self._captions,
                 "arrays": self._arrays,
                 "sizes": self._sizes,

@@ -44,6 +44,7 @@ from edje_jax.index.embeddings import from_stored
 from edje_jax.index.files import IndexFiles, files_of
 from edje_jax.index.gone import gone_rows
 from edje_jax.index.manifest import Manifest
+from edje_jax.index.metadata import Kind, kinds_of
 from edje_jax.index.places import Places
 from edje_jax.index.shard import Shard, find_rows, open_shards
 from edje_jax.index.shard_files import BadStore, ImageRecord, name_of
@@ -153,6 +154,24 @@ class Store:
                 self.caption_places.number(np.full(end - first, shard), np.arange(first, end))
             )
         return np.concatenate([np.empty(0, np.int64), *parts])
+
+    @cached_property
+    def metadata_kinds(self) -> list[dict[str, Kind]]:
+        """Kinds of the values that filters can ask for, by name, of each shard that has any.
+
+        Raises:
+            ModuleNotFoundError: there are some, and pyarrow is not installed.
+        """
+        self.files.prepare(self.manifest.shards, ("metadata",))
+        return [kinds_of(shard.metadata) for shard in self.shards if shard.metadata is not None]
+
+    def odd_images(self) -> list[int]:
+        """Images whose ids have bytes that are no UTF-8; every row is looked at."""
+        self.files.prepare(self.manifest.shards, ("rows",))
+        rows = [(at, row) for at, shard in enumerate(self.shards) for row in shard.odd_rows()]
+        at, own = np.array(rows, np.int64).reshape(-1, 2).T
+        numbers = self.places.number(at, own)
+        return numbers[numbers >= 0].tolist()
 
     def _locate(self, image: int) -> tuple[int, int]:
         shards, rows = self.places.locate(np.array([image]))

@@ -90,9 +90,11 @@ class Junction:
 class Where:
     """A filter that was read.
 
-    where = Where.parse("year >= 2010 and license in ['cc0', 'cc-by']")
-    where.check(map(kinds_of, tables))
-    masks = [where.mask(table) for table in tables]
+        where = Where.parse("year >= 2010 and license in ['cc0', 'cc-by']")
+        where.check(map(kinds_of, tables))
+        masks = [where.mask(table) for table in tables]
+
+    All shards of an index are checked at once, and each is then filtered by itself.
     """
 
     text: str
@@ -198,7 +200,7 @@ class _Reader:
             self._comparison(left, operator, right, negated)
             for left, operator, right in zip(sides, node.ops, sides[1:], strict=False)
         )
-        return Junction("or" if negated else "and", parts) if len(parts) > 1 else parts[0]
+        return parts[0] if len(parts) == 1 else Junction("or" if negated else "and", parts)
 
     def _comparison(
         self, left: ast.expr, how: ast.cmpop, right: ast.expr, negated: bool
@@ -225,7 +227,7 @@ class _Reader:
         return found
 
     def _values(self, node: ast.expr) -> tuple[Scalar, ...]:
-        if not isinstance(node, ast.List) or not node.elts:
+        if not (isinstance(node, ast.List) and node.elts):
             self._refuse(node, "a list with a value or more has to follow in, as ['cc0', 'cc-by']")
         values = tuple(self._value(each) for each in node.elts)
         if len({_LITERALS[type(value)] for value in values}) > 1:
@@ -233,23 +235,23 @@ class _Reader:
         return values
 
     def _value(self, node: ast.expr) -> Scalar:
-        sign = 1
-        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
-            sign, inner = -1 if isinstance(node.op, ast.USub) else 1, node.operand
-            if isinstance(inner, ast.Constant) and type(inner.value) in (int, float):
-                node = inner
-        if isinstance(node, ast.Name) and not _is_name(node):
-            return node.id == "true"
-        value = node.value if isinstance(node, ast.Constant) else None
+        value: Any = None
+        if isinstance(node, ast.Constant):
+            value = node.value
+        elif isinstance(node, ast.Name) and not _is_name(node):
+            value = node.id == "true"
+        elif isinstance(node, ast.UnaryOp) and isinstance(node.operand, ast.Constant):
+            number: Any = node.operand.value
+            if isinstance(node.op, ast.USub) and type(number) in (int, float):
+                value = -number
         if type(value) not in _LITERALS:
             self._refuse(node, "compare with a text in quotes, a number, true or false")
-        if isinstance(value, str) and printable(value) != value:
-            self._refuse(node, "half of a surrogate pair; leave it out")
-        if type(value) in (str, bool):
-            return value
-        if not -sys.float_info.max <= value <= sys.float_info.max:
+        if isinstance(value, str):
+            if printable(value) != value:
+                self._refuse(node, "half of a surrogate pair; leave it out")
+        elif not -sys.float_info.max <= value <= sys.float_info.max:
             self._refuse(node, "a number beyond 64 bits; give a smaller one")
-        return sign * value
+        return value
 
     def _place(self, node: ast.expr) -> int:
         before = self._line.encode()[: node.col_offset].decode()  # The parser counts bytes
@@ -327,11 +329,14 @@ def _fits(column: Any, operator: str, values: Sequence[Scalar]) -> Any:
     if pa.types.is_integer(kind):
         operator, values = _of_integers(operator, values)
     elif pa.types.is_floating(kind):
-        values = [float(value) for value in values]
+        values = [float(value) + 0.0 for value in values]  # Never -0.0, as in the column
     if operator in _FUNCTIONS:
-        return getattr(pc, _FUNCTIONS[operator])(column, pa.scalar(values[0], kind))
-    found = pc.is_in(column, value_set=pa.array(values, kind))
-    return found if operator == "in" else pc.and_(pc.invert(found), pc.is_valid(column))
+        return pc.call_function(_FUNCTIONS[operator], [column, pa.scalar(values[0], kind)])
+    found = pc.call_function("is_in", [column], pc.SetLookupOptions(pa.array(values, kind)))
+    if operator == "in":
+        return found
+    absent = pc.call_function("is_null", [column])
+    return pc.call_function("invert", [pc.call_function("or", [found, absent])])
 
 
 def _of_integers(operator: str, values: Sequence[Any]) -> tuple[str, list[int]]:

@@ -11,6 +11,7 @@ from edje_jax.config.calibration import UNTUNED, Calibration
 from edje_jax.evaluation.scores import mixed, probability
 from edje_jax.first_stage.base import Nearest
 from edje_jax.index.image_index import ImageIndex
+from edje_jax.index.selection import Selection
 from edje_jax.runtimes.base import Embedded, Runtime
 from edje_jax.search.results import RankedCandidates, Timings
 
@@ -34,12 +35,15 @@ def search_images(
     queries: Sequence[str],
     k: int,
     calibration: Calibration = UNTUNED,
+    chosen: Selection | None = None,
 ) -> tuple[list[RankedCandidates], Timings]:
-    """Rerank the k best candidates of each text."""
+    """Rerank the k best candidates of each text, among the chosen images if some are."""
     began = time.perf_counter()
     embedded = runtime.encode_texts(queries)
     seconds = {"embed": time.perf_counter() - began}
-    near, found = index.searched_images.candidates(embedded.embeddings, embedded.projections, k)
+    near, found = index.searched_images.candidates(
+        embedded.embeddings, embedded.projections, k, chosen
+    )
     owner, rows = _candidate_pairs(near)
     tokens = _TimedTokens(index.tokens)
     began = time.perf_counter()
@@ -57,15 +61,20 @@ def search_texts(
     queries: Embedded,
     k: int,
     calibration: Calibration = UNTUNED,
+    chosen: Selection | None = None,
 ) -> tuple[list[RankedCandidates], Timings]:
-    """Rerank the k best captions of each image, of which tokens and embeddings are given."""
-    near, found = index.searched_captions.candidates(queries.embeddings, queries.projections, k)
+    """Rerank the k best captions of each image, of which tokens and embeddings are given, among
+    the captions of the chosen images if some are."""
+    captions = None if chosen is None else chosen.captions
+    near, found = index.searched_captions.candidates(
+        queries.embeddings, queries.projections, k, captions
+    )
     owner, rows = _candidate_pairs(near)
     began = time.perf_counter()
     # Only those captions that are candidates are tokenised.
     wanted, place = np.unique(rows, return_inverse=True)
-    captions = [index.store.captions[int(row)][1] for row in wanted]
-    ids, known = runtime.joint_tokenizer(captions), near.similarities[near.rows >= 0]
+    texts = [index.store.captions[int(row)][1] for row in wanted]
+    ids, known = runtime.joint_tokenizer(texts), near.similarities[near.rows >= 0]
     logits = runtime.score_pairs(ids, tokens, place, owner, known)
     seconds = {"embed": 0.0, "gather": 0.0, "rerank": time.perf_counter() - began}
     timings = Timings.of(seconds, found)

@@ -203,6 +203,8 @@ class Reranker:
         k: int = 100,
         top_k: int = 10,
         min_score: float | None = None,
+        ids: Iterable[str] | None = None,
+        where: str | None = None,
         details: bool = False,
     ) -> list[list[dict[str, Any]]]:
         """The images of an index that texts describe.
@@ -211,17 +213,21 @@ class Reranker:
         {"id", "score", "similarity", "base_rank"}: score from 0 to 1, cosine, and place (from 1)
         among the k before they were reranked. Equal scores keep the first stage's order. With
         `min_score` only results that reach it come back, so that a list may be empty: nothing of
-        the index matches. The first stage's cosine counts as `edje tune` chose. With `details`
-        results also carry "first_stage", its name, and "seconds", the time of each part of the
-        search, for all queries together.
+        the index matches. With `ids` or `where`, a filter such as "year >= 2010" (`index.where`),
+        only those images are searched. The first stage's cosine counts as `edje tune` chose. With
+        `details` results also carry "first_stage", its name, and "seconds", the time of each part
+        of the search, for all queries together.
 
         Raises:
             BadStore: the index was built with another model.
-            ValueError: `min_score` is not from 0 to 1.
+            ValueError: `min_score` is not from 0 to 1, or `where` cannot be read (`BadWhere`).
         """
         check_model(index.store, self.stamp)
         check_min_score(min_score)
-        found, seconds = search_images(self.runtime, index, as_texts(queries), k, self.calibration)
+        chosen = index.select(ids, where)
+        found, seconds = search_images(
+            self.runtime, index, as_texts(queries), k, self.calibration, chosen
+        )
         out = [
             [
                 {"id": index.store.row(image).id, **scores}
@@ -239,11 +245,13 @@ class Reranker:
         k: int = 100,
         top_k: int = 10,
         min_score: float | None = None,
+        ids: Iterable[str] | None = None,
+        where: str | None = None,
         details: bool = False,
     ) -> list[list[dict[str, Any]]]:
         """The captions of an index that describe images, as `search` has it, with "caption".
 
-        "id" is the image that the caption belongs to.
+        "id" is the image that the caption belongs to; `ids` and `where` choose among these images.
 
         Raises:
             BadStore: the index was built with another model.
@@ -255,8 +263,9 @@ class Reranker:
         encoded = self._encode(images, None)
         queries = Embedded(encoded.embeddings, encoded.projections)
         found, seconds = search_texts(
-            self.runtime, index, encoded.tokens, queries, k, self.calibration
-        )
+            self.runtime, index, encoded.tokens, queries, k, self.calibration,
+            index.select(ids, where),
+        )  # fmt: skip
         out = []
         for one in found:
             results = []

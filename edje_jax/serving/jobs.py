@@ -16,11 +16,15 @@ class SearchJob:
 
     query: str
     k: int
+    ids: tuple[str, ...] | None = None
+    """Images that may be found; None if all may."""
+    where: str | None = None
+    """Filter of the images that may be found."""
 
     @property
     def batch_key(self) -> Hashable:
-        """Searches of the same depth share their calls of the model."""
-        return SearchJob, self.k
+        """Searches of the same depth among the same images share their calls of the model."""
+        return SearchJob, self.k, self.ids, self.where
 
 
 @dataclass(frozen=True)
@@ -29,11 +33,15 @@ class CaptionsJob:
 
     image: int
     k: int
+    ids: tuple[str, ...] | None = None
+    """Images whose captions may be found; None if all may."""
+    where: str | None = None
+    """Filter of these images."""
 
     @property
     def batch_key(self) -> Hashable:
-        """Searches of the same depth share their calls of the model."""
-        return CaptionsJob, self.k
+        """Searches of the same depth among the same images share their calls of the model."""
+        return CaptionsJob, self.k, self.ids, self.where
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,16 @@ MinScore = Annotated[
 ]
 
 
+Ids = Annotated[
+    list[str] | None,
+    Field(max_length=100_000, description="only these images are searched"),
+]
+Filter = Annotated[
+    str | None,
+    Field(description="only images are searched for which it holds, such as year >= 2010"),
+]
+
+
 class SearchRequest(BaseModel):
     """Search for the images that match a text."""
 
@@ -95,6 +105,8 @@ class SearchRequest(BaseModel):
     k: Annotated[int, Field(ge=1, description="candidates that are reranked")] = 100
     top_k: Annotated[int, Field(ge=1, description="results that come back")] = 10
     min_score: MinScore = None
+    ids: Ids = None
+    where: Filter = None
 
 
 class CaptionsRequest(BaseModel):
@@ -106,6 +118,8 @@ class CaptionsRequest(BaseModel):
     k: Annotated[int, Field(ge=1, description="candidates that are reranked")] = 100
     top_k: Annotated[int, Field(ge=1, description="results that come back")] = 10
     min_score: MinScore = None
+    ids: Ids = None
+    where: Filter = None
 
 
 def parts_as_documents(documents: Any) -> Any:

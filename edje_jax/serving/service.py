@@ -56,8 +56,9 @@ class Service:
 
     def _search(self, jobs: list[SearchJob]) -> list[Answer]:
         queries = [job.query for job in jobs]
+        chosen = self.index.select(jobs[0].ids, jobs[0].where)
         found, seconds = search_images(
-            self.reranker.runtime, self.index, queries, jobs[0].k, self.reranker.calibration
+            self.reranker.runtime, self.index, queries, jobs[0].k, self.reranker.calibration, chosen
         )
         return [Answer(one, seconds) for one in found]
 
@@ -65,9 +66,11 @@ class Service:
         rows = np.array([job.image for job in jobs])
         tokens = np.asarray(unpack(self.index.tokens[rows]), np.float32)
         reranker, k = self.reranker, jobs[0].k
+        chosen = self.index.select(jobs[0].ids, jobs[0].where)
         found, seconds = search_texts(
-            reranker.runtime, self.index, tokens, self._stored(rows), k, reranker.calibration
-        )
+            reranker.runtime, self.index, tokens, self._stored(rows), k, reranker.calibration,
+            chosen,
+        )  # fmt: skip
         return [Answer(one, seconds) for one in found]
 
     def _stored(self, rows: Int[np.ndarray, " n"]) -> Embedded:
@@ -146,7 +149,7 @@ class Service:
         """Captions spread over the index, to try the search with; none where there are none."""
         captions = self.index.store.captions
         step = max(len(captions) // count, 1)
-        return [caption for _, caption in captions[::step][:count]]
+        return [captions[i][1] for i in range(0, len(captions), step)[:count]]
 
     def warm(self, ks: Sequence[int] = (10, 20, 50, 100, 200)) -> None:
         """Compile what requests will ask for, so that none of them waits for that.
@@ -162,7 +165,7 @@ class Service:
         runtime.warm(np.zeros((1, manifest.num_tokens, manifest.width), np.float32))
         runtime.warm_images()
         searched = [self.index.searched_images]
-        if self.index.store.captions:
+        if len(self.index.store.captions):
             searched.append(self.index.searched_captions)
         for one in searched:
             for depth in {one.depth(k) for k in ks}:

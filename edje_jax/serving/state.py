@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Any, TypeVar
@@ -18,6 +18,35 @@ from edje_jax.serving.monitor import Monitor
 from edje_jax.serving.service import Service
 
 Result = TypeVar("Result")
+
+REPLACEMENT = "\ufffd"
+"""Character that stands for half of a surrogate pair."""
+
+
+class ImageOfAnswer(Mapping[str, int]):
+    """Images by their ids, or by these as answers write them, if they are no whole characters."""
+
+    def __init__(self, store: Store):
+        self._store, self._known = store, store.image_of_id
+
+    def __getitem__(self, id: str) -> int:
+        number = self._known.get(id)
+        if number is None and REPLACEMENT in id:
+            number = self._odd.get(id)
+        if number is None:
+            raise KeyError(id)
+        return number
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._known)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    @cached_property
+    def _odd(self) -> dict[str, int]:
+        odd = self._store.odd_images()
+        return {whole_characters(self._store.row(image).id): image for image in odd}
 
 
 @dataclass
@@ -41,11 +70,9 @@ class State:
         return self.service.index.store
 
     @cached_property
-    def image_of_id(self) -> dict[str, int]:
+    def image_of_id(self) -> Mapping[str, int]:
         """Id -> image of the index, also as answers write an id that is no whole characters."""
-        numbers = self.store.image_of_id
-        odd = {whole_characters(name): number for name, number in numbers.items()}
-        return numbers | odd if odd.keys() - numbers.keys() else numbers
+        return ImageOfAnswer(self.store)
 
     async def compute(self, job: Job) -> Any:
         """Compute a job, and return its result.
@@ -79,9 +106,9 @@ class State:
         Raises:
             HTTPException: 404 where there is none.
         """
-        if name not in self.image_of_id:
+        if (number := self.image_of_id.get(name)) is None:
             raise HTTPException(404, "no such image in this index")
-        return self.image_of_id[name]
+        return number
 
 
 def _state(request: Request) -> State:

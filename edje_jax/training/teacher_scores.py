@@ -188,14 +188,14 @@ def _aligned(teacher: Teacher, store: Store) -> Teacher:
     """
     if teacher.store is store:
         return teacher
-    known = teacher.store.image_of_id
     ids = [store.row(image).id for image in range(len(store))]
-    if missing := [name for name in ids if name not in known]:
+    rows = teacher.store.image_of_id.find(ids)
+    if missing := [ids[image] for image in np.flatnonzero(rows < 0)]:
         raise ValueError(
             f"{teacher.store.folder}: lacks {len(missing)} of the images of {store.folder}, such as"
             f" {missing[0]}; delete it, so that it is made anew"
         )
-    return dataclasses.replace(teacher, rows=np.array([known[name] for name in ids], np.int64))
+    return dataclasses.replace(teacher, rows=rows)
 
 
 class _Tokens:

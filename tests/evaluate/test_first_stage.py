@@ -148,9 +148,9 @@ def test_an_approximate_first_stage_recalls_what_it_finds(world, monkeypatch, na
     kind = find_first_stage(name)
     nearest = kind.nearest
 
-    def losing(self, queries, k):
+    def losing(self, queries, k, allowed=None):
         """Five of what is near, and nothing more."""
-        near = nearest(self, queries, k)
+        near = nearest(self, queries, k, allowed)
         place = np.arange(near.rows.shape[1])
         return Nearest(near.similarities, np.where(place < 5, near.rows, -1))
 

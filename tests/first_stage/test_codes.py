@@ -27,11 +27,7 @@ def build(request, tmp_path) -> Build:
     if "stored" in request.param:
         kind = find_first_stage("faiss-binary-flat")
 
-        def stored(vectors: Vectors) -> FirstStage:
-            kind.build(vectors, tmp_path)
-            return kind.open(tmp_path)
-
-        return stored
+        return lambda vectors: kind.open(kind.build(vectors).write(tmp_path))
     return lambda vectors: Codes(vectors, request.param)
 
 
@@ -49,7 +45,7 @@ def assert_is_the_ranking_of_products(
     np.testing.assert_array_equal(found.rows, order)
     cosines = np.take_along_axis(products, order, axis=1) / (8 * rows.shape[1])
     np.testing.assert_array_equal(found.similarities, cosines.astype(np.float32))
-    assert (found.rows.dtype, found.similarities.dtype) == (np.int32, np.float32)
+    assert (found.rows.dtype, found.similarities.dtype) == (np.int64, np.float32)
 
 
 @pytest.mark.parametrize("bits", [64, 128, 2048])
@@ -91,6 +87,11 @@ def test_there_may_be_next_to_no_codes(build, count):
     assert stage.nearest(queries[:0], 5).rows.shape == (0, count)
 
 
+def test_beginnings_of_longer_codes_are_searched_as_they_lie(build):
+    rows = drawn(100, 128)
+    assert_is_the_ranking_of_products(build(rows[:, :8]), rows[:4, :8], rows[:, :8], 20)
+
+
 def test_projections_rank_alike_packed_and_saved_and_unpacked(build, tmp_path):
     x = np.random.default_rng(0).standard_normal((200, 64)).astype(np.float32)
     np.save(tmp_path / "codes.npy", pack(x))
@@ -119,8 +120,9 @@ def test_faiss_finds_nearly_the_same(name, tmp_path):
     noise = np.packbits(rng.random((3000, 256)) < 0.1, axis=1)
     rows = drawn(50, 256)[rng.integers(0, 50, 3000)] ^ noise
     queries = rows[:40] ^ np.packbits(rng.random((40, 256)) < 0.05, axis=1)
-    found = find_first_stage(name).build(rows, tmp_path).nearest(queries, 10)
-    stored = find_first_stage(name).open(tmp_path)
+    built = find_first_stage(name).build(rows)
+    found = built.nearest(queries, 10)
+    stored = find_first_stage(name).open(built.write(tmp_path))
     assert len(stored) == 3000
     for before, after in zip(found, stored.nearest(queries, 10), strict=True):
         np.testing.assert_array_equal(after, before)
@@ -138,7 +140,7 @@ def test_faiss_finds_nearly_the_same(name, tmp_path):
 def test_lists_that_run_out_leave_places_empty_at_the_end():
     pytest.importorskip("faiss")
     rows = drawn(2000, 64)
-    found = find_first_stage("faiss-binary-ivf").build(rows, None).nearest(rows[:5], 2000)
+    found = find_first_stage("faiss-binary-ivf").build(rows).nearest(rows[:5], 2000)
     assert found.rows.shape == (5, 2000)
     for similarities, order in zip(*found, strict=True):
         count = int((order >= 0).sum())
@@ -154,17 +156,81 @@ def test_rows_and_queries_that_are_no_codes_are_refused(name):
     kind = find_first_stage(name)
     assert kind.reads == "codes"
     with pytest.raises(ValueError, match=r"codes are uint8 .* not float32 \[0, 8\]; `pack` makes"):
-        kind.build(np.zeros((4, 8), np.float32), None)
-    stage = kind.build(drawn(100, 64), None)
+        kind.build(np.zeros((4, 8), np.float32))
+    stage = kind.build(drawn(100, 64))
     with pytest.raises(ValueError, match="of 64 bits are compared with 128 bits"):
         stage.nearest(drawn(2, 128), 3)
     with pytest.raises(ValueError, match=r"codes are uint8 \[n, bits / 8\], not float32"):
         stage.nearest(np.zeros((2, 8), np.float32), 3)
 
 
-def test_codes_are_built_not_opened(tmp_path):
-    with pytest.raises(FileNotFoundError, match="is built, not opened"):
-        Codes.open(tmp_path)
+def test_threads_share_the_codes_of_few_queries(monkeypatch):
+    """Pieces of 50 codes for each of four threads, with ties, and pieces of which none may be
+    found."""
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(codes, "PIECE", 50)
+    monkeypatch.setattr(codes, "usable_cores", lambda: 4)
+    rows = np.tile(drawn(51, 8), (4, 1))
+    stage, queries = Codes(rows, "faiss"), drawn(9, 8, seed=1)
+    for count in (1, 3, 4, 9):
+        for k in (1, 60, 300):
+            assert_is_the_ranking_of_products(stage, queries[:count], rows, k)
+    allowed = np.arange(204) >= 120
+    found, alone = (
+        stage.nearest(queries[:2], 70, allowed),
+        Codes(rows[120:]).nearest(queries[:2], 70),
+    )
+    np.testing.assert_array_equal(found.rows, alone.rows + 120)
+    np.testing.assert_array_equal(found.similarities, alone.similarities)
+
+
+@pytest.mark.parametrize("looked_past", [0, 5, 1000])
+def test_excluded_codes_are_looked_past_or_asked_about(build, monkeypatch, looked_past):
+    monkeypatch.setattr(codes, "EXCLUDED", looked_past)
+    rows, queries = drawn(400, 64), drawn(5, 64, seed=1)
+    stage = build(rows)
+    for excluded in (1, 5, 6, 390):
+        allowed = np.ones(400, bool)
+        allowed[np.random.default_rng(excluded).choice(400, excluded, replace=False)] = False
+        place = np.flatnonzero(allowed)
+        for k in (1, 30, 500):
+            found, alone = (
+                stage.nearest(queries, k, allowed),
+                Codes(rows[place], "numpy").nearest(queries, k),
+            )
+            np.testing.assert_array_equal(found.rows, place[alone.rows])
+            np.testing.assert_array_equal(found.similarities, alone.similarities)
+
+
+def test_lists_are_asked_for_more_until_enough_of_it_may_be_found():
+    """The nearest 400 of 500 codes may not be found, so that the first answers hold none."""
+    pytest.importorskip("faiss")
+    rows, query = drawn(500, 64), drawn(1, 64, seed=1)
+    stage = find_first_stage("faiss-binary-ivf").build(rows)
+    stage.effort = 500
+    order = Codes(rows, "numpy").nearest(query, 500).rows[0]
+    allowed = np.ones(500, bool)
+    allowed[order[:400]] = False
+    for k in (1, 10, 200):
+        np.testing.assert_array_equal(
+            stage.nearest(query, k, allowed).rows[0], order[400 : 400 + k]
+        )
+
+
+def test_codes_that_were_added_in_parts_are_one_file(tmp_path):
+    rows = drawn(90, 256)
+    stage = Codes.start(rows[:, :8])
+    for part in (rows[:40], rows[40:40], rows[40:]):
+        stage.add(part[:, :8])
+        assert_is_the_ranking_of_products(stage, rows[:3, :8], rows[: len(stage), :8], 50)
+    np.testing.assert_array_equal(np.load(stage.write(tmp_path)), rows[:, :8])
+    grown = Codes.open(tmp_path / "90.npy", grows=True)
+    grown.add(rows[:5, :8])
+    np.testing.assert_array_equal(
+        np.load(grown.write(tmp_path)), np.concatenate([rows, rows[:5]])[:, :8]
+    )
+    with pytest.raises(ValueError, match="of 64 bits are compared with 256 bits"):
+        grown.add(rows)
 
 
 def test_without_faiss_numpy_searches(monkeypatch):
@@ -175,6 +241,6 @@ def test_without_faiss_numpy_searches(monkeypatch):
 
 def test_a_binary_index_is_not_opened_as_one_of_embeddings(tmp_path):
     pytest.importorskip("faiss")
-    find_first_stage("faiss-binary-flat").build(drawn(10, 64), tmp_path)
+    file = find_first_stage("faiss-binary-flat").build(drawn(10, 64)).write(tmp_path)
     with pytest.raises(RuntimeError):
-        find_first_stage("faiss-flat").open(tmp_path)
+        find_first_stage("faiss-flat").open(file)

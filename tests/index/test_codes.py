@@ -129,10 +129,10 @@ def test_a_graph_over_codes_is_stored_under_its_length(index, monkeypatch):
     folder = index / "first-stage" / f"{name}-64"
     assert sorted(path.name for path in folder.iterdir()) == ["caption_codes", "codes"]
 
-    def building_again(vectors, folder):
+    def building_again(vectors):
         raise AssertionError("built, though it is stored")
 
-    monkeypatch.setattr(find_first_stage(name), "build", building_again)
+    monkeypatch.setattr(find_first_stage(name), "start", building_again)
     again = ImageIndex.open(index, first_stage=name).images.nearest(queries, 3)
     np.testing.assert_array_equal(again.rows, found.rows)
     with pytest.raises(AssertionError, match="built, though"):

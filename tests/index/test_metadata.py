@@ -6,8 +6,8 @@ import sys
 
 import numpy as np
 import pytest
-
 from edje_jax.index.mapped_files import map_bytes
+
 from edje_jax.index.metadata import (
     check_names,
     join_tables,
@@ -17,6 +17,7 @@ from edje_jax.index.metadata import (
     open_metadata,
     take_rows,
 )
+from edje_jax.index.where import Where
 
 pa = pytest.importorskip("pyarrow")
 
@@ -47,6 +48,17 @@ def test_without_images_there_is_a_table_too():
     table, faults = metadata_table([], NAMES)
     assert (table.num_rows, table.column_names, faults) == (0, NAMES, [])
     assert open_metadata(np.frombuffer(metadata_file(table), np.uint8)).equals(table)
+
+
+def test_without_names_a_table_has_rows_and_filters_by_id():
+    table, _ = metadata_table(ROWS, [])
+    third = np.arange(4) == 2
+    for each in (table, open_metadata(np.frombuffer(metadata_file(table), np.uint8))):
+        assert (each.num_rows, each.column_names) == (4, [])
+        found = Where.parse("id == 'c' or year == 2010").mask(each, lambda _: third)
+        assert found.tolist() == third.tolist()
+        assert take_rows(each, third).num_rows == 1
+    assert join_tables([table, table])[0].num_rows == 8
 
 
 @pytest.mark.parametrize(
@@ -125,10 +137,31 @@ def test_equal_tables_are_equal_files():
 def test_a_damaged_file_is_refused():
     data = np.frombuffer(metadata_file(metadata_table(ROWS, NAMES)[0]), np.uint8)
     for count in (0, 1, 7, 100, len(data) // 2, len(data) - 1):
-        with pytest.raises(ValueError, match="no whole Arrow file"):
+        with pytest.raises(ValueError, match="no whole file of metadata"):
             open_metadata(data[:count])
-    with pytest.raises(ValueError, match="no whole Arrow file"):
+    with pytest.raises(ValueError, match="no whole file of metadata"):
         open_metadata(np.zeros(1000, np.uint8))
+    other = metadata_file(pa.table({"day": pa.array([0], pa.date32())}))
+    with pytest.raises(ValueError, match='column "day" is of type date32'):
+        open_metadata(np.frombuffer(other, np.uint8))
+
+
+def test_bytes_that_were_changed_lead_nowhere_else_in_memory():
+    whole = np.frombuffer(metadata_file(metadata_table(ROWS * 20, NAMES)[0]), np.uint8)
+    filters = [Where.parse(text) for text in ("year > 3", "license < 'd'", "is_free == true")]
+    random = np.random.default_rng(0)
+    refused = 0
+    for _ in range(500):
+        data = whole.copy()
+        data[random.integers(len(data), size=2)] = random.integers(256, size=2)
+        try:
+            table = open_metadata(data)
+        except ValueError:
+            refused += 1
+            continue
+        for where in filters:
+            assert len(where.mask(table)) == table.num_rows
+    assert 100 < refused < 490
 
 
 @pytest.mark.parametrize(

@@ -214,7 +214,8 @@ def half(self, path, name):
 
 RemoteFolder.put = half
 building.SHARD_ROWS, building.PART_ROWS, building.BATCH = 5, 2, 2
-building.build(CODED, CODED_STAMP, Colours(12), "colours", RemoteFiles(sys.argv[1], Path(sys.argv[2])))
+files = RemoteFiles(sys.argv[1], Path(sys.argv[2]))
+building.build(CODED, CODED_STAMP, Colours(12), "colours", files)
 """
 
 

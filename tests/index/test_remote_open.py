@@ -217,7 +217,7 @@ from edje_jax.index.files import RemoteFiles
 from edje_jax.index.store import Store
 
 store = Store(RemoteFiles(sys.argv[1], Path(sys.argv[2])))
-print(store.tokens(np.arange(len(store))).columns["tokens"].astype(np.float32).sum())
+print(float(store.tokens(np.arange(len(store))).columns["tokens"].astype(np.float32).sum()))
 """
 
 
@@ -231,7 +231,7 @@ def test_processes_share_a_cache(local, tmp_path):
     ]
     read = {reader.communicate()[0] for reader in readers}
     expected = Store(local).tokens(np.arange(11)).columns["tokens"].astype(np.float32).sum()
-    assert read == {f"{expected}\n"}
+    assert read == {f"{float(expected)}\n"}
     names = [path.name for path in tmp_path.glob("cache/*/large/*")]
     assert len(names) == 3 and not [name for name in names if name.endswith(".tmp")]
 

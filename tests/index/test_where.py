@@ -1,7 +1,9 @@
 """Filters: the language, its mistakes, nulls as in SQL, and Milvus' form of it."""
 
 import random
+import re
 import sqlite3
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,6 +86,13 @@ def test_a_filter_lets_rows_through(text, rows):
 )
 def test_whole_numbers_and_others_are_compared_by_value(text, rows):
     assert fits(text) == rows
+
+
+def test_zero_is_zero():
+    table, _ = metadata_table([{"w": 0.0}, {"w": -0.0}, {"w": 1.5}], ["w"])
+    for text in ("w == 0", "w == -0.0", "w in [0, 9]", "w in [-0.0]", "w < 1.5", "w >= -0.0"):
+        expected = [True, True, text.startswith("w >=")]
+        assert Where.parse(text).mask(table).tolist() == expected, text
 
 
 def test_whole_numbers_are_compared_to_the_last_digit():
@@ -332,6 +341,26 @@ def test_a_mistake_is_named_with_its_column_and_the_remedy(text, message):
     told = str(caught.value)
     assert "\n" not in told and len(told) < 600
     told.encode()
+
+
+def test_the_messages_on_the_page_are_those_of_the_code():
+    page = (Path(__file__).parents[2] / "docs" / "guide" / "search.md").read_text("utf-8")
+    (block,) = re.findall(r"^```text\n(where .*?)^```", page, re.DOTALL | re.MULTILINE)
+    for line in block.splitlines():
+        text = line.removeprefix("where ").split(": column")[0]
+        with pytest.raises(BadWhere) as caught:
+            Where.parse(text).check([{"year": "integer", "license": "text"}])
+        assert str(caught.value) == line
+
+
+def test_the_filters_on_the_page_can_be_read():
+    page = (Path(__file__).parents[2] / "docs" / "guide" / "search.md").read_text("utf-8")
+    (table,) = re.findall(r"^\| written \|.*?\n\n", page, re.DOTALL | re.MULTILINE)
+    written = " ".join(row.split("|")[1] for row in table.splitlines()[2:-1])
+    filters = re.findall(r"`(\w[^`]* [^`]*)`", written)
+    assert len(filters) > 8
+    for text in filters:
+        Where.parse(re.sub(r"\b[AB]\b", "year == 1", text))
 
 
 def test_a_filter_has_so_many_comparisons_at_most():

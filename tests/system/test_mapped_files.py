@@ -16,10 +16,10 @@ from edje_jax.data.sources.folder import Folder
 from edje_jax.index import build as building
 from edje_jax.index.build import BuildOptions, build
 from edje_jax.index.maintain import compact, remove
-from edje_jax.system.mapped_files import map_array, map_bytes
 from edje_jax.index.shard_files import BadStore, map_file
 from edje_jax.index.store import Store, verify
 from edje_jax.scenes.shapes import Shapes
+from edje_jax.system.mapped_files import map_array, map_bytes
 
 SHARDS = 40
 

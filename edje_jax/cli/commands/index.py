@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from edje_jax.cli.commands.search import CacheOptions, FirstStageName
+from edje_jax.cli.commands.search import CacheOptions, IndexStageName
 from edje_jax.cli.commands.subcommand import subcommand
-from edje_jax.config.model import TokenDtype
+from edje_jax.config.model import EmbeddingDtype, TokenDtype
 
 if TYPE_CHECKING:
     from edje_jax.index.files import IndexFiles
@@ -24,6 +24,7 @@ class IndexBuild(CacheOptions):
     Examples:
         edje index build runs/coco/model photos/ --out photos.index
         edje index build runs/coco/model blip:captions.json --out coco.index --token-dtype int8
+        edje index build runs/coco/model blip:photos.json --out photos.index --metadata year license
         edje index build runs/coco/model photos/ --out photos.index --shard 0/4      # of 4 machines
         edje index build runs/coco/model photos/ --out s3://bucket/photos.index
     """
@@ -36,6 +37,11 @@ class IndexBuild(CacheOptions):
     """Folder of the index, or its URL."""
     token_dtype: TokenDtype = "bfloat16"
     """Data type of stored tokens: 2 bytes a number, 1 or a half."""
+    embedding_dtype: EmbeddingDtype = "float32"
+    """Data type of stored embeddings, of images and captions: 4 bytes a number, 2 or 1."""
+    metadata: tuple[str, ...] | None = None
+    """Names of values of the SPEC that are kept, for --where (default: as the index has it, or
+    none)."""
     shard: str | None = None
     """i/n: build the i-th of n shares (from 0); the last to finish completes the index (default:
     the share of this process in an MPI, Slurm or torchrun job, or else all)."""
@@ -50,7 +56,7 @@ class IndexBuild(CacheOptions):
     """Drop images that are no longer in the set; without it, they keep answering."""
     restore: bool = False
     """Take images in again that were removed with `edje index remove`."""
-    first_stage: FirstStageName | None = None
+    first_stage: IndexStageName | None = None
     """First stage to build as well, once the index is complete (default: a search that asks for one
     builds it)."""
     bits: int | None = None
@@ -62,8 +68,8 @@ class IndexBuild(CacheOptions):
 
         check_first_stage(self.model, self.first_stage, self.bits)
         options = BuildOptions(
-            self.token_dtype, workers=self.workers, max_bad=self.max_bad,
-            prune=self.prune, restore=self.restore,
+            self.token_dtype, self.embedding_dtype, self.metadata,
+            workers=self.workers, max_bad=self.max_bad, prune=self.prune, restore=self.restore,
         )  # fmt: skip
         out = _files(self.out, self)
         is_complete = build(self.model, self.images, out, options, self.shard, self.image_root)
@@ -73,9 +79,11 @@ class IndexBuild(CacheOptions):
 
 @dataclass(frozen=True)
 class IndexFirstStage(CacheOptions):
-    """Build a first stage from what an index stores, and keep it there.
+    """Build a first stage from what an index stores and keep it there, or extend one.
 
     A search that asks for a first stage which is not there builds it too, and takes that long.
+    Images that are added later are searched one by one until this command has run again. One that
+    was killed goes on where it was stored last.
 
     Examples:
         edje index first-stage photos.index faiss-hnsw
@@ -84,7 +92,7 @@ class IndexFirstStage(CacheOptions):
 
     index: tyro.conf.Positional[str]
     """Folder of the index, or its URL."""
-    name: tyro.conf.Positional[FirstStageName]
+    name: tyro.conf.Positional[IndexStageName]
     """First stage to build."""
     bits: int | None = None
     """Length of the codes that it compares (default: the longest)."""
@@ -152,7 +160,9 @@ class IndexRemove(CacheOptions):
 
 @dataclass(frozen=True)
 class IndexCompact(CacheOptions):
-    """Write the shards anew that hold removed, changed or dropped images, without these.
+    """Leave out removed, changed and dropped images for good, and merge small shards.
+
+    An index that an older version wrote is brought up to date. Nothing is encoded again.
 
     Examples:
         edje index compact photos.index

@@ -5,12 +5,24 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from edje_jax.first_stage.registry import FIRST_STAGES
+from edje_jax.first_stage.registry import FIRST_STAGES, check_first_stage
 
 if TYPE_CHECKING:
     FirstStageName = str
 else:
     FirstStageName = Literal[*FIRST_STAGES]
+
+IndexStageName = Annotated[
+    str,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="{" + ",".join(FIRST_STAGES) + ",milvus:URI}",
+        instance_from_str=lambda words: check_first_stage(words[0]),
+        is_instance=lambda value: isinstance(value, str),
+        str_from_instance=lambda value: [value],
+    ),
+]
+"""Name of a first stage: one of `registry.FIRST_STAGES`, or milvus: and an address."""
 
 Text = Annotated[
     str | None,
@@ -44,6 +56,7 @@ class Search(CacheOptions):
         edje search photos.index "two dogs on a beach"
         edje search photos.index "two dogs on a beach" --k 200 --top 5 --json
         edje search photos.index "two dogs on a beach" --min-score 0.5
+        edje search photos.index "two dogs" --where "year >= 2010 and license == 'cc-by'"
         edje search coco.index --image dog.jpg
         edje search s3://bucket/photos.index "two dogs on a beach" --cache /fast/disk
     """
@@ -60,6 +73,10 @@ class Search(CacheOptions):
     """Results to show."""
     min_score: float | None = None
     """Least score of a result, from 0 to 1: "nothing matches" is an answer then."""
+    ids: str | None = None
+    """File with an id on every line: only these images are searched."""
+    where: Text = None
+    """Filter by metadata: only images are searched for which it holds."""
     json: bool = False
     """Write results as JSON and nothing else."""
     details: bool = False
@@ -68,7 +85,7 @@ class Search(CacheOptions):
     """Present path of the index's model, if it was moved (default: where it was then)."""
     tokens_on: Literal["disk", "host", "device"] = "disk"
     """Memory that holds the tokens while the index is open."""
-    first_stage: FirstStageName = "exact"
+    first_stage: IndexStageName = "exact"
     """Search that finds the candidates; most are built once and kept in the index."""
     bits: int | None = None
     """Length of the codes that a first stage of codes compares (default: the longest)."""
@@ -111,7 +128,7 @@ class Serve(CacheOptions):
     """Present path of the index's model, if it was moved (default: where it was then)."""
     tokens_on: Literal["disk", "host", "device"] = "disk"
     """Memory that holds the tokens."""
-    first_stage: FirstStageName = "exact"
+    first_stage: IndexStageName = "exact"
     """Search that finds the candidates; most are built once and kept in the index."""
     bits: int | None = None
     """Length of the codes that a first stage of codes compares (default: the longest)."""

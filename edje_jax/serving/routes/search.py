@@ -5,6 +5,7 @@ from dataclasses import asdict
 
 from fastapi import APIRouter, HTTPException
 
+from edje_jax.index.where import BadWhere, Where
 from edje_jax.search.results import to_results
 from edje_jax.serving.jobs import CaptionsJob, SearchJob
 from edje_jax.serving.json_body import JsonRoute
@@ -18,7 +19,7 @@ from edje_jax.serving.schemas import (
     SearchRequest,
     Seconds,
 )
-from edje_jax.serving.state import Shared, check_at_most
+from edje_jax.serving.state import Shared, State, check_at_most
 
 router = APIRouter(route_class=JsonRoute)
 
@@ -28,7 +29,9 @@ async def search(asked: SearchRequest, state: Shared) -> SearchAnswer:
     """Images of the index for a text."""
     check_at_most("k", asked.k, state.limits.k, "--max-k")
     began = time.perf_counter()
-    answer = await state.compute(SearchJob(asked.query, asked.k))
+    answer = await state.compute(
+        SearchJob(asked.query, asked.k, _ids(asked), _filter(asked, state))
+    )
     state.monitor.answer(answer.seconds, len(answer.found.rows))
     service = state.service
     found = service.results(answer.found, asked.top_k, asked.min_score)
@@ -46,9 +49,11 @@ async def captions(asked: CaptionsRequest, state: Shared) -> CaptionsAnswer:
     """Captions of the index for one of its images."""
     check_at_most("k", asked.k, state.limits.k, "--max-k")
     began = time.perf_counter()
-    if not state.store.captions:
+    if not len(state.store.captions):
         raise HTTPException(422, "the images of this index have no captions")
-    answer = await state.compute(CaptionsJob(state.number(asked.id), asked.k))
+    answer = await state.compute(
+        CaptionsJob(state.number(asked.id), asked.k, _ids(asked), _filter(asked, state))
+    )
     state.monitor.answer(answer.seconds, len(answer.found.rows))
     results = []
     for row, scores in to_results(answer.found, asked.top_k, asked.min_score):
@@ -60,3 +65,21 @@ async def captions(asked: CaptionsRequest, state: Shared) -> CaptionsAnswer:
         results=results,
         seconds=Seconds(**asdict(answer.seconds), total=time.perf_counter() - began),
     )
+
+
+def _ids(asked: SearchRequest | CaptionsRequest) -> tuple[str, ...] | None:
+    return None if asked.ids is None else tuple(asked.ids)
+
+
+def _filter(asked: SearchRequest | CaptionsRequest, state: State) -> str | None:
+    """Filter of a request, once it is known to fit the index.
+
+    Raises:
+        HTTPException: 422 where it cannot be read, or does not fit.
+    """
+    if asked.where is not None:
+        try:
+            Where.parse(asked.where).check(state.store.metadata_kinds)
+        except BadWhere as error:
+            raise HTTPException(422, f"where: {error}") from None
+    return asked.where

@@ -238,7 +238,7 @@ def _check_prior(model: Model, config: FirstStageRun) -> None:
 
 def _check_captions(store: Store, config: FirstStageRun) -> None:
     """Raise an error if a set has nothing to learn from."""
-    if not store.captions:
+    if not len(store.captions):
         raise ValueError(
             f"--data.train {config.data.train}: no captions in it, which heads learn from"
         )

@@ -143,7 +143,9 @@ def test_processes_share_what_the_teacher_scored(workdir, trained):
 def test_scores_of_captions_that_changed_are_not_taken(workdir, trained, monkeypatch):
     runtime = Reranker.from_pretrained(trained, precision="float32").runtime
     store = Store(workdir / "index")
-    store.shards[0].rows[0].captions[0] += " changed"
+    row, first = Store.row, store.row(0)
+    changed = first._replace(captions=[f"{text} changed" for text in first.captions])
+    monkeypatch.setattr(Store, "row", lambda store, image: row(store, image) if image else changed)
     with pytest.raises(ValueError, match=r"keeps scores of another kind \(set differ\)"):
         teacher_scores(workdir / "teacher", store, Teacher(runtime, store), 4)
 
