@@ -240,11 +240,13 @@ class RemoteFiles:
                 self._cache.keep(path, file)
 
     def stages(self) -> list[str]:
-        return [
+        folders = [
             f"{STAGES}/{name}/{column}"
             for name in self._remote.names(folder=STAGES)
             for column in self._remote.names(folder=f"{STAGES}/{name}")
         ]
+        # Some file systems keep folders in which nothing is left.
+        return [folder for folder in folders if self._remote.names("stamp.json", folder)]
 
     def fetch_stage(self, stage: str, is_wanted: Callable[[dict[str, Any]], bool]) -> None:
         try:

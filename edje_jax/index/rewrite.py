@@ -82,7 +82,9 @@ def rewrite_words(
             of_text = dict(zip(previous, rows_before, strict=True))
             of_text |= dict(zip(unknown, made[name], strict=True))
             array = np.array([of_text[text] for text in texts], rows_before.dtype)
-            write_array(renewed(name), array.reshape(-1, *rows_before.shape[1:]))
+            write_array(
+                renewed(name_of(record, name, index)), array.reshape(-1, *rows_before.shape[1:])
+            )
     entries = {path.name: file_entry(path) for path in written}
     index.publish(entries)
     index.release(entries)

@@ -304,7 +304,7 @@ def test_a_first_stage_that_is_damaged_there_is_built_here(url, tmp_path, caplog
     publish_first_stage(first.store, "faiss-hnsw", "embeddings")
     remote, stage = RemoteFolder(url), "first-stage/faiss-hnsw/embeddings"
     (name,) = set(remote.names(folder=stage)) - {"stamp.json"}
-    remote.write(f"{stage}/{name}", remote.read(f"{stage}/{name}")[:-1] + b"?")
+    remote.write(f"{stage}/{name}", b"?" + remote.read(f"{stage}/{name}")[1:])
     with caplog.at_level(logging.WARNING):
         opened = ImageIndex.open(url, first_stage="faiss-hnsw", cache=tmp_path / "other")
         found = opened.images.nearest(CODED.embed_texts(TEXTS), 4)
