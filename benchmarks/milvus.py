@@ -44,7 +44,7 @@ def main() -> None:
     )
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--k", type=int, default=100)
-    parser.add_argument("--filter-shares", type=float, nargs="+", default=[0.5, 0.01])
+    parser.add_argument("--filter-shares", type=float, nargs="*", default=[0.5, 0.01])
     parser.add_argument("--out", default="", help="JSON file to write")
     options = parser.parse_args()
     drawn = clustered(options.rows + options.queries, options.width)

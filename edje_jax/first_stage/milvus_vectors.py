@@ -21,13 +21,24 @@ KINDS: dict[Reads, tuple[IndexKind, ...]] = {
     "embeddings": ("HNSW", "FLAT", "IVF_FLAT"),
     "codes": ("BIN_FLAT", "BIN_IVF_FLAT"),
 }
-"""Indexes by the rows that they compare, the one that is built unless another is named first."""
+"""Indexes by the rows that they compare."""
 
 SENT_BYTES = 8 << 20
 """Bytes of vectors that are sent at once: a server takes 64 MiB, metadata included."""
 SENT_ROWS = 4096
 MOST_LISTS = 65_536
 """Most lists of an inverted file that a server builds."""
+
+
+def default_kind(reads: Reads, is_file: bool) -> IndexKind:
+    """Index that is built unless another is named.
+
+    Milvus Lite goes through all rows of a file at every search, a graph or not, and follows a graph
+    without regard to filters: comparing all rows is exact there, and about as fast.
+    """
+    if reads == "codes":
+        return "BIN_FLAT"
+    return "FLAT" if is_file else "HNSW"
 
 
 class VectorRows(NamedTuple):

@@ -1,7 +1,7 @@
 """Collections of Milvus against NumPy: in a file, and on a server that EDJE_TEST_MILVUS names
 (http://127.0.0.1:19530), where there is one.
 
-Covers first_stage/milvus.py, first_stage/milvus_address.py, first_stage/milvus_table.py and
+Covers first_stage/milvus_address.py, first_stage/milvus_table.py and
 first_stage/milvus_vectors.py.
 """
 
@@ -20,7 +20,7 @@ pytest.importorskip("milvus_lite")
 from edje_jax.first_stage import milvus
 from edje_jax.first_stage.milvus import MilvusCollection, StaleCollection, Synced
 from edje_jax.first_stage.milvus_address import MilvusAddress
-from edje_jax.first_stage.milvus_vectors import VectorIndex, VectorRows
+from edje_jax.first_stage.milvus_vectors import VectorIndex, VectorRows, default_kind
 from edje_jax.first_stage.packing import hamming, hamming_similarity
 
 SHARD = 7 << 32
@@ -80,7 +80,7 @@ def collection(uri):
 def graph(uri):
     """Collection with a graph, that tests only search."""
     with MilvusCollection.open(uri, uuid.uuid4().hex, "embeddings") as made:
-        made.sync(blocks(unit(ROWS)), {"rows": ROWS})
+        made.sync(blocks(unit(ROWS)), {"rows": ROWS}, "HNSW")
         yield made
         made.drop()
 
@@ -118,7 +118,7 @@ def test_a_graph_is_built_as_it_was_asked_for(graph):
 def test_a_graph_finds_nearly_all_and_lists_most(collection):
     embeddings, queries = unit(10_000), unit(50, seed=1)
     truth = expected(queries @ embeddings.T, 100)
-    collection.sync(blocks(embeddings, size=4096), {"rows": 10_000})
+    collection.sync(blocks(embeddings, size=4096), {"rows": 10_000}, "HNSW")
     assert recall(collection.nearest(queries, 100).rows, truth) >= 0.98
     same = Synced(10_000, 0, 0)
     assert collection.sync(blocks(embeddings), {"rows": 10_000}, "IVF_FLAT") == same
@@ -242,7 +242,7 @@ with MilvusCollection.open(*sys.argv[1:]) as collection:
 
 def run(code: str, *arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
 def test_what_was_killed_goes_on_and_is_found_by_the_next_process(uri, tmp_path):
@@ -378,6 +378,11 @@ def test_a_milvus_that_is_not_there_is_told_in_a_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pymilvus", None)
     with pytest.raises(ModuleNotFoundError, match=r"edje-jax\[milvus\]"):
         MilvusCollection.open(f"milvus:{tmp_path}/a.db", "one", "embeddings")
+
+
+def test_a_file_is_searched_exactly_and_a_server_by_a_graph():
+    assert default_kind("embeddings", True) == "FLAT" and default_kind("codes", True) == "BIN_FLAT"
+    assert default_kind("embeddings", False) == "HNSW"
 
 
 def test_lists_follow_the_number_of_rows():
