@@ -43,6 +43,7 @@ def serve(asked: Any) -> None:
     _check_origins(asked.cors_origin)
     listening = listen(asked.host, asked.port)
     index = open_index(asked)
+    index.store.fetch()
     reranker = model_of(index, asked.model)
     check_model(index.store, reranker.stamp)
     app = make_app(

@@ -15,7 +15,7 @@ import threading
 import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -65,6 +65,7 @@ class FileCache:
         """Copies that are about to be opened by this process."""
         self._is_over = False
         """Whether such copies keep others from having room."""
+        self._is_told = False
 
     def place(self, file: RemoteFile) -> Path:
         """Path that the copy of a file has, or will have."""
@@ -139,7 +140,8 @@ class FileCache:
 
     def keep(self, path: Path, file: RemoteFile) -> None:
         """Take a file of this machine over as the copy of one that was sent there."""
-        os.replace(path, self.place(file))
+        with suppress(FileNotFoundError):  # Another process has cleared it away
+            os.replace(path, self.place(file))
 
     def _lock(self, path: Path) -> Path:
         return self.folder / "locks" / str(zlib.crc32(path.name.encode()) % LOCKS)
@@ -173,7 +175,15 @@ class FileCache:
         """Delete the least recently used large copies, all but `kept` of them if need be, so that
         so many bytes have room as well."""
         large = sorted(_copies(self.folder / "large"))
-        total = size + sum(one[1] for one in (*large, *_copies(self.folder / "small")))
+        small = sum(bytes for _, bytes, _ in _copies(self.folder / "small"))
+        if small > self.limit and not self._is_told:
+            self._is_told = True
+            log.warning(
+                "%s: files that are always kept take %.1f GB of the %g GB that --cache-gigabytes"
+                " allows, so that no tokens stay: allow more", self.folder, small / 1e9,
+                self.limit / 1e9,
+            )  # fmt: skip
+        total = size + small + sum(bytes for _, bytes, _ in large)
         for _, bytes, path in large[: len(large) - kept]:
             if total > self.limit and path not in self._used:
                 path.unlink(missing_ok=True)

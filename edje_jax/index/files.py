@@ -236,7 +236,7 @@ class RemoteFiles:
             file, path = _remote_file(name, entry), self.folder / name
             if file.is_large:
                 path.unlink(missing_ok=True)
-            elif path.exists():
+            else:
                 self._cache.keep(path, file)
 
     def stages(self) -> list[str]:

@@ -41,13 +41,13 @@ from jaxtyping import Int
 
 from edje_jax.index.column import Column
 from edje_jax.index.embeddings import from_stored
-from edje_jax.index.files import IndexFiles, files_of
+from edje_jax.index.files import LARGE, IndexFiles, files_of
 from edje_jax.index.gone import gone_rows
 from edje_jax.index.manifest import Manifest
 from edje_jax.index.metadata import Kind, kinds_of
 from edje_jax.index.places import Places
 from edje_jax.index.shard import Shard, find_rows, open_shards
-from edje_jax.index.shard_files import BadStore, ImageRecord, name_of
+from edje_jax.index.shard_files import BadStore, ImageRecord, kind_of, name_of
 from edje_jax.models.token_formats import PackedTokens
 
 EMBEDDINGS = ("embeddings", "captions")
@@ -143,6 +143,17 @@ class Store:
         """Rows of shards that captions lie in."""
         gone = [shard.gone_captions() for shard in self.shards]
         return Places([shard.num_captions for shard in self.shards], gone)
+
+    def fetch(self) -> None:
+        """Have all files of a remote index here but those of tokens and thumbnails, so that no
+        search waits for them.
+
+        Raises:
+            BadStore, OSError: see `FileCache.path`.
+        """
+        shards = self.manifest.shards
+        kinds = {kind_of(name) for record in shards for name in record["files"]}
+        self.files.prepare(shards, sorted(kinds - LARGE))
 
     def captions_of(self, images: Int[np.ndarray, " n"]) -> Int[np.ndarray, " c"]:
         """Numbers of the captions of some images, image by image."""

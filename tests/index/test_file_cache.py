@@ -88,6 +88,14 @@ def test_the_least_recently_used_large_files_make_room(remote, tmp_path, fetched
     assert held(cache) == {name(5), name(1), name(2)} and fetched.count(name(1)) == 2
 
 
+def test_a_limit_below_what_is_always_kept_is_told_once(remote, tmp_path, caplog):
+    cache = FileCache(remote, tmp_path / "cache", SIZE)
+    for _ in range(2):
+        cache.prepare([file(number, is_large=False) for number in range(3)])
+        assert cache.use(file(4), Path.read_bytes) == content(4)
+    assert caplog.text.count("allow more") == 1 and held(cache) == {name(i) for i in (0, 1, 2, 4)}
+
+
 @pytest.mark.parametrize("files", [0.5, 1, 2.5])
 def test_the_limit_holds_while_many_threads_read_more_than_it_allows(remote, tmp_path, files):
     cache = FileCache(remote, tmp_path / "cache", int(files * SIZE))

@@ -146,6 +146,10 @@ def test_files_are_fetched_when_they_are_needed_and_once(url, tmp_path, fetched)
         act()
         assert len(fetched) == len(expected)
     fetched.clear()
+    store.fetch()
+    small = {"captions", "codes", "caption_codes", "rows"}
+    assert kinds(fetched) == small and "codes-00000.npy" in fetched and len(fetched) == 8
+    fetched.clear()
     again = Store(RemoteFiles(url, tmp_path / "cache"))
     again.tokens(np.array([1, 9])), again.row(2), again.embeddings[:]
     assert fetched == []
