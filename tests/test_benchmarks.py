@@ -1,9 +1,12 @@
 """Every benchmark can be imported, and tells its options."""
 
+import importlib
+import json
 import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -26,3 +29,40 @@ def test_a_benchmark_tells_its_options(script, monkeypatch, capsys):
         pytest.skip(str(error))
     told = capsys.readouterr().out
     assert stop.value.code == 0 and told.startswith(f"usage: {script.name}") and "--out" in told
+
+
+def test_scalability_finds_what_numpy_finds(monkeypatch):
+    """Vectors that come in blocks are searched as all at once; longer codes lose less."""
+    monkeypatch.syspath_prepend(FOLDER)
+    monkeypatch.setattr(importlib.import_module("scalability_indexes"), "BLOCK", 100)
+    scalability = importlib.import_module("scalability")
+    monkeypatch.setattr(scalability, "BLOCK", 100)
+    base = scalability.Synthetic(16).base(250, 20)
+    blocks = list(base.blocks())
+    assert [len(block) for block in blocks] == [100, 100, 50]
+    flat = scalability.StreamedFlat(base.queries, 5)
+    for number, block in enumerate(blocks):
+        flat.add(block, 100 * number)
+    expected = np.argsort(-base.queries @ np.concatenate(blocks).T, axis=1)[:, :5]
+    np.testing.assert_array_equal(flat.rows, expected)
+    options = scalability.parser().parse_args(["--bits", "8,512", "--graphs-up-to", "0.2k"])
+    result = {"rows": [], "left_out": [], "sets": []}
+    scalability.study(base, options, result)
+    rows = {(row["index"], row["bits"]): row for row in result["rows"]}
+    assert [*rows] == [
+        ("flat", None), *((f"binary-{kind}", bits) for bits in (8, 512) for kind in ("flat", "ivf"))
+    ]  # fmt: skip
+    assert [row["index"] for row in result["left_out"]] == ["hnsw", *2 * ["binary-hnsw"]]
+    assert rows["flat", None]["R@1"] == rows["binary-flat", 8]["R@1000"] == 100
+    assert rows["binary-flat", 8]["R@1"] < rows["binary-flat", 512]["R@1"]
+    assert rows["flat", None]["bytes"] == 250 * 16 * 4
+    assert 250 <= rows["binary-flat", 8]["bytes"] < 250 + 100
+
+
+def test_the_page_of_scalability_shows_its_results(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    report = importlib.import_module("scalability_report")
+    page = (FOLDER.parent / "docs" / "scalability.md").read_text("utf-8")
+    result = json.loads((FOLDER / "results" / "scalability.json").read_text("utf-8"))
+    assert page == report.filled(page, result)
+    assert all(f"<!-- scalability {name} -->" in page for name in report.tables(result))

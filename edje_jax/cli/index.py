@@ -29,6 +29,7 @@ from edje_jax.index.first_stages import (
     publish_first_stage,
 )
 from edje_jax.index.manifest import Manifest
+from edje_jax.index.metadata import check_names
 from edje_jax.index.shard_files import BadStore, kind_of
 from edje_jax.index.stage_upkeep import stored_stages, verify_first_stages
 from edje_jax.index.store import Store
@@ -65,6 +66,10 @@ def build(
         FileNotFoundError, ValueError: the model or the images cannot be opened.
     """
     options = dataclasses.replace(options, share=share_of(shard))
+    try:
+        check_names(options.metadata or ())
+    except ValueError as error:
+        raise UsageError(f"--metadata: {error}") from None
     if not 0 <= options.max_bad <= 1:
         raise UsageError(f"--max-bad {options.max_bad:g}: a share of the set, from 0 to 1")
     use_one_heap()
@@ -130,6 +135,8 @@ def build_first_stage(index: str | IndexFiles, name: str, bits: int | None = Non
     """
     if name.startswith(MILVUS):
         return _build_in_milvus(Store(index), name, bits)
+    if find_first_stage(name).reads != "codes" and bits is not None:
+        check_bits(Store(index), name, bits)
     if not find_first_stage(name).is_stored:
         log.info("%s is built at every opening, from columns that are there: nothing to keep", name)
         return

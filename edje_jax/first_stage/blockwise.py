@@ -43,7 +43,7 @@ class Blocks:
         self.is_held = self.size * self.row_bytes <= limit
         self._held = [jax.device_put(rows) for rows in self._read()] if self.is_held else None
 
-    def __iter__(self) -> Iterator[tuple[int, Shaped[Array, "b w"]]]:
+    def __iter__(self) -> Iterator[tuple[int, Shaped[Array | np.ndarray, "b w"]]]:
         """(first row, rows) of each block; the last one is filled up with zeros."""
         starts = range(0, self.size, self._block)
         yield from zip(starts, self._held if self._held is not None else self._read(), strict=True)

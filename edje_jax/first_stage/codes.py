@@ -190,7 +190,7 @@ def _by_counting(
             pointer(distances[start:]), pointer(rows[start:]), bitmap,
         )  # fmt: skip
     near = Nearest(hamming_similarity(distances, 8 * width), rows)
-    return near if allowed is None or bitmap else keep_allowed(near, allowed, k)
+    return near if allowed is None or bitmap is not None else keep_allowed(near, allowed, k)
 
 
 def _search_with_numpy(codes: UInt8[np.ndarray, "n bytes"]) -> Search:
@@ -258,7 +258,7 @@ def _signs(words: UInt32[Array, "n words"]) -> Int8[Array, "n bits"]:
     return (2 * bits - 1).reshape(len(words), -1)
 
 
-_WAYS: dict[Way, Callable[[Vectors], Search]] = {
+_WAYS: dict[Way, Callable[[UInt8[np.ndarray, "n bytes"]], Search]] = {
     "faiss": _search_with_faiss,
     "numpy": _search_with_numpy,
     "popcount": partial(_search_on_device, _by_popcount),

@@ -11,13 +11,14 @@ from jaxtyping import Int
 
 from edje_jax.data.bad_records import caption_faults, left_out
 from edje_jax.data.images import BadImage
+from edje_jax.data.metadata import metadata_of
 from edje_jax.data.sources.texts import printable, text_fault, usable
 from edje_jax.data.stamps import digest_of, stamp_of
 from edje_jax.index.files import IndexFiles
 from edje_jax.index.manifest import Manifest
 from edje_jax.index.shard import Shard, find_rows, open_shards
 from edje_jax.index.shard_files import ImageRecord
-from edje_jax.types import Described, OnDisk, Scalar, Source
+from edje_jax.types import OnDisk, Scalar, Source
 
 
 @dataclass
@@ -102,11 +103,9 @@ class Changes:
     def _metadata(self, record: int) -> dict[str, Scalar]:
         """Values of an image that are kept; the first one, where several records of it differ."""
         out: dict[str, Scalar] = {}
-        if not isinstance(self.source, Described):
-            return out
         for r in (record, *self.duplicates.get(record, ())):
             try:
-                given = self.source.metadata(r)
+                given = metadata_of(self.source, r)
             except BadImage:
                 continue  # Reading the image will report it
             out = {name: given[name] for name in self.metadata_names if name in given} | out

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -29,7 +30,14 @@ from edje_jax.index.shard_files import (
 from edje_jax.index.shard_writer import clear_unfinished, unfinished
 from edje_jax.models.token_formats import FORMATS
 from edje_jax.system.cache_folder import cache_folder
-from edje_jax.system.files import atomic_path, json_text, parse_json, read_json, write_json
+from edje_jax.system.files import (
+    atomic_path,
+    json_text,
+    lock_file,
+    parse_json,
+    read_json,
+    write_json,
+)
 from edje_jax.system.remote_folder import RemoteFolder, in_threads, is_url
 
 LARGE = {"thumbnails", *(name for format in FORMATS.values() for name in format.rows(2, 2))}
@@ -141,8 +149,9 @@ class LocalFiles:
         """Bring a first stage that was stored in `folder` to where the index is."""
 
     def delete_stage(self, stage: str) -> None:
-        """Delete a stored first stage."""
-        shutil.rmtree(self.folder / stage, ignore_errors=True)
+        """Delete a stored first stage, unless a process of this machine is building it."""
+        with suppress(BlockingIOError), lock_file(self.folder / stage / "lock"):
+            shutil.rmtree(self.folder / stage, ignore_errors=True)
 
 
 class RemoteFiles:
@@ -271,7 +280,9 @@ class RemoteFiles:
                 self._remote.delete(f"{stage}/{other}")
 
     def delete_stage(self, stage: str) -> None:
-        shutil.rmtree(self.folder / stage, ignore_errors=True)
+        if (self.folder / stage).exists():
+            with suppress(BlockingIOError), lock_file(self.folder / stage / "lock"):
+                shutil.rmtree(self.folder / stage, ignore_errors=True)
         self.delete([f"{stage}/{name}" for name in self._remote.names(folder=stage)])
 
     def _file(self, record: dict[str, Any], kind: str) -> RemoteFile:

@@ -1,7 +1,7 @@
 """First stages kept in an index, under `first-stage/NAME/COLUMN/`, or `NAME-BITS/` for codes.
 
-A stored first stage is one file, and `stamp.json` beside it, which says how many rows of which
-shards are in it:
+A stored first stage is one file, named by its content, and `stamp.json` beside it, which says how
+many rows of which shards are in it:
 
     {"format", "version", "file": {"name", "bytes", "sha256"}, "trained_on": rows,
      "covers": [{"shard", "rows", "sha256" of the column's file}],
@@ -205,11 +205,11 @@ def open_first_stage(
     stage, stamp = found
     covering = _covering(place, stage, stamp.covers)
     if (missing := covering.num_uncovered) > len(place.vectors) // 10:
-        bits = f" --bits {place.bits}" if place.bits else ""
+        option = f" --bits {place.bits}" if place.bits else ""
         log.warning(
             "%s: %s of %s rows are not in this first stage and are searched one by one; extend it"
             " with edje index first-stage %s %s%s", place.folder, f"{missing:,}",
-            f"{len(place.vectors):,}", store.files, name, bits,
+            f"{len(place.vectors):,}", store.files, name, option,
         )  # fmt: skip
     return covering
 

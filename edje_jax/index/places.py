@@ -26,16 +26,23 @@ class Places:
         gone: rows of each shard that do not.
     """
 
-    def __init__(self, sizes: Sequence[int], gone: Sequence[Gone]):
+    def __init__(self, sizes: Sequence[int] | Int[np.ndarray, " s"], gone: Sequence[Gone]):
         self.sizes = np.asarray(sizes, np.int64)
         """Rows of each shard."""
-        self._starts = [np.asarray(one.starts, np.int64) for one in gone]
-        self._before = [np.cumsum([0, *one.lengths], dtype=np.int64) for one in gone]
-        lost = [before[-1] for before in self._before]
-        self._first = np.cumsum([0, *(self.sizes - np.array(lost, np.int64))], dtype=np.int64)
+        # Here a row is counted from the first one of the first shard.
+        self._first = np.cumsum([0, *self.sizes], dtype=np.int64)
+        starts = [first + one.starts for first, one in zip(self._first[:-1], gone, strict=True)]
+        self._starts = np.concatenate([NOTHING.starts, *starts])
+        lengths = np.concatenate([NOTHING.lengths, *(one.lengths for one in gone)])
+        self._before = np.cumsum([0, *lengths], dtype=np.int64)
+        """Number of the rows in the runs before each run, and in all of them."""
+        self._edges = self._starts - self._before[:-1]
+        """Number of the first row that counts behind each run."""
+        self._ends = np.concatenate([[0], self._starts + lengths])
+        """Row behind the run before each run, and behind the last one."""
 
     def __len__(self) -> int:
-        return int(self._first[-1])
+        return int(self._first[-1] - self._before[-1])
 
     def locate(
         self, numbers: Int[np.ndarray, " n"]
@@ -49,54 +56,43 @@ class Places:
         numbers = np.where(numbers < 0, numbers + len(self), numbers)
         if len(numbers) and not 0 <= numbers.min() <= numbers.max() < len(self):
             raise IndexError(f"numbers go from 0 to {len(self) - 1}")
-        shards = np.searchsorted(self._first, numbers, side="right") - 1
-        rows = numbers - self._first[shards]
-        for shard in np.unique(shards):
-            if len(starts := self._starts[shard]):
-                before, here = self._before[shard], shards == shard
-                passed = np.searchsorted(starts - before[:-1], rows[here], side="right")
-                rows[here] += before[passed]
-        return shards, rows
+        rows = numbers + self._before[np.searchsorted(self._edges, numbers, side="right")]
+        shards = np.searchsorted(self._first, rows, side="right") - 1
+        return shards, rows - self._first[shards]
 
     def number(
         self, shards: Int[np.ndarray, " n"], rows: Int[np.ndarray, " n"]
     ) -> Int[np.ndarray, " n"]:
         """Number of each row of a shard; -1 for one that counts no more."""
-        shards, rows = np.asarray(shards, np.int64), np.asarray(rows, np.int64)
-        numbers = self._first[shards] + rows
-        for shard in np.unique(shards):
-            if len(starts := self._starts[shard]):
-                before, here = self._before[shard], shards == shard
-                passed = np.searchsorted(starts, rows[here], side="right")
-                last = np.maximum(passed - 1, 0)
-                lengths = np.diff(before)
-                is_gone = (passed > 0) & (rows[here] < starts[last] + lengths[last])
-                numbers[here] = np.where(is_gone, -1, numbers[here] - before[passed])
-        return numbers
+        rows = self._first[np.asarray(shards, np.int64)] + rows
+        passed = np.searchsorted(self._starts, rows, side="right")
+        return np.where(rows < self._ends[passed], -1, rows - self._before[passed])
 
     def counts(self, shard: int) -> int:
         """Number of a shard's rows that count."""
-        return int(self._first[shard + 1] - self._first[shard])
+        low, high = self._runs_of(shard)
+        return int(self.sizes[shard] - (self._before[high] - self._before[low]))
 
     def lost(self, shard: int) -> Int[np.ndarray, " g"]:
         """Rows of a shard that count no more, rising."""
-        lengths = np.diff(self._before[shard])
-        return np.repeat(self._starts[shard] - self._before[shard][:-1], lengths) + np.arange(
-            self._before[shard][-1]
-        )
+        low, high = self._runs_of(shard)
+        lengths = np.diff(self._before[low : high + 1])
+        edges = np.repeat(self._edges[low:high], lengths) - self._first[shard]
+        return edges + np.arange(self._before[low], self._before[high])
+
+    def _runs_of(self, shard: int) -> tuple[int, int]:
+        low, high = np.searchsorted(self._starts, self._first[shard : shard + 2])
+        return int(low), int(high)
 
     def runs(self, start: int, stop: int) -> Iterator[tuple[int, slice]]:
         """(shard, its rows) of the numbers from `start` to before `stop`, run by run in order."""
-        for shard in range(
-            int(np.searchsorted(self._first, start, side="right")) - 1, len(self.sizes)
-        ):
-            if (first := int(self._first[shard])) >= stop:
-                return
-            low, high = max(start - first, 0), min(stop - first, self.counts(shard))
-            starts, before = self._starts[shard], self._before[shard]
-            edges = starts - before[:-1]
-            while low < high:
-                passed = int(np.searchsorted(edges, low, side="right"))
-                end = min(high, int(edges[passed])) if passed < len(edges) else high
-                yield shard, slice(low + int(before[passed]), end + int(before[passed]))
-                low = end
+        while start < stop:
+            passed = int(np.searchsorted(self._edges, start, side="right"))
+            row = start + int(self._before[passed])
+            shard = int(np.searchsorted(self._first, row, side="right")) - 1
+            first, end = self._first[shard : shard + 2].tolist()
+            count = min(stop - start, end - row)
+            if passed < len(self._edges):
+                count = min(count, int(self._edges[passed]) - start)
+            yield shard, slice(row - first, row - first + count)
+            start += count

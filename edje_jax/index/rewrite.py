@@ -1,6 +1,6 @@
 """Writing anew of what changed in a shard without its images: captions, paths and stamps."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,17 +67,7 @@ def rewrite_words(
         known = set(previous)
         unknown = [text for text in dict.fromkeys(texts) if text not in known]
         made = embed(unknown)
-        kept = {
-            name: index.path(record, name)
-            for name, type in manifest.column_types.items()
-            if type.per == "caption" and has_file(record, name)
-        }
-        if more := kept.keys() - made.keys():
-            raise BadStore(
-                f"{index}: captions have changed, and this version of edje_jax cannot compute"
-                f" their {', '.join(sorted(more))}; update it, or build another index"
-            )
-        for name, path in kept.items():
+        for name, path in _caption_files(index, manifest, record, made).items():
             rows_before = np.load(path, allow_pickle=False)
             of_text = dict(zip(previous, rows_before, strict=True))
             of_text |= dict(zip(unknown, made[name], strict=True))
@@ -90,6 +80,27 @@ def rewrite_words(
     index.release(entries)
     files |= entries
     return record | {"captions": len(texts), "files": files}
+
+
+def _caption_files(
+    index: IndexFiles, manifest: Manifest, record: dict[str, Any], made: Collection[str]
+) -> dict[str, Path]:
+    """Paths of a shard's columns with a row for each caption.
+
+    Raises:
+        BadStore: one is not among those that can be made.
+    """
+    kept = {
+        name: index.path(record, name)
+        for name, type in manifest.column_types.items()
+        if type.per == "caption" and has_file(record, name)
+    }
+    if more := kept.keys() - set(made):
+        raise BadStore(
+            f"{index}: captions have changed, and this version of edje_jax cannot compute"
+            f" their {', '.join(sorted(more))}; update it, or build another index"
+        )
+    return kept
 
 
 def _write_rows(path: Path, rows: Sequence[ImageRecord]) -> None:

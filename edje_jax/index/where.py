@@ -151,7 +151,8 @@ class Where:
     def to_milvus(self) -> str:
         """The filter as a boolean expression of Milvus, which holds for the same images.
 
-        Milvus Lite lets nulls through `not in`, which is written as one `!=` for each value.
+        Milvus Lite lets nulls through `not in`, which is written as one `!=` for each value, and
+        servers do so with `!=`, which comes with `exists`.
         """
         return _milvus(self.condition)
 
@@ -361,8 +362,9 @@ def _milvus(condition: Junction | Comparison) -> str:
         return f" {condition.word} ".join(parts)
     name, operator = condition.name, condition.operator
     values = [json.dumps(value, ensure_ascii=False) for value in condition.values]
-    if operator == "not in" and name != ID:
+    if operator in ("!=", "not in") and name != ID:
+        # A server lets through rows without the value, unless it is asked for.
         different = " and ".join(f"{name} != {value}" for value in values)
-        return f"({different})" if len(values) > 1 else different
+        return f"((exists {name}) and {different})"
     listed = f"[{', '.join(values)}]" if operator in ("in", "not in") else values[0]
     return f"{name} {operator} {listed}"

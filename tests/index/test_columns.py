@@ -178,7 +178,7 @@ def test_missing_fields_take_defaults_and_a_manifest_says_no_more_than_it_must(t
     path = tmp_path / "manifest.json"
     raw = json.loads(path.read_text())
     assert list(raw) == [
-        "format", "model", "token_dtype", "num_tokens", "width", "embedding_size", "spec",
+        "format", "model", "token_dtype", "num_tokens", "width", "embedding_size", "spec", "id",
         "shards", "removed", "rejected", "dropped", "faults", "embedding_dtype",
     ]  # fmt: skip
     before = Manifest.read(tmp_path)

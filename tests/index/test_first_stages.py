@@ -24,7 +24,7 @@ from edje_jax.first_stage.registry import FIRST_STAGES, find_first_stage
 from edje_jax.index import build as building
 from edje_jax.index import first_stages
 from edje_jax.index.build import BuildOptions, build
-from edje_jax.index.first_stages import extend_first_stage, open_first_stage
+from edje_jax.index.first_stages import StagePlace, extend_first_stage, open_first_stage
 from edje_jax.index.maintain import compact, remove
 from edje_jax.index.store import Store
 from edje_jax.search.cascade import search_images
@@ -335,21 +335,27 @@ def test_of_two_processes_one_builds_and_the_other_says_so(index, name, caplog):
     assert extend_first_stage(Store(index), name, "embeddings").rows == 12
 
 
+@pytest.mark.parametrize("is_busy", [False, True])
 def test_a_first_stage_that_is_being_replaced_is_opened_once_it_is_there(
-    index, stored, monkeypatch, caplog
+    index, stored, monkeypatch, caplog, is_busy
 ):
     """Another process deletes the file between the reading of its stamp and its opening."""
     build(RUNTIME, STAMP, Colours(20), "colours", index)
-    real, stage = MadeUp.open, []
+    real, extend, stage = MadeUp.open, first_stages._extend, []
 
     def replaced(file: Path, grows: bool = False) -> MadeUp:
         if not stage:
             stage.append(file)
-            extend_first_stage(Store(index), "made-up", "embeddings")
+            extend(StagePlace.of(Store(index), "made-up", "embeddings", None))
         return real(file, grows)
 
+    def busy(*_):
+        raise BlockingIOError("another process is writing")
+
     monkeypatch.setattr(MadeUp, "open", replaced)
-    monkeypatch.setattr(MadeUp, "start", None)
+    no_building(monkeypatch, "made-up")
+    if is_busy:
+        monkeypatch.setattr(first_stages, "_extend", busy)
     assert ImageIndex.open(index, first_stage="made-up").images.num_uncovered == 0
     assert not stage[0].exists() and not warnings(caplog)
 
@@ -384,6 +390,10 @@ def test_compacting_keeps_a_first_stage_most_of_whose_shards_are_there(index, st
         assert answers(index, "made-up") == answers(index, "exact")
         assert ImageIndex.open(index, first_stage="made-up").images.num_uncovered == 4
     remove(index, ["07"])
+    with lock_file(stored / "lock"):
+        compact(index)
+        assert (stored / "stamp.json").exists(), "another process is building it"
+    remove(index, ["08"])
     compact(index)
     assert not (index / "first-stage" / "made-up" / "embeddings").exists()
     assert answers(index, "made-up") == answers(index, "exact")

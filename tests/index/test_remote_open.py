@@ -1,6 +1,6 @@
 """An index behind a URL answers as the same one in a folder does, and fetches what it needs.
 
-Covers index/files.py and index/fetched_array.py.
+Covers index/files.py, index/fetched_array.py and index/stage_upkeep.py.
 """
 
 import errno
