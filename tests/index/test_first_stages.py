@@ -1,6 +1,6 @@
 """First stages kept in an index: built once, gone on with, extended, and never wrong by being old.
 
-Covers index/recall.py.
+Covers index/recall.py and index/stage_upkeep.py.
 """
 
 import json

@@ -6,7 +6,6 @@ import sys
 
 import numpy as np
 import pytest
-from edje_jax.index.mapped_files import map_bytes
 
 from edje_jax.index.metadata import (
     check_names,
@@ -18,6 +17,7 @@ from edje_jax.index.metadata import (
     take_rows,
 )
 from edje_jax.index.where import Where
+from edje_jax.system.mapped_files import map_bytes
 
 pa = pytest.importorskip("pyarrow")
 

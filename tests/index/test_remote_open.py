@@ -23,6 +23,7 @@ from edje_jax.index import build as building
 from edje_jax.index import files as files_module
 from edje_jax.index import first_stages
 from edje_jax.index.build import build
+from edje_jax.index.covering import Covering
 from edje_jax.index.files import LocalFiles, RemoteFiles, files_of
 from edje_jax.index.first_stages import extend_first_stage, publish_first_stage
 from edje_jax.index.maintain import compact, remove
@@ -151,7 +152,7 @@ def test_files_are_fetched_when_they_are_needed_and_once(url, tmp_path, fetched)
     assert kinds(fetched) == small and "codes-00000.npy" in fetched and len(fetched) == 8
     fetched.clear()
     again = Store(RemoteFiles(url, tmp_path / "cache"))
-    again.tokens(np.array([1, 9])), again.row(2), again.embeddings[:]
+    assert len(again.tokens(np.array([1, 9]))) == 2 and again.row(2).id and len(again.embeddings[:])
     assert fetched == []
 
 
@@ -248,7 +249,8 @@ def test_a_damaged_file_is_named_by_its_url(url, tmp_path, name):
     remote.write(name, bytes(data))
     with pytest.raises(BadStore, match=f"{url}/{name}: not what was written: its checksum differs"):
         store = Store(RemoteFiles(url, tmp_path / "cache"))
-        store.row(5), store.tokens(np.array([5]))
+        store.row(5)
+        store.tokens(np.array([5]))
     assert list(verify(RemoteFiles(url, tmp_path / "cache"))) == [
         (name, "not what was written: its checksum differs")
     ]
@@ -298,7 +300,8 @@ def test_a_stored_first_stage_is_fetched_and_not_built(url, tmp_path, monkeypatc
     assert stamp.rows == 17 and stamp.trained_on == 12
     publish_first_stage(grown, "faiss-hnsw", "embeddings")
     last = ImageIndex.open(url, first_stage="faiss-hnsw", cache=tmp_path / "third")
-    assert last.images.num_uncovered == 0 and len(last.images.nearest(np.eye(3), 3).rows) == 3
+    assert isinstance(last.images, Covering) and last.images.num_uncovered == 0
+    assert len(last.images.nearest(np.eye(3), 3).rows) == 3
 
 
 def test_a_first_stage_that_is_damaged_there_is_built_here(url, tmp_path, caplog):
