@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -23,7 +22,13 @@ from edje_jax.index import build as building
 from edje_jax.index import maintain
 from edje_jax.index import store as stores
 from edje_jax.index.commit import Report
-from edje_jax.index.first_stages import Stamp, check_bits, extend_first_stage
+from edje_jax.index.files import IndexFiles, LocalFiles, files_of
+from edje_jax.index.first_stages import (
+    Stamp,
+    check_bits,
+    extend_first_stage,
+    publish_first_stage,
+)
 from edje_jax.index.manifest import Manifest
 from edje_jax.index.metadata import check_names
 from edje_jax.index.on_ray import Opened, build_on_ray
@@ -47,7 +52,7 @@ LAUNCHERS = (
 def build(
     model: str,
     images: str,
-    out: str,
+    out: str | IndexFiles,
     options: building.BuildOptions,
     shard: str | None = None,
     image_root: str | None = None,
@@ -79,19 +84,21 @@ def build(
     spec = images
     if ":" not in images or os.path.isdir(os.path.expanduser(images)):
         spec = f"folder:{os.path.abspath(os.path.expanduser(images))}"
-    folder = Path(out).expanduser()
+    files = files_of(out)
+    if on and not isinstance(files, LocalFiles):
+        raise UsageError(f"--out {files} --on {on}: give a folder that all machines see")
     opened = partial(_open, model, spec, image_root)
     own = None if ray else opened()
     with Bars() as bars:
         show = _progress(bars)
         if own:
-            report = building.build(*own, spec, folder, options, show)
+            report = building.build(*own, spec, files, options, show)
         else:
-            report = build_on_ray(ray, machines(ray), opened, spec, folder, options, show)
+            report = build_on_ray(ray, machines(ray), opened, spec, files.folder, options, show)
     if report is None:
         log.info("this share is done; the index is complete when the others are")
     else:
-        _tell(folder, report, options.prune)
+        _tell(files, report, options.prune)
     return report is not None
 
 
@@ -139,22 +146,23 @@ def check_first_stage(model: str, name: str | None, bits: int | None) -> None:
         raise UsageError(f"--bits {bits}: goes with a --first-stage of codes")
 
 
-def build_first_stage(index: str, name: str, bits: int | None = None) -> None:
+def build_first_stage(index: str | IndexFiles, name: str, bits: int | None = None) -> None:
     """Build a first stage over images, and over captions where there are any, and keep it.
 
     Raises:
         BadStore: no finished index, a damaged one, or one without the codes that are asked for.
         ValueError: no codes of that length.
         ModuleNotFoundError: a library is not installed.
+        OSError: an index behind a URL cannot be reached.
     """
     if name.startswith(MILVUS):
-        return _build_in_milvus(Store(Path(index).expanduser()), name, bits)
+        return _build_in_milvus(Store(index), name, bits)
     if find_first_stage(name).reads != "codes" and bits is not None:
-        check_bits(Store(Path(index).expanduser()), name, bits)
+        check_bits(Store(index), name, bits)
     if not find_first_stage(name).is_stored:
         log.info("%s is built at every opening, from columns that are there: nothing to keep", name)
         return
-    store = Store(Path(index).expanduser())
+    store = Store(index)
     for column in ("embeddings", "captions"):
         began = time.monotonic()
         if not len(store.column(column)):
@@ -162,8 +170,9 @@ def build_first_stage(index: str, name: str, bits: int | None = None) -> None:
         with Bars() as bars:
             show = partial(bars.show, "rows")
             stamp = extend_first_stage(store, name, column, bits, show)
+        publish_first_stage(store, name, column, bits)
         log.info(
-            "%s: %s over %s rows, %s bytes, %.0f s%s", store.folder, name, f"{stamp.rows:,}",
+            "%s: %s over %s rows, %s bytes, %.0f s%s", store.files, name, f"{stamp.rows:,}",
             f"{stamp.file['bytes']:,}", time.monotonic() - began, _recall(stamp),
         )  # fmt: skip
 
@@ -177,7 +186,7 @@ def _build_in_milvus(store: Store, uri: str, bits: int | None) -> None:
         if len(store.column(column)):
             done = sync_to_milvus(store, uri, column, bits)
             log.info(
-                "%s: %s in %s: %s rows were there, %s added, %s deleted", store.folder, column, uri,
+                "%s: %s in %s: %s rows were there, %s added, %s deleted", store.files, column, uri,
                 *(f"{count:,}" for count in done),
             )  # fmt: skip
 
@@ -190,13 +199,13 @@ def _recall(stamp: Stamp) -> str:
     return f"; recall@100 {recall:.3f} with effort {stamp.effort}, asked by {stamp.asked_by}"
 
 
-def _tell(folder: Path, report: Report, prune: bool) -> None:
+def _tell(files: IndexFiles, report: Report, prune: bool) -> None:
     """Say what a build found and did."""
     bad = report.rejected | report.faults
     log.info(
         "%s: %d images (%d new, %d changed, %d with other captions, %d at another path, %d gone,"
         " %d removed, %d bad)",
-        folder, len(Store(folder)), len(report.new), len(report.changed), len(report.recaptioned),
+        files, len(Store(files)), len(report.new), len(report.changed), len(report.recaptioned),
         len(report.moved), len(report.gone), len(report.removed), len(bad),
     )  # fmt: skip
     for names, what in (
@@ -217,7 +226,7 @@ def _tell(folder: Path, report: Report, prune: bool) -> None:
     if bad:
         parts = {"could not be read": report.rejected, "left out, or in part": report.faults}
         told = ", ".join(f"{len(each)} {what}" for what, each in parts.items() if each)
-        log.warning("%s, %s: %s", told, folder / "rejected.csv", _some(list(bad)))
+        log.warning("%s, %s: %s", told, f"{files}/rejected.csv", _some(list(bad)))
 
 
 def _some(names: list[str], most: int = 10) -> str:
@@ -241,13 +250,13 @@ def share_of(shard: str | None) -> tuple[int, int]:
     return int(part), int(parts)
 
 
-def info(index: str) -> None:
+def info(index: str | IndexFiles) -> None:
     """Print what an index holds.
 
     Raises:
         BadStore: no finished index, or a damaged one.
     """
-    store = Store(Path(index).expanduser())
+    store = Store(index)
     manifest = store.manifest
     sizes: dict[str, int] = {}
     for record in manifest.shards:
@@ -279,28 +288,29 @@ def info(index: str) -> None:
 
 def _first_stages(store: Store) -> Iterator[tuple[str, str]]:
     """(name, what there is to say) of every stored first stage."""
-    for path, _, stamp in stored_stages(store):
+    for folder, _, stamp in stored_stages(store):
         told = "damaged, or of another version; it is built anew"
         if stamp is not None:
             told = f"{stamp.rows:,} rows, {stamp.file['bytes'] / 1e6:,.1f} MB{_recall(stamp)}"
-        yield f"{path.parent.name}, {path.name}", told
+        _, name, column = folder.split("/")
+        yield f"{name}, {column}", told
 
 
-def verify(index: str) -> None:
+def verify(index: str | IndexFiles) -> None:
     """Check every file's checksum, those of stored first stages too.
 
     Raises:
         BadStore: a file is not as it was written, or there is no finished index.
     """
-    folder = Path(index).expanduser()
-    if wrong := [*stores.verify(folder), *verify_first_stages(folder)]:
-        listed = "\n".join(f"  {folder / name}: {what}" for name, what in wrong)
-        raise BadStore(f"{folder}: {len(wrong)} damaged; build the index again:\n{listed}")
-    count = sum(len(record["files"]) for record in Manifest.read(folder).shards)
+    files = files_of(index)
+    if wrong := [*stores.verify(files), *verify_first_stages(files)]:
+        listed = "\n".join(f"  {files}/{name}: {what}" for name, what in wrong)
+        raise BadStore(f"{files}: {len(wrong)} damaged; build the index again:\n{listed}")
+    count = sum(len(record["files"]) for record in Manifest.read(files).shards)
     Console().print(f"{count} files are as they were written")
 
 
-def remove(index: str, ids: tuple[str, ...]) -> None:
+def remove(index: str | IndexFiles, ids: tuple[str, ...]) -> None:
     """Take images out of an index.
 
     Raises:
@@ -309,16 +319,16 @@ def remove(index: str, ids: tuple[str, ...]) -> None:
     """
     if not ids:
         raise UsageError("which images? Give their ids")
-    count = maintain.remove(Path(index).expanduser(), list(ids))
-    told = f"{count} removed; `edje index compact {printable(index)}` gives their room back"
+    count = maintain.remove(index, list(ids))
+    told = f"{count} removed; `edje index compact {printable(str(index))}` gives their room back"
     Console().print(told, markup=False, soft_wrap=True)
 
 
-def compact(index: str) -> None:
+def compact(index: str | IndexFiles) -> None:
     """Give the room of removed images back.
 
     Raises:
         BadStore: no finished index.
     """
-    count = maintain.compact(Path(index).expanduser())
+    count = maintain.compact(index)
     Console().print(f"the room of {count} images that counted no more was given back")

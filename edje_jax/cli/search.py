@@ -81,6 +81,8 @@ def open_index(asked: Any) -> ImageIndex:
         first_stage=asked.first_stage,
         bits=asked.bits,
         screening=screening,
+        cache=asked.cache,
+        cache_gigabytes=asked.cache_gigabytes,
     )
 
 
@@ -97,7 +99,7 @@ def model_of(store: Store, name: str | None = None) -> Reranker:
         if name:
             raise
         raise FileNotFoundError(
-            f"{store.folder}: was built with the model {source}, which is not there"
+            f"{store.files}: was built with the model {source}, which is not there"
             " (any more); say where it is with --model"
         ) from error
 

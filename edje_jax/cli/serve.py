@@ -50,6 +50,7 @@ def serve(asked: Any) -> None:
             service, threads = service_on_ray(asked, ending)
         else:
             index = open_index(asked)
+            index.store.fetch()
             reranker = model_of(index.store, asked.model)
             check_model(index.store, reranker.stamp)
             service, threads = Service(reranker, index), 1

@@ -4,12 +4,13 @@ import logging
 import time
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from edje_jax.cli.cluster import connect_to
 from edje_jax.cli.first_stage_options import screening_of
+from edje_jax.cli.program import UsageError
 from edje_jax.cli.search import model_of
+from edje_jax.index.files import LocalFiles, files_of
 from edje_jax.index.store import Store, check_model
 from edje_jax.search.reranker import Reranker
 from edje_jax.serving.on_ray import Replicas, Spread
@@ -29,8 +30,11 @@ def service_on_ray(asked: Any, ending: ExitStack) -> tuple[Service, int]:
         ConnectionError: the cluster does not answer.
     """
     ray = connect_to(asked.on)
-    screening = screening_of(asked.first_stage, asked.by_codes, asked.by_projection)
-    store = Store(Path(asked.index).expanduser())
+    screening = screening_of(asked.first_stage, asked.bits, asked.by_codes, asked.by_projection)
+    files = files_of(asked.index)
+    if not isinstance(files, LocalFiles):
+        raise UsageError(f"{files} --on {asked.on}: give a folder that all machines see")
+    store = Store(files)
     reranker = model_of(store, asked.model)
     check_model(store, reranker.stamp)
     of_stage = {"first_stage": asked.first_stage, "bits": asked.bits, "screening": screening}

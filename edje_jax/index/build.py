@@ -8,6 +8,7 @@ most one part, and what it leaves does not depend on how often it was.
 
 import dataclasses
 import logging
+import os
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -26,11 +27,13 @@ from edje_jax.index.commit import (
     commit,
     finish,
     finished_parts,
+    finished_records,
     keep_shard,
     record_of,
     refuse_many,
     with_shards,
 )
+from edje_jax.index.files import IndexFiles, files_of
 from edje_jax.index.manifest import Manifest
 from edje_jax.index.shard_content import RecordDecoder, encode
 from edje_jax.index.shard_files import BadStore
@@ -38,7 +41,6 @@ from edje_jax.index.shard_writer import ShardWriter, clear_unfinished, parts_don
 from edje_jax.index.store import Store, check_model, next_number
 from edje_jax.runtimes.base import IMAGE_BATCH, Runtime
 from edje_jax.system.allocator import give_back_freed_memory
-from edje_jax.system.files import read_json, write_json
 from edje_jax.types import Source
 
 log = logging.getLogger(__name__)
@@ -79,7 +81,7 @@ def build(
     stamp: dict[str, Any],
     source: Source,
     spec: str,
-    out: Path,
+    out: str | os.PathLike[str] | IndexFiles,
     options: BuildOptions = BuildOptions(),
     progress: BuildProgress | None = None,
 ) -> Report | None:
@@ -95,13 +97,14 @@ def build(
         TooManyBadRecords: more images than may be are bad, or all of them; the index is as it was.
     """
     part, parts = options.share
-    plan = begin(runtime, stamp, source, spec, out, options, parts)
+    files = files_of(out)
+    plan = begin(runtime, stamp, source, spec, files, options, parts)
     if part and not plan.shards:
         return None  # Only captions and paths are left to write; the first process writes them.
     mine = [n for n in plan.shards if (n - min(plan.shards)) % parts == part]
-    rejected = encode_shards(runtime, plan, mine, out, options, progress)
-    refuse_many(out, rejected, plan.changes, options.max_bad)
-    return complete(runtime, plan, spec, out, options)
+    rejected = encode_shards(runtime, plan, mine, files, options, progress)
+    refuse_many(files, rejected, plan.changes, options.max_bad)
+    return complete(runtime, plan, spec, files, options)
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ def begin(
     stamp: dict[str, Any],
     source: Source,
     spec: str,
-    out: Path,
+    files: IndexFiles,
     options: BuildOptions,
     least_shards: int,
 ) -> Plan:
@@ -129,16 +132,20 @@ def begin(
     Raises:
         BadStore: as for `build`.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    manifest = _manifest(runtime, stamp, spec, out, options)
+    files.folder.mkdir(parents=True, exist_ok=True)
+    manifest = _manifest(runtime, stamp, spec, files, options)
     manifest, changes = _recover_previous_build(
-        out, manifest, lambda now: compare(source, out, now, options.restore)
+        files, manifest, lambda now: compare(source, files, now, options.restore)
     )
-    return Plan(manifest, changes, _plan_shards(out, manifest, changes, least_shards))
+    return Plan(manifest, changes, _plan_shards(files, manifest, changes, least_shards))
 
 
 def join(
-    runtime: Runtime, stamp: dict[str, Any], source: Source, out: Path, options: BuildOptions
+    runtime: Runtime,
+    stamp: dict[str, Any],
+    source: Source,
+    files: IndexFiles,
+    options: BuildOptions,
 ) -> Plan:
     """Plan of a build that another process has begun.
 
@@ -146,13 +153,13 @@ def join(
         BadStore: it was begun with another model or data type, or from other images than this
             machine has.
     """
-    manifest = _manifest(runtime, stamp, "", out, options)
-    changes = compare(source, out, manifest, options.restore)
-    return Plan(manifest, changes, _plan_shards(out, manifest, changes, 1))
+    manifest = _manifest(runtime, stamp, "", files, options)
+    changes = compare(source, files, manifest, options.restore)
+    return Plan(manifest, changes, _plan_shards(files, manifest, changes, 1))
 
 
 def complete(
-    runtime: Runtime, plan: Plan, spec: str, out: Path, options: BuildOptions
+    runtime: Runtime, plan: Plan, spec: str, files: IndexFiles, options: BuildOptions
 ) -> Report | None:
     """Complete the index, if every shard is there; None if other processes' are not.
 
@@ -160,7 +167,7 @@ def complete(
         TooManyBadRecords: as for `build`.
     """
     return finish(
-        out, plan.manifest, plan.changes, list(plan.shards),
+        files, plan.manifest, plan.changes, list(plan.shards),
         spec=spec, max_bad=options.max_bad, prune=options.prune,
         embed=lambda captions: caption_columns(
             runtime.encode_texts(captions), plan.manifest.embedding_dtype
@@ -170,7 +177,7 @@ def complete(
 
 def images_done(out: Path, plan: Plan, number: int) -> int:
     """Number of a shard's images that are encoded and stored."""
-    if record_of(out, number).exists():
+    if (out / record_of(number)).exists():
         return len(plan.shards[number])
     done = parts_done(out, number) * _part_rows(plan.manifest)
     return min(done, len(plan.shards[number]))
@@ -180,7 +187,7 @@ def encode_shards(
     runtime: Runtime,
     plan: Plan,
     numbers: Sequence[int],
-    out: Path,
+    files: IndexFiles,
     options: BuildOptions,
     progress: BuildProgress | None = None,
 ) -> dict[str, str]:
@@ -199,12 +206,12 @@ def encode_shards(
         if progress:
             progress(done, total)
 
-    left = {}
+    left, finished = {}, set(finished_records(files))
     for number, records in shards.items():
-        cut = cut_into(records, _part_rows(manifest))
-        begin = len(cut) if record_of(out, number).exists() else parts_done(out, number)
+        cut, is_finished = cut_into(records, _part_rows(manifest)), record_of(number) in finished
+        begin = len(cut) if is_finished else parts_done(files.folder, number)
         note(sum(map(len, cut[:begin])))
-        if not record_of(out, number).exists():
+        if not is_finished:
             left[number] = [cut_into(records, BATCH) for records in cut[begin:]]
     batches = [batch for cut in left.values() for part in cut for batch in part]
     decoder = RecordDecoder(changes.source, runtime.config.image)
@@ -212,15 +219,15 @@ def encode_shards(
     # One stream for all shards: the next part's images are decoded while one is written.
     with closing(read_batches(decoder, batches, options.workers)) as decoded:
         for number, cut in left.items():
-            with ShardWriter(out, number) as writer:
+            with ShardWriter(files.folder, number) as writer:
                 for part in cut:
                     encoded = encode(runtime, changes, islice(decoded, len(part)), note)
                     rejected |= encoded.rejected
-                    refuse_many(out, rejected, changes, options.max_bad)
+                    refuse_many(files, rejected, changes, options.max_bad)
                     columns = encoded.columns(manifest.token_dtype, manifest.embedding_dtype)
                     writer.append(columns, encoded.rows, encoded.thumbnails, encoded.rejected)
                     give_back_freed_memory()
-                keep_shard(out, writer, manifest.metadata)
+                keep_shard(files, writer, manifest.metadata)
     return rejected
 
 
@@ -230,7 +237,7 @@ def _part_rows(manifest: Manifest) -> int:
 
 
 def _manifest(
-    runtime: Runtime, stamp: dict[str, Any], spec: str, out: Path, options: BuildOptions
+    runtime: Runtime, stamp: dict[str, Any], spec: str, out: IndexFiles, options: BuildOptions
 ) -> Manifest:
     """Manifest of the index as it is, or of an empty one."""
     config = runtime.config
@@ -245,7 +252,7 @@ def _manifest(
         metadata=options.metadata or (),
         columns=code_column_types(config.first_stage.bits if config.first_stage else 0),
     )
-    if not (out / "manifest.json").exists():
+    if not out.exists("manifest.json"):
         return fresh
     store = Store(out)
     check_model(store, stamp)
@@ -265,7 +272,7 @@ def _manifest(
 
 
 def _plan_shards(
-    out: Path, manifest: Manifest, changes: Changes, least: int
+    out: IndexFiles, manifest: Manifest, changes: Changes, least: int
 ) -> dict[int, np.ndarray]:
     """Assign the records to encode to shards, as an unfinished build of them did.
 
@@ -285,27 +292,28 @@ def _plan_shards(
         "first_shard": first,
     }
     size = min(SHARD_ROWS, max(-(-len(records) // least), 1))
-    begun = out / "build.json"
-    if begun.exists():
-        found = read_json(begun)
+    if out.exists("build.json"):
+        found = out.read_json("build.json")
         if changed := [name for name in plan if found.get(name) != plan[name]]:
             raise BadStore(
-                f"{begun}: an unfinished build of another kind ({', '.join(changed)} differ). Run"
-                " its command to the end, or delete that file and every shard-* beside it"
+                f"{out}/build.json: an unfinished build of another kind ({', '.join(changed)}"
+                " differ). Run its command to the end, or delete that file and every shard-* beside"
+                " it"
             )
         size = found["shard_rows"]
     else:
-        for stale in out.glob("shard-*.json"):
-            stale.unlink(missing_ok=True)
-        clear_unfinished(out)
+        out.delete(out.names("shard-*.json"))
+        clear_unfinished(out.folder)
         if len(records):
-            write_json(begun, plan | {"shard_rows": size})
+            out.write_json("build.json", plan | {"shard_rows": size})
+    if len(records):
+        out.begin(plan | {"shard_rows": size})
     starts = range(0, len(records), size)
     return {first + i: records[start : start + size] for i, start in enumerate(starts)}
 
 
 def _recover_previous_build(
-    out: Path, manifest: Manifest, compared: Callable[[Manifest], Changes]
+    out: IndexFiles, manifest: Manifest, compared: Callable[[Manifest], Changes]
 ) -> tuple[Manifest, Changes]:
     """Take the finished shards of an earlier build into the index, or clear them away.
 
@@ -315,14 +323,13 @@ def _recover_previous_build(
     A build may have been killed while it was being committed, or its set may have changed since:
     its finished shards are kept then, and the rest is planned anew.
     """
-    begun, changes = out / "build.json", compared(manifest)
-    if not begun.exists():
+    changes = compared(manifest)
+    if not out.exists("build.json"):
         return manifest, changes
-    found = read_json(begun)
+    found = out.read_json("build.json")
     if found.get("first_shard", 0) < next_number(manifest):
-        clear_unfinished(out)
-        for path in (*out.glob("shard-*.json"), begun):
-            path.unlink(missing_ok=True)
+        clear_unfinished(out.folder)
+        out.delete([*out.names("shard-*.json"), "build.json"])
         return manifest, changes
     same = found.get("fingerprint") == manifest.model["fingerprint"]
     dtypes = ("token_dtype", "embedding_dtype")
@@ -331,8 +338,9 @@ def _recover_previous_build(
     if (found["pictures"], found["digest"]) == (len(changes.stamps), changes.digest):
         return manifest, changes
     log.info("%s: the images have changed since this build began; what is done is kept", out)
-    for number in unfinished(out):
-        with ShardWriter(out, number) as writer:
+    out.begin(found)
+    for number in unfinished(out.folder):
+        with ShardWriter(out.folder, number) as writer:
             keep_shard(out, writer, manifest.metadata)
     parts = finished_parts(out)
     now = with_shards(out, manifest, parts)

@@ -5,7 +5,6 @@ import json
 import os
 from collections import defaultdict
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int
@@ -15,8 +14,9 @@ from edje_jax.data.images import BadImage
 from edje_jax.data.metadata import metadata_of
 from edje_jax.data.sources.texts import printable, text_fault, usable
 from edje_jax.data.stamps import digest_of, stamp_of
+from edje_jax.index.files import IndexFiles
 from edje_jax.index.manifest import Manifest
-from edje_jax.index.shard import Shard, find_rows
+from edje_jax.index.shard import Shard, find_rows, open_shards
 from edje_jax.index.shard_files import ImageRecord
 from edje_jax.types import OnDisk, Scalar, Source
 
@@ -112,7 +112,7 @@ class Changes:
         return {name: out[name] for name in self.metadata_names if name in out}
 
 
-def compare(source: Source, out: Path, manifest: Manifest, restore: bool = False) -> Changes:
+def compare(source: Source, out: IndexFiles, manifest: Manifest, restore: bool = False) -> Changes:
     """Compare a source with an index.
 
     Images are compared by their stamps; where these differ, or a source has none, by their digests.
@@ -126,7 +126,8 @@ def compare(source: Source, out: Path, manifest: Manifest, restore: bool = False
     if restore:
         changes.restored, removed = manifest.removed, set()
     hidden = manifest.hidden - set(changes.restored)
-    shards = [Shard(out, record, manifest) for record in manifest.shards]
+    shards = open_shards(out, manifest.shards, manifest)
+    out.prepare(manifest.shards, ("rows",))
     locations, missing = _known(shards, list(first))
     for (name, record), location in zip(first.items(), locations, strict=True):
         row = shards[location[0]].row(location[1]) if location else None

@@ -2,20 +2,20 @@
 
 import csv
 import dataclasses
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from edje_jax.data.bad_records import TooManyBadRecords, are_too_many
 from edje_jax.index.changes import Changes
+from edje_jax.index.files import IndexFiles
 from edje_jax.index.gone import with_gone
 from edje_jax.index.manifest import Manifest
 from edje_jax.index.rewrite import Embed, rewrite_words
-from edje_jax.index.shard import Shard, find_rows
-from edje_jax.index.shard_files import file_of, read_rows
+from edje_jax.index.shard import find_rows, open_shards
+from edje_jax.index.shard_files import read_rows
 from edje_jax.index.shard_writer import ShardWriter, clear_unfinished
-from edje_jax.system.files import atomic_path, read_json, write_json
 
 LISTED = 20
 """Largest number of bad images that an error lists."""
@@ -53,13 +53,13 @@ class Report:
         return cls(new, changed, *told, rejected, changes.faults, changes.unstamped)
 
 
-def record_of(out: Path, number: int) -> Path:
-    """Path of a finished shard's record until the build is complete."""
-    return out / f"shard-{number:05d}.json"
+def record_of(number: int) -> str:
+    """Name of a finished shard's record until the build is complete."""
+    return f"shard-{number:05d}.json"
 
 
 def finish(
-    out: Path,
+    out: IndexFiles,
     before: Manifest,
     changes: Changes,
     numbers: list[int],
@@ -75,10 +75,10 @@ def finish(
         TooManyBadRecords: see `build`.
     """
     try:
-        parts = [read_json(record_of(out, number)) for number in numbers]
+        parts = out.read_all(map(record_of, numbers))
     except FileNotFoundError:
         # Another process's shards are missing, or it was the last one and has completed the index.
-        if (out / "build.json").exists():
+        if out.exists("build.json"):
             return None
         return Report.of(changes, Manifest.read(out).rejected)
     rejected = changes.bad | _rejected_in(parts)
@@ -102,20 +102,28 @@ def finish(
     return Report.of(changes, rejected)
 
 
-def keep_shard(out: Path, writer: ShardWriter, metadata: Sequence[str]) -> None:
+def keep_shard(out: IndexFiles, writer: ShardWriter, metadata: Sequence[str]) -> None:
     """Finish a shard and keep its record until the build is complete."""
     record = {"shard": writer.finish(metadata), "rejected": writer.rejected}
-    write_json(record_of(out, writer.number), record)
+    out.publish(record["shard"]["files"])
+    out.write_json(record_of(writer.number), record)
     writer.clear()
+    out.release(record["shard"]["files"])
 
 
-def finished_parts(out: Path) -> list[dict[str, Any]]:
+def finished_records(out: IndexFiles) -> list[str]:
+    """Names of the records of the finished shards of a build."""
+    return [name for name in out.names("shard-*.json") if name.count(".") == 1]
+
+
+def finished_parts(out: IndexFiles) -> list[dict[str, Any]]:
     """Records of the finished shards of a build, and {id: reason} of what they reject."""
-    paths = [path for path in out.glob("shard-*.json") if path.name.count(".") == 1]
-    return [read_json(path) for path in sorted(paths)]
+    return out.read_all(finished_records(out))
 
 
-def refuse_many(out: Path, rejected: dict[str, str], changes: Changes, max_bad: float) -> None:
+def refuse_many(
+    out: IndexFiles, rejected: dict[str, str], changes: Changes, max_bad: float
+) -> None:
     """Raise `TooManyBadRecords` for more than may be bad."""
     bad, total = rejected | changes.faults, changes.records_in_all
     if are_too_many(len(bad), total, max_bad):
@@ -123,7 +131,9 @@ def refuse_many(out: Path, rejected: dict[str, str], changes: Changes, max_bad: 
         raise TooManyBadRecords(_listed(out, bad, total, reason))
 
 
-def _refuse_none_left(out: Path, rejected: dict[str, str], changes: Changes, prune: bool) -> None:
+def _refuse_none_left(
+    out: IndexFiles, rejected: dict[str, str], changes: Changes, prune: bool
+) -> None:
     """Raise `TooManyBadRecords` if a set has images, and none of them can be one of the index."""
     kept = set() if prune else set(changes.gone)
     unusable = rejected | {
@@ -135,7 +145,7 @@ def _refuse_none_left(out: Path, rejected: dict[str, str], changes: Changes, pru
         raise TooManyBadRecords(_listed(out, bad, changes.records_in_all, reason))
 
 
-def _listed(out: Path, bad: dict[str, str], total: int, reason: str) -> str:
+def _listed(out: IndexFiles, bad: dict[str, str], total: int, reason: str) -> str:
     """Message of an error about bad records."""
     listed = [f"  {name}: {bad[name]}" for name in list(bad)[:LISTED]]
     if len(bad) > LISTED:
@@ -150,24 +160,22 @@ def _rejected_in(parts: list[dict[str, Any]]) -> dict[str, str]:
     return {name: reason for part in parts for name, reason in part["rejected"].items()}
 
 
-def _forget_rejected(out: Path, parts: list[dict[str, Any]]) -> None:
+def _forget_rejected(out: IndexFiles, parts: list[dict[str, Any]]) -> None:
     """Let the next build try the bad images again; clear this one away if it encoded nothing."""
-    for part in parts:
-        if part["rejected"]:
-            record_of(out, part["shard"]["number"]).unlink(missing_ok=True)
+    out.delete([record_of(part["shard"]["number"]) for part in parts if part["rejected"]])
     if not any(part["shard"]["rows"] for part in parts):
         _clear(out, parts)
 
 
-def with_shards(out: Path, manifest: Manifest, parts: list[dict[str, Any]]) -> Manifest:
+def with_shards(out: IndexFiles, manifest: Manifest, parts: list[dict[str, Any]]) -> Manifest:
     """Manifest of an index with finished shards added."""
-    if (out / "manifest.json").exists():
+    if out.exists("manifest.json"):
         # Images may have been removed while this ran.
         manifest = dataclasses.replace(manifest, removed=Manifest.read(out).removed)
     records = [part["shard"] for part in parts if part["shard"]["rows"]]
     rejected = manifest.rejected | _rejected_in(parts)
     hidden = [*rejected, *manifest.dropped]
-    at, _ = find_rows([Shard(out, record, manifest) for record in records], hidden)
+    at, _ = find_rows(open_shards(out, records, manifest), hidden)
     fresh = {name for name, position in zip(hidden, at, strict=True) if position >= 0}
     return dataclasses.replace(
         manifest,
@@ -178,39 +186,36 @@ def with_shards(out: Path, manifest: Manifest, parts: list[dict[str, Any]]) -> M
 
 
 def _with_words(
-    out: Path, manifest: Manifest, changes: Changes, embed: Embed
+    out: IndexFiles, manifest: Manifest, changes: Changes, embed: Embed
 ) -> tuple[dict[str, Any], ...]:
     """Records of all shards, those written anew whose captions, paths or stamps changed."""
     shards = list(manifest.shards)
     for shard in sorted({shard for shard, _ in changes.rewritten}):
-        before = read_rows(file_of(out, shards[shard], "rows"))
+        before = read_rows(out.path(shards[shard], "rows"))
         rows = [changes.rewritten.get((shard, number), row) for number, row in enumerate(before)]
         shards[shard] = rewrite_words(out, manifest, shards[shard], rows, embed)
     return tuple(shards)
 
 
-def commit(out: Path, before: Manifest, now: Manifest, parts: list[dict[str, Any]]) -> None:
+def commit(out: IndexFiles, before: Manifest, now: Manifest, parts: list[dict[str, Any]]) -> None:
     """Write the manifest if it differs from the one before, and clear the build away."""
-    is_first = not (out / "manifest.json").exists()
+    is_first = not out.exists("manifest.json")
     if now.shards if is_first else now != before:
         now = with_gone(out, now)
-        with (
-            atomic_path(out / "rejected.csv") as temporary,
-            temporary.open("w", encoding="utf-8", newline="") as file,
-        ):
-            listed = [*now.rejected.items(), *now.faults.items()]
-            csv.writer(file).writerows([("id", "reason"), *listed])
+        listed = io.StringIO(newline="")
+        rows = [("id", "reason"), *now.rejected.items(), *now.faults.items()]
+        csv.writer(listed).writerows(rows)
+        out.write("rejected.csv", listed.getvalue().encode())
         now.write(out)
     _clear(out, parts)
 
 
-def _clear(out: Path, parts: list[dict[str, Any]]) -> None:
+def _clear(out: IndexFiles, parts: list[dict[str, Any]]) -> None:
     """Delete what a build needed while it ran."""
     empty = [part["shard"]["files"] for part in parts if not part["shard"]["rows"]]
     made = [name for names in empty for name in names]
-    records = [record_of(out, part["shard"]["number"]).name for part in parts]
+    records = [record_of(part["shard"]["number"]) for part in parts]
     # Delete the plan last: until then, the next build finds and clears what a killed one left.
-    cut_short = [path.name for path in out.glob("*.tmp")]
-    clear_unfinished(out)
-    for name in (*made, *cut_short, *records, "build.json"):
-        (out / name).unlink(missing_ok=True)
+    cut_short = out.names("*.tmp")
+    clear_unfinished(out.folder)
+    out.delete([*made, *cut_short, *records, "build.json"])

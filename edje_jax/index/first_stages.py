@@ -30,7 +30,7 @@ from edje_jax.index.caption_columns import CODES
 from edje_jax.index.column import Column
 from edje_jax.index.covering import Covering
 from edje_jax.index.recall import choose_effort
-from edje_jax.index.shard_files import BadStore, checksum, file_of
+from edje_jax.index.shard_files import BadStore, checksum, name_of
 from edje_jax.index.store import Store
 from edje_jax.system.files import lock_file, read_json, write_json
 
@@ -112,7 +112,7 @@ class StagePlace:
         vectors = store.column(column)
         if bits:
             vectors = vectors.beginning(bits // 8)
-        folder = store.stages / (f"{name}-{bits}" if bits else name) / column
+        folder = store.folder / store.stages / (f"{name}-{bits}" if bits else name) / column
         return cls(store, name, column, bits, vectors.every_row(), folder)
 
     @property
@@ -125,7 +125,7 @@ class StagePlace:
         """Position of every shard of the index."""
         out = {}
         for record, part in zip(self.store.manifest.shards, self.vectors.parts, strict=True):
-            file = record["files"][file_of(self.store.folder, record, self.column).name]
+            file = record["files"][name_of(record, self.column, self.store.files)]
             out[Cover(record["number"], len(part), file["sha256"])] = len(out)
         return out
 
@@ -138,16 +138,44 @@ class StagePlace:
         path = self.folder / "stamp.json"
         if not path.exists():
             return None
-        raw = read_json(path)
-        version = getattr(self.kind, "version", None)
-        if raw.get("format") != FORMAT or raw.get("version") != version:
+        stamp = self.parse_stamp(read_json(path))
+        if stamp is None:
             return None
-        covers = tuple(Cover(**cover) for cover in raw["covers"])
-        stamp = Stamp(**{**raw, "covers": covers})
         size = (self.folder / stamp.file["name"]).stat().st_size
         if size != stamp.file["bytes"]:
             raise ValueError(f"{stamp.file['name']} has {size} bytes, not {stamp.file['bytes']}")
         return stamp
+
+    def parse_stamp(self, raw: dict[str, Any]) -> Stamp | None:
+        """Stamp of what `stamp.json` says; None if this version cannot use what it is of.
+
+        Raises:
+            ValueError, TypeError, KeyError: it is damaged.
+        """
+        version = getattr(self.kind, "version", None)
+        if raw.get("format") != FORMAT or raw.get("version") != version:
+            return None
+        covers = tuple(Cover(**cover) for cover in raw["covers"])
+        return Stamp(**{**raw, "covers": covers})
+
+    @property
+    def stage(self) -> str:
+        """Name of the folder in the index."""
+        return self.folder.relative_to(self.store.folder).as_posix()
+
+    def fetch(self) -> None:
+        """Have what is stored in a remote index here, if it covers more than what is here does."""
+        here = self.read_stamp()
+        if here and here.covers == tuple(self.covers):
+            return
+
+        def is_wanted(raw: dict[str, Any]) -> bool:
+            stamp = self.parse_stamp(raw)
+            if stamp is None or not stamp.is_worth_keeping(self.covers):
+                return False
+            return here is None or stamp.rows > here.rows
+
+        self.store.files.fetch_stage(self.stage, is_wanted)
 
 
 def open_first_stage(
@@ -168,6 +196,8 @@ def open_first_stage(
 
         return open_in_milvus(store, name, column, check_bits(store, name, bits))
     place = StagePlace.of(store, name, column, bits)
+    if not place.kind.is_stored:
+        place.vectors.fetch()
     found = _read_or_build(place) if place.kind.is_stored and len(place.vectors) else None
     if found is None:
         return _covering(place, place.kind.build(place.vectors), place.covers)
@@ -178,7 +208,7 @@ def open_first_stage(
         log.warning(
             "%s: %s of %s rows are not in this first stage and are searched one by one; extend it"
             " with edje index first-stage %s %s%s", place.folder, f"{missing:,}",
-            f"{len(place.vectors):,}", store.folder, name, option,
+            f"{len(place.vectors):,}", store.files, name, option,
         )  # fmt: skip
     return covering
 
@@ -202,6 +232,7 @@ def _read_or_build(place: StagePlace) -> tuple[StoredStage, Stamp] | None:
 def _read(place: StagePlace, grows: bool = False) -> tuple[StoredStage, Stamp] | None:
     """Stored first stage, to be searched or to grow, and its stamp; None if none can be used."""
     try:
+        place.fetch()
         stamp = place.read_stamp()
         if stamp is None or not stamp.is_worth_keeping(place.covers):
             return None
@@ -251,6 +282,7 @@ def _extend(place: StagePlace, progress: BuildProgress | None = None) -> Stamp:
         missing = [cover for cover in place.covers if cover not in known]
         if stamp.file and not missing and (stamp.recall_at_100 or not stage.efforts):
             return stamp
+        place.vectors.fetch()
         starts = np.cumsum([0, *(cover.rows for cover in place.covers)]).tolist()
         left, saved = sum(cover.rows for cover in missing), time.monotonic()
         for cover in missing:
@@ -341,10 +373,20 @@ def check_bits(store: Store, name: str, bits: int | None) -> int | None:
     lengths = store.manifest.model.get("code_lengths", [])
     if not lengths:
         raise BadStore(
-            f"{store.folder}: no codes in this index, which the first stage {name!r} reads; train"
+            f"{store.files}: no codes in this index, which the first stage {name!r} reads; train"
             " heads with edje train first_stage --init MODEL, and build an index with that model"
         )
     if bits is not None and bits not in lengths:
         listed = ", ".join(map(str, lengths))
-        raise ValueError(f"--bits {bits}: the codes of {store.folder} have {listed}")
+        raise ValueError(f"--bits {bits}: the codes of {store.files} have {listed}")
     return bits or max(lengths)
+
+
+def publish_first_stage(store: Store, name: str, column: str, bits: int | None = None) -> None:
+    """Bring a first stage that is stored here to where the index is, if that is elsewhere.
+
+    Raises:
+        OSError: it cannot be sent.
+        ValueError: as for `open_first_stage`.
+    """
+    store.files.publish_stage(StagePlace.of(store, name, column, bits).stage)

@@ -2,18 +2,18 @@
 
 import dataclasses
 from collections.abc import Collection
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt32
 
+from edje_jax.index.files import IndexFiles
 from edje_jax.index.manifest import Manifest
-from edje_jax.index.shard import Shard, find_rows
+from edje_jax.index.shard import Shard, find_rows, open_shards
 from edje_jax.index.shard_files import (
     file_entry,
-    file_of,
     has_file,
     kind_of,
+    name_of,
     next_name,
     write_array,
 )
@@ -58,7 +58,7 @@ def _superseded(shards: list[Shard]) -> list[tuple[int, int]]:
     return out
 
 
-def with_gone(folder: Path, manifest: Manifest) -> Manifest:
+def with_gone(files: IndexFiles, manifest: Manifest) -> Manifest:
     """Manifest whose shards say which of their rows count no more, for its hidden ids.
 
     Lists that differ from those of before are written under new names.
@@ -66,19 +66,21 @@ def with_gone(folder: Path, manifest: Manifest) -> Manifest:
     Raises:
         BadStore: a file is missing or damaged.
     """
-    shards = [Shard(folder, record, manifest) for record in manifest.shards]
-    records = []
+    shards = open_shards(files, manifest.shards, manifest)
+    records, written = [], {}
     for shard, rows, record in zip(
         shards, gone_rows(shards, manifest.hidden), manifest.shards, strict=True
     ):
         if np.array_equal(rows, shard.gone):
             records.append(record)
             continue
-        path = folder / f"gone-{shard.number:05d}.npy"
+        path = files.folder / f"gone-{shard.number:05d}.npy"
         if has_file(record, "gone"):
-            path = next_name(file_of(folder, record, "gone"))
+            path = next_name(files.folder / name_of(record, "gone", files))
         write_array(path, rows)
         kept = {name: file for name, file in record["files"].items() if kind_of(name) != "gone"}
-        kept[path.name] = file_entry(path)
+        kept[path.name] = written[path.name] = file_entry(path)
         records.append(record | {"files": kept})
+    files.publish(written)
+    files.release(written)
     return dataclasses.replace(manifest, shards=tuple(records))

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Iterable
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import jax
@@ -15,6 +14,7 @@ from edje_jax.first_stage.screening import PLAIN, Screening, Searched
 from edje_jax.index.caption_columns import CODES
 from edje_jax.index.column import Column
 from edje_jax.index.covering import Covering
+from edje_jax.index.files import files_of
 from edje_jax.index.first_stages import check_bits, open_first_stage
 from edje_jax.index.selection import Selection, select
 from edje_jax.index.store import Store
@@ -62,22 +62,31 @@ class ImageIndex:
         first_stage: str = "exact",
         bits: int | None = None,
         screening: Screening = PLAIN,
+        cache: str | os.PathLike[str] | None = None,
+        cache_gigabytes: float | None = None,
     ) -> "ImageIndex":
         """Open what `edje index build` made.
 
         Args:
+            path: a folder, or a URL such as s3://bucket/photos.index, whose files are fetched into
+                a cache when they are needed.
             tokens_on: where tokens rest: on "disk" (memory-mapped), or in the memory of the "host"
                 or of the "device". Results are the same.
             first_stage: a name in `edje_jax.first_stage.registry.FIRST_STAGES`. All but "exact" are
                 kept in the index: the first opening with one builds it.
             bits: length of codes, for a first stage that reads these (default: the longest).
             screening: numbers of candidates of such a first stage, which are then rescored.
+            cache: folder for copies of remote files (default: in the user's cache folder).
+            cache_gigabytes: room that they may take (default: `files.CACHE_GIGABYTES`).
 
         Raises:
             BadStore: no finished index, a damaged one, or one without the codes that are asked for.
+            OSError: a remote index cannot be reached, or its files not be kept.
+            ModuleNotFoundError: a library for such URLs is not installed.
             ValueError: no such first stage, or no codes of that length.
         """
-        return cls(Store(Path(path).expanduser()), tokens_on, first_stage, bits, screening)
+        files = files_of(path, cache, cache_gigabytes)
+        return cls(Store(files), tokens_on, first_stage, bits, screening)
 
     def __len__(self) -> int:
         return len(self.store)
@@ -96,7 +105,7 @@ class ImageIndex:
         """
         if len(self) and not len(self.store.captions):
             raise ValueError(
-                f"{self.store.folder}: no captions in this index, so an image finds none; build it"
+                f"{self.store.files}: no captions in this index, so an image finds none; build it"
                 " from a SPEC that has them, such as blip:captions.json"
             )
         return open_first_stage(self.store, self.first_stage, "captions", self.bits)

@@ -19,7 +19,7 @@ from edje_jax.index.caption_columns import CODES
 from edje_jax.index.column import Column
 from edje_jax.index.places import Places
 from edje_jax.index.selection import Selection
-from edje_jax.index.shard_files import BadStore, file_of
+from edje_jax.index.shard_files import BadStore, name_of
 from edje_jax.index.store import Store
 
 SHARD_BITS, ROW_BITS = 39, 24
@@ -64,11 +64,11 @@ class MilvusRows:
         """
         out = {}
         for position, record in enumerate(self.store.manifest.shards):
-            name = file_of(self.store.folder, record, self.column).name
+            name = name_of(record, self.column, self.store.files)
             key = int(record["files"][name]["sha256"], 16) >> (256 - SHARD_BITS)
             if out.setdefault(key, position) != position:
                 raise BadStore(
-                    f"{self.store.folder}: shards {out[key]} and {position} have the same content;"
+                    f"{self.store.files}: shards {out[key]} and {position} have the same content;"
                     " edje index compact may merge them"
                 )
         return out

@@ -1,24 +1,25 @@
 """Removal of images from an index; release of their disk space, and merging of small shards."""
 
 import dataclasses
+import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edje_jax.index import build
+from edje_jax.index.files import IndexFiles, files_of
 from edje_jax.index.gone import with_gone
 from edje_jax.index.manifest import FORMAT, Manifest
 from edje_jax.index.row_lookup import RowLookup
-from edje_jax.index.shard import Shard, find_rows
+from edje_jax.index.shard import Shard, find_rows, open_shards
 from edje_jax.index.shard_files import BadStore, kind_of
 from edje_jax.index.shard_writer import ShardWriter, clear_unfinished
 from edje_jax.index.stage_upkeep import tidy_first_stages
 from edje_jax.index.store import Store, next_number
 
 
-def remove(out: Path, ids: list[str]) -> int:
+def remove(index: str | os.PathLike[str] | IndexFiles, ids: list[str]) -> int:
     """Take images out of an index, for good; their shards keep them until `compact`.
 
     Returns:
@@ -27,8 +28,9 @@ def remove(out: Path, ids: list[str]) -> int:
     Raises:
         BadStore: an id is not in the index; nothing is removed then.
     """
+    out = files_of(index)
     manifest = Manifest.read(out)
-    at, _ = find_rows([Shard(out, record, manifest) for record in manifest.shards], ids)
+    at, _ = find_rows(open_shards(out, manifest.shards, manifest), ids)
     hidden = manifest.hidden
     known = dict(zip(ids, (at >= 0).tolist(), strict=True))
     if unknown := [name for name in ids if not known[name] or name in hidden]:
@@ -39,7 +41,7 @@ def remove(out: Path, ids: list[str]) -> int:
     return len(set(ids))
 
 
-def compact(out: Path) -> int:
+def compact(index: str | os.PathLike[str] | IndexFiles) -> int:
     """Write shards anew that are small, of an older format, or hold images which count no more.
 
     Neighbouring ones become one shard, until it has `build.SHARD_ROWS` images; nothing is encoded.
@@ -54,9 +56,10 @@ def compact(out: Path) -> int:
     Raises:
         BadStore: a build is under way.
     """
-    if (out / "build.json").exists():
+    out = files_of(index)
+    if out.exists("build.json"):
         raise BadStore(f"{out}: a build is under way or unfinished; run it to its end first")
-    clear_unfinished(out)
+    clear_unfinished(out.folder)
     manifest = Manifest.read(out)
     if manifest.format < FORMAT:
         with_gone(out, manifest).write(out)
@@ -78,9 +81,8 @@ def compact(out: Path) -> int:
     manifest.write(out)
     listed = {name for record in manifest.shards for name in record["files"]}
     kinds = {*manifest.column_types, *RowLookup._fields, "thumbnails", "rows", "gone", "metadata"}
-    for path in out.iterdir():
-        if kind_of(path.name) in kinds and path.name not in listed:
-            path.unlink(missing_ok=True)
+    names = [name for name in out.names("*") if kind_of(name) in kinds and name not in listed]
+    out.delete(names)
     if before != {record["number"] for record in manifest.shards}:
         tidy_first_stages(out)
     return gone
@@ -113,11 +115,11 @@ def _worth_while(store: Store, group: list[int]) -> list[list[int]]:
     return [group] if group else []
 
 
-def _merged(out: Path, store: Store, group: list[int], number: int) -> list[dict[str, Any]]:
+def _merged(out: IndexFiles, store: Store, group: list[int], number: int) -> list[dict[str, Any]]:
     """Record of a shard of the rows of some shards that count; none if there are no such rows."""
     if not any(store.places.counts(position) for position in group):
         return []
-    with ShardWriter(out, number) as writer:
+    with ShardWriter(out.folder, number) as writer:
         for position in group:
             shard = store.shards[position]
             stays = np.ones(len(shard), bool)
@@ -126,7 +128,9 @@ def _merged(out: Path, store: Store, group: list[int], number: int) -> list[dict
             for start in range(0, len(rows), build.PART_ROWS):
                 _append(writer, store.manifest, shard, rows[start : start + build.PART_ROWS])
         record = writer.finish(store.manifest.metadata)
+        out.publish(record["files"])
         writer.clear()
+    out.release(record["files"])
     return [record]
 
 

@@ -3,17 +3,18 @@
 import dataclasses
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 
 from edje_jax.config.model import EmbeddingDtype, TokenDtype
+from edje_jax.index.files import IndexFiles, files_of
 from edje_jax.index.shard_files import BadStore
 from edje_jax.models.token_formats import FORMATS
-from edje_jax.system.files import BadJson, read_json, write_json
+from edje_jax.system.files import BadJson
 
 FORMAT = 3
 """Format 1 knew no stamps, digests, dropped images and faults. Shards of formats 1 and 2 have no
@@ -113,7 +114,7 @@ class Manifest:
         content = json.dumps([self.model["fingerprint"], rows], sort_keys=True)
         return dataclasses.replace(self, id=hashlib.sha256(content.encode()).hexdigest()[:16])
 
-    def write(self, folder: Path) -> None:
+    def write(self, index: str | os.PathLike[str] | IndexFiles) -> None:
         """Write the manifest of an index."""
         raw = dataclasses.asdict(self.identified())
         unknown = raw.pop("unknown")
@@ -121,26 +122,27 @@ class Manifest:
         for name in ("columns", "metadata", "id"):
             if not raw[name]:
                 del raw[name]
-        write_json(folder / "manifest.json", {"format": FORMAT, **raw, **unknown})
+        files_of(index).write_json("manifest.json", {"format": FORMAT, **raw, **unknown})
 
     @classmethod
-    def read(cls, folder: Path) -> "Manifest":
+    def read(cls, index: str | os.PathLike[str] | IndexFiles) -> "Manifest":
         """An index's manifest.
 
         Raises:
             BadStore: there is none, it is damaged, or a newer version wrote it.
         """
-        path = folder / "manifest.json"
-        if not path.exists():
-            begun = (folder / "build.json").exists()
-            raise BadStore(
-                f"{folder}: this index is unfinished; run the same `edje index build` again"
-                if begun
-                else f"{folder}: no index here (no manifest.json); make one with"
-                f" `edje index build MODEL IMAGES --out {folder}`"
-            )
+        files = files_of(index)
+        path = f"{files}/manifest.json"
         try:
-            raw = read_json(path)
+            raw = files.read_json("manifest.json")
+        except FileNotFoundError:
+            begun = files.exists("build.json")
+            raise BadStore(
+                f"{files}: this index is unfinished; run the same `edje index build` again"
+                if begun
+                else f"{files}: no index here (no manifest.json); make one with"
+                f" `edje index build MODEL IMAGES --out {files}`"
+            ) from None
         except BadJson as error:
             raise BadStore(str(error)) from error
         if (format := raw.pop("format", None)) not in range(1, FORMAT + 1):

@@ -34,6 +34,7 @@ from edje_jax.index.build import (
     join,
 )
 from edje_jax.index.commit import Report, record_of, refuse_many
+from edje_jax.index.files import LocalFiles
 from edje_jax.runtimes.base import Runtime
 from edje_jax.system.files import read_json
 from edje_jax.system.ray_cluster import Machines, first_cause, go_to
@@ -63,12 +64,12 @@ class ShardEncoder:
         what a constructor does."""
         go_to(self._folder)
         runtime, stamp, source = self._open()
-        return runtime, join(runtime, stamp, source, self._out, self._options)
+        return runtime, join(runtime, stamp, source, LocalFiles(self._out), self._options)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         numbers = [int(number) for number in batch["shard"]]
         runtime, plan = self._opened
-        encode_shards(runtime, plan, numbers, self._out, self._options)
+        encode_shards(runtime, plan, numbers, LocalFiles(self._out), self._options)
         return batch
 
 
@@ -90,19 +91,20 @@ def build_on_ray(
     """
     out = Path(os.path.abspath(out))
     runtime, stamp, source = open_all()
-    plan = begin(runtime, stamp, source, spec, out, options, SHARDS_EACH * machines.count)
-    left = [number for number in plan.shards if not record_of(out, number).exists()]
+    files = LocalFiles(out)
+    plan = begin(runtime, stamp, source, spec, files, options, SHARDS_EACH * machines.count)
+    left = [number for number in plan.shards if not (out / record_of(number)).exists()]
     if left:
         arguments = (open_all, out, replace(options, share=(0, 1)), os.getcwd())
         rejected = dict(plan.changes.bad)
         try:
             with _watched(out, plan, progress):
                 for number in _encoded(ray, machines, arguments, left):
-                    rejected |= read_json(record_of(out, number))["rejected"]
-                    refuse_many(out, rejected, plan.changes, options.max_bad)
+                    rejected |= read_json(out / record_of(number))["rejected"]
+                    refuse_many(files, rejected, plan.changes, options.max_bad)
         except ray.exceptions.RayError as error:
             raise first_cause(error) from error
-    return complete(runtime, plan, spec, out, options)
+    return complete(runtime, plan, spec, files, options)
 
 
 def _encoded(

@@ -49,8 +49,7 @@ class Partition:
                 f" it up to date with edje index compact {self.folder}"
             )
         own = replace(self.manifest, shards=self.manifest.shards[self.number :: self.of])
-        stages = self.folder / "partitions" / f"{self.number}-of-{self.of}" / "first-stage"
-        return Store(self.folder, own, stages)
+        return Store(self.folder, own, f"partitions/{self.number}-of-{self.of}/first-stage")
 
     def named(self, places: Places, numbers: Int[np.ndarray, "..."]) -> ShardRows:
         """Rows that are numbered so in the store of this part."""

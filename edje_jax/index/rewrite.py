@@ -1,20 +1,21 @@
 """Writing anew of what changed in a shard without its images: captions, paths and stamps."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edje_jax.index.derived import write_derived
+from edje_jax.index.files import IndexFiles
 from edje_jax.index.manifest import Manifest
 from edje_jax.index.shard_files import (
     BadStore,
     ImageRecord,
     file_entry,
-    file_of,
     has_file,
     kind_of,
+    name_of,
     next_name,
     read_rows,
     row_line,
@@ -27,7 +28,7 @@ Embed = Callable[[list[str]], Mapping[str, np.ndarray]]
 
 
 def rewrite_words(
-    folder: Path,
+    index: IndexFiles,
     manifest: Manifest,
     record: dict[str, Any],
     rows: Sequence[ImageRecord],
@@ -45,46 +46,61 @@ def rewrite_words(
     Raises:
         BadStore: captions differ, and the shard has a column of them that `embed` does not compute.
     """
-    before, files = file_of(folder, record, "rows"), dict(record["files"])
-    previous = [text for row in read_rows(before) for text in row.captions]
+    files, written = dict(record["files"]), []
+
+    def renewed(name: str) -> Path:
+        """Path of a new file in the place of the one that the shard has, if it has one."""
+        if has_file(record, kind := kind_of(name)):
+            name = name_of(record, kind, index)
+            del files[name]
+            name = next_name(Path(name)).name
+        written.append(index.folder / name)
+        return written[-1]
+
+    before = read_rows(index.path(record, "rows"))
+    previous = [text for row in before for text in row.captions]
     texts = [text for row in rows for text in row.captions]
-    written = [next_name(before)]
-    _write_rows(written[0], rows)
-    del files[before.name]
-
-    def named(name: str) -> Path:
-        """Next name of a file of the shard."""
-        if not has_file(record, kind := kind_of(name)):
-            return folder / name
-        path = file_of(folder, record, kind)
-        del files[path.name]
-        return next_name(path)
-
-    written += write_derived(written[0], record["number"], manifest.metadata, named)
+    path = renewed(name_of(record, "rows", index))
+    _write_rows(path, rows)
+    write_derived(path, record["number"], manifest.metadata, renewed)
     if texts != previous:
         known = set(previous)
         unknown = [text for text in dict.fromkeys(texts) if text not in known]
         made = embed(unknown)
-        kept = {
-            name: file_of(folder, record, name)
-            for name, type in manifest.column_types.items()
-            if type.per == "caption" and has_file(record, name)
-        }
-        if more := kept.keys() - made.keys():
-            raise BadStore(
-                f"{folder}: captions have changed, and this version of edje_jax cannot compute"
-                f" their {', '.join(sorted(more))}; update it, or build another index"
-            )
-        for name, path in kept.items():
+        for name, path in _caption_files(index, manifest, record, made).items():
             rows_before = np.load(path, allow_pickle=False)
             of_text = dict(zip(previous, rows_before, strict=True))
             of_text |= dict(zip(unknown, made[name], strict=True))
             array = np.array([of_text[text] for text in texts], rows_before.dtype)
-            written.append(next_name(path))
-            write_array(written[-1], array.reshape(-1, *rows_before.shape[1:]))
-            del files[path.name]
-    files |= {path.name: file_entry(path) for path in written}
+            write_array(
+                renewed(name_of(record, name, index)), array.reshape(-1, *rows_before.shape[1:])
+            )
+    entries = {path.name: file_entry(path) for path in written}
+    index.publish(entries)
+    index.release(entries)
+    files |= entries
     return record | {"captions": len(texts), "files": files}
+
+
+def _caption_files(
+    index: IndexFiles, manifest: Manifest, record: dict[str, Any], made: Collection[str]
+) -> dict[str, Path]:
+    """Paths of a shard's columns with a row for each caption.
+
+    Raises:
+        BadStore: one is not among those that can be made.
+    """
+    kept = {
+        name: index.path(record, name)
+        for name, type in manifest.column_types.items()
+        if type.per == "caption" and has_file(record, name)
+    }
+    if more := kept.keys() - set(made):
+        raise BadStore(
+            f"{index}: captions have changed, and this version of edje_jax cannot compute"
+            f" their {', '.join(sorted(more))}; update it, or build another index"
+        )
+    return kept
 
 
 def _write_rows(path: Path, rows: Sequence[ImageRecord]) -> None:

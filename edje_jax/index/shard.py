@@ -1,56 +1,66 @@
 """A shard of an index, opened: its columns mapped into memory, its rows read one by one."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int, UInt32
 
+from edje_jax.index.files import IndexFiles
 from edje_jax.index.manifest import Manifest
 from edje_jax.index.metadata import open_metadata
 from edje_jax.index.places import Gone
 from edje_jax.index.row_lookup import RowLookup, hash_ids, look_up
 from edje_jax.index.shard_files import (
     ImageRecord,
-    file_of,
     has_file,
     kind_of,
     map_file,
+    name_of,
     parse_row,
 )
-from edje_jax.system.mapped_files import map_bytes
+
+BYTES = np.dtype(np.uint8)
 
 
 class Shard:
     """Files of a shard; opening it reads none of its rows, unless an older version wrote it."""
 
-    def __init__(self, folder: Path, record: dict[str, Any], manifest: Manifest):
+    def __init__(self, files: IndexFiles, record: dict[str, Any], manifest: Manifest):
         there = {kind_of(name) for name in record["files"]}
         self.number: int = record["number"]
         self.columns = {
-            name: map_file(file_of(folder, record, name)).view(np.dtype(type.dtype))
+            name: files.array(
+                record,
+                name,
+                np.dtype(type.dtype),
+                (record["rows" if type.per == "image" else "captions"], *type.shape),
+            )
             for name, type in manifest.column_types.items()
             if name in there or name not in manifest.columns
         }
-        self._path = file_of(folder, record, "rows")
+        self._path = f"{files}/{name_of(record, 'rows', files)}"
         # Mapped too: a file that is deleted meanwhile is here until this is closed.
-        self._rows = map_bytes(self._path)
-        self._thumbnails = map_bytes(file_of(folder, record, "thumbnails"))
-        self.is_old = not there.issuperset(RowLookup._fields)
+        self._rows, self._thumbnails = (
+            files.array(record, kind, BYTES, _size_of(record, kind, files))
+            for kind in ("rows", "thumbnails")
+        )
+        self.is_old = _is_old(record)
         """Whether an older version wrote it, without the files of `row_lookup`."""
-        self.lookup = self._lookup(folder, record)
+        self.lookup = _lookup(files, record)
         self.gone: UInt32[np.ndarray, " g"] = (
-            map_file(file_of(folder, record, "gone"))
+            map_file(files.path(record, "gone"))
             if has_file(record, "gone")
             else np.empty(0, np.uint32)
         )
         """Rows that count no more, rising."""
 
         self._metadata = (
-            map_bytes(file_of(folder, record, "metadata")) if has_file(record, "metadata") else None
+            files.array(record, "metadata", BYTES, _size_of(record, "metadata", files))
+            if has_file(record, "metadata")
+            else None
         )
 
     @cached_property
@@ -60,12 +70,7 @@ class Shard:
         Raises:
             ModuleNotFoundError: pyarrow is not installed; the message says how to get it.
         """
-        return None if self._metadata is None else open_metadata(self._metadata)
-
-    def _lookup(self, folder: Path, record: dict[str, Any]) -> RowLookup:
-        if self.is_old:
-            return look_up(self._path)
-        return RowLookup(*(map_file(file_of(folder, record, kind)) for kind in RowLookup._fields))
+        return None if self._metadata is None else open_metadata(np.asarray(self._metadata))
 
     def __len__(self) -> int:
         return len(self.lookup.id_rows)
@@ -90,7 +95,7 @@ class Shard:
 
     def odd_rows(self) -> list[int]:
         """Rows whose ids have bytes that are no UTF-8, which JSON has as escapes."""
-        places = [found.start() for found in re.finditer(rb"\\ud", self._rows)]  # type: ignore[arg-type]
+        places = [found.start() for found in re.finditer(rb"\\ud", np.asarray(self._rows))]  # type: ignore[arg-type]
         rows = np.unique(np.searchsorted(self.lookup.row_starts, places, side="right") - 1)
         return [row for row in rows.tolist() if not _is_whole(self.row(row).id)]
 
@@ -114,6 +119,34 @@ class Shard:
         gone = self.gone.astype(np.int64)
         gone = gone[starts[gone + 1] > starts[gone]]
         return Gone(starts[gone], starts[gone + 1] - starts[gone])
+
+
+def open_shards(
+    files: IndexFiles, records: Sequence[dict[str, Any]], manifest: Manifest
+) -> list[Shard]:
+    """Shards of an index by their records; what opening them reads is fetched at once.
+
+    Raises:
+        BadStore: a file is missing or damaged.
+    """
+    files.prepare(records, ("gone", *RowLookup._fields))
+    files.prepare([record for record in records if _is_old(record)], ("rows",))
+    return [Shard(files, record, manifest) for record in records]
+
+
+def _is_old(record: dict[str, Any]) -> bool:
+    return not {kind_of(name) for name in record["files"]}.issuperset(RowLookup._fields)
+
+
+def _lookup(files: IndexFiles, record: dict[str, Any]) -> RowLookup:
+    if _is_old(record):
+        return look_up(files.path(record, "rows"))
+    return RowLookup(*(map_file(files.path(record, kind)) for kind in RowLookup._fields))
+
+
+def _size_of(record: dict[str, Any], kind: str, files: IndexFiles) -> tuple[int]:
+    """Shape of a file's bytes."""
+    return (record["files"][name_of(record, kind, files)]["bytes"],)
 
 
 def _is_whole(text: str) -> bool:

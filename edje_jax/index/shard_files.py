@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edje_jax.system.files import atomic_path
-from edje_jax.system.mapped_files import map_array
+from edje_jax.system.mapped_files import map_array, map_bytes
 from edje_jax.types import Scalar
 
 
@@ -56,9 +56,18 @@ def file_of(folder: Path, record: dict[str, Any], kind: str) -> Path:
     Raises:
         BadStore: the record names none.
     """
+    return folder / name_of(record, kind, folder)
+
+
+def name_of(record: dict[str, Any], kind: str, folder: object) -> str:
+    """Name of a shard's file of a kind; `folder` is that of the error's message.
+
+    Raises:
+        BadStore: the record names none.
+    """
     for name in record["files"]:
         if kind_of(name) == kind:
-            return folder / name
+            return name
     raise BadStore(
         f"{folder}/manifest.json: names no {kind} of shard {record['number']}; build the index"
         " again"
@@ -76,6 +85,16 @@ def map_file(path: Path) -> np.ndarray:
         return map_array(path)
     except ValueError as error:
         raise BadStore(f"{path}: damaged ({error}); build the index again") from error
+
+
+def map_whole(path: Path, dtype: np.dtype) -> np.ndarray:
+    """The array in one of a shard's files: a column as that dtype, or a file's bytes (uint8).
+
+    Raises:
+        BadStore: the file is damaged.
+        OSError: the system cannot map it.
+    """
+    return map_file(path).view(dtype) if path.suffix == ".npy" else map_bytes(path)
 
 
 def has_file(record: dict[str, Any], kind: str) -> bool:
@@ -124,7 +143,7 @@ def read_rows(path: Path) -> Iterator[ImageRecord]:
             yield parse_row(line, path)
 
 
-def parse_row(line: bytes, path: Path) -> ImageRecord:
+def parse_row(line: bytes, path: Path | str) -> ImageRecord:
     """Row of a line of a rows file.
 
     Raises:

@@ -31,9 +31,9 @@ grow with the number of shards alone. An index that an older version wrote is re
 `edje index compact` has brought it up to date.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
@@ -41,12 +41,13 @@ from jaxtyping import Int
 
 from edje_jax.index.column import Column
 from edje_jax.index.embeddings import from_stored
+from edje_jax.index.files import LARGE, STAGES, IndexFiles, files_of
 from edje_jax.index.gone import gone_rows
 from edje_jax.index.manifest import Manifest
 from edje_jax.index.metadata import Kind, kinds_of
 from edje_jax.index.places import Places
-from edje_jax.index.shard import Shard, find_rows
-from edje_jax.index.shard_files import BadStore, ImageRecord, checksum, file_of
+from edje_jax.index.shard import Shard, find_rows, open_shards
+from edje_jax.index.shard_files import BadStore, ImageRecord, kind_of, name_of
 from edje_jax.models.token_formats import PackedTokens
 
 EMBEDDINGS = ("embeddings", "captions")
@@ -62,16 +63,24 @@ class Store:
 
     Raises:
         BadStore: no finished index, or a file is missing or of another size than it had.
+        OSError: it is a remote one, and cannot be reached.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest | None = None, stages: Path | None = None):
-        self.folder, self._opened = folder, (folder, manifest, stages)
-        self.manifest = manifest or Manifest.read(folder)
-        self.stages = stages or folder / "first-stage"
-        for record in self.manifest.shards:
-            for name, expected in record["files"].items():
-                _check_size(folder / name, expected["bytes"])
-        self.shards = open_shards(folder, self.manifest)
+    def __init__(
+        self,
+        index: str | os.PathLike[str] | IndexFiles,
+        manifest: Manifest | None = None,
+        stages: str = STAGES,
+    ):
+        self.files = files_of(index)
+        self.folder = self.files.folder
+        """Folder of the index, or of the copies of its files if it is a remote one."""
+        self._opened = (self.files, manifest, stages)
+        self.manifest = manifest or Manifest.read(self.files)
+        self.stages = stages
+        """Folder of the first stages in that folder."""
+        self.files.check(self.manifest.shards)
+        self.shards = counting_shards(self.files, self.manifest)
         self.places = Places(
             [len(shard) for shard in self.shards], [shard.gone_images() for shard in self.shards]
         )
@@ -109,10 +118,10 @@ class Store:
         """
         types = self.manifest.column_types
         if name not in types:
-            raise BadStore(f"{self.folder}: no column {name!r}; there are {', '.join(types)}")
+            raise BadStore(f"{self.files}: no column {name!r}; there are {', '.join(types)}")
         for shard, record in zip(self.shards, self.manifest.shards, strict=True):
             if name not in shard.columns:
-                file_of(self.folder, record, name)  # Says which it is
+                name_of(record, name, self.files)  # Says which it is
         places = self.places if types[name].per == "image" else self.caption_places
         parts = [shard.columns[name] for shard in self.shards]
         return Column(parts, places, types[name], from_stored if name in EMBEDDINGS else None)
@@ -147,6 +156,17 @@ class Store:
         gone = [shard.gone_captions() for shard in self.shards]
         return Places([shard.num_captions for shard in self.shards], gone)
 
+    def fetch(self) -> None:
+        """Have all files of a remote index here but those of tokens and thumbnails, so that no
+        search waits for them.
+
+        Raises:
+            BadStore, OSError: see `FileCache.path`.
+        """
+        shards = self.manifest.shards
+        kinds = {kind_of(name) for record in shards for name in record["files"]}
+        self.files.prepare(shards, sorted(kinds - LARGE))
+
     def captions_of(self, images: Int[np.ndarray, " n"]) -> Int[np.ndarray, " c"]:
         """Numbers of the captions of some images, image by image."""
         shards, rows = self.places.locate(images)
@@ -165,10 +185,12 @@ class Store:
         Raises:
             ModuleNotFoundError: there are some, and pyarrow is not installed.
         """
+        self.files.prepare(self.manifest.shards, ("metadata",))
         return [kinds_of(shard.metadata) for shard in self.shards if shard.metadata is not None]
 
     def odd_images(self) -> list[int]:
         """Images whose ids have bytes that are no UTF-8; every row is looked at."""
+        self.files.prepare(self.manifest.shards, ("rows",))
         rows = [(at, row) for at, shard in enumerate(self.shards) for row in shard.odd_rows()]
         at, own = np.array(rows, np.int64).reshape(-1, 2).T
         numbers = self.places.number(at, own)
@@ -233,13 +255,13 @@ class Captions(Sequence[tuple[int, str]]):
         return ((image, text) for image, texts in enumerate(rows) for text in texts)
 
 
-def open_shards(folder: Path, manifest: Manifest) -> list[Shard]:
+def counting_shards(files: IndexFiles, manifest: Manifest) -> list[Shard]:
     """Shards of an index, each with the rows of it that count no more.
 
     Raises:
         BadStore: a file is missing or damaged.
     """
-    shards = [Shard(folder, record, manifest) for record in manifest.shards]
+    shards = open_shards(files, manifest.shards, manifest)
     if manifest.format < 3:
         for shard, rows in zip(shards, gone_rows(shards, manifest.hidden), strict=True):
             shard.gone = rows
@@ -256,7 +278,7 @@ def check_model(store: Store, stamp: dict[str, Any]) -> None:
     if own["fingerprint"] != stamp["fingerprint"]:
         built, given = map(_describe, (own, stamp))
         raise BadStore(
-            f"{store.folder}: built with another model ({built}) than this one ({given}); open it"
+            f"{store.files}: built with another model ({built}) than this one ({given}); open it"
             " with its own, or build another index"
         )
 
@@ -271,28 +293,20 @@ def next_number(manifest: Manifest) -> int:
     return max((record["number"] for record in manifest.shards), default=-1) + 1
 
 
-def verify(folder: Path) -> Iterator[tuple[str, str]]:
+def verify(index: str | os.PathLike[str] | IndexFiles) -> Iterator[tuple[str, str]]:
     """(file, its fault) for every file of a finished index that is not as it was written.
+
+    Those of a remote index are read where they are, whether there are copies of them or not.
 
     Raises:
         BadStore: there is no finished index.
     """
-    for record in Manifest.read(folder).shards:
+    files = files_of(index)
+    for record in Manifest.read(files).shards:
         for name, expected in record["files"].items():
-            path = folder / name
-            if not path.exists():
+            if (size := files.size(name)) is None:
                 yield name, "missing"
-            elif path.stat().st_size != expected["bytes"]:
-                yield name, f"{path.stat().st_size} bytes, written with {expected['bytes']}"
-            elif checksum(path) != expected["sha256"]:
+            elif size != expected["bytes"]:
+                yield name, f"{size} bytes, written with {expected['bytes']}"
+            elif files.checksum(name) != expected["sha256"]:
                 yield name, "not what was written: its checksum differs"
-
-
-def _check_size(path: Path, size: int) -> None:
-    if not path.exists():
-        raise BadStore(f"{path}: missing; build the index again")
-    if path.stat().st_size != size:
-        raise BadStore(
-            f"{path}: {path.stat().st_size} bytes, written with {size}: truncated or overwritten;"
-            " build the index again"
-        )

@@ -21,6 +21,7 @@ from edje_jax.first_stage.screening import PLAIN, Screening
 from edje_jax.index.image_index import ImageIndex
 from edje_jax.index.partition import Partition, ShardRows
 from edje_jax.index.places import Places
+from edje_jax.index.selection import Selection
 from edje_jax.index.store import Store, check_model
 from edje_jax.models.token_formats import PackedTokens
 from edje_jax.runtimes.base import Embedded, Encoded
@@ -64,10 +65,13 @@ class OpenPartition:
         """Similarities and rows of the k nearest, among the chosen ones if some are."""
         store = self._index.store
         places = store.places if column == "embeddings" else store.caption_places
-        numbers = None if chosen is None else self._partition.numbered(places, chosen)
+        selection = None
+        if chosen is not None:
+            numbers = self._partition.numbered(places, chosen)
+            selection = Selection(numbers, numbers, store)
         if len(places):
             stage = self._index.images if column == "embeddings" else self._index.texts
-            near = stage.nearest(queries, k, numbers)
+            near = stage.nearest(queries, k, selection)
         else:
             near = no_neighbours(len(queries), 0)
         return near.similarities, self._partition.named(places, near.rows)
@@ -100,10 +104,9 @@ class FirstStageElsewhere:
     def __len__(self) -> int:
         return len(self._places)
 
-    def nearest(
-        self, queries: np.ndarray, k: int, chosen: Int[np.ndarray, " n"] | None = None
-    ) -> Nearest:
-        """The k nearest of each query, among the chosen ones if some are; equal ones by number."""
+    def nearest(self, queries: np.ndarray, k: int, selection: Selection | None = None) -> Nearest:
+        """The k nearest of each query, among the selected ones if some are; equal ones by number."""
+        chosen = None if selection is None else selection.numbers
         k = min(k, len(self) if chosen is None else len(chosen))
         if not k or not len(queries):
             return no_neighbours(len(queries), k)

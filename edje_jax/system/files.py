@@ -28,9 +28,18 @@ def write_json(path: Path, value: object) -> None:
         ValueError: a value is NaN or infinite, which JSON cannot say.
         OSError: the file cannot be written.
     """
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    text = json_text(value)
     with atomic_text(path) as file:
-        file.write(text + "\n")
+        file.write(text)
+
+
+def json_text(value: object) -> str:
+    """Pretty JSON, with a line's end behind it.
+
+    Raises:
+        ValueError: a value is NaN or infinite, which JSON cannot say.
+    """
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 @contextmanager
@@ -127,8 +136,11 @@ def most_open_files() -> int:
 
 
 @contextmanager
-def lock_file(path: Path) -> Iterator[None]:
+def lock_file(path: Path, wait: bool = False) -> Iterator[None]:
     """Hold a file that no other process holds; the system frees it with the process.
+
+    Args:
+        wait: wait for another process, or another thread, that holds it.
 
     Raises:
         BlockingIOError: another process holds it.
@@ -136,7 +148,7 @@ def lock_file(path: Path) -> Iterator[None]:
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise BlockingIOError(
                 error.errno, "another process is writing here; wait for it", str(path)
@@ -178,8 +190,17 @@ def read_json(path: Path) -> dict[str, Any]:
         FileNotFoundError: no such file.
         BadJson: not JSON, or no object.
     """
+    return parse_json(path.read_bytes(), path)
+
+
+def parse_json(data: bytes, path: object) -> dict[str, Any]:
+    """A JSON object; `path` is where it lies, for errors.
+
+    Raises:
+        BadJson: not JSON, or no object.
+    """
     try:
-        value = json.loads(path.read_text("utf-8-sig"))
+        value = json.loads(data.decode("utf-8-sig"))
     except ValueError as error:
         raise BadJson(f"{path}: not valid JSON ({error}); fetch or write it again") from error
     if not isinstance(value, dict):

@@ -1,16 +1,20 @@
 """Command `edje index`: build and look after an index."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import tyro
 
-from edje_jax.cli.commands.search import IndexStageName, On
+from edje_jax.cli.commands.search import CacheOptions, IndexStageName, On
 from edje_jax.cli.commands.subcommand import subcommand
 from edje_jax.config.model import EmbeddingDtype, TokenDtype
 
+if TYPE_CHECKING:
+    from edje_jax.index.files import IndexFiles
+
 
 @dataclass(frozen=True)
-class IndexBuild:
+class IndexBuild(CacheOptions):
     """Encode images into an index that can be searched; resumes where it stopped.
 
     Run again after the set changed, it encodes what is new or changed and takes up other captions;
@@ -23,6 +27,7 @@ class IndexBuild:
         edje index build runs/coco/model blip:photos.json --out photos.index --metadata year license
         edje index build runs/coco/model photos/ --out photos.index --shard 0/4      # of 4 machines
         edje index build runs/coco/model photos/ --out /shared/photos.index --on ray
+        edje index build runs/coco/model photos/ --out s3://bucket/photos.index
     """
 
     model: tyro.conf.Positional[str]
@@ -30,7 +35,7 @@ class IndexBuild:
     images: tyro.conf.Positional[str]
     """Folder of images, or a SPEC such as blip:captions.json, whose captions are indexed too."""
     out: str
-    """Folder of the index."""
+    """Folder of the index, or its URL."""
     token_dtype: TokenDtype = "bfloat16"
     """Data type of stored tokens: 2 bytes a number, 1 or a half."""
     embedding_dtype: EmbeddingDtype = "float32"
@@ -71,15 +76,16 @@ class IndexBuild:
             self.token_dtype, self.embedding_dtype, self.metadata,
             workers=self.workers, max_bad=self.max_bad, prune=self.prune, restore=self.restore,
         )  # fmt: skip
+        out = _files(self.out, self)
         is_complete = build(
-            self.model, self.images, self.out, options, self.shard, self.image_root, self.on
+            self.model, self.images, out, options, self.shard, self.image_root, self.on
         )
         if self.first_stage and is_complete:
-            build_first_stage(self.out, self.first_stage, self.bits)
+            build_first_stage(out, self.first_stage, self.bits)
 
 
 @dataclass(frozen=True)
-class IndexFirstStage:
+class IndexFirstStage(CacheOptions):
     """Build a first stage from what an index stores and keep it there, or extend one.
 
     A search that asks for a first stage which is not there builds it too, and takes that long.
@@ -92,7 +98,7 @@ class IndexFirstStage:
     """
 
     index: tyro.conf.Positional[str]
-    """Folder of the index."""
+    """Folder of the index, or its URL."""
     name: tyro.conf.Positional[IndexStageName]
     """First stage to build."""
     bits: int | None = None
@@ -101,11 +107,11 @@ class IndexFirstStage:
     def run(self) -> None:
         from edje_jax.cli.index import build_first_stage
 
-        build_first_stage(self.index, self.name, self.bits)
+        build_first_stage(_files(self.index, self), self.name, self.bits)
 
 
 @dataclass(frozen=True)
-class IndexInfo:
+class IndexInfo(CacheOptions):
     """Say what an index holds, in how many bytes, and which model made it.
 
     Examples:
@@ -113,16 +119,16 @@ class IndexInfo:
     """
 
     index: tyro.conf.Positional[str]
-    """Folder of the index."""
+    """Folder of the index, or its URL."""
 
     def run(self) -> None:
         from edje_jax.cli.index import info
 
-        info(self.index)
+        info(_files(self.index, self))
 
 
 @dataclass(frozen=True)
-class IndexVerify:
+class IndexVerify(CacheOptions):
     """Check every file of an index against its checksum; exit code 1 if one differs.
 
     Examples:
@@ -130,16 +136,16 @@ class IndexVerify:
     """
 
     index: tyro.conf.Positional[str]
-    """Folder of the index."""
+    """Folder of the index, or its URL."""
 
     def run(self) -> None:
         from edje_jax.cli.index import verify
 
-        verify(self.index)
+        verify(_files(self.index, self))
 
 
 @dataclass(frozen=True)
-class IndexRemove:
+class IndexRemove(CacheOptions):
     """Take images out of an index; `edje index compact` gives their room back.
 
     Builds leave them out from then on; `edje index build --restore` takes them in again.
@@ -149,18 +155,18 @@ class IndexRemove:
     """
 
     index: tyro.conf.Positional[str]
-    """Folder of the index."""
+    """Folder of the index, or its URL."""
     ids: tyro.conf.Positional[tuple[str, ...]]
     """Ids of the images."""
 
     def run(self) -> None:
         from edje_jax.cli.index import remove
 
-        remove(self.index, self.ids)
+        remove(_files(self.index, self), self.ids)
 
 
 @dataclass(frozen=True)
-class IndexCompact:
+class IndexCompact(CacheOptions):
     """Leave out removed, changed and dropped images for good, and merge small shards.
 
     An index that an older version wrote is brought up to date. Nothing is encoded again.
@@ -170,12 +176,12 @@ class IndexCompact:
     """
 
     index: tyro.conf.Positional[str]
-    """Folder of the index."""
+    """Folder of the index, or its URL."""
 
     def run(self) -> None:
         from edje_jax.cli.index import compact
 
-        compact(self.index)
+        compact(_files(self.index, self))
 
 
 INDEX = (
@@ -186,6 +192,12 @@ INDEX = (
     | subcommand("remove", IndexRemove)
     | subcommand("compact", IndexCompact)
 )
+
+
+def _files(index: str, options: CacheOptions) -> "IndexFiles":
+    from edje_jax.index.files import files_of
+
+    return files_of(index, options.cache, options.cache_gigabytes)
 
 
 @dataclass(frozen=True)

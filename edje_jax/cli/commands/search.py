@@ -40,8 +40,19 @@ On = Annotated[str, tyro.conf.arg(metavar="ray[://HOST:PORT]")]
 """Cluster of Ray."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class CacheOptions:
+    """Options of commands that open an index, which may be one behind a URL."""
+
+    cache: str | None = None
+    """Folder for copies of the files of an index behind a URL (default: in ~/.cache/edje_jax)."""
+    cache_gigabytes: float | None = None
+    """Room that the copies may take (default: 100); the tokens and thumbnails that were not used
+    for longest are deleted, and fetched again when they are needed."""
+
+
 @dataclass(frozen=True)
-class Search:
+class Search(CacheOptions):
     """Search an index with words, or its captions with an image.
 
     Examples:
@@ -50,10 +61,11 @@ class Search:
         edje search photos.index "two dogs on a beach" --min-score 0.5
         edje search photos.index "two dogs" --where "year >= 2010 and license == 'cc-by'"
         edje search coco.index --image dog.jpg
+        edje search s3://bucket/photos.index "two dogs on a beach" --cache /fast/disk
     """
 
     index: tyro.conf.Positional[str]
-    """Folder of the index."""
+    """Folder of the index, or its URL, such as s3://bucket/photos.index."""
     query: tyro.conf.Positional[Text] = None
     """Text to search for, unless an image is given."""
     image: str | None = None
@@ -94,7 +106,7 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Serve:
+class Serve(CacheOptions):
     """Serve an index: a search page at /, and the HTTP of a reranker.
 
     Examples:
@@ -105,7 +117,7 @@ class Serve:
     """
 
     index: tyro.conf.Positional[str]
-    """Folder of the index."""
+    """Folder of the index, or its URL."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for every one of this machine's."""
     port: int = 8000
