@@ -105,7 +105,7 @@ class FirstStageElsewhere:
         return len(self._places)
 
     def nearest(self, queries: np.ndarray, k: int, selection: Selection | None = None) -> Nearest:
-        """The k nearest of each query, among the selected ones if some are; equal ones by number."""
+        """The k nearest of each query, among selected ones if some are; equal ones by number."""
         chosen = None if selection is None else selection.numbers
         k = min(k, len(self) if chosen is None else len(chosen))
         if not k or not len(queries):
