@@ -26,8 +26,6 @@ KINDS: dict[Reads, tuple[IndexKind, ...]] = {
 SENT_BYTES = 8 << 20
 """Bytes of vectors that are sent at once: a server takes 64 MiB, metadata included."""
 SENT_ROWS = 4096
-MOST_LISTS = 65_536
-"""Most lists of an inverted file that a server builds."""
 
 
 def default_kind(reads: Reads, is_file: bool) -> IndexKind:
@@ -133,7 +131,7 @@ class VectorIndex:
     @classmethod
     def over(cls, kind: IndexKind, rows: int) -> "VectorIndex":
         """Index of a kind that suits so many rows."""
-        return cls(kind, min(lists_for(rows), MOST_LISTS) if "IVF" in kind else 1)
+        return cls(kind, lists_for(rows) if "IVF" in kind else 1)
 
     @property
     def has_lists(self) -> bool:

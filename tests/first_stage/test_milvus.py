@@ -388,5 +388,5 @@ def test_a_file_is_searched_exactly_and_a_server_by_a_graph():
 def test_lists_follow_the_number_of_rows():
     index = VectorIndex.over("IVF_FLAT", 10_000)
     assert index.lists == 256 and index.suits(15_000) and not index.suits(1_000_000)
-    assert VectorIndex.over("IVF_FLAT", 10**9).lists == 65_536
+    assert VectorIndex.over("IVF_FLAT", 10**9).lists == 16_384
     assert VectorIndex.over("HNSW", 10**9).suits(3)

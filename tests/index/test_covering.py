@@ -1,6 +1,7 @@
 """First stages over an index that covers some of its shards, against sorting all that counts."""
 
 import dataclasses
+from typing import cast
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from edje_jax.index.column import Column
 from edje_jax.index.covering import Covering
 from edje_jax.index.manifest import ColumnType
 from edje_jax.index.places import NOTHING, Gone, Places
+from edje_jax.index.selection import Selection
+from edje_jax.index.store import Store
 
 SIZES = [40, 0, 70, 30, 60]
 """Rows of the index's shards."""
@@ -67,6 +70,11 @@ def kind(request) -> type[FirstStage]:
     return find_first_stage(request.param)
 
 
+def selected(numbers: np.ndarray) -> Selection:
+    """Selection of an index in memory, which has no store."""
+    return Selection(numbers, numbers, cast(Store, None))
+
+
 def make_world(kind: type[FirstStage], gone_share: float) -> World:
     parts = [drawn(kind, size, seed) for seed, size in enumerate(SIZES)]
     rng = np.random.default_rng(9)
@@ -87,7 +95,7 @@ def assert_finds_the_nearest(
     if chosen is not None:
         right = np.where(np.isin(np.arange(right.shape[1]), chosen), right, -np.inf)
     count = min(k, len(world.places) if chosen is None else len(chosen))
-    near = found.nearest(queries, k, chosen)
+    near = found.nearest(queries, k, None if chosen is None else selected(chosen))
     assert near.rows.shape == near.similarities.shape == (len(queries), count)
     assert near.rows.min(initial=0) >= 0 and near.rows.max(initial=0) < len(world.places)
     own = np.take_along_axis(right, near.rows, axis=1)
@@ -128,7 +136,7 @@ def test_nothing_is_found_but_what_was_chosen(kind, few, monkeypatch):
 def test_nothing_chosen_or_asked_finds_nothing(kind):
     world, queries = make_world(kind, 0.3), drawn(kind, 2, 7)
     found = world.covering([3, -1, 0])
-    assert found.nearest(queries, 5, np.empty(0, np.int64)).rows.shape == (2, 0)
+    assert found.nearest(queries, 5, selected(np.empty(0, np.int64))).rows.shape == (2, 0)
     assert found.nearest(queries[:0], 5).rows.shape == (0, 5)
     assert found.nearest(queries, 0).rows.shape == (2, 0)
 
