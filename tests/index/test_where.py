@@ -184,11 +184,10 @@ def test_random_filters_let_the_same_rows_through_milvus(rows, tmp_path):
     schema = client.create_schema(enable_dynamic_field=True)
     schema.add_field("row", pymilvus.DataType.INT64, is_primary=True)
     schema.add_field("vector", pymilvus.DataType.FLOAT_VECTOR, dim=2)
-    schema.add_field("license", pymilvus.DataType.VARCHAR, max_length=9, nullable=True)
     parameters = client.prepare_index_params()
     parameters.add_index("vector", index_type="FLAT", metric_type="L2")
     client.create_collection("rows", schema=schema, index_params=parameters)
-    given = [{"row": i, "vector": [0.0, 0.0], "license": None, **row} for i, row in enumerate(rows)]
+    given = [{"row": i, "vector": [0.0, 0.0], **row} for i, row in enumerate(rows)]
     client.insert("rows", given)
     client.load_collection("rows")
     table, _ = metadata_table(rows, MADE)
