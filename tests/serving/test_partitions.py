@@ -10,6 +10,7 @@ from edje_jax import ImageIndex
 from edje_jax.first_stage.screening import Screening
 from edje_jax.index.first_stages import extend_first_stage
 from edje_jax.index.partition import Partition
+from edje_jax.index.selection import Selection
 from edje_jax.index.store import BadStore, Store
 from edje_jax.serving.documents import Images
 from edje_jax.serving.jobs import CaptionsJob, RerankJob, SearchJob
@@ -91,8 +92,10 @@ def test_a_selection_holds_in_every_part(folder):
     asked = ColourModel().runtime.encode_texts(QUERIES)
     for k in (2, 9):
         (own, _), (same, _) = (
-            service.index.searched_images.candidates(*asked_of(asked), k, chosen)
-            for service in (in_parts(folder, 3), in_one_piece(folder))
+            index.searched_images.candidates(
+                *asked_of(asked), k, Selection(chosen, chosen, index.store)
+            )
+            for index in (in_parts(folder, 3).index, in_one_piece(folder).index)
         )
         np.testing.assert_array_equal(own.rows, same.rows)
 
