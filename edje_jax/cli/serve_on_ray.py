@@ -40,7 +40,7 @@ def service_on_ray(asked: Any, ending: ExitStack) -> tuple[Service, int]:
     of_stage = {"first_stage": asked.first_stage, "bits": asked.bits, "screening": screening}
     spread = Spread(asked.replicas, asked.partitions)
     log.info(
-        "starting %d parts of %s, %d processes each; they compile first", spread.partitions,
+        "starting %d parts of %s, %d processes each", spread.partitions,
         store.folder, spread.replicas,
     )  # fmt: skip
     began = time.monotonic()
