@@ -22,6 +22,7 @@ from edje_jax.config.model import EmbeddingDtype, TokenDtype
 from edje_jax.data.image_reader import cut_into, read_batches
 from edje_jax.index.caption_columns import caption_columns, code_column_types
 from edje_jax.index.changes import Changes, compare
+from edje_jax.index.changing import changing, has_same_shards
 from edje_jax.index.commit import (
     Report,
     commit,
@@ -133,11 +134,14 @@ def begin(
         BadStore: as for `build`.
     """
     files.folder.mkdir(parents=True, exist_ok=True)
-    manifest = _manifest(runtime, stamp, spec, files, options)
-    manifest, changes = _recover_previous_build(
-        files, manifest, lambda now: compare(source, files, now, options.restore)
-    )
-    return Plan(manifest, changes, _plan_shards(files, manifest, changes, least_shards))
+    while True:
+        manifest = _manifest(runtime, stamp, spec, files, options)
+        changes = compare(source, files, manifest, options.restore)
+        with changing(files):
+            now = _manifest(runtime, stamp, spec, files, options)
+            if not has_same_shards(now, manifest) or _recover_previous_build(files, now, changes):
+                continue  # Compared with what was there before
+            return Plan(now, changes, _plan_shards(files, now, changes, least_shards))
 
 
 def join(
@@ -206,12 +210,13 @@ def encode_shards(
         if progress:
             progress(done, total)
 
-    left, finished = {}, set(finished_records(files))
+    left, begun, finished = {}, {}, set(finished_records(files))
     for number, records in shards.items():
         cut, is_finished = cut_into(records, _part_rows(manifest)), record_of(number) in finished
         begin = len(cut) if is_finished else parts_done(files.folder, number)
         note(sum(map(len, cut[:begin])))
         if not is_finished:
+            begun[number] = begin
             left[number] = [cut_into(records, BATCH) for records in cut[begin:]]
     batches = [batch for cut in left.values() for part in cut for batch in part]
     decoder = RecordDecoder(changes.source, runtime.config.image)
@@ -220,6 +225,11 @@ def encode_shards(
     with closing(read_batches(decoder, batches, options.workers)) as decoded:
         for number, cut in left.items():
             with ShardWriter(files.folder, number) as writer:
+                if writer.parts != begun[number] or files.exists(record_of(number)):
+                    raise BadStore(
+                        f"{files}: another process has written shard {number} meanwhile; run the"
+                        " same again, with a share for each process (--shard i/n)"
+                    )
                 for part in cut:
                     encoded = encode(runtime, changes, islice(decoded, len(part)), note)
                     rejected |= encoded.rejected
@@ -290,17 +300,19 @@ def _plan_shards(
         "pictures": len(records),
         "digest": changes.digest,
         "first_shard": first,
+        "metadata": list(manifest.metadata),
     }
     size = min(SHARD_ROWS, max(-(-len(records) // least), 1))
     if out.exists("build.json"):
         found = out.read_json("build.json")
-        if changed := [name for name in plan if found.get(name) != plan[name]]:
+        known = {"metadata": []} | found  # Older versions have none
+        if changed := [name for name in plan if known.get(name) != plan[name]]:
             raise BadStore(
                 f"{out}/build.json: an unfinished build of another kind ({', '.join(changed)}"
                 " differ). Run its command to the end, or delete that file and every shard-* beside"
                 " it"
             )
-        size = found["shard_rows"]
+        size = int(found["shard_rows"])
     else:
         out.delete(out.names("shard-*.json"))
         clear_unfinished(out.folder)
@@ -312,37 +324,33 @@ def _plan_shards(
     return {first + i: records[start : start + size] for i, start in enumerate(starts)}
 
 
-def _recover_previous_build(
-    out: IndexFiles, manifest: Manifest, compared: Callable[[Manifest], Changes]
-) -> tuple[Manifest, Changes]:
+def _recover_previous_build(out: IndexFiles, manifest: Manifest, changes: Changes) -> bool:
     """Take the finished shards of an earlier build into the index, or clear them away.
-
-    Returns:
-        The manifest after that, and the changes left to make.
 
     A build may have been killed while it was being committed, or its set may have changed since:
     its finished shards are kept then, and the rest is planned anew.
+
+    Returns:
+        Whether the index has changed by that.
     """
-    changes = compared(manifest)
     if not out.exists("build.json"):
-        return manifest, changes
+        return False
     found = out.read_json("build.json")
     if found.get("first_shard", 0) < next_number(manifest):
         clear_unfinished(out.folder)
         out.delete([*out.names("shard-*.json"), "build.json"])
-        return manifest, changes
+        return False
     same = found.get("fingerprint") == manifest.model["fingerprint"]
     dtypes = ("token_dtype", "embedding_dtype")
     if not same or any(found.get(name) != getattr(manifest, name) for name in dtypes):
-        return manifest, changes
+        return False
     if (found["pictures"], found["digest"]) == (len(changes.stamps), changes.digest):
-        return manifest, changes
+        return False
     log.info("%s: the images have changed since this build began; what is done is kept", out)
     out.begin(found)
     for number in unfinished(out.folder):
         with ShardWriter(out.folder, number) as writer:
             keep_shard(out, writer, manifest.metadata)
     parts = finished_parts(out)
-    now = with_shards(out, manifest, parts)
-    commit(out, manifest, now, parts)
-    return now, compared(now)
+    commit(out, manifest, with_shards(out, manifest, parts), parts)
+    return True

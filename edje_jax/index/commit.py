@@ -9,6 +9,7 @@ from typing import Any
 
 from edje_jax.data.bad_records import TooManyBadRecords, are_too_many
 from edje_jax.index.changes import Changes
+from edje_jax.index.changing import changing, renewed
 from edje_jax.index.files import IndexFiles
 from edje_jax.index.gone import with_gone
 from edje_jax.index.manifest import Manifest
@@ -74,13 +75,27 @@ def finish(
     Raises:
         TooManyBadRecords: see `build`.
     """
-    try:
-        parts = out.read_all(map(record_of, numbers))
-    except FileNotFoundError:
-        # Another process's shards are missing, or it was the last one and has completed the index.
-        if out.exists("build.json"):
-            return None
-        return Report.of(changes, Manifest.read(out).rejected)
+    with changing(out):
+        try:
+            parts = out.read_all(map(record_of, numbers))
+        except FileNotFoundError:
+            # Another process's shards are missing, or it was the last one and has completed it.
+            if out.exists("build.json"):
+                return None
+            return Report.of(changes, Manifest.read(out).rejected)
+        return _finish(out, before, changes, parts, spec, max_bad, prune, embed)
+
+
+def _finish(
+    out: IndexFiles,
+    before: Manifest,
+    changes: Changes,
+    parts: list[dict[str, Any]],
+    spec: str,
+    max_bad: float,
+    prune: bool,
+    embed: Embed,
+) -> Report:
     rejected = changes.bad | _rejected_in(parts)
     try:
         refuse_many(out, rejected, changes, max_bad)
@@ -168,10 +183,13 @@ def _forget_rejected(out: IndexFiles, parts: list[dict[str, Any]]) -> None:
 
 
 def with_shards(out: IndexFiles, manifest: Manifest, parts: list[dict[str, Any]]) -> Manifest:
-    """Manifest of an index with finished shards added."""
-    if out.exists("manifest.json"):
-        # Images may have been removed while this ran.
-        manifest = dataclasses.replace(manifest, removed=Manifest.read(out).removed)
+    """Manifest of an index with finished shards added.
+
+    Raises:
+        BadStore: another process has changed its shards since the manifest was read.
+    """
+    now = renewed(out, manifest)
+    manifest = dataclasses.replace(manifest, removed=now.removed, shards=now.shards)
     records = [part["shard"] for part in parts if part["shard"]["rows"]]
     rejected = manifest.rejected | _rejected_in(parts)
     hidden = [*rejected, *manifest.dropped]

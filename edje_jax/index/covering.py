@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -24,6 +26,19 @@ FEW = 1 << 16
 """Rows of a selection up to which they are searched one by one, whatever the first stage."""
 Numbers = Int[np.ndarray, " n"]
 """Numbers of images, or of captions, that may be found, rising."""
+
+
+class _Few(NamedTuple):
+    """A selection whose rows are searched one by one."""
+
+    table: FirstStage
+
+
+class _Many(NamedTuple):
+    """A selection of so many rows that the first stage searches among them."""
+
+    allowed: Bool[np.ndarray, " n"]
+    rest: Allowed
 
 
 class Covering:
@@ -51,6 +66,7 @@ class Covering:
         self._positions = np.array(positions, np.int64)
         self._starts = np.cumsum([0, *sizes], dtype=np.int64)
         self._vectors, self._places = vectors, places
+        self._remembered: WeakKeyDictionary[Selection, _Few | _Many] = WeakKeyDictionary()
         self._rest = sorted(set(range(len(vectors.parts))) - set(self._positions.tolist()))
 
     def __len__(self) -> int:
@@ -72,25 +88,56 @@ class Covering:
 
         An approximate first stage may find fewer and says so with row -1 at the end.
         """
-        chosen = None if selection is None else selection.numbers
-        k = min(k, len(self) if chosen is None else len(chosen))
+        k = min(k, len(self) if selection is None else len(selection.numbers))
         if not k or not len(queries):
             return no_neighbours(len(queries), k)
-        if chosen is not None and len(chosen) <= FEW:
-            return self._among(queries, k, chosen)
+        if selection is None:
+            return self._masked(queries, k, self._counting, self._rest_counting)
+        chosen = self._remembered.get(selection)
+        if chosen is None:
+            self._remembered[selection] = chosen = self._chosen(selection.numbers)
+        if isinstance(chosen, _Few):
+            near = chosen.table.nearest(queries, k)
+            return Nearest(near.similarities, selection.numbers[near.rows])
+        found = self._masked(queries, k, chosen.allowed, chosen.rest)
+        # Lists or a graph may lead to none of the chosen rows, however many there are.
+        short = np.flatnonzero((found.rows < 0).any(axis=1))
+        if len(short):
+            for part in (found.similarities, found.rows):
+                part[short] = 0
+            near = self._exactly(queries[short], k, selection.numbers)
+            found.similarities[short], found.rows[short] = near
+        return found
+
+    def _masked(self, queries: np.ndarray, k: int, allowed: Allowed, rest: Allowed) -> Nearest:
+        """The k nearest of the allowed rows of the first stage, and of the rest."""
         found = []
-        allowed = self._allowed(chosen)
         if allowed is None or allowed.any():
             found.append(self._numbered(self.stage.nearest(queries, k, allowed)))
         if self._rest:
-            found.append(self._of_rest(queries, k, chosen))
+            stage, numbers = self._others
+            near = stage.nearest(queries, k, rest)
+            found.append(Nearest(near.similarities, numbers[near.rows]))
         return fill_up(best(found, k), k)
 
-    def _among(self, queries: np.ndarray, k: int, chosen: Numbers) -> Nearest:
-        """Comparison with some rows, which are read for it."""
-        table = self._exact(self._vectors.of(self._places)[chosen])
-        near = table.nearest(queries, k)
-        return Nearest(near.similarities, chosen[near.rows])
+    def _exactly(self, queries: np.ndarray, k: int, chosen: Numbers) -> Nearest:
+        """Comparison with all chosen rows, some of which are read at a time."""
+        vectors, found = self._vectors.of(self._places), []
+        for start in range(0, len(chosen), FEW):
+            some = chosen[start : start + FEW]
+            near = self._exact(vectors[some]).nearest(queries, k)
+            found.append(Nearest(near.similarities, some[near.rows]))
+        return best(found, k)
+
+    def _chosen(self, chosen: Numbers) -> "_Few | _Many":
+        """What is remembered of a selection."""
+        if len(chosen) <= FEW:
+            return _Few(self._exact(self._vectors.of(self._places)[chosen]))
+        rest: Allowed = None
+        if self._rest:
+            _, numbers = self._others
+            rest = (numbers >= 0) & np.isin(numbers, chosen)
+        return _Many(self._allowed(chosen), rest)
 
     def _exact(self, rows: np.ndarray | Column) -> FirstStage:
         return Codes(rows) if self.stage.reads == "codes" else Exact(rows)
@@ -104,10 +151,8 @@ class Covering:
         numbers[there] = self._places.number(self._positions[covered], rows - self._starts[covered])
         return Nearest(near.similarities, numbers)
 
-    def _allowed(self, chosen: Numbers | None) -> Allowed:
-        """Rows of the first stage that may be found; None if all of them may."""
-        if chosen is None:
-            return self._counting
+    def _allowed(self, chosen: Numbers) -> Bool[np.ndarray, " n"]:
+        """Whether each row of the first stage is a chosen one."""
         out = np.zeros(int(self._starts[-1]), bool)
         shards, rows = self._places.locate(chosen)
         start = np.full(len(self._places.sizes), -1, np.int64)
@@ -137,10 +182,7 @@ class Covering:
         numbers = self._places.number(shards, np.concatenate(rows))
         return self._exact(self._vectors.only(self._rest)), numbers
 
-    def _of_rest(self, queries: np.ndarray, k: int, chosen: Numbers | None) -> Nearest:
-        stage, numbers = self._others
-        allowed: Bool[np.ndarray, " n"] = numbers >= 0
-        if chosen is not None:
-            allowed &= np.isin(numbers, chosen)
-        near = stage.nearest(queries, k, allowed)
-        return Nearest(near.similarities, numbers[near.rows])
+    @cached_property
+    def _rest_counting(self) -> Allowed:
+        """Rows that the first stage does not cover and that count; None if there are none."""
+        return self._others[1] >= 0 if self._rest else None

@@ -232,10 +232,16 @@ class RemoteFiles:
             write_json(own, plan)
         sent = {name.partition(".")[0] for name in self.names("shard-*.json")}
         begun = {f"shard-{number:05d}" for number in unfinished(self.folder)} - sent
+        left: dict[str, list[Path]] = {}
         for path in self.folder.glob("*-*.*"):  # A process was killed when it had sent them
             shard = f"shard-{path.name.rpartition('-')[2].partition('.')[0]}"
             if shard not in begun and not path.name.endswith(".lock"):
-                path.unlink(missing_ok=True)
+                left.setdefault(shard, []).append(path)
+        for shard, paths in left.items():
+            lock = self.folder / f"{shard}.lock"
+            with suppress(BlockingIOError), lock_file(lock):  # Another process may have begun it
+                for path in (*paths, lock):
+                    path.unlink(missing_ok=True)
 
     def publish(self, names: Iterable[str]) -> None:
         in_threads(lambda name: self._remote.put(self.folder / name, name), names)

@@ -218,14 +218,10 @@ def _read_or_build(place: StagePlace) -> tuple[StoredStage, Stamp] | None:
     if found := _read(place):
         return found
     try:
-        _extend(place)
+        # Another process that builds it has stored it when this one's turn comes.
+        _extend(place, wait=True)
     except OSError as error:
-        # Another process may have stored it meanwhile.
-        if not (found := _read(place)):
-            log.warning(
-                "the first stage is built anew at every opening: it cannot be kept (%s)", error
-            )
-        return found
+        log.warning("the first stage is built anew at every opening: it cannot be kept (%s)", error)
     return _read(place)
 
 
@@ -236,7 +232,10 @@ def _read(place: StagePlace, grows: bool = False) -> tuple[StoredStage, Stamp] |
         stamp = place.read_stamp()
         if stamp is None or not stamp.is_worth_keeping(place.covers):
             return None
-        stage = _stored_kind(place).open(place.folder / stamp.file["name"], grows)
+        file = place.folder / stamp.file["name"]
+        if grows and checksum(file) != stamp.file["sha256"]:
+            raise ValueError(f"{file.name} is not what was written: its checksum differs")
+        stage = _stored_kind(place).open(file, grows)
         if len(stage) != stamp.rows:
             raise ValueError(f"{stamp.file['name']} has {len(stage)} rows, not {stamp.rows}")
     except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
@@ -274,9 +273,9 @@ def extend_first_stage(
     return _extend(StagePlace.of(store, name, column, bits), progress)
 
 
-def _extend(place: StagePlace, progress: BuildProgress | None = None) -> Stamp:
+def _extend(place: StagePlace, progress: BuildProgress | None = None, wait: bool = False) -> Stamp:
     place.folder.mkdir(parents=True, exist_ok=True)
-    with lock_file(place.folder / "lock"):
+    with lock_file(place.folder / "lock", wait):
         stage, stamp = _begin(place)
         known = set(stamp.covers)
         missing = [cover for cover in place.covers if cover not in known]

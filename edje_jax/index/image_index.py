@@ -20,7 +20,7 @@ from edje_jax.index.selection import Selection, select
 from edje_jax.index.store import Store
 from edje_jax.models.token_formats import PackedTokens
 
-FILTERS = 16
+FILTERS = 8
 """Filters whose images are remembered."""
 if TYPE_CHECKING:
     from edje_jax.index.in_milvus import InMilvus

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from edje_jax.index import build
+from edje_jax.index.changing import changing
 from edje_jax.index.files import IndexFiles, files_of
 from edje_jax.index.gone import with_gone
 from edje_jax.index.manifest import FORMAT, Manifest
@@ -29,15 +30,17 @@ def remove(index: str | os.PathLike[str] | IndexFiles, ids: list[str]) -> int:
         BadStore: an id is not in the index; nothing is removed then.
     """
     out = files_of(index)
-    manifest = Manifest.read(out)
-    at, _ = find_rows(open_shards(out, manifest.shards, manifest), ids)
-    hidden = manifest.hidden
-    known = dict(zip(ids, (at >= 0).tolist(), strict=True))
-    if unknown := [name for name in ids if not known[name] or name in hidden]:
-        listed = ", ".join(unknown[:5]) + (" ..." if len(unknown) > 5 else "")
-        raise BadStore(f"{out}: not in the index: {listed}; nothing was removed")
-    removed = tuple(sorted({*manifest.removed, *ids}))
-    with_gone(out, dataclasses.replace(manifest, removed=removed)).write(out)
+    Manifest.read(out)
+    with changing(out):
+        manifest = Manifest.read(out)
+        at, _ = find_rows(open_shards(out, manifest.shards, manifest), ids)
+        hidden = manifest.hidden
+        known = dict(zip(ids, (at >= 0).tolist(), strict=True))
+        if unknown := [name for name in ids if not known[name] or name in hidden]:
+            listed = ", ".join(unknown[:5]) + (" ..." if len(unknown) > 5 else "")
+            raise BadStore(f"{out}: not in the index: {listed}; nothing was removed")
+        removed = tuple(sorted({*manifest.removed, *ids}))
+        with_gone(out, dataclasses.replace(manifest, removed=removed)).write(out)
     return len(set(ids))
 
 
@@ -57,35 +60,51 @@ def compact(index: str | os.PathLike[str] | IndexFiles) -> int:
         BadStore: a build is under way.
     """
     out = files_of(index)
-    if out.exists("build.json"):
-        raise BadStore(f"{out}: a build is under way or unfinished; run it to its end first")
-    clear_unfinished(out.folder)
-    manifest = Manifest.read(out)
-    if manifest.format < FORMAT:
-        with_gone(out, manifest).write(out)
-    store, manifest, gone = Store(out), Manifest.read(out), 0
-    before = {record["number"] for record in manifest.shards}
-    for group in list(_groups(store)):
-        numbers = [store.shards[position].number for position in group]
-        gone += sum(len(store.shards[position].gone) for position in group)
-        written = _merged(out, store, group, next_number(manifest))
-        shards: list[dict[str, Any]] = []
-        for record in manifest.shards:
-            if record["number"] == numbers[0]:
-                shards += written
-            elif record["number"] not in numbers:
-                shards.append(record)
-        manifest = dataclasses.replace(manifest, shards=tuple(shards))
+    before, gone = {record["number"] for record in Manifest.read(out).shards}, 0
+    while (lost := _compact_first(out)) is not None:
+        gone += lost
+    with changing(out):
+        _check_no_build(out)
+        manifest = dataclasses.replace(Manifest.read(out), dropped=())
         manifest.write(out)
-    manifest = dataclasses.replace(manifest, dropped=())
-    manifest.write(out)
-    listed = {name for record in manifest.shards for name in record["files"]}
-    kinds = {*manifest.column_types, *RowLookup._fields, "thumbnails", "rows", "gone", "metadata"}
-    names = [name for name in out.names("*") if kind_of(name) in kinds and name not in listed]
-    out.delete(names)
+        listed = {name for record in manifest.shards for name in record["files"]}
+        kinds = {
+            *manifest.column_types, *RowLookup._fields, "thumbnails", "rows", "gone", "metadata"
+        }  # fmt: skip
+        names = [name for name in out.names("*") if kind_of(name) in kinds and name not in listed]
+        out.delete(names)
     if before != {record["number"] for record in manifest.shards}:
         tidy_first_stages(out)
     return gone
+
+
+def _compact_first(out: IndexFiles) -> int | None:
+    """Merge the first shards that can be, and return how many rows were left out; None if there
+    are none. Other processes may change the index between two of these."""
+    with changing(out):
+        _check_no_build(out)
+        clear_unfinished(out.folder)
+        manifest = Manifest.read(out)
+        if manifest.format < FORMAT:
+            with_gone(out, manifest).write(out)
+            manifest = Manifest.read(out)
+        store = Store(out)
+        if (group := next(_groups(store), None)) is None:
+            return None
+        numbers = [store.shards[position].number for position in group]
+        shards: list[dict[str, Any]] = []
+        for record in manifest.shards:
+            if record["number"] == numbers[0]:
+                shards += _merged(out, store, group, next_number(manifest))
+            elif record["number"] not in numbers:
+                shards.append(record)
+        dataclasses.replace(manifest, shards=tuple(shards)).write(out)
+    return sum(len(store.shards[position].gone) for position in group)
+
+
+def _check_no_build(out: IndexFiles) -> None:
+    if out.exists("build.json"):
+        raise BadStore(f"{out}: a build is under way or unfinished; run it to its end first")
 
 
 def _groups(store: Store) -> Iterator[list[int]]:
@@ -97,7 +116,10 @@ def _groups(store: Store) -> Iterator[list[int]]:
             yield from _worth_while(store, group)
             group = []
             continue
-        if group and store.shards[group[0]].columns.keys() != shard.columns.keys():
+        if group and (
+            store.shards[group[0]].columns.keys() != shard.columns.keys()
+            or store.places.counts(position) >= build.SHARD_ROWS
+        ):
             yield from _worth_while(store, group)
             group = []
         group.append(position)

@@ -13,7 +13,7 @@ from edje_jax.index.store import Store
 from edje_jax.index.where import Where
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Selection:
     """Images, or captions, that a search may find."""
 
@@ -60,18 +60,22 @@ def _matching(store: Store, where: Where) -> Int[np.ndarray, " n"]:
     """Images for which a filter holds, rising."""
     where.check(store.metadata_kinds)
     chosen = []
+    asked = list(where.ids)
+    at, own = find_rows(store.shards, asked)
     for position, shard in enumerate(store.shards):
-        rows = np.flatnonzero(_holds(shard, where))
+        known = {asked[i]: int(own[i]) for i in np.flatnonzero(at == position)}
+        rows = np.flatnonzero(_holds(shard, where, known))
         numbers = store.places.number(np.full(len(rows), position), rows)
         chosen.append(numbers[numbers >= 0])
     return np.concatenate([np.empty(0, np.int64), *chosen])
 
 
-def _holds(shard: Shard, where: Where) -> Bool[np.ndarray, " rows"]:
+def _holds(shard: Shard, where: Where, known: dict[str, int]) -> Bool[np.ndarray, " rows"]:
+    """Whether a filter holds for each row of a shard, whose rows of the filter's ids are known."""
+
     def rows_of_ids(ids: Iterable[str]) -> Bool[np.ndarray, " rows"]:
-        _, rows = find_rows([shard], list(ids))
         out = np.zeros(len(shard), bool)
-        out[rows[rows >= 0]] = True
+        out[[known[id] for id in ids if id in known]] = True
         return out
 
     table = shard.metadata

@@ -128,6 +128,10 @@ class ShardWriter:
     def _grow(self, name: str, data: bytes | memoryview) -> None:
         path = self._partial(name)
         with errors_name(path), path.open("ab" if name in self._sizes else "wb") as file:
+            if file.tell() != self._sizes.get(name, 0):
+                raise FileNotFoundError(
+                    f"{path}: another process has deleted or changed it; run the same again"
+                )
             if name not in self._sizes and name in self._arrays:
                 file.write(bytes(HEADER))
             file.write(data)

@@ -170,13 +170,17 @@ class Store:
     def captions_of(self, images: Int[np.ndarray, " n"]) -> Int[np.ndarray, " c"]:
         """Numbers of the captions of some images, image by image."""
         shards, rows = self.places.locate(images)
-        parts = []
-        for shard, row in zip(shards, rows, strict=True):
-            first, end = self.shards[shard].lookup.caption_starts[row : row + 2].astype(np.int64)
-            parts.append(
-                self.caption_places.number(np.full(end - first, shard), np.arange(first, end))
-            )
-        return np.concatenate([np.empty(0, np.int64), *parts])
+        first, count = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
+        for shard in np.unique(shards):
+            here = shards == shard
+            starts = self.shards[shard].lookup.caption_starts
+            first[here] = starts[rows[here]]
+            count[here] = starts[rows[here] + 1].astype(np.int64) - first[here]
+        # Captions of an image lie one after the other.
+        within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+        return self.caption_places.number(
+            np.repeat(shards, count), np.repeat(first, count) + within
+        )
 
     @cached_property
     def metadata_kinds(self) -> list[dict[str, Kind]]:

@@ -119,6 +119,12 @@ class Where:
         """Whether ids are compared."""
         return any(each.name == ID for each in _comparisons(self.condition))
 
+    @property
+    def ids(self) -> frozenset[str]:
+        """Ids that are compared."""
+        compared = [each for each in _comparisons(self.condition) if each.name == ID]
+        return frozenset(str(value) for each in compared for value in each.values)
+
     def check(self, kinds: Iterable[Mapping[str, Kind]]) -> None:
         """Check that an index has metadata that the filter can be about.
 

@@ -182,3 +182,47 @@ def test_another_first_stage_over_the_same_index_covers_all_of_it(kind):
     assert part.num_uncovered > 0 == whole.num_uncovered
     if whole.stage.is_exact:
         assert_finds_the_nearest(world, whole, drawn(kind, 4, 7), 50)
+
+
+@pytest.mark.parametrize("name", ["faiss-ivf", "faiss-hnsw"])
+def test_a_filter_far_from_the_query_leaves_k_candidates(name, monkeypatch):
+    """Lists and graphs lead to what is near a query, and the chosen rows are elsewhere."""
+    pytest.importorskip("faiss")
+    rng = np.random.default_rng(0)
+    centres = np.eye(40, 64, dtype=np.float32)
+    rows = np.repeat(centres, 50, axis=0) + rng.normal(size=(2000, 64)).astype(np.float32) / 50
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    places = Places([2000], [NOTHING])
+    column = Column([rows], places, ColumnType("float32", (64,)))
+    kind = cast(type[FirstStage], find_first_stage(name))
+    stage = kind.build(rows)
+    stage.effort = 1
+    monkeypatch.setattr(covering, "FEW", 10)
+    over = Covering(stage, [0], [2000], column.every_row(), places)
+    chosen = np.arange(1900, 2000)
+    near = over.nearest(centres[:3], 60, Selection(chosen, chosen, cast(Store, None)))
+    similarities = centres[:3] @ rows[chosen].T
+    expected = -np.sort(-similarities, axis=1)[:, :60]
+    np.testing.assert_allclose(near.similarities, expected, atol=1e-5)
+    assert (near.rows >= 1900).all()
+
+
+def test_a_selection_is_prepared_once(monkeypatch):
+    places = Places([300], [NOTHING])
+    rows = np.random.default_rng(0).normal(size=(300, 8)).astype(np.float32)
+    column = Column([rows], places, ColumnType("float32", (8,)))
+    over = Covering(find_first_stage("exact").build(rows), [0], [300], column, places)
+    prepared, plain = [], Covering._chosen
+
+    def chosen(self, numbers):
+        prepared.append(len(numbers))
+        return plain(self, numbers)
+
+    monkeypatch.setattr(Covering, "_chosen", chosen)
+    for few in (0, 1 << 16):
+        monkeypatch.setattr(covering, "FEW", few)
+        numbers = np.arange(0, 300, 7)
+        selection = Selection(numbers, numbers, cast(Store, None))
+        found = [over.nearest(rows[:2], 5, selection).rows.tolist() for _ in range(3)]
+        assert found[0] == found[1] == found[2]
+    assert prepared == [43, 43]

@@ -1,12 +1,14 @@
 """Shards: written part by part, opened without reading rows, merged and brought up to date.
 
-Covers index/derived.py, index/embeddings.py, index/gone.py, index/rewrite.py, index/row_lookup.py,
-index/shard.py and index/shard_writer.py.
+Covers index/changing.py, index/derived.py, index/embeddings.py, index/gone.py, index/rewrite.py,
+index/row_lookup.py, index/shard.py and index/shard_writer.py.
 """
 
 import json
 import os
 import shutil
+import threading
+import time
 from pathlib import Path
 from typing import get_args
 
@@ -16,7 +18,7 @@ import pytest
 from edje_jax import ImageIndex
 from edje_jax.config.model import EmbeddingDtype
 from edje_jax.index import build as building
-from edje_jax.index import row_lookup, shard
+from edje_jax.index import maintain, row_lookup, shard
 from edje_jax.index.build import BuildOptions, build
 from edje_jax.index.embeddings import from_stored, to_stored
 from edje_jax.index.maintain import compact, remove
@@ -177,7 +179,7 @@ def test_compacting_merges_small_shards_and_keeps_every_row(tmp_path, monkeypatc
     assert held(tmp_path) == {id: all for id, all in before.items() if id not in ("00", "15")}
     listed = {name for record in Manifest.read(tmp_path).shards for name in record["files"]}
     assert {path.name for path in tmp_path.iterdir()} == {
-        *listed, "manifest.json", "rejected.csv"
+        *listed, "manifest.json", "rejected.csv", ".lock"
     }  # fmt: skip
 
 
@@ -297,3 +299,93 @@ def test_a_damaged_row_is_named_when_it_is_read(tmp_path):
     assert [name for name, _ in verify(tmp_path)] == ["rows-00000.jsonl"]
     record = Manifest.read(tmp_path).shards[0]
     assert record["files"]["tokens-00000.npy"] == file_entry(tmp_path / "tokens-00000.npy")
+
+
+def test_changes_wait_for_each_other_and_see_what_was_done(tmp_path, monkeypatch):
+    """A removal between two steps of a compaction stays, and a build that begins there ends it."""
+    for count in (3, 5, 9, 12, 30, 31):
+        build(RUNTIME, STAMP, Colours(count), "colours", tmp_path)
+    expected, merged, plain = held(tmp_path), [], maintain._merged
+
+    def removing(files, store, group, number):
+        merged.append(number)
+        record = plain(files, store, group, number)
+        if len(merged) == 1:
+            other = threading.Thread(target=remove, args=(tmp_path, ["29"]))
+            other.start()
+            others.append(other)
+            time.sleep(0.2)
+            assert "29" not in Manifest.read(tmp_path).removed, "the removal waits"
+        return record
+
+    others: list[threading.Thread] = []
+    monkeypatch.setattr(maintain, "_merged", removing)
+    compact(tmp_path)
+    others[0].join()
+    del expected["29"]
+    assert held(tmp_path) == expected and len(merged) > 1
+    assert Manifest.read(tmp_path).removed == ("29",)
+
+
+def test_a_build_that_began_stops_a_compaction_without_a_loss(tmp_path, monkeypatch):
+    for count in (3, 5, 12, 25, 26):
+        build(RUNTIME, STAMP, Colours(count), "colours", tmp_path)
+    expected, plain = held(tmp_path), maintain._merged
+
+    def beginning(*arguments):
+        (tmp_path / "build.json").write_text("{}")
+        return plain(*arguments)
+
+    monkeypatch.setattr(maintain, "_merged", beginning)
+    with pytest.raises(BadStore, match="a build is under way"):
+        compact(tmp_path)
+    assert held(tmp_path) == expected
+
+
+def test_a_build_whose_index_was_changed_meanwhile_compares_again(tmp_path, monkeypatch):
+    build(RUNTIME, STAMP, Colours(5), "colours", tmp_path)
+    plain, compared = building.compare, []
+
+    def compare(*arguments):
+        changes = plain(*arguments)
+        compared.append(len(changes.new))
+        if len(compared) == 1:
+            build(RUNTIME, STAMP, Colours(8), "colours", tmp_path)
+        return changes
+
+    monkeypatch.setattr(building, "compare", compare)
+    report = build(RUNTIME, STAMP, Colours(9), "colours", tmp_path)
+    assert report and report.new == ["08"] and compared == [4, 3, 1]
+    assert len(held(tmp_path)) == 9
+
+
+def test_other_metadata_do_not_go_on_with_a_build(tmp_path, monkeypatch):
+    options = [BuildOptions(share=(part, 2)) for part in range(2)]
+    assert build(RUNTIME, STAMP, Colours(8), "colours", tmp_path, options[0]) is None
+    with pytest.raises(BadStore, match=r"of another kind \(metadata differ\)"):
+        more = BuildOptions(share=(1, 2), metadata=("year",))
+        build(RUNTIME, STAMP, Colours(8), "colours", tmp_path, more)
+    assert build(RUNTIME, STAMP, Colours(8), "colours", tmp_path, options[1])
+
+
+def test_a_file_that_was_deleted_while_it_grew_is_told(tmp_path):
+    part = {"embeddings": np.zeros((1, 3), np.float32)}, [ImageRecord("a", "", [], (0, 0))], [b""]
+    with ShardWriter(tmp_path, 0) as writer:
+        writer.append(*part)
+        (tmp_path / "embeddings-00000.npy.partial").unlink()
+        with pytest.raises(FileNotFoundError, match="another process has deleted"):
+            writer.append(*part)
+
+
+def test_captions_of_images_are_numbered_in_one_go(tmp_path):
+    class Many(Colours):
+        def captions(self, index: int) -> list[str]:
+            return [f"red {index} {i}" for i in range(index % 4)]
+
+    build(RUNTIME, STAMP, Many(23), "colours", tmp_path)
+    remove(tmp_path, ["03", "11"])
+    store = Store(tmp_path)
+    images = np.array([0, 1, 7, 2, 20])
+    expected = [i for image in images for i, (own, _) in enumerate(store.captions) if own == image]
+    assert store.captions_of(images).tolist() == expected
+    assert store.captions_of(np.array([], np.int64)).tolist() == []
