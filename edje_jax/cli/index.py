@@ -292,8 +292,8 @@ def _first_stages(store: Store) -> Iterator[tuple[str, str]]:
         told = "damaged, or of another version; it is built anew"
         if stamp is not None:
             told = f"{stamp.rows:,} rows, {stamp.file['bytes'] / 1e6:,.1f} MB{_recall(stamp)}"
-        _, name, column = folder.split("/")
-        yield f"{name}, {column}", told
+        *part, _, name, column = folder.split("/")
+        yield ", ".join((name, column, *part[1:])), told
 
 
 def verify(index: str | IndexFiles) -> None:

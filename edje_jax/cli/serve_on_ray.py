@@ -10,6 +10,7 @@ from edje_jax.cli.cluster import connect_to
 from edje_jax.cli.first_stage_options import screening_of
 from edje_jax.cli.program import UsageError
 from edje_jax.cli.search import model_of
+from edje_jax.first_stage.registry import MILVUS
 from edje_jax.index.files import LocalFiles, files_of
 from edje_jax.index.store import Store, check_model
 from edje_jax.search.reranker import Reranker
@@ -29,6 +30,11 @@ def service_on_ray(asked: Any, ending: ExitStack) -> tuple[Service, int]:
         ValueError, RuntimeError: as for `Replicas`.
         ConnectionError: the cluster does not answer.
     """
+    if asked.first_stage.startswith(MILVUS):
+        raise UsageError(
+            f"--first-stage {asked.first_stage} --on {asked.on}: Milvus holds the whole index, not"
+            " parts of it; serve without --on, or choose another first stage"
+        )
     ray = connect_to(asked.on)
     screening = screening_of(asked.first_stage, asked.bits, asked.by_codes, asked.by_projection)
     files = files_of(asked.index)

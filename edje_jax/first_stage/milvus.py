@@ -139,7 +139,8 @@ class MilvusCollection:
 
         Rows whose keys are there are passed over, so that it goes on where it was killed. `rows`
         are all rows of the index, in blocks of any size, by rising key; at least one block, of
-        no rows if there are none. `kind` is the vectors' index (default: `default_kind`).
+        no rows if there are none. `kind` is the vectors' index (default: that of the address, or
+        `default_kind`).
 
         Raises:
             ValueError: keys do not rise, vectors are of another width than those that are there,
@@ -151,7 +152,7 @@ class MilvusCollection:
         if (first := next(blocks, None)) is None:
             raise ValueError("no block of rows: give one of no rows for an empty index")
         form = VectorForm.of(first.vectors, has_binary=not self._address.is_file)
-        kind = kind or default_kind(form.reads, self._address.is_file)
+        kind = kind or self._address.kind or default_kind(form.reads, self._address.is_file)
         if kind not in KINDS[form.reads]:
             raise ValueError(
                 f"{kind} compares no {form.reads}; these do: {', '.join(KINDS[form.reads])}"

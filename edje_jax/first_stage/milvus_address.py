@@ -4,6 +4,7 @@ milvus:photos.db              a file, which one process opens at a time
 milvus:http://host:19530      a server; MILVUS_TOKEN in the environment, as user:password or a
                               key, where it asks for one
 milvus:photos.db#dogs         collections called dogs_... instead of after the index
+milvus:photos.db?index=HNSW   collections that get this index at the next sync; goes before a #
 """
 
 import logging
@@ -15,9 +16,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 from urllib.parse import urlsplit
 
+from edje_jax.first_stage.milvus_vectors import IndexKind
 from edje_jax.system.files import first_line
 
 SCHEME = "milvus:"
@@ -35,6 +37,8 @@ class MilvusAddress:
     location: str
     """Path of a file, or URL of a server."""
     prefix: str | None = None
+    kind: IndexKind | None = None
+    """Index of the vectors, if one was given."""
 
     @classmethod
     def parse(cls, uri: str) -> "MilvusAddress":
@@ -44,11 +48,17 @@ class MilvusAddress:
             ValueError: it is no such address.
         """
         location, hash_sign, prefix = uri.removeprefix(SCHEME).partition("#")
+        location, mark, option = location.partition("?")
+        kind = option.removeprefix("index=")
+        if mark and (kind == option or kind not in get_args(IndexKind)):
+            raise ValueError(
+                f"{uri}: ?{option}: write ?index= and one of {', '.join(get_args(IndexKind))}"
+            )
         if hash_sign and not re.fullmatch(r"[A-Za-z_]\w{0,150}", prefix, re.ASCII):
             raise ValueError(
                 f"{uri}: #{prefix} names no collection; write letters, digits and _ after the #"
             )
-        address = cls(location, prefix or None)
+        address = cls(location, prefix or None, cast(IndexKind, kind) if kind else None)
         if not address.is_file:
             if "@" in urlsplit(location).netloc:
                 raise ValueError(
@@ -71,7 +81,8 @@ class MilvusAddress:
 
     def __str__(self) -> str:
         """Text that `parse` takes."""
-        return f"{SCHEME}{self.location}" + (f"#{self.prefix}" if self.prefix else "")
+        option = f"?index={self.kind}" if self.kind else ""
+        return f"{SCHEME}{self.location}{option}" + (f"#{self.prefix}" if self.prefix else "")
 
     def collection(self, identity: str, column: str) -> str:
         """Name of the collection of an index's column: edje_0123456789abcdef_embeddings."""

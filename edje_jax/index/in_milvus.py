@@ -1,25 +1,28 @@
 """First stages of an index that are kept in Milvus (`first_stage.milvus`): rows that count, their
 ids and metadata go there, and what Milvus finds becomes images.
 
-A row's key there is made of its shard's column file and of its place in it, so that equal keys are
-equal rows, whatever becomes of the index.
+A row's key there is made of its place in its shard, and of the shard's files that say what is sent:
+vectors, ids and metadata. So equal keys are equal rows, whatever becomes of the index.
 """
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from edje_jax.first_stage.base import Nearest, best, fill_up, no_neighbours
-from edje_jax.first_stage.milvus import MilvusCollection, Synced
+from edje_jax.first_stage.milvus import MilvusCollection, StaleCollection, Synced
 from edje_jax.first_stage.milvus_vectors import VectorRows
 from edje_jax.index.caption_columns import CODES
 from edje_jax.index.column import Column
 from edje_jax.index.places import Places
 from edje_jax.index.selection import Selection
-from edje_jax.index.shard_files import BadStore, name_of
+from edje_jax.index.shard import Shard
+from edje_jax.index.shard_files import BadStore, has_file, name_of
 from edje_jax.index.store import Store
 
 SHARD_BITS, ROW_BITS = 39, 24
@@ -28,6 +31,8 @@ BLOCK = 1 << 13
 """Rows that are sent at once."""
 MOST_IDS = 10_000
 """Most ids that a filter in Milvus may list."""
+_IDS = ("id_hashes", "id_rows")
+"""Kinds of a shard's files that tell the ids of its rows."""
 
 
 @dataclass(frozen=True)
@@ -57,21 +62,32 @@ class MilvusRows:
 
     @cached_property
     def positions(self) -> dict[int, int]:
-        """Key of a shard -> its position.
+        """Key of a shard -> its position, of those that have rows which count.
 
         Raises:
             BadStore: two shards have the same key.
         """
         out = {}
         for position, record in enumerate(self.store.manifest.shards):
-            name = name_of(record, self.column, self.store.files)
-            key = int(record["files"][name]["sha256"], 16) >> (256 - SHARD_BITS)
-            if out.setdefault(key, position) != position:
+            if not self.places.counts(position):
+                continue
+            if out.setdefault(key := self._key(record), position) != position:
                 raise BadStore(
                     f"{self.store.files}: shards {out[key]} and {position} have the same content;"
                     " edje index compact may merge them"
                 )
         return out
+
+    def _key(self, record: dict[str, Any]) -> int:
+        """Key of a shard, made of what is sent of its rows."""
+        # An older version kept ids and numbers of captions in the rows alone.
+        kinds = ["metadata", *(_IDS if has_file(record, "id_hashes") else ("rows",))]
+        if self.of_captions:
+            kinds.append("caption_starts")
+        kinds = [self.column, *(kind for kind in kinds if has_file(record, kind))]
+        names = [name_of(record, kind, self.store.files) for kind in kinds]
+        digests = "".join(record["files"][name]["sha256"] for name in names)
+        return int(hashlib.sha256(digests.encode()).hexdigest(), 16) >> (256 - SHARD_BITS)
 
     def stamp(self) -> dict[str, Any]:
         """State of the index that a collection has to be of."""
@@ -82,7 +98,11 @@ class MilvusRows:
             if name.startswith("gone-")
         }
         shards = sorted(f"{key:x}" for key in self.positions)
-        return {"rows": len(self.places), "shards": shards, "gone": gone, "bits": self.bits}
+        metadata = list(self.store.manifest.metadata)
+        return {
+            "rows": len(self.places), "shards": shards, "gone": gone, "bits": self.bits,
+            "metadata": metadata,
+        }  # fmt: skip
 
     def blocks(self) -> Iterator[VectorRows]:
         """All rows that count, by rising key."""
@@ -94,27 +114,45 @@ class MilvusRows:
             rows, numbers = rows[numbers >= 0], numbers[numbers >= 0]
             for start in range(0, len(rows), BLOCK):
                 some = slice(start, start + BLOCK)
-                images = [self._image(position, row) for row in rows[some].tolist()]
-                metadata = {name: [one.metadata.get(name) for one in images] for name in names}
+                shard = self.store.shards[position]
+                images = shard.images_of(rows[some]) if self.of_captions else rows[some]
                 yield VectorRows(
                     (key << ROW_BITS) + rows[some],
-                    [one.id for one in images],
+                    [shard.row(image).id for image in images.tolist()],
                     self.vectors[numbers[some]],
-                    metadata,
+                    _metadata(shard, images, names),
                 )
 
-    def _image(self, position: int, row: int) -> Any:
-        shard = self.store.shards[position]
-        return shard.row(shard.caption(row)[0] if self.of_captions else row)
+    def numbers(self, keys: Int[np.ndarray, "q k"]) -> Int[np.ndarray, "q k"]:
+        """Number of the image, or caption, of each key; -1 stays -1.
 
-    def numbers(self, keys: np.ndarray) -> np.ndarray:
-        """Number of the image, or caption, of each key; -1 stays -1."""
+        Raises:
+            StaleCollection: a key is of no row that counts in the index as it was opened.
+        """
         out = np.full(keys.shape, -1, np.int64)
         there = keys >= 0
-        known = np.array(sorted(self.positions.items()), np.int64).reshape(-1, 2)
-        at = known[np.searchsorted(known[:, 0], keys[there] >> ROW_BITS), 1]
-        out[there] = self.places.number(at, keys[there] & ((1 << ROW_BITS) - 1))
+        shards, rows = keys[there] >> ROW_BITS, keys[there] & ((1 << ROW_BITS) - 1)
+        known = np.array([(-1, -1), *sorted(self.positions.items())], np.int64)
+        key, position = known[np.searchsorted(known[:, 0], shards, side="right") - 1].T
+        if np.all(key == shards):
+            out[there] = self.places.number(position, rows)
+        if np.any(out[there] < 0):
+            raise StaleCollection(
+                f"{self.store.files}: Milvus has found rows that are not in the index as it was"
+                " opened; open the index again"
+            )
         return out
+
+
+def _metadata(
+    shard: Shard, images: Int[np.ndarray, " n"], names: Sequence[str]
+) -> dict[str, list[Any]]:
+    """Values of some rows of a shard as local filters see them, by name."""
+    table, absent = shard.metadata, [None] * len(images)
+    columns = [] if table is None else table.column_names
+    return {
+        name: table[name].take(images).to_pylist() if name in columns else absent for name in names
+    }
 
 
 class InMilvus:
@@ -132,6 +170,7 @@ class InMilvus:
         Milvus has found fewer.
 
         Raises:
+            StaleCollection: the collection has been brought up to a later state of the index.
             ValueError: Milvus finds no k rows at once, or more ids are selected than it takes.
             OSError, RuntimeError: Milvus does not answer, or refuses.
         """

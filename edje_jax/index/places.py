@@ -14,12 +14,24 @@ class Gone(NamedTuple):
     lengths: Int[np.ndarray, " r"]
 
 
+def joined(starts: Int[np.ndarray, " r"], ends: Int[np.ndarray, " r"]) -> Gone:
+    """Longest runs of rising ones, which end before the rows `ends`; empty ones are left out."""
+    some = ends > starts
+    starts, ends = starts[some], ends[some]
+    begins = np.ones(len(starts), bool)
+    begins[1:] = starts[1:] != ends[:-1]
+    starts, ends = starts[begins], ends[np.roll(begins, -1)]
+    return Gone(starts, ends - starts)
+
+
 NOTHING = Gone(np.empty(0, np.int64), np.empty(0, np.int64))
 """No row: all of a shard count."""
 
 
 class Places:
-    """Rows that count, numbered from 0 shard by shard; memory does not grow with their number.
+    """Rows that count, numbered from 0 shard by shard.
+
+    Memory grows with the number of shards and of runs, not with that of rows.
 
     Args:
         sizes: rows of each shard, whether they count or not.

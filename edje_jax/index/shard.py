@@ -11,9 +11,10 @@ from jaxtyping import Int, UInt32
 from edje_jax.index.files import IndexFiles
 from edje_jax.index.manifest import Manifest
 from edje_jax.index.metadata import open_metadata
-from edje_jax.index.places import Gone
+from edje_jax.index.places import Gone, joined
 from edje_jax.index.row_lookup import RowLookup, hash_ids, look_up
 from edje_jax.index.shard_files import (
+    BadStore,
     ImageRecord,
     has_file,
     kind_of,
@@ -56,21 +57,29 @@ class Shard:
             else np.empty(0, np.uint32)
         )
         """Rows that count no more, rising."""
-
-        self._metadata = (
-            files.array(record, "metadata", BYTES, _size_of(record, "metadata", files))
-            if has_file(record, "metadata")
-            else None
-        )
+        self._metadata = None
+        if has_file(record, "metadata"):
+            size = _size_of(record, "metadata", files)
+            self._metadata = files.array(record, "metadata", BYTES, size)
+            self._metadata_path = f"{files}/{name_of(record, 'metadata', files)}"
 
     @cached_property
     def metadata(self) -> Any:
         """Table of the values that filters can ask for (`pyarrow.Table`); None without any.
 
         Raises:
+            BadStore: the file is damaged.
             ModuleNotFoundError: pyarrow is not installed; the message says how to get it.
         """
-        return None if self._metadata is None else open_metadata(np.asarray(self._metadata))
+        if self._metadata is None:
+            return None
+        data = np.asarray(self._metadata)
+        try:
+            return open_metadata(data)
+        except ValueError as error:
+            raise BadStore(
+                f"{self._metadata_path}: damaged ({error}); build the index again"
+            ) from error
 
     def __len__(self) -> int:
         return len(self.lookup.id_rows)
@@ -99,9 +108,14 @@ class Shard:
         rows = np.unique(np.searchsorted(self.lookup.row_starts, places, side="right") - 1)
         return [row for row in rows.tolist() if not _is_whole(self.row(row).id)]
 
+    def images_of(self, captions: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        """Rows of the images that some captions of the shard belong to."""
+        starts = self.lookup.caption_starts
+        return np.searchsorted(starts, captions.astype(starts.dtype), side="right") - 1
+
     def caption(self, caption: int) -> tuple[int, str]:
         """(row of its image, text) of a caption of the shard."""
-        row = int(np.searchsorted(self.lookup.caption_starts, caption, side="right")) - 1
+        (row,) = self.images_of(np.array([caption])).tolist()
         return row, self.row(row).captions[caption - int(self.lookup.caption_starts[row])]
 
     def thumbnail(self, row: int) -> bytes:
@@ -111,14 +125,15 @@ class Shard:
 
     def gone_images(self) -> Gone:
         """Rows of images that count no more."""
-        return Gone(self.gone.astype(np.int64), np.ones(len(self.gone), np.int64))
+        gone = self.gone.astype(np.int64)
+        return joined(gone, gone + 1)
 
     def gone_captions(self) -> Gone:
         """Rows of captions of images that count no more."""
-        starts = self.lookup.caption_starts.astype(np.int64)
-        gone = self.gone.astype(np.int64)
-        gone = gone[starts[gone + 1] > starts[gone]]
-        return Gone(starts[gone], starts[gone + 1] - starts[gone])
+        images = self.gone_images()
+        starts, ends = images.starts, images.starts + images.lengths
+        first = self.lookup.caption_starts
+        return joined(first[starts].astype(np.int64), first[ends].astype(np.int64))
 
 
 def open_shards(

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from edje_jax.index.caption_columns import CODES
 from edje_jax.index.files import IndexFiles
 from edje_jax.index.first_stages import StagePlace, Stamp
+from edje_jax.index.partition import Partition
 from edje_jax.index.store import Store
 
 _PLAIN = {codes: column for column, codes in CODES.items()}
@@ -13,8 +14,8 @@ _PLAIN = {codes: column for column, codes in CODES.items()}
 
 
 def stored_stages(store: Store) -> Iterator[tuple[str, StagePlace | None, Stamp | None]]:
-    """(folder's name in the index, what it is of, its stamp) of every stored first stage; None
-    where that is damaged, or of another version."""
+    """(folder's name in the index, what it is of, its stamp) of every stored first stage, those of
+    parts too; None where that is damaged, or of another version."""
     for stage in store.files.stages():
         place = stamp = None
         try:
@@ -46,7 +47,10 @@ def tidy_first_stages(index: str | os.PathLike[str] | IndexFiles) -> None:
 
 
 def _place(store: Store, stage: str) -> StagePlace:
-    _, name, column = stage.split("/")
+    *part, _, name, column = stage.split("/")
+    if part:  # partitions/0-of-4
+        number, of = map(int, part[-1].split("-of-"))
+        store = Partition(store.folder, store.manifest, number, of).open()
     if column not in _PLAIN:
         return StagePlace.of(store, name, column, None)
     kind, _, bits = name.rpartition("-")

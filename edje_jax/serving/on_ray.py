@@ -128,6 +128,9 @@ class Replicas:
             reason = self._why_it_failed() or str(error)
             self.__exit__()
             raise RuntimeError(f"{store.folder}: not served: {reason}") from error
+        except BaseException:  # Interrupted, perhaps, while it waited for room
+            self.__exit__()
+            raise
 
     @property
     def ask(self) -> Ask:

@@ -57,7 +57,7 @@ class OpenPartition:
 
     def warm(self) -> None:
         """Compile whatever questions will need."""
-        self._service.warm()
+        self._service.compile()
 
     def nearest(
         self, column: str, queries: np.ndarray, k: int, chosen: ShardRows | None
@@ -252,4 +252,5 @@ class ServiceElsewhere(Service):
         return self.index.store.tokens(rows)
 
     def warm(self, ks: Sequence[int] = ()) -> None:
-        """Nothing: each part has compiled before it was asked anything."""
+        """Open metadata; each part has compiled before it was asked anything."""
+        self.open_metadata()

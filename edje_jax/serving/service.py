@@ -14,6 +14,7 @@ from edje_jax.evaluation.scores import cosines, mixed
 from edje_jax.first_stage.blockwise import QUERY_BATCHES
 from edje_jax.first_stage.packing import unpack as unpack_codes
 from edje_jax.index.image_index import ImageIndex
+from edje_jax.index.shard_files import BadStore
 from edje_jax.models.token_formats import PackedTokens, unpack
 from edje_jax.runtimes.base import Embedded
 from edje_jax.search.cascade import search_images, search_texts
@@ -22,6 +23,10 @@ from edje_jax.search.results import RankedCandidates, to_results
 from edje_jax.serving.jobs import Answer, CaptionsJob, Job, Reranked, RerankJob, SearchJob
 
 log = logging.getLogger(__name__)
+
+
+DEPTHS = (10, 20, 50, 100, 200)
+"""Depths of searches that are compiled before a request asks for them."""
 
 
 class Service:
@@ -155,11 +160,24 @@ class Service:
         step = max(len(captions) // count, 1)
         return [captions[i][1] for i in range(0, len(captions), step)[:count]]
 
-    def warm(self, ks: Sequence[int] = (10, 20, 50, 100, 200)) -> None:
-        """Compile what requests will ask for, so that none of them waits for that.
+    def warm(self, ks: Sequence[int] = DEPTHS) -> None:
+        """Compile what requests will ask for, and open metadata, so that none of them waits for
+        that.
 
         `ks` are the depths that searches will ask for; another one compiles when it comes.
         """
+        self.open_metadata()
+        self.compile(ks)
+
+    def open_metadata(self) -> None:
+        """Open the metadata of all shards, for filters."""
+        try:
+            _ = self.index.store.metadata_kinds
+        except (ModuleNotFoundError, BadStore) as error:
+            log.warning("filters cannot be asked for: %s", error)
+
+    def compile(self, ks: Sequence[int] = DEPTHS) -> None:
+        """Compile what searches to these depths, and rerankings, will ask for."""
         if not len(self.index):
             return
         began = time.perf_counter()

@@ -40,6 +40,13 @@ def test_without_ray_the_command_says_what_to_install(command, monkeypatch):
             serve(tyro.cli(Serve, args=["no/such.index", "--port", "0", "--on", "ray"]))
 
 
+def test_parts_cannot_be_searched_by_milvus():
+    given = ["no/such.index", "--port", "0", "--on", "ray", "--first-stage", "milvus:photos.db"]
+    told = "--first-stage milvus:photos.db --on ray: .* serve without --on, or choose another"
+    with pytest.raises(UsageError, match=told):
+        serve(tyro.cli(Serve, args=given))
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

@@ -102,6 +102,19 @@ def test_flat_finds_what_sorting_gives(collection):
     np.testing.assert_array_equal(alone.rows[0], found.rows[3])
 
 
+def test_an_address_names_the_index(uri):
+    named = (uuid.uuid4().hex, "embeddings")
+    with MilvusCollection.open(f"{uri}?index=IVF_FLAT", *named) as made:
+        made.sync(blocks(unit(300)), {"rows": 300})
+        told = made._client.describe_index(made.name, "edje_vector")
+        assert told["index_type"] == "IVF_FLAT"
+        with pytest.raises(ValueError, match="IVF_FLAT compares no codes; these do: BIN_FLAT"):
+            made.sync(blocks(random_codes(3, 8)), {})
+        made.sync(blocks(unit(300)), {"rows": 300}, "FLAT")
+        assert made._client.describe_index(made.name, "edje_vector")["index_type"] == "FLAT"
+        made.drop()
+
+
 def test_queries_are_asked_in_parts(graph, monkeypatch):
     queries = unit(7, seed=1)
     together = graph.nearest(queries, 10)
@@ -350,7 +363,13 @@ def test_addresses():
     assert parse("a.db").collection("0123456789abcdef01", "captions") == (
         "edje_0123456789abcdef_captions"
     )
+    chosen = parse("milvus:a.db?index=HNSW#dogs")
+    assert (chosen.location, chosen.prefix, chosen.kind) == ("a.db", "dogs", "HNSW")
+    assert parse(str(chosen)) == chosen and chosen.path == parse("a.db").path
+    assert chosen.collection("0" * 64, "captions") == "dogs_captions"
     for wrong, told in (
+        ("milvus:a.db?index=", r"\?index=: write \?index= and one of HNSW, FLAT, IVF_FLAT"),
+        ("milvus:a.db?HNSW", r"\?HNSW: write \?index= and one of"),
         ("milvus:photos", "a file NAME.db, or http://HOST:19530"),
         ("milvus:", "a file NAME.db"),
         ("milvus:a.db#two words", "write letters, digits and _"),

@@ -5,11 +5,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from edje_jax.index.places import NOTHING, Gone, Places
+from edje_jax.index.places import NOTHING, Gone, Places, joined
 
 
 def runs_of(gone: np.ndarray) -> Gone:
-    """Runs of rows that lie together, as whole ones or, now and then, cut in two."""
+    """Longest runs of rows that lie together."""
     starts = np.flatnonzero(gone & ~np.r_[False, gone[:-1]])
     ends = np.flatnonzero(gone & ~np.r_[gone[1:], False]) + 1
     return Gone(starts, ends - starts)
@@ -21,7 +21,13 @@ def single(gone: np.ndarray) -> Gone:
     return Gone(rows, np.ones(len(rows), np.int64))
 
 
-@pytest.fixture(params=range(8))
+def cut(gone: np.ndarray) -> Gone:
+    """Runs joined again from single rows, with empty ones between them."""
+    rows = np.repeat(np.flatnonzero(gone), 2)
+    return joined(rows, rows + (np.arange(len(rows)) % 2))
+
+
+@pytest.fixture(params=range(12))
 def case(request) -> tuple[Places, list[tuple[int, int]], list[np.ndarray]]:
     """(places, (shard, row) of each number, which rows of each shard are gone): some shards are
     empty, or all of their rows gone."""
@@ -32,8 +38,18 @@ def case(request) -> tuple[Places, list[tuple[int, int]], list[np.ndarray]]:
     kept = [
         (shard, row) for shard, lost in enumerate(gone) for row in np.flatnonzero(~lost).tolist()
     ]
-    form = runs_of if request.param % 2 else single
+    form = (runs_of, single, cut)[request.param % 3]
     return Places(sizes, [form(one) for one in gone]), kept, gone
+
+
+def test_neighbouring_rows_are_joined_into_the_longest_runs():
+    rng = np.random.default_rng(0)
+    for size in (0, 1, 2, 9, 40):
+        for share in (0, 0.3, 0.9, 1):
+            gone = rng.random(size) < share
+            np.testing.assert_array_equal(cut(gone), runs_of(gone))
+    starts, ends = np.array([0, 3, 3, 5, 9]), np.array([3, 3, 5, 8, 12])
+    assert [one.tolist() for one in joined(starts, ends)] == [[0, 9], [8, 3]]
 
 
 def test_a_number_names_a_row_and_a_row_its_number(case):

@@ -147,6 +147,35 @@ def test_opening_reads_no_row(tmp_path, monkeypatch):
     assert held(tmp_path) == expected
 
 
+def test_what_counts_no_more_is_held_as_runs(tmp_path):
+    build(RUNTIME, STAMP, Colours(23), "colours", tmp_path)
+    remove(tmp_path, ["02", "03", "04", "07", "10", "19"])
+    store = Store(tmp_path)
+    gone = [[each.tolist() for each in one.gone_images()] for one in store.shards]
+    assert gone == [[[2, 7], [3, 1]], [[0, 9], [1, 1]], [[], []]]
+    for one, rows in zip(store.shards, ([2, 3, 4, 7], [0, 9], []), strict=True):
+        counts = one.lookup.caption_starts.astype(int)
+        captions = [caption for row in rows for caption in range(counts[row], counts[row + 1])]
+        starts, lengths = one.gone_captions()
+        runs = zip(starts.tolist(), lengths.tolist(), strict=True)
+        assert [at + i for at, length in runs for i in range(length)] == captions
+        assert not set(starts.tolist()) & set((starts + lengths).tolist())
+
+
+def test_damaged_metadata_are_told_with_their_file(tmp_path):
+    pytest.importorskip("pyarrow")
+    build(RUNTIME, STAMP, Colours(12), "colours", tmp_path, BuildOptions(metadata=("year",)))
+    path = tmp_path / "metadata-00001.arrow"
+    path.write_bytes(b"x" * path.stat().st_size)
+    store = Store(tmp_path)
+    assert store.shards[0].metadata.num_rows == 10
+    told = r"metadata-00001\.arrow: damaged \(.*\); build the index again"
+    with pytest.raises(BadStore, match=told):
+        ImageIndex.open(tmp_path).select(where="year == 2000")
+    with pytest.raises(BadStore, match=told):
+        _ = store.metadata_kinds
+
+
 def test_images_are_found_by_ids_even_where_hashes_collide(tmp_path, monkeypatch):
     def alike(ids):
         return np.array([len(id) for id in ids], np.uint64)

@@ -11,7 +11,7 @@ import numpy as np
 from edje_jax.config.calibration import UNTUNED, Calibration
 from edje_jax.config.model import EdjeConfig
 from edje_jax.index import build as building
-from edje_jax.index.build import build
+from edje_jax.index.build import BuildOptions, build
 from edje_jax.index.maintain import remove
 from tests.colour_runtime import CODED, CODED_STAMP, ColourRuntime, Colours
 
@@ -48,11 +48,19 @@ def open_noting(notes: Path, pause: float) -> ColourModel:
     return ColourModel(NotingRuntime(CODED.config))
 
 
-def build_in_shards(out: Path) -> Path:
+class Dated(Colours):
+    """Images of a year."""
+
+    def metadata(self, index: int) -> dict[str, int]:
+        return {"year": 2000 + index}
+
+
+def build_in_shards(out: Path, metadata: tuple[str, ...] = ()) -> Path:
     """Index of five shards, without some of its images."""
     before, building.SHARD_ROWS = building.SHARD_ROWS, SHARD
     try:
-        assert build(CODED, CODED_STAMP, Colours(IMAGES), "colours", out)
+        options = BuildOptions(metadata=metadata)
+        assert build(CODED, CODED_STAMP, Dated(IMAGES), "colours", out, options)
     finally:
         building.SHARD_ROWS = before
     remove(out, ["03", "09", "10"])

@@ -81,6 +81,19 @@ def test_a_part_that_cannot_be_opened_is_told(cluster, tmp_path):
         Replicas(cluster, Store(out), refuse, Spread(1, 1), {})
 
 
+def test_what_is_interrupted_before_it_is_served_is_deleted(cluster, folder, monkeypatch):
+    deleted = []
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ray.serve, "run_many", interrupted)
+    monkeypatch.setattr(ray.serve, "delete", lambda name, **_: deleted.append(name))
+    with pytest.raises(KeyboardInterrupt):
+        Replicas(cluster, Store(folder), ColourModel, SPREAD, {})
+    assert [name.rpartition("-")[2] for name in deleted] == ["0", "1"]
+
+
 @pytest.mark.parametrize(
     ("path", "body"),
     [

@@ -1,5 +1,6 @@
 """Search of the index, with a text among its images and with an image among its captions."""
 
+import asyncio
 import time
 from dataclasses import asdict
 
@@ -29,9 +30,8 @@ async def search(asked: SearchRequest, state: Shared) -> SearchAnswer:
     """Images of the index for a text."""
     check_at_most("k", asked.k, state.limits.k, "--max-k")
     began = time.perf_counter()
-    answer = await state.compute(
-        SearchJob(asked.query, asked.k, _ids(asked), _filter(asked, state))
-    )
+    where = await _filter(asked, state)
+    answer = await state.compute(SearchJob(asked.query, asked.k, _ids(asked), where))
     state.monitor.answer(answer.seconds, len(answer.found.rows))
     service = state.service
     found = service.results(answer.found, asked.top_k, asked.min_score)
@@ -51,9 +51,8 @@ async def captions(asked: CaptionsRequest, state: Shared) -> CaptionsAnswer:
     began = time.perf_counter()
     if not len(state.store.captions):
         raise HTTPException(422, "the images of this index have no captions")
-    answer = await state.compute(
-        CaptionsJob(state.number(asked.id), asked.k, _ids(asked), _filter(asked, state))
-    )
+    image, where = state.number(asked.id), await _filter(asked, state)
+    answer = await state.compute(CaptionsJob(image, asked.k, _ids(asked), where))
     state.monitor.answer(answer.seconds, len(answer.found.rows))
     results = []
     for row, scores in to_results(answer.found, asked.top_k, asked.min_score):
@@ -71,15 +70,21 @@ def _ids(asked: SearchRequest | CaptionsRequest) -> tuple[str, ...] | None:
     return None if asked.ids is None else tuple(asked.ids)
 
 
-def _filter(asked: SearchRequest | CaptionsRequest, state: State) -> str | None:
+async def _filter(asked: SearchRequest | CaptionsRequest, state: State) -> str | None:
     """Filter of a request, once it is known to fit the index.
 
     Raises:
-        HTTPException: 422 where it cannot be read, or does not fit.
+        HTTPException: 422 where it cannot be read, or does not fit; 503 where that takes too long.
     """
     if asked.where is not None:
         try:
-            Where.parse(asked.where).check(state.store.metadata_kinds)
+            where = Where.parse(asked.where)
+            # The first time, every shard's metadata are opened.
+            await state.in_time(asyncio.to_thread(_check, where, state))
         except BadWhere as error:
             raise HTTPException(422, f"where: {error}") from None
     return asked.where
+
+
+def _check(where: Where, state: State) -> None:
+    where.check(state.store.metadata_kinds)
