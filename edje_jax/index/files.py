@@ -139,7 +139,11 @@ class LocalFiles:
 
     def stages(self) -> list[str]:
         """Folders of the stored first stages, by their names in the index."""
-        stamps = sorted((self.folder / STAGES).glob("*/*/stamp.json"))
+        stamps = [
+            path
+            for under in (STAGES, f"partitions/*/{STAGES}")
+            for path in sorted(self.folder.glob(f"{under}/*/*/stamp.json"))
+        ]
         return [path.parent.relative_to(self.folder).as_posix() for path in stamps]
 
     def fetch_stage(self, stage: str, is_wanted: Callable[[dict[str, Any]], bool]) -> None:

@@ -149,9 +149,10 @@ def _metadata(
 ) -> dict[str, list[Any]]:
     """Values of some rows of a shard as local filters see them, by name."""
     table, absent = shard.metadata, [None] * len(images)
-    columns = [] if table is None else table.column_names
+    columns = {} if table is None else dict(zip(table.column_names, table.columns, strict=True))
     return {
-        name: table[name].take(images).to_pylist() if name in columns else absent for name in names
+        name: columns[name].take(images).to_pylist() if name in columns else absent
+        for name in names
     }
 
 

@@ -24,7 +24,6 @@ from edje_jax.serving.jobs import Answer, CaptionsJob, Job, Reranked, RerankJob,
 
 log = logging.getLogger(__name__)
 
-
 DEPTHS = (10, 20, 50, 100, 200)
 """Depths of searches that are compiled before a request asks for them."""
 

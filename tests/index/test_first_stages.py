@@ -6,6 +6,7 @@ Covers index/recall.py and index/stage_upkeep.py.
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -26,6 +27,8 @@ from edje_jax.index import first_stages
 from edje_jax.index.build import BuildOptions, build
 from edje_jax.index.first_stages import StagePlace, extend_first_stage, open_first_stage
 from edje_jax.index.maintain import compact, remove
+from edje_jax.index.partition import Partition
+from edje_jax.index.stage_upkeep import stored_stages, tidy_first_stages, verify_first_stages
 from edje_jax.index.store import Store
 from edje_jax.search.cascade import search_images
 from edje_jax.system.files import lock_file
@@ -397,6 +400,24 @@ def test_compacting_keeps_a_first_stage_most_of_whose_shards_are_there(index, st
     compact(index)
     assert not (index / "first-stage" / "made-up" / "embeddings").exists()
     assert answers(index, "made-up") == answers(index, "exact")
+
+
+def test_first_stages_of_parts_are_verified_and_tidied_too(large):
+    for number in range(2):
+        part = Partition(large, Store(large).manifest, number, 2).open()
+        extend_first_stage(part, "codes", "embeddings", 16)
+    found = {stage: stamp for stage, _, stamp in stored_stages(Store(large))}
+    names = [f"partitions/{number}-of-2/first-stage/codes-16/codes" for number in range(2)]
+    assert list(found) == names and all(found.values())
+    assert not list(verify_first_stages(large))
+    path = large / names[1] / found[names[1]].file["name"]
+    path.write_bytes(b"x" * path.stat().st_size)
+    ((file, told),) = verify_first_stages(large)
+    assert file == f"{names[1]}/{path.name}" and "checksum differs" in told
+    stamp = large / names[0] / "stamp.json"
+    stamp.write_text(re.sub(r'"sha256": "[0-9a-f]{8}', '"sha256": "00000000', stamp.read_text()))
+    tidy_first_stages(large)
+    assert not (large / names[0]).exists() and (large / names[1]).exists()
 
 
 def test_an_index_that_cannot_be_written_to_is_searched_all_the_same(index, name, caplog):
