@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from unittest.mock import Mock
 
 import pytest
 import tyro
@@ -74,7 +75,7 @@ def test_every_option_reaches_the_application(monkeypatch):
     made = {}
 
     class Index:
-        store = None
+        store = Mock()
 
         def __len__(self):
             return 3
@@ -109,12 +110,13 @@ def test_it_ends_while_it_still_compiles(tmp_path):
     program.write_text(
         """
 import os, signal, threading, time
+from unittest.mock import Mock
 import edje_jax.cli.search as search
 import edje_jax.cli.serve as serve
 from edje_jax.cli.commands.search import Serve
 
 class Index:
-    store = None
+    store = Mock()
     def __len__(self):
         return 0
 
