@@ -218,9 +218,14 @@ def _read_or_build(place: StagePlace) -> tuple[StoredStage, Stamp] | None:
     if found := _read(place):
         return found
     try:
-        # Another process that builds it has stored it when this one's turn comes.
-        _extend(place, wait=True)
+        try:
+            _extend(place)
+        except BlockingIOError:
+            log.info("%s: waiting for another process that builds it", place.folder)
+            _extend(place, wait=True)  # It is stored, by the time that this one's turn comes
     except OSError as error:
+        if found := _read(place):
+            return found
         log.warning("the first stage is built anew at every opening: it cannot be kept (%s)", error)
     return _read(place)
 
