@@ -9,15 +9,13 @@ from edje_jax.index.manifest import Manifest
 from edje_jax.index.shard_files import BadStore, kind_of
 from edje_jax.system.files import lock_file
 
-LOCK = ".lock"
-
 
 @contextmanager
 def changing(files: IndexFiles) -> Iterator[None]:
     """Hold an index: another process of this machine, or one that sees the folder, waits until it
     may change it. Machines that build to one URL do not see each other here."""
     files.folder.mkdir(parents=True, exist_ok=True)
-    with lock_file(files.folder / LOCK, wait=True):
+    with lock_file(files.folder, wait=True):
         yield
 
 

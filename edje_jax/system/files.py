@@ -137,7 +137,7 @@ def most_open_files() -> int:
 
 @contextmanager
 def lock_file(path: Path, wait: bool = False) -> Iterator[None]:
-    """Hold a file that no other process holds; the system frees it with the process.
+    """Hold a file, or a folder, that no other process holds; the system frees it with the process.
 
     Args:
         wait: wait for another process, or another thread, that holds it.
@@ -145,7 +145,7 @@ def lock_file(path: Path, wait: bool = False) -> Iterator[None]:
     Raises:
         BlockingIOError: another process holds it.
     """
-    descriptor = os.open(path, os.O_CREAT | os.O_RDWR)
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_CREAT | os.O_RDWR)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -161,7 +161,7 @@ def lock_file(path: Path, wait: bool = False) -> Iterator[None]:
         os.close(descriptor)
 
 
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+_NO_LOCKS = (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @contextmanager

@@ -208,7 +208,7 @@ def test_compacting_merges_small_shards_and_keeps_every_row(tmp_path, monkeypatc
     assert held(tmp_path) == {id: all for id, all in before.items() if id not in ("00", "15")}
     listed = {name for record in Manifest.read(tmp_path).shards for name in record["files"]}
     assert {path.name for path in tmp_path.iterdir()} == {
-        *listed, "manifest.json", "rejected.csv", ".lock"
+        *listed, "manifest.json", "rejected.csv"
     }  # fmt: skip
 
 
