@@ -97,6 +97,8 @@ def connect(address: MilvusAddress) -> Any:
         OSError: the file cannot be opened, or another process has it open.
         ConnectionError: no server answers.
     """
+    # A file's engine imports faiss, which tells which of its builds it tried.
+    logging.getLogger("faiss.loader").setLevel(logging.WARNING)
     kind = _import_client(address)
     if not address.is_file:
         token = os.environ.get("MILVUS_TOKEN", "")
