@@ -148,7 +148,7 @@ def search(result: Row) -> str:
 
 
 def left_out(result: Row) -> str:
-    """What was asked for and not measured."""
+    """Measurements that were asked for and left out."""
     reasons: dict[str, list[str]] = {}
     for row in result["left_out"]:
         reasons.setdefault(row["why"], []).append(f"{label(row)}, of {row['size']:,} vectors")
@@ -157,7 +157,7 @@ def left_out(result: Row) -> str:
 
 
 def published_search() -> str:
-    """Their search times and recalls."""
+    """FiCo-ITR's search times and recalls, as published."""
     head = ("queries/vectors", "index", "build s", "search s", "ms a query (computed)")
     cells = [
         (
@@ -187,7 +187,7 @@ def storage(result: Row) -> str:
 
 
 def published_storage() -> str:
-    """Their bytes."""
+    """FiCo-ITR's bytes, as published."""
     head = ("1M images, 5M captions: GiB", "embeddings or codes", "features for fusion")
     cells = [
         (name, f"{small:g}", "" if features is None else f"{features:,g}")
@@ -228,7 +228,7 @@ def times(result: Row) -> str:
 
 
 def published_times() -> str:
-    """Their seconds of encoding and attention."""
+    """FiCo-ITR's seconds of encoding and attention, as published."""
     cells = [
         (f"{what}, {name}", *("over 80 GiB" if v is None else f"{v:,g}" for v in seconds))
         for what, each in (("encoding", published.ENCODING), ("attention", published.ATTENTION))

@@ -130,7 +130,7 @@ class Covering:
         return best(found, k)
 
     def _chosen(self, chosen: Numbers) -> "_Few | _Many":
-        """What is remembered of a selection."""
+        """Table or mask of a selection, which later searches with it use."""
         if len(chosen) <= FEW:
             return _Few(self._exact(self._vectors.of(self._places)[chosen]))
         rest: Allowed = None

@@ -88,7 +88,7 @@ class Stamp:
 
 @dataclass(frozen=True)
 class StagePlace:
-    """What a first stage is of, and where it is kept."""
+    """Index and column that a first stage is of, and its folder."""
 
     store: Store
     name: str

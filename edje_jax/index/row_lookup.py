@@ -1,4 +1,4 @@
-"""Where the lines of a shard's rows lie, and which row has an id: arrays that are mapped, not read.
+"""Lookups of a shard: where the lines of its rows lie, and which row has an id.
 
     row_starts-00000.npy      uint64 [rows + 1]: byte at which each line of the rows file begins
     caption_starts-00000.npy  uint32 [rows + 1]: number of captions before each row

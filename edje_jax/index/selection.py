@@ -18,7 +18,7 @@ class Selection:
     """Images, or captions, that a search may find."""
 
     numbers: Int[np.ndarray, " n"]
-    """Their numbers, rising."""
+    """Numbers of the images or captions, rising."""
     images: Int[np.ndarray, " m"]
     """Numbers of the images that they are or belong to, rising."""
     store: Store

@@ -57,7 +57,7 @@ def local(tmp_path_factory) -> Path:
 
 @pytest.fixture(params=["memory", "file"])
 def url(request, local, tmp_path) -> str:
-    """The same index behind a URL."""
+    """Index behind a URL that equals a local one."""
     return uploaded(local, f"{request.param}://{tmp_path}/bucket/photos.index")
 
 
