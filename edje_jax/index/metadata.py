@@ -13,11 +13,10 @@ import keyword
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import chain, repeat
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import UInt8
 
 from edje_jax.data.sources.texts import in_a_line, shown
 from edje_jax.types import Scalar
@@ -79,35 +78,6 @@ def metadata_table(
         ModuleNotFoundError: pyarrow is not installed; the message says how to get it.
     """
     return _table({name: [row.get(name) for row in rows] for name in names}, len(rows))
-
-
-def join_tables(tables: Sequence[Any]) -> tuple[Any, list[MetadataFault]]:
-    """Table of the rows of several in turn, and the values that it cannot hold.
-
-    Columns and faults are those of `metadata_table` with all rows at once; a column that some
-    tables have not is null in their rows.
-    """
-    names = dict.fromkeys(name for table in tables for name in table.column_names)
-    return _table(
-        {
-            name: list(
-                chain.from_iterable(
-                    table[name].to_pylist()
-                    if name in table.column_names
-                    else repeat(None, table.num_rows)
-                    for table in tables
-                )
-            )
-            for name in names
-        },
-        sum(table.num_rows for table in tables),
-    )
-
-
-def take_rows(table: Any, kept: Bool[np.ndarray, " rows"]) -> Any:
-    """Table of the rows that are kept, without texts that only others had."""
-    taken, _ = join_tables([table.filter(import_pyarrow().array(kept))])
-    return taken
 
 
 def metadata_file(table: Any) -> bytes:

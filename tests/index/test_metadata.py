@@ -9,12 +9,10 @@ import pytest
 
 from edje_jax.index.metadata import (
     check_names,
-    join_tables,
     kinds_of,
     metadata_file,
     metadata_table,
     open_metadata,
-    take_rows,
 )
 from edje_jax.index.where import Where
 from edje_jax.system.mapped_files import map_bytes
@@ -57,8 +55,6 @@ def test_without_names_a_table_has_rows_and_filters_by_id():
         assert (each.num_rows, each.column_names) == (4, [])
         found = Where.parse("id == 'c' or year == 2010").mask(each, lambda _: third)
         assert found.tolist() == third.tolist()
-        assert take_rows(each, third).num_rows == 1
-    assert join_tables([table, table])[0].num_rows == 8
 
 
 @pytest.mark.parametrize(
@@ -85,23 +81,6 @@ def test_a_value_that_a_column_cannot_hold_is_null_and_reported(values, kept, fa
     for (_, reason), expected in zip(found, faults, strict=True):
         assert re.search(expected, reason) and reason.endswith("; correct it")
         reason.encode()
-
-
-def test_parts_joined_are_the_whole():
-    whole, faults = metadata_table([*ROWS, {"year": "?"}], NAMES)
-    assert [row for row, _ in faults] == [4]
-    parts = [metadata_table(ROWS[:1], NAMES)[0], metadata_table(ROWS[1:], NAMES)[0]]
-    parts.append(metadata_table([{"year": "?"}], ["year"])[0])
-    joined, found = join_tables(parts)
-    assert metadata_file(joined) == metadata_file(whole)
-    assert found == faults
-
-
-def test_rows_are_taken_with_the_texts_that_they_have():
-    table, _ = metadata_table(ROWS, NAMES)
-    taken = take_rows(table, np.array([False, True, True, False]))
-    assert metadata_file(taken) == metadata_file(metadata_table(ROWS[1:3], NAMES)[0])
-    assert take_rows(table, np.zeros(4, bool)).num_rows == 0
 
 
 def test_a_file_is_read_where_it_lies_and_not_kept_open(tmp_path):
