@@ -51,7 +51,7 @@ types: $(STAMP)  ## types
 	$(PY) -m pyright $(TYPED)
 
 tests: $(STAMP)  ## all tests
-	$(PY) -m pytest -x -q $(PARALLEL)
+	$(PY) -m pytest -q --maxfail 20 $(PARALLEL)
 
 test-newest: $(NEWEST_STAMP)  ## models, train steps, weights and the Python API on the newest JAX
 	$(NEWEST)/bin/python -m pytest -q -m "not slow" $(PARALLEL) $(NEWEST_TESTS)
