@@ -11,14 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int, PyTree, UInt8
 
-from edje_jax.config.model import EdjeConfig, ImageRecipe
+from edje_jax.config.model import EdjeConfig, ImageRecipe, InferencePrecision
 from edje_jax.data.buckets import batches, bucket, lengths_up_to
 from edje_jax.data.images import normalise
 from edje_jax.data.text import BackboneTokenizer, JointTokenizer
 from edje_jax.models.edje import Edje
 from edje_jax.models.joint_encoder import TextSide
 from edje_jax.models.towers import DualTower
-from edje_jax.runtimes.base import Embedded, Encoded, TokenTable
+from edje_jax.runtimes.base import Embedded, Encoded, TokenTable, required_cosines
+from edje_jax.runtimes.devices import compute_dtype
 from edje_jax.runtimes.dual_encoder import IMAGE_BATCHES, TEXT_BATCHES, DualEncoder
 from edje_jax.runtimes.heads import heads_of_images, heads_of_texts
 from edje_jax.runtimes.round_robin import default_devices, round_robin, sizes_within_share
@@ -73,8 +74,15 @@ class JaxRuntime:
     """Heads of the first stage (`models.heads.first_stage`), where the config has them."""
 
     @classmethod
-    def of(cls, model: Model, dtype: jax.typing.DTypeLike) -> "JaxRuntime":
+    def of(
+        cls,
+        model: Model,
+        precision: InferencePrecision = "auto",
+        encoder_precision: InferencePrecision | None = None,
+    ) -> "JaxRuntime":
         """Put a model that was loaded on the device."""
+        if "int8" in (precision, encoder_precision):
+            raise NotImplementedError("int8 in JAX")
         config, text = model.config, model.config.backbone.text
         folder, length = model.backbone.folder, text.max_position_embeddings
         params, backbone_params, heads = to_device(
@@ -86,7 +94,7 @@ class JaxRuntime:
             backbone_params,
             JointTokenizer(model.tokenizer, config.max_text_length),
             BackboneTokenizer(folder, length, text.pad_token_id),
-            dtype,
+            compute_dtype(encoder_precision or precision),
             heads=heads,
         )
 
@@ -233,7 +241,7 @@ class JaxRuntime:
         Raises:
             ValueError: the model has a similarity prior, and there are no cosines.
         """
-        cosines = self._required_cosines(similarities)
+        cosines = required_cosines(self.config, similarities)
         logits = np.empty(len(text_index), np.float32)
 
         def start(batch: PairBatch, device: int) -> Array:
@@ -310,19 +318,6 @@ class JaxRuntime:
         params = self._params_per_device[device]
         return score(self.model, params, count, captions, gathered, cosines)
 
-    def _required_cosines(
-        self, similarities: Float[np.ndarray, " p"] | None
-    ) -> Float32[np.ndarray, " p"] | None:
-        """Cosines for the similarity prior; None for a model without."""
-        if not self.config.similarity_prior:
-            return None
-        if similarities is None:
-            raise ValueError(
-                "this model has a similarity prior: it scores a pair with the first stage's cosine"
-                " of it; give similarities, products of embed_texts and embed_images"
-            )
-        return np.asarray(similarities, np.float32)
-
     @property
     def _bits(self) -> int:
         return self.config.first_stage.bits if self.config.first_stage else 0
@@ -363,7 +358,7 @@ class JaxRuntime:
                 for group in groups:
                     group(one.repeat(size), device)
                 captions = groups[0](one.repeat(size), device) if groups else ids[:size]
-                cosines = self._required_cosines(np.zeros(size))
+                cosines = required_cosines(self.config, np.zeros(size))
                 self._start_scoring(captions, tokens, one.repeat(size), 1, device, cosines)
         for size in TEXT_BATCHES:
             self.embed_texts(["warm"] * size)

@@ -64,7 +64,7 @@ class FirstStageTask:
         self.heads = config.heads.resolve()
         self.model = without_heads(model)
         self.dtype = compute_dtype(config.precision)
-        self.runtime = JaxRuntime.of(self.model, self.dtype)
+        self.runtime = JaxRuntime.of(self.model, config.precision)
         folder = Path(config.index).expanduser() if config.index else workdir / "index"
         self.store = _index(self.runtime, self.model, source, config, folder)
         _check_captions(self.store, config)
@@ -88,7 +88,7 @@ class FirstStageTask:
         teacher = Teacher(self.runtime, self.store)
         if self.config.teacher:
             model = without_heads(load_model(self.config.teacher))
-            runtime = JaxRuntime.of(model, self.dtype)
+            runtime = JaxRuntime.of(model, self.config.precision)
             folder = workdir / "teacher-index"
             teacher = Teacher(runtime, _index(runtime, model, source, self.config, folder))
         return teacher_scores(workdir / "teacher", self.store, teacher, self.config.candidates)
