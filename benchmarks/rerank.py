@@ -1,7 +1,7 @@
 """Pairs scored per second, beside PyTorch on the same weights, pairs and machine.
 
     python benchmarks/rerank.py [--queries 4] [--k 100] [--rounds 3] [--out rerank.json]
-                                [--deferred-layers 6 9] [--attended] [--no-published]
+                                [--deferred-layers 6 9] [--attended] [--no-published] [--onnx]
 
 Ours: `JaxRuntime.score_pairs` on tokens in memory. The peers:
   (a) `modeling_edje.py` of a model folder: last layer for [CLS] alone, SDPA, a query's candidates
@@ -10,7 +10,8 @@ Ours: `JaxRuntime.score_pairs` on tokens in memory. The peers:
       longest caption of all queries, one query at a time; with the compressed tokens given, and as
       the published evaluation has it, with the adapter run on every candidate's patch tokens.
 With --deferred-layers, ours and (a) in float32 with so many layers deferred as well; --attended
-adds those whose online layers only attend to vision rows.
+adds those whose online layers only attend to vision rows. With --onnx, ONNX Runtime on the CPU as
+well (`OnnxRuntime.score_pairs`), in float32 and int8.
 Every side takes its turn in each round; figures are medians. Weights are random: MiniLM-L12,
 64 tokens of SigLIP2-L/16-384's 576 patches, captions of 8 to 20 words.
 """
@@ -22,7 +23,7 @@ import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,8 +45,11 @@ from edje_jax.config.model import (
     VisionConfig,
 )
 from edje_jax.models.edje import Edje
+from edje_jax.runtimes.base import Runtime
 from edje_jax.runtimes.devices import Compute
 from edje_jax.runtimes.jax import JaxRuntime
+from edje_jax.runtimes.onnx import OnnxRuntime
+from edje_jax.runtimes.onnx_export import Export
 from edje_jax.system.allocator import keep_freed_memory
 from edje_jax.weights import bert, edje
 from edje_jax.weights.mapping import to_theirs
@@ -70,6 +74,7 @@ def main() -> None:
     parser.add_argument("--no-published", action="store_true", help="leave out both of (b)")
     parser.add_argument("--deferred-layers", type=int, nargs="*", default=[], metavar="S")
     parser.add_argument("--attended", action="store_true")
+    parser.add_argument("--onnx", action="store_true", help="add the runtime of ONNX Runtime")
     parser.add_argument("--out", default="", help="JSON file to write")
     options = parser.parse_args()
     keep_freed_memory()  # As the programs do
@@ -83,6 +88,11 @@ def main() -> None:
     if device == "cuda":
         compiled = good(task, module, torch.bfloat16, device, True)
         sides["torch bfloat16 compiled"] = Side(compiled, "ours")
+    if options.onnx:
+        sides |= {
+            f"ours, ONNX {precision}": Side(by_onnx(task, precision), "ours")
+            for precision in ("float32", "int8")
+        }
     for layers in options.deferred_layers:
         for vision in ("updated", "attended") if options.attended else ("updated",):
             sides |= deferred(task, layers, vision, device)
@@ -144,7 +154,18 @@ class Pairs:
 
 def ours(task: Pairs) -> Callable[[], np.ndarray]:
     """The runtime that `Reranker` and the server use."""
-    runtime = runtime_of(task)
+    return scorer(task, runtime_of(task))
+
+
+def by_onnx(task: Pairs, precision: Literal["float32", "int8"]) -> Callable[[], np.ndarray]:
+    """ONNX Runtime with the same weights; its graphs are left in the cache folder."""
+    params = jax.device_get(task.params)["joint_encoder"]
+    export = Export(task.config, params, precision, "benchmarks/rerank.py")
+    return scorer(task, OnnxRuntime(runtime_of(task), export))
+
+
+def scorer(task: Pairs, runtime: Runtime) -> Callable[[], np.ndarray]:
+    """Every pair's logit by a runtime."""
     rows = np.arange(len(task.tokens))
     return lambda: runtime.score_pairs(task.ids, task.tokens, task.owner, rows)
 
