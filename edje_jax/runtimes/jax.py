@@ -81,7 +81,8 @@ class JaxRuntime:
         encoder_precision: InferencePrecision | None = None,
     ) -> "JaxRuntime":
         """Put a model that was loaded on the device."""
-        if "int8" in (precision, encoder_precision):
+        encoded_in = encoder_precision or precision
+        if precision == "int8" or encoded_in == "int8":
             raise NotImplementedError("int8 in JAX")
         config, text = model.config, model.config.backbone.text
         folder, length = model.backbone.folder, text.max_position_embeddings
@@ -94,7 +95,7 @@ class JaxRuntime:
             backbone_params,
             JointTokenizer(model.tokenizer, config.max_text_length),
             BackboneTokenizer(folder, length, text.pad_token_id),
-            compute_dtype(encoder_precision or precision),
+            compute_dtype(encoded_in),
             heads=heads,
         )
 
