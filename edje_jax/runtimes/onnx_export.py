@@ -24,6 +24,7 @@ from jaxtyping import PyTree
 from edje_jax.config.model import EdjeConfig, to_dict
 from edje_jax.system.cache_folder import cache_folder
 from edje_jax.system.files import atomic_path
+from edje_jax.system.processors import has_vnni
 from edje_jax.weights.folder import Model
 from edje_jax.weights.hub import exported
 from edje_jax.weights.model_stamp import params_fingerprint
@@ -34,10 +35,6 @@ FOLDER = "onnx-runtime"
 """Folder of the files, in that of the model or of the cache."""
 VERSION = 1
 """Raised whenever the graphs of a model change."""
-
-SLOWER = ["BiasGeluFusion", "SkipLayerNormFusion"]
-"""Passes of ONNX Runtime that put operators together and make them slower: its residual with
-normalisation takes three times as long as the addition and the normalisation one by one."""
 
 Part = Literal["text", "pairs"]
 
@@ -77,13 +74,11 @@ class Export:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.log_severity_level = 3  # Errors
-        # Where a processor has no VNNI, sums of products of uint8 and int8 overflow otherwise.
-        options.add_session_config_entry("session.x64quantprecision", "1")
+        if not has_vnni():
+            # Sums of products of uint8 and int8 would overflow; this makes both uint8.
+            options.add_session_config_entry("session.x64quantprecision", "1")
         opened = partial(
-            onnxruntime.InferenceSession,
-            sess_options=options,
-            providers=["CPUExecutionProvider"],
-            disabled_optimizers=SLOWER,
+            onnxruntime.InferenceSession, sess_options=options, providers=["CPUExecutionProvider"]
         )
         name = f"{part}-{self.precision}-{self.fingerprint}.onnx"
         with _one_at_a_time:

@@ -251,8 +251,8 @@ class _Graph:
         """Vectors of the similarity prior: see `edje_jax.models.heads.similarity_prior`."""
         prior, layers = self.config.similarity_prior, self.params["similarity_prior"]
         assert prior is not None
-        scale = np.float32(1 / prior.deviation)
-        z = self.op("Sub", similarities, self.constant(np.float32(prior.mean)))
-        z = self.op("Unsqueeze", self.op("Mul", z, self.constant(scale)), self.ints(1))
+        mean, deviation = (np.array(x, np.float32) for x in (prior.mean, prior.deviation))
+        z = self.op("Sub", similarities, self.constant(mean))
+        z = self.op("Unsqueeze", self.op("Div", z, self.constant(deviation)), self.ints(1))
         hidden = self.op("Gelu", self.head_linear(z, layers["hidden"]), approximate="tanh")
         return self.head_linear(hidden, layers["out"])
