@@ -22,7 +22,7 @@ from edje_jax.weights.backbone import expected_params
 
 
 @cache
-def open_runtime(folder: str, runtime: str, precision: str) -> Runtime:
+def open_runtime(folder: str, runtime: str, precision: Any) -> Runtime:
     """Runtime of a model folder, as users open it."""
     further: Any = {} if runtime == "jax" else {"runtime": runtime}
     return Reranker.from_pretrained(folder, precision=precision, **further).runtime

@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Iterator
+from textwrap import shorten
 from typing import Any, NamedTuple
 
 from pages import markdown
@@ -172,7 +173,11 @@ def sizes(result: Result) -> str:
 def left_out(result: Result) -> str:
     """Sides without figures, and why."""
     rows = (result["rows"] | result["towers"]).items()
-    cells = [(name, row["why"].replace("|", "/")) for name, row in rows if "why" in row]
+    cells = [
+        (name, shorten(row["why"].replace("|", "/"), 90, placeholder=" ..."))
+        for name, row in rows
+        if "why" in row
+    ]
     return markdown(("not measured", "why"), cells) if cells else "All sides were measured."
 
 

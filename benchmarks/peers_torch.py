@@ -107,7 +107,7 @@ def blip(vit: Vit, text: Text) -> Peer:
 def blip2(vit: Vit, text: Text) -> Peer:
     """BLIP-2's Q-Former with its matching head: 32 queries and the caption in one sequence, cross
     attention of the queries in every second layer."""
-    settings = text_settings(text) | {
+    settings: dict[str, Any] = text_settings(text) | {
         "vocab_size": 30523,
         "encoder_hidden_size": vit.width,
         "use_qformer_text_input": True,  # Without it the layers have no feed-forward for text
@@ -167,7 +167,7 @@ class AlbefShaped(nn.Module):
 
     def __init__(self, vit: Vit, text: Text):
         super().__init__()
-        settings = text_settings(text) | {"attn_implementation": "sdpa"}
+        settings: dict[str, Any] = text_settings(text) | {"attn_implementation": "sdpa"}
         first = BertConfig(**settings | {"num_hidden_layers": text.layers - text.fused})
         fused = BertConfig(
             **settings | {"num_hidden_layers": text.fused},
@@ -211,7 +211,7 @@ def make_peer(name: str, tiny: bool = False) -> Peer:
     return make(TINY, TINY_TEXT) if tiny else make(vit, Text())
 
 
-def vision_settings(vit: Vit) -> dict[str, int]:
+def vision_settings(vit: Vit) -> dict[str, Any]:
     """Settings of a vision tower as transformers' configs name them."""
     return {
         "hidden_size": vit.width,
@@ -223,7 +223,7 @@ def vision_settings(vit: Vit) -> dict[str, int]:
     }
 
 
-def text_settings(text: Text) -> dict[str, int]:
+def text_settings(text: Text) -> dict[str, Any]:
     """Settings of a BERT as transformers' configs name them."""
     return {
         "hidden_size": text.width,
@@ -282,8 +282,7 @@ def peer_side(name: str, settings: Settings, dtype: torch.dtype) -> Side:
     captions = [torch.tensor(row[row != PAD]).long().to(DEVICE) for row in task.ids]
     side = TINY.image if settings.tiny else PEERS[name][1].image
     pixels = torch.randn(settings.images, 3, side, side).to(DEVICE, dtype)
-    features = peer.read(pixels)
-    shape = tuple(features.shape[1:])
+    shape = tuple(peer.read(pixels[:1]).shape[1:])
     # Any values do, but candidates are not to be one image in the caches.
     stored = torch.randn(settings.k, *shape).to(DEVICE, dtype)
 
@@ -317,7 +316,7 @@ def published_side(settings: Settings, adapter: bool) -> Side:
     return Side({"score": published(task, module, DEVICE, adapter)}, facts)
 
 
-def siglip(settings: Settings) -> SiglipVisionModel:
+def siglip(settings: Settings) -> Any:
     """SigLIP2's vision tower, from which the published EDJE takes patch tokens."""
     vit = settings.config.backbone.vision
     shape = Vit(

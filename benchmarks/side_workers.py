@@ -4,7 +4,7 @@ A worker reads a request a line from standard input, {"do": "about", "describe" 
 ..., "part": ...}, and answers a line of JSON: versions, a side's facts, the seconds that a part
 took, or "why" there are none. A side is built when it is first asked for. Where memory does not
 suffice for another one, those that were built first are dropped, and built again when they are
-asked for again.
+asked for again. A large one is always dropped when another one is asked for.
 """
 
 import gc
@@ -20,6 +20,8 @@ from typing import Any, NamedTuple, TypeVar
 from rich.console import Console
 from rich.progress import track
 
+LARGE = 5e9
+"""Bytes of memory from which on a side is large."""
 Spec = dict[str, Any]
 """Name of a side in its worker's own words, JSON-ready."""
 
@@ -51,16 +53,20 @@ def answer_requests(
     held: dict[str, Side] = {}
     warm: set[tuple[str, str]] = set()
 
+    def drop(key: str) -> None:
+        del held[key]
+        warm.difference_update([one for one in warm if one[0] == key])
+        gc.collect()
+
     def side(spec: Spec) -> Side:
-        key = json.dumps(spec)
+        key, wanted = json.dumps(spec), needed(spec)
+        for large in [one for one in held if one != key and needed(json.loads(one)) >= LARGE]:
+            drop(large)
         if key in held:
             return held[key]
-        while held and available_memory() < needed(spec):
-            dropped = next(iter(held))
-            del held[dropped]
-            warm.difference_update([one for one in warm if one[0] == dropped])
-            gc.collect()
-        if (free := available_memory()) < (wanted := needed(spec)):
+        while held and available_memory() < wanted:
+            drop(next(iter(held)))
+        if (free := available_memory()) < wanted:
             told = f"{wanted / 1e9:.1f} GB of memory are needed, {free / 1e9:.1f} GB are free"
             raise MemoryError(told)
         held[key] = build(spec)
@@ -113,6 +119,7 @@ class Worker:
             process = self._process = self._process or self._start()
         except OSError as error:
             return {"why": f"its interpreter cannot be started: {error.strerror}"}
+        assert process.stdin and process.stdout
         try:
             process.stdin.write(json.dumps(request) + "\n")
             process.stdin.flush()

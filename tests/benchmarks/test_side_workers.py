@@ -12,6 +12,7 @@ import os
 import side_workers
 
 LIVE, BUILT = [], []
+side_workers.LARGE = 6
 side_workers.available_memory = lambda: 10 - 4 * len(LIVE)
 
 class Load:
@@ -54,8 +55,14 @@ def test_sides_are_built_once_while_memory_suffices(worker):
     # The third does not fit beside them: the first is dropped, and built again later.
     assert [worker.ask(request("describe", name))["built"] for name in "cbca"] == [3, 2, 3, 4]
     assert worker.ask(request("run", "a"))["seconds"] > 0  # What it printed is no answer
-    told = worker.ask(request("describe", "large", 11))
+    told = worker.ask(request("describe", "huge", 11))
     assert told["why"].startswith("MemoryError: 0.0 GB of memory are needed")
+
+
+def test_a_large_side_is_not_kept_beside_others(worker):
+    order = (("a", 4), ("large", 6), ("large", 6), ("a", 4), ("large", 6))
+    built = [worker.ask(request("describe", name, memory))["built"] for name, memory in order]
+    assert built == [1, 2, 2, 1, 3]
 
 
 def test_a_side_that_fails_says_why_and_others_go_on(worker):
