@@ -26,42 +26,23 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import torch
+from pairs import CONFIG, PAD, SEP, Pairs, runtime_of
 from rich.console import Console
 from rich.table import Table
 from side_by_side import machine, ratios, timed
 from transformers import BertConfig as HfBertConfig
 from transformers import BertForMaskedLM
 
-from edje_jax.config.model import (
-    AdapterConfig,
-    BackboneConfig,
-    BertConfig,
-    EdjeConfig,
-    OnlineVision,
-    TextConfig,
-    VisionConfig,
-)
-from edje_jax.models.edje import Edje
+from edje_jax.config.model import OnlineVision
 from edje_jax.runtimes.base import Runtime
-from edje_jax.runtimes.devices import Compute
-from edje_jax.runtimes.jax import JaxRuntime
 from edje_jax.runtimes.onnx import OnnxRuntime
 from edje_jax.runtimes.onnx_export import Export
 from edje_jax.system.allocator import keep_freed_memory
 from edje_jax.weights import bert, edje
 from edje_jax.weights.mapping import to_theirs
 from edje_jax.weights.torch import modeling_edje
-
-CLS, SEP, PAD = 101, 102, 0
-VISION = VisionConfig(1024, 4096, 24, 16, image_size=384, patch_size=16)
-CONFIG = EdjeConfig(
-    BackboneConfig("siglip", VISION, TextConfig(projection_size=1024)),
-    AdapterConfig("compress", 64),
-    BertConfig(initializer_range=0.05),  # Wide enough that logits differ from pair to pair
-)
 
 
 def main() -> None:
@@ -117,7 +98,7 @@ class Side(NamedTuple):
     """The side of ours that computes the same function."""
 
 
-def deferred(task: "Pairs", layers: int, vision: OnlineVision, device: str) -> dict[str, Side]:
+def deferred(task: Pairs, layers: int, vision: OnlineVision, device: str) -> dict[str, Side]:
     """Ours and PyTorch's with the first layers offline; the stored tokens are taken as given."""
     joint = dataclasses.replace(CONFIG.joint_encoder, deferred_layers=layers, online_vision=vision)
     task = copy.copy(task)
@@ -129,27 +110,6 @@ def deferred(task: "Pairs", layers: int, vision: OnlineVision, device: str) -> d
             good(task, torch_module(task), torch.float32, device), f"ours, {name}"
         ),
     }
-
-
-class Pairs:
-    """Random weights, captions, and each query's candidates."""
-
-    def __init__(self, queries: int, k: int):
-        rng = np.random.default_rng(0)
-        self.queries, self.k = queries, k
-        self.ids = np.full((queries, CONFIG.max_text_length), PAD, np.int32)
-        for row in self.ids:
-            # 8 to 20 words, about 1.2 pieces each.
-            pieces = int(rng.integers(8, 21) * 1.2)
-            row[: pieces + 2] = [CLS, *rng.integers(1000, 30000, pieces), SEP]
-        patches, width = CONFIG.backbone.num_vision_tokens, VISION.hidden_size
-        # One image's patch tokens stand for all: what is computed does not depend on them.
-        self.patches = rng.normal(size=(1, patches, width)).astype(np.float32)
-        self.config = CONFIG
-        shapes = jnp.zeros((1, patches, width)), jnp.ones((1, 3), jnp.int32)
-        self.params = jax.jit(Edje(self.config).init)(jax.random.key(0), *shapes)["params"]
-        self.tokens = rng.normal(size=(queries * k, 64, 384)).astype(np.float32)
-        self.owner = np.repeat(np.arange(queries), k)
 
 
 def ours(task: Pairs) -> Callable[[], np.ndarray]:
@@ -170,10 +130,8 @@ def scorer(task: Pairs, runtime: Runtime) -> Callable[[], np.ndarray]:
     return lambda: runtime.score_pairs(task.ids, task.tokens, task.owner, rows)
 
 
-def runtime_of(task: Pairs) -> JaxRuntime:
-    """With the joint encoder alone: pairs come as ids."""
-    none: Any = None
-    return JaxRuntime(task.config, task.params, {}, none, none, Compute.of("auto"))
+from edje_jax.config.model import OnlineVision
+from edje_jax.runtimes.base import Runtime
 
 
 def torch_module(task: Pairs) -> modeling_edje.EdjeModel:
@@ -181,8 +139,8 @@ def torch_module(task: Pairs) -> modeling_edje.EdjeModel:
     config = modeling_edje.EdjeConfig(
         adapter=vars(task.config.adapter),
         joint_encoder=bert.write_config(task.config.joint_encoder),
-        vision_width=VISION.hidden_size,
-        vision_heads=VISION.num_attention_heads,
+        vision_width=task.config.backbone.vision.hidden_size,
+        vision_heads=task.config.backbone.vision.num_attention_heads,
         embedding_size=task.config.backbone.text.projection_size,
         max_text_length=task.config.max_text_length,
     )
@@ -234,7 +192,7 @@ def published(
     words = language.bert.embeddings.word_embeddings
     head: Any = module.classification_head
     tokens, patches = torch.tensor(task.tokens).to(device), torch.tensor(task.patches).to(device)
-    length = int((task.ids != PAD).sum(axis=1).max())
+    length, m = int((task.ids != PAD).sum(axis=1).max()), task.tokens.shape[1]
 
     @torch.inference_mode()
     def run() -> np.ndarray:
@@ -251,9 +209,9 @@ def published(
             rows = [text, vision, sep, pad.expand(task.k, -1, -1)]
             embedded = torch.cat(rows, dim=1)
             segments = torch.zeros(embedded.shape[:2], dtype=torch.long, device=device)
-            segments[:, used : used + 65] = 1
+            segments[:, used : used + m + 1] = 1
             mask = torch.ones_like(segments)
-            mask[:, used + 65 :] = 0
+            mask[:, used + m + 1 :] = 0
             answer = language(
                 inputs_embeds=embedded, token_type_ids=segments, attention_mask=mask,
                 output_hidden_states=True,
