@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from edje_jax.config.model import Precision
+from edje_jax.system.platform import platform
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +22,7 @@ def compute_dtype(precision: Precision) -> jax.typing.DTypeLike:
     if precision not in get_args(Precision):
         raise ValueError(f"precision {precision!r}: give one of {', '.join(get_args(Precision))}")
     if precision == "auto":
-        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+        return jnp.float32 if platform() == "cpu" else jnp.bfloat16
     return jnp.dtype(precision)
 
 
