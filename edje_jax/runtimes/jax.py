@@ -198,7 +198,7 @@ class JaxRuntime:
             return tuple(vars(self._allocate(0)).values())
         rows = np.resize(np.arange(len(images)), bucket(len(images), IMAGE_BATCHES))
         params = self._backbone_params_per_device[device], self._params_per_device[device]
-        tokens, embeddings = _encode_images(
+        tokens, embeddings = encode_batch(
             self.backbone, self.model, recipe, *params, images[rows]
         )
         if (stage := self.config.first_stage) is None:
@@ -381,7 +381,7 @@ def _to_host(arrays: tuple[Any, ...], count: int) -> Encoded:
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _encode_images(backbone, model, recipe, backbone_params, params, images):
+def encode_batch(backbone, model, recipe, backbone_params, params, images):
     pixels = images if recipe is None else normalise(images, recipe)
     image = backbone.bind({"params": backbone_params}).encode_image(pixels)
     tokens = model.bind({"params": params}).compress(image.tokens)

@@ -17,9 +17,9 @@ from edje_jax.models.siglip import Siglip
 from edje_jax.training.edje_step import (
     Frozen,
     StepSetup,
-    edje_train_step,
     encode,
     examples_of,
+    jit_step,
 )
 from edje_jax.training.losses.term import Objective
 from edje_jax.training.negatives import Kinds, Negatives, choose_negatives
@@ -82,7 +82,6 @@ def trained(
     where = devices(data, fsdp)
     start = partial(with_queue, queue, config)
     state = where.init_sharded(start)
-    shardings = where.shardings(jax.eval_shape(start))
     setup = StepSetup(
         Objective(Edje(config), loss, "all", MASK, where, Edje(CONFIG) if deferred else None),
         Siglip(CONFIG.backbone),
@@ -93,11 +92,7 @@ def trained(
         learning_rate=optax.constant_schedule(2e-3),
         chunks=chunks,
     )
-    step = jax.jit(
-        partial(edje_train_step, setup=setup),
-        donate_argnums=0,
-        out_shardings=(shardings, where.replicated),
-    )
+    step = jit_step(setup)
     teacher = where.put(jax.device_get(jax.jit(fresh)().params)) if deferred else None
     towers = Frozen(where.put(frozen()), teacher)
     told = []
