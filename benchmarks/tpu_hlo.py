@@ -1,9 +1,9 @@
 """Reading of a compiled program's text (HLO): collectives, memory traffic, shapes in memory.
 
-The text of a TPU's program names some collectives many times: an asynchronous one has a start and a
-done, and one that is fused with other work stands in a computation for each of its steps. All texts
-of one collective have one `channel_id`, by which they are counted once; what stands in a loop counts
-as often as the loop runs.
+The text of a TPU's program names some collectives many times: an asynchronous one has a start and
+a done, and one that is fused with other work stands in a computation for each of its steps. All
+texts of one collective have one `channel_id`, by which they are counted once; what stands in a loop
+counts as often as the loop runs.
 """
 
 import math
@@ -171,15 +171,14 @@ def collectives(module: Module) -> dict[str, dict[str, float]]:
 
 
 def _collective_bytes(computation: dict[str, Instruction], one: Instruction) -> float:
-    made = sum(shape.bytes for shape in one.shapes)
+    made = _bytes(one.shapes)
     if one.opcode.endswith("-done"):
         return made
-    operands = (computation[name] for name in one.operands if name in computation)
-    return max(made, sum(shape.bytes for operand in operands for shape in operand.shapes))
+    return max(made, sum(_bytes(computation[name].shapes) for name in one.operands))
 
 
 def squares(module: Module, dtype: str, lengths: set[int]) -> list[str]:
-    """Arrays in memory of a data type with two axes as long as one of `lengths`, each shape once."""
+    """Shapes of a data type in memory that have two axes as long as one of `lengths`."""
     found = {
         str(shape)
         for name in module.runs.keys() - module.fused
@@ -201,10 +200,13 @@ def traffic(module: Module) -> float:
 
 
 def _moved(module: Module, computation: dict[str, Instruction], one: Instruction) -> float:
-    if one.opcode in NOT_COMPUTED or one.opcode.endswith("-done"):
+    if one.opcode in NOT_COMPUTED or one.opcode.endswith("-start"):
         return 0.0
-    # An asynchronous copy has its source, its result and a token.
-    written = _in_memory(one.shapes[:1] if one.opcode.endswith("-start") else one.shapes)
+    written = _in_memory(one.shapes)
+    if one.opcode.endswith("-done"):  # A copy or a slice, to another memory or within one
+        begun = computation[one.operands[0]]
+        source = computation[begun.operands[0]].shapes
+        return written + (_bytes(one.shapes) if _in_memory(source) else 0.0)
     if one.opcode in SLICES:
         return 2 * written
     if one.opcode == "dynamic-update-slice":
@@ -213,7 +215,7 @@ def _moved(module: Module, computation: dict[str, Instruction], one: Instruction
     inner = module.computations[called] if called else {}
     for line in inner.values():
         if line.is_root and line.opcode == "dynamic-update-slice":
-            written = min(written, sum(shape.bytes for shape in inner[line.operands[1]].shapes))
+            written = min(written, _bytes(inner[line.operands[1]].shapes))
     operands = [_in_memory(computation[name].shapes) for name in one.operands]
     return written + sum(_read(inner, number, size) for number, size in enumerate(operands))
 
@@ -224,7 +226,7 @@ def _read(inner: dict[str, Instruction], number: int, size: float) -> float:
         if line.opcode == "parameter" and line.rest.startswith(f"({number})"):
             users = [user for user in inner.values() if line.name in user.operands]
             if users and all(user.opcode in SLICES for user in users):
-                return min(size, sum(shape.bytes for user in users for shape in user.shapes))
+                return min(size, sum(_bytes(user.shapes) for user in users))
             if all(
                 user.opcode == "dynamic-update-slice" and user.operands[0] == line.name
                 for user in users
@@ -233,5 +235,10 @@ def _read(inner: dict[str, Instruction], number: int, size: float) -> float:
     return size
 
 
+def _bytes(shapes: tuple[Shape, ...]) -> float:
+    return sum(shape.bytes for shape in shapes)
+
+
 def _in_memory(shapes: tuple[Shape, ...]) -> float:
+    """Bytes of what lies in the main memory."""
     return sum(shape.bytes for shape in shapes if shape.space == 0)

@@ -198,9 +198,7 @@ class JaxRuntime:
             return tuple(vars(self._allocate(0)).values())
         rows = np.resize(np.arange(len(images)), bucket(len(images), IMAGE_BATCHES))
         params = self._backbone_params_per_device[device], self._params_per_device[device]
-        tokens, embeddings = encode_batch(
-            self.backbone, self.model, recipe, *params, images[rows]
-        )
+        tokens, embeddings = encode_batch(self.backbone, self.model, recipe, *params, images[rows])
         if (stage := self.config.first_stage) is None:
             return tokens, embeddings, np.empty((len(rows), 0), np.float32)
         heads = self._heads_per_device[device]
