@@ -6,7 +6,7 @@
 libtpu compiles for chips that are not there. Each program is compiled in a process of its own, and
 its row is added to `--out` as soon as it is done: a run that was interrupted goes on. `--only`
 takes the programs whose name holds all the words. `--keep DIR` keeps what was compiled: rows of
-programs that are there are made anew from their text. `--table` prints the table of
+programs that are there are made anew from their text. `--table` prints the tables of
 docs/guide/training.md.
 
 Figures are those of one chip. The time is a roofline: the longest of three times, each as if
@@ -40,7 +40,7 @@ import tpu_hlo
 from rich.console import Console
 from rich.table import Table
 from side_by_side import machine
-from tpu_programs import PROGRAMS, Program, product_flops, trace
+from tpu_programs import PROGRAMS, SO400M, B, L, Program, held, product_flops, trace
 
 from edje_jax.models.attention_plain import SHORT
 from edje_jax.system.files import read_json, write_json
@@ -168,6 +168,7 @@ def run_all(options: argparse.Namespace) -> dict[str, Any]:
     """Add the rows of all programs asked for that `--out` does not have."""
     out = Path(options.out) if options.out else None
     result = read_json(out) if out and out.exists() else {"rows": []}
+    result["held"] = {backbone: held(backbone) for backbone in (B, L, SO400M)}
     versions = {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
     result["machine"] = machine() | versions
     done = {row["name"] for row in result["rows"]}
@@ -199,25 +200,36 @@ def _in_a_process(program: Program, options: argparse.Namespace) -> dict[str, An
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The table of docs/guide/training.md."""
-    lines = [
-        "| step | chips | images a chip | arguments | temporaries | TFLOP | bound |",
-        "|---|---|---|---|---|---|---|",
+    """The tables of docs/guide/training.md: what every step holds, and compiled steps."""
+    held_rows = [
+        f"| {backbone} | {one['frozen_bytes'] / 1e9:.1f} GB | {one['trained_bytes'] / 1e9:.1f} GB |"
+        f" {one['vision_tokens_bytes'] / 1e6:.1f} MB | {one['compressed_flops'] / 1e12:.1f} TFLOP"
+        f" (Local: {one['local_flops'] / 1e12:.1f}) |"
+        for backbone, one in result["held"].items()
     ]
-    for row in result["rows"]:
-        if row["kind"] != "step":
-            continue
-        adapter = f"Compressed-{row['tokens']}" if row["tokens"] else "Local"
-        shared = f", fsdp {row['fsdp']}" if row["fsdp"] > 1 else ""
-        chips = f"{row['chips']} {row['topology'].partition(':')[0]}{shared}"
-        begin = f"| {row['backbone']}, {adapter} | {chips} | {row['rows']} |"
-        if not row["fits"]:
-            lines.append(f"{begin} does not fit: {row['reason']} | | {row['flops'] / 1e12:.1f} | |")
-            continue
-        sizes = (f"{row['bytes'][name] / 1e9:.1f} GB" for name in ("argument", "temp"))
-        work = f"{row['flops'] / 1e12:.1f}"
-        lines.append(f"{begin} {' | '.join(sizes)} | {work} | {bound(row)} |")
-    return "\n".join(lines)
+    steps = [_compiled(row) for row in result["rows"] if row["kind"] == "step"]
+    heads = (
+        ("backbone", "frozen", "trained, with moments", "vision tokens an image, bfloat16",
+         "a step of 32 images, K = 3"),
+        ("step", "chips", "images a chip", "arguments", "temporaries", "TFLOP", "bound"),
+    )  # fmt: skip
+    tables = (
+        "\n".join([f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *rows])
+        for head, rows in zip(heads, (held_rows, steps), strict=True)
+    )
+    return "\n\n".join(tables)
+
+
+def _compiled(row: dict[str, Any]) -> str:
+    adapter = f"Compressed-{row['tokens']}" if row["tokens"] else "Local"
+    shared = f", fsdp {row['fsdp']}" if row["fsdp"] > 1 else ""
+    chips = f"{row['chips']} {row['topology'].partition(':')[0]}{shared}"
+    begin = f"| {row['backbone']}, {adapter} | {chips} | {row['rows']} |"
+    work = f"{row['flops'] / 1e12:.1f}"
+    if not row["fits"]:
+        return f"{begin} does not fit: {row['reason']} | | {work} | |"
+    sizes = (f"{row['bytes'][name] / 1e9:.1f} GB" for name in ("argument", "temp"))
+    return f"{begin} {' | '.join(sizes)} | {work} | {bound(row)} |"
 
 
 def show(result: dict[str, Any]) -> None:

@@ -158,6 +158,27 @@ def _cut(config: EdjeConfig, layers: int) -> EdjeConfig:
     )
 
 
+def held(backbone: str) -> dict[str, float]:
+    """Bytes that a step of 32 images holds on one chip before activations, and its FLOPs."""
+    program = Program("step", backbone, 64, "", 32)
+    config, run = program.config, program.run
+    params = _model_params(config)
+    moments = jax.eval_shape(optimiser(run.optim, 1000, 100).init, params)
+    local = dataclasses.replace(config, adapter=AdapterConfig("local"))
+    tokens = config.backbone.num_vision_tokens * config.backbone.vision.hidden_size
+    return {
+        "frozen_bytes": _bytes(_backbone_params(config.backbone)),
+        "trained_bytes": _bytes((params, moments)),
+        "vision_tokens_bytes": 2 * tokens,
+        "compressed_flops": step_flops(config, run.loss, program.rows, None),
+        "local_flops": step_flops(local, run.loss, program.rows, None),
+    }
+
+
+def _bytes(tree: PyTree) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
 def trace(program: Program, devices: list[Any]) -> Any:
     """The traced program, to be lowered and compiled; call it inside `programs_for("tpu")`."""
     return TRACES[program.kind](program, devices)
