@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="PNG of the coarse-to-fine curve to write")
     options = parser.parse_args()
     models = [load_model(str(workdir)) for workdir in options.workdirs]
-    runtime = JaxRuntime.of(without_heads(models[0]), jnp.float32)
+    runtime = JaxRuntime.of(without_heads(models[0]), "float32")
     encoded = encode_gallery(runtime, open_gallery(options.data, options.pool), 0.01)
     texts = runtime.embed_texts(encoded.gallery.captions)
     store = Store(index_of(options.workdirs[0]))

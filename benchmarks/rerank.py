@@ -44,7 +44,7 @@ from edje_jax.config.model import (
     VisionConfig,
 )
 from edje_jax.models.edje import Edje
-from edje_jax.runtimes.devices import compute_dtype
+from edje_jax.runtimes.devices import Compute
 from edje_jax.runtimes.jax import JaxRuntime
 from edje_jax.system.allocator import keep_freed_memory
 from edje_jax.weights import bert, edje
@@ -152,7 +152,7 @@ def ours(task: Pairs) -> Callable[[], np.ndarray]:
 def runtime_of(task: Pairs) -> JaxRuntime:
     """With the joint encoder alone: pairs come as ids."""
     none: Any = None
-    return JaxRuntime(task.config, task.params, {}, none, none, compute_dtype("auto"))
+    return JaxRuntime(task.config, task.params, {}, none, none, Compute.of("auto"))
 
 
 def torch_module(task: Pairs) -> modeling_edje.EdjeModel:

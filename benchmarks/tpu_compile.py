@@ -135,7 +135,7 @@ def figures(program: Program, row: dict[str, Any], text: str) -> dict[str, Any]:
     chip = CHIPS[program.topology.partition(":")[0]]
     memory = tpu_hlo.traffic(module)
     times = {
-        "compute": row["flops"] / (chip.int8 if program.dtype == "int8" else chip.bfloat16),
+        "compute": row["flops"] / (chip.int8 if program.precision == "int8" else chip.bfloat16),
         "memory": memory / chip.memory_bandwidth,
         "links": link_bytes(sent, row["chips"]) / chip.link_bandwidth,
     }

@@ -21,6 +21,7 @@ from edje_jax.cli.named_configs import load_config
 from edje_jax.config.model import AdapterConfig, BackboneConfig, EdjeConfig, ImageRecipe
 from edje_jax.config.run import EdjeRun, MeshConfig
 from edje_jax.models.edje import Edje
+from edje_jax.models.int8 import quantise_layers
 from edje_jax.runtimes.jax import encode_batch
 from edje_jax.runtimes.scoring import score
 from edje_jax.training import flops
@@ -51,7 +52,10 @@ class Program:
     rows: int
     """Images a chip, or pairs of the online scorer."""
     fsdp: int = 1
-    dtype: str = "bfloat16"
+    precision: str = "bfloat16"
+    """"int8" is of the scorer's layers, beside bfloat16."""
+    scan: bool = False
+    """Whether the layers of a step's towers and joint encoder are loops."""
     layers: int = 0
     """Layers that every tower and the joint encoder are cut to, for tests; 0 keeps all."""
 
@@ -60,8 +64,15 @@ class Program:
         """Words that tell the program apart from all others."""
         adapter = f"compressed-{self.tokens}" if self.tokens else "local"
         cut = f" {self.layers} layers" if self.layers else ""
+        loops = " scanned" if self.scan else ""
         place = f"{self.topology} fsdp={self.fsdp}"
-        return f"{self.kind} {self.backbone} {adapter}{cut} {self.dtype} {self.rows} rows {place}"
+        shape = f"{self.backbone} {adapter}{cut}{loops} {self.precision} {self.rows} rows"
+        return f"{self.kind} {shape} {place}"
+
+    @property
+    def dtype(self) -> jax.typing.DTypeLike:
+        """Compute dtype of all that is not int8."""
+        return jnp.dtype("bfloat16" if self.precision == "int8" else self.precision)
 
     @property
     def config(self) -> EdjeConfig:
@@ -97,22 +108,23 @@ class Program:
 
 B, L, SO400M = "SigLIP2 B/16-384", "SigLIP2 L/16-384", "SigLIP2 So400m/14-384"
 PROGRAMS = (
-    Program("step", B, 64, "v5e:2x2", 16),
+    Program("step", B, 64, "v5e:2x2", 16, scan=True),
     Program("score", B, 64, "v5e:2x2", 1024),
-    Program("score", B, 64, "v5e:2x2", 1024, dtype="float32"),
+    Program("score", B, 64, "v5e:2x2", 1024, precision="int8"),
+    Program("score", B, 64, "v5e:2x2", 1024, precision="float32"),
     Program("encode", B, 64, "v5e:2x2", 32),
-    Program("step", B, 64, "v5e:16x16", 16),
-    Program("step", B, 64, "v5p:2x2x1", 64),
-    Program("step", B, 64, "v6e:2x2", 32),
-    Program("step", B, 0, "v5e:2x2", 8),
-    Program("step", L, 64, "v5e:2x2", 16),
-    Program("step", L, 64, "v5e:2x2", 16, fsdp=4),
-    Program("step", SO400M, 64, "v5e:2x2", 16, fsdp=4),
-    Program("encode", SO400M, 64, "v5e:2x2", 32),
+    Program("step", B, 64, "v5e:2x2", 16, fsdp=4, scan=True),
+    Program("step", B, 64, "v5e:16x16", 16, scan=True),
+    Program("step", L, 64, "v5e:2x2", 16, scan=True),
+    Program("step", SO400M, 64, "v5e:2x2", 16, fsdp=4, scan=True),
+    Program("step", B, 0, "v5e:2x2", 8, scan=True),
+    Program("step", B, 64, "v5e:2x2", 16),
+    Program("step", B, 64, "v5p:4x8x8", 64, scan=True),
+    Program("step", B, 64, "v6e:16x16", 32, scan=True),
     Program("encode", L, 64, "v5e:2x2", 32),
-    Program("step", B, 64, "v5p:4x8x8", 64),
-    Program("step", B, 64, "v6e:16x16", 32),
-    Program("step", L, 0, "v5p:2x2x1", 16),
+    Program("encode", SO400M, 64, "v5e:2x2", 32),
+    Program("step", L, 0, "v5p:2x2x1", 16, scan=True),
+    Program("step", L, 0, "v6e:2x2", 16, scan=True),
 )
 """The most telling ones first."""
 
@@ -187,10 +199,12 @@ def trace(program: Program, devices: list[Any]) -> Any:
 def _trace_step(program: Program, among: list[Any]) -> Any:
     rows, run, config = program.rows * len(among), program.run, program.config
     devices = Devices.of(MeshConfig(fsdp=program.fsdp), rows, among=among)
-    dtype = jnp.dtype(program.dtype)
-    backbone = make_backbone(config.backbone, dtype)
+    dtype, scan = program.dtype, program.scan
+    backbone = make_backbone(config.backbone, dtype, scan=scan)
     setup = StepSetup(
-        Objective(Edje(config, dtype, run.model.dropout), run.loss, "all", MASK, devices),
+        Objective(
+            Edje(config, dtype, run.model.dropout, scan=scan), run.loss, "all", MASK, devices
+        ),
         backbone,
         config.image,
         SPECIAL,
@@ -214,7 +228,7 @@ def _trace_step(program: Program, among: list[Any]) -> Any:
 
 
 def _trace_encode(program: Program, among: list[Any]) -> Any:
-    config, dtype = program.config, jnp.dtype(program.dtype)
+    config, dtype = program.config, program.dtype
     side, one = config.image.size, SingleDeviceSharding(among[0])
     params = _backbone_params(config.backbone), _model_params(config)
     images = _array((program.rows, side, side, 3), jnp.uint8)
@@ -227,8 +241,11 @@ def _trace_score(program: Program, among: list[Any]) -> Any:
     width = config.joint_encoder.hidden_size
     ids = _array((program.rows, config.max_text_length), jnp.int32)
     tokens = _array((program.rows, config.num_tokens, width), jnp.bfloat16)
-    inputs = _model_params(config), _array((), jnp.int32), ids, tokens
-    return score.trace(Edje(config, jnp.dtype(program.dtype)), *_placed(inputs, one))
+    params = _model_params(config)
+    if program.precision == "int8":
+        params = jax.eval_shape(quantise_layers, params)
+    inputs = params, _array((), jnp.int32), ids, tokens
+    return score.trace(Edje(config, program.dtype), *_placed(inputs, one))
 
 
 TRACES = {"step": _trace_step, "encode": _trace_encode, "score": _trace_score}

@@ -12,6 +12,7 @@ Activation = Literal["gelu", "gelu_pytorch_tanh", "quick_gelu"]
 
 
 Precision = Literal["auto", "float32", "bfloat16"]
+InferencePrecision = Literal["auto", "float32", "bfloat16", "int8"]
 
 
 OnlineVision = Literal["updated", "attended"]

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from edje_jax.config.model import BertConfig
 from edje_jax.models.attention import attend
+from edje_jax.models.int8 import Dense
 from edje_jax.models.layers import ACTIVATIONS, merge_heads, split_heads
 
 DTypeLike = jax.typing.DTypeLike
@@ -76,9 +77,9 @@ class Layer(nn.Module):
         """`rows` (start, stop) are the rows that leave; every row is attended to."""
         c = self.config
 
-        def dense(size: int, name: str) -> nn.Dense:
+        def dense(size: int, name: str) -> Dense:
             init = nn.initializers.normal(c.initializer_range)
-            return nn.Dense(size, dtype=self.dtype, kernel_init=init, name=name)
+            return Dense(size, self.dtype, init, name=name)
 
         def norm(name: str) -> nn.LayerNorm:
             return nn.LayerNorm(c.layer_norm_eps, dtype=self.dtype, name=name)

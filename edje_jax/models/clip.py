@@ -6,30 +6,26 @@ and image recipe.
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from edje_jax.config.model import BackboneConfig, TextConfig
-from edje_jax.models.towers import DualTower, VisionOutput, layers, patchify
+from edje_jax.models.towers import DualTower, Tower, VisionOutput, patchify
 
 _FIRST_END_TOKEN_ID = 2
 """Value of `eos_token_id` in OpenAI's configs. It is wrong: the end token is the highest id."""
 
 
-class ClipVisionTower(nn.Module):
+class ClipVisionTower(Tower):
     """[class token, patches] -> tokens and the class token's projection.
 
     Vision tokens are those of one layer's output as it is, the class token only if asked for.
     """
 
-    config: BackboneConfig
-    dtype: jax.typing.DTypeLike
-    remat: bool = False
-
     @nn.compact
     def __call__(self, pixel_values: Float[Array, "b s s 3"]) -> VisionOutput:
-        c = self.config.vision
+        config: BackboneConfig = self.config
+        c = config.vision
         normal, width = nn.initializers.normal(0.02), c.hidden_size
         patches = patchify(pixel_values, c.patch_size)
         embed = nn.Dense(width, use_bias=False, dtype=self.dtype, name="patch_embedding")
@@ -38,38 +34,32 @@ class ClipVisionTower(nn.Module):
         x = jnp.concatenate([first, embed(patches)], axis=1)
         position = self.param("position_embedding", normal, (c.num_patches + 1, width))
         x = x + position.astype(self.dtype)[None]
-        hidden = [nn.LayerNorm(c.layer_norm_eps, dtype=self.dtype, name="pre_layernorm")(x)]
-        for layer in layers(c, self.dtype, self.remat):
-            hidden.append(layer(hidden[-1]))
+        x = nn.LayerNorm(c.layer_norm_eps, dtype=self.dtype, name="pre_layernorm")(x)
+        hidden = self.run_layers(c, x, wanted=config.token_layer)
         norm = nn.LayerNorm(c.layer_norm_eps, dtype=self.dtype, name="post_layernorm")
         project = nn.Dense(
-            self.config.text.projection_size, use_bias=False, dtype=self.dtype, name="projection"
+            config.text.projection_size, use_bias=False, dtype=self.dtype, name="projection"
         )
-        tokens = hidden[self.config.token_layer]
-        if not self.config.class_token:
+        tokens = hidden[config.token_layer]
+        if not config.class_token:
             tokens = tokens[:, 1:]
-        return VisionOutput(tokens, project(norm(hidden[-1][:, 0])), tuple(hidden))
+        return VisionOutput(tokens, project(norm(hidden[-1][:, 0])), hidden)
 
 
-class ClipTextTower(nn.Module):
+class ClipTextTower(Tower):
     """Token ids -> the projection of the end token's row.
 
     Attention is causal and the end token closes the caption, so no padding is ever seen.
     """
 
-    config: TextConfig
-    dtype: jax.typing.DTypeLike
-    remat: bool = False
-
     @nn.compact
     def __call__(self, ids: Int[Array, "b t"]) -> Float[Array, "b e"]:
-        c = self.config
+        c: TextConfig = self.config
         embed = nn.Embed(c.vocab_size, c.hidden_size, dtype=self.dtype, name="token_embedding")
         shape = (c.max_position_embeddings, c.hidden_size)
         position = self.param("position_embedding", nn.initializers.normal(0.02), shape)
         x = embed(ids) + position.astype(self.dtype)[None, : ids.shape[1]]
-        for layer in layers(c, self.dtype, self.remat, causal=True):
-            x = layer(x)
+        x = self.run_layers(c, x, causal=True)[-1]
         end = jnp.take_along_axis(x, _end_positions(ids, c.eos_token_id)[:, None, None], axis=1)
         x = nn.LayerNorm(c.layer_norm_eps, dtype=self.dtype, name="final_layer_norm")(end[:, 0])
         return nn.Dense(c.projection_size, use_bias=False, dtype=self.dtype, name="projection")(x)
@@ -79,8 +69,8 @@ class Clip(DualTower):
     """CLIP's dual encoder."""
 
     def setup(self):
-        self.vision = ClipVisionTower(self.config, self.dtype, self.remat)
-        self.text = ClipTextTower(self.config.text, self.dtype, self.remat)
+        self.vision = ClipVisionTower(self.config, self.dtype, self.remat, self.scan)
+        self.text = ClipTextTower(self.config.text, self.dtype, self.remat, self.scan)
         self.logit_scale = self.param("logit_scale", nn.initializers.constant(2.6592), ())
 
     def __call__(

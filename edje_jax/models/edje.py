@@ -21,6 +21,8 @@ class Edje(nn.Module):
     dtype: jax.typing.DTypeLike = jnp.float32
     dropout: float = 0.0
     remat: bool = False
+    scan: bool = False
+    """Whether layers of one kind are one loop of the program (`layer_stack`)."""
 
     def setup(self):
         c = self.config
@@ -31,7 +33,7 @@ class Edje(nn.Module):
             self.dtype,
             name="adapter",
         )
-        self.joint_encoder = JointEncoder(c, self.dtype, self.dropout, self.remat)
+        self.joint_encoder = JointEncoder(c, self.dtype, self.dropout, self.remat, self.scan)
 
     def compress(self, vision_tokens: Float[Array, "b n w"]) -> Float[Array, "b m d"]:
         """Vision tokens of the backbone -> what the store keeps.

@@ -18,6 +18,7 @@ meets. With `online_vision` "attended"
 the other layers leave the vision rows as they are (MICE, MORES).
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -29,6 +30,7 @@ from edje_jax.config.model import EdjeConfig
 from edje_jax.models.bert import Embeddings, Layer
 from edje_jax.models.heads.masked_lm import MaskedLmHead
 from edje_jax.models.heads.similarity_prior import SimilarityPriorHead
+from edje_jax.models.layer_stack import Step, run_layers
 
 EVERY_ROW: tuple[int, None] = (0, None)
 """Rows that a layer returns. Always stated, as remat wants its static arguments by position."""
@@ -67,6 +69,7 @@ class JointEncoder(nn.Module):
     dtype: jax.typing.DTypeLike
     dropout: float
     remat: bool
+    scan: bool
 
     def setup(self):
         bert = self.config.joint_encoder
@@ -100,17 +103,18 @@ class JointEncoder(nn.Module):
         start = jnp.full((len(tokens), 1), self.config.max_text_length)
         x = self.embeddings(*self._vision(tokens, start), False)
         present = jnp.ones(x.shape[:2], bool)
-        for layer in self.layers[: self._deferred]:
-            x = layer(x, present, False, EVERY_ROW)
-        return x
+        return self._run(
+            slice(self._deferred), x, lambda layer, x: layer(x, present, False, EVERY_ROW)
+        )[-1]
 
     def encode_text(self, ids, train) -> TextSide:
         """The text side of the deferred layers."""
         text, present = self._text(ids)
         x = self.embeddings(*text, train)
-        for layer in self.layers[: self._deferred]:
-            x = layer(x, present, train, EVERY_ROW)
-        return TextSide(x, present)
+        rows = self._run(
+            slice(self._deferred), x, lambda layer, x: layer(x, present, train, EVERY_ROW)
+        )[-1]
+        return TextSide(rows, present)
 
     def join(self, ids, tokens, train) -> PairRows:
         """Pairs as the first layer that sees both sides takes them."""
@@ -154,17 +158,13 @@ class JointEncoder(nn.Module):
         mask = ids != self.config.joint_encoder.pad_token_id
         positions = jnp.broadcast_to(jnp.arange(ids.shape[1])[None], ids.shape)
         x = self.embeddings(self.embeddings.words(ids), positions, jnp.zeros_like(ids), train)
-        for layer in self.layers[:-1]:
-            x = layer(x, mask, train, EVERY_ROW)
+        x = self._run(slice(-1), x, lambda layer, x: layer(x, mask, train, EVERY_ROW))[-1]
         cls = self.layers[-1](x, mask, train, (0, 1))[:, 0]
         return self.text_recovery(cls).astype(jnp.float32)
 
     def hidden_states(self, ids, tokens):
         pairs = self.join(ids, tokens, False)
-        states = [pairs.rows]
-        for layer in self.layers[self._deferred :]:
-            states.append(self._both(layer, pairs._replace(rows=states[-1]), False))
-        return states
+        return self._run_both(slice(self._deferred, None), pairs, False)
 
     @property
     def _deferred(self) -> int:
@@ -197,16 +197,24 @@ class JointEncoder(nn.Module):
         self, pairs: PairRows, train: bool, kept: tuple[int, int | None]
     ) -> Float[Array, "b r d"]:
         """The layers that see both sides; the last one computes only the rows asked for."""
-        for layer in self.layers[self._deferred : -1]:
-            pairs = pairs._replace(rows=self._both(layer, pairs, train))
-        return self.layers[-1](pairs.rows, pairs.mask, train, kept)
+        x = self._run_both(slice(self._deferred, -1), pairs, train)[-1]
+        return self.layers[-1](x, pairs.mask, train, kept)
 
-    def _both(self, layer: Layer, pairs: PairRows, train: bool) -> Float[Array, "b n d"]:
-        """A layer over both sides, whose vision rows may stay what they are."""
-        if self.config.joint_encoder.online_vision == "updated":
-            return layer(pairs.rows, pairs.mask, train, EVERY_ROW)
-        text = layer(pairs.rows, pairs.mask, train, (pairs.vision, None))
-        return jnp.concatenate([pairs.rows[:, : pairs.vision], text], axis=1)
+    def _run_both(self, which: slice, pairs: PairRows, train: bool) -> list[Float[Array, "b n d"]]:
+        """Layers over both sides, whose vision rows may stay what they are."""
+        updated = self.config.joint_encoder.online_vision == "updated"
+
+        def step(layer: Callable[..., Array], x: Array) -> Array:
+            if updated:
+                return layer(x, pairs.mask, train, EVERY_ROW)
+            text = layer(x, pairs.mask, train, (pairs.vision, None))
+            return jnp.concatenate([x[:, : pairs.vision], text], axis=1)
+
+        return self._run(which, pairs.rows, step)
+
+    def _run(self, which: slice, x: Float[Array, "b n d"], step: Step) -> list[Array]:
+        """Rows before the layers of a slice, and after each of them."""
+        return run_layers(self, self.layers[which], x, step, self.scan)
 
 
 def _and_vision(mask: Bool[Array, "b n"], tokens: Float[Array, "b m d"]) -> Bool[Array, "b r"]:

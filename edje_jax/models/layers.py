@@ -7,6 +7,7 @@ import jax
 from jaxtyping import Array, Bool, Float
 
 from edje_jax.models.attention import attend
+from edje_jax.models.int8 import Dense
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -34,8 +35,8 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
-        h = nn.Dense(self.intermediate_size, dtype=self.dtype, name="fc1")(x)
-        return nn.Dense(x.shape[-1], dtype=self.dtype, name="fc2")(ACTIVATIONS[self.hidden_act](h))
+        h = Dense(self.intermediate_size, self.dtype, name="fc1")(x)
+        return Dense(x.shape[-1], self.dtype, name="fc2")(ACTIVATIONS[self.hidden_act](h))
 
 
 class MultiheadAttention(nn.Module):
@@ -68,7 +69,7 @@ class MultiheadAttention(nn.Module):
             )
         )
         out = merge_heads(attend(query, key, value))
-        return nn.Dense(width, dtype=self.dtype, name="out_proj")(out)
+        return Dense(width, self.dtype, name="out_proj")(out)
 
 
 class SelfAttention(nn.Module):
@@ -83,11 +84,11 @@ class SelfAttention(nn.Module):
         self, x: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None = None
     ) -> Float[Array, "b n d"]:
         query, key, value = (
-            split_heads(nn.Dense(x.shape[-1], dtype=self.dtype, name=name)(x), self.num_heads)
+            split_heads(Dense(x.shape[-1], self.dtype, name=name)(x), self.num_heads)
             for name in ("q_proj", "k_proj", "v_proj")
         )
         out = merge_heads(attend(query, key, value, mask, causal=self.causal))
-        return nn.Dense(x.shape[-1], dtype=self.dtype, name="out_proj")(out)
+        return Dense(x.shape[-1], self.dtype, name="out_proj")(out)
 
 
 class PreNormLayer(nn.Module):

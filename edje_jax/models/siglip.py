@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from edje_jax.config.model import TextConfig, VisionConfig
 from edje_jax.models.layers import Mlp, MultiheadAttention
-from edje_jax.models.towers import DualTower, VisionOutput, layers, patchify
+from edje_jax.models.towers import DualTower, Tower, VisionOutput, patchify
 
 
 class AttentionPool(nn.Module):
@@ -33,55 +33,46 @@ class AttentionPool(nn.Module):
         return (x + mlp(norm(x)))[:, 0]
 
 
-class SiglipVisionTower(nn.Module):
+class SiglipVisionTower(Tower):
     """Patches -> tokens and a pooled embedding. No class token.
 
     The last layer's tokens go through the post layer norm, an earlier layer's do not.
     """
 
-    config: VisionConfig
-    token_layer: int
-    dtype: jax.typing.DTypeLike
-    remat: bool = False
+    token_layer: int = -1
 
     @nn.compact
     def __call__(self, pixel_values: Float[Array, "b s s 3"]) -> VisionOutput:
-        c = self.config
+        c: VisionConfig = self.config
         patches = patchify(pixel_values, c.patch_size)
         x = nn.Dense(c.hidden_size, dtype=self.dtype, name="patch_embedding")(patches)
         shape = (c.num_patches, c.hidden_size)
         position = self.param("position_embedding", nn.initializers.normal(0.02), shape)
-        hidden = [x + position.astype(self.dtype)[None]]
-        for layer in layers(c, self.dtype, self.remat):
-            hidden.append(layer(hidden[-1]))
+        x = x + position.astype(self.dtype)[None]
+        hidden = self.run_layers(c, x, wanted=self.token_layer)
         norm = nn.LayerNorm(c.layer_norm_eps, dtype=self.dtype, name="post_layernorm")
         last = norm(hidden[-1])
         embedding = AttentionPool(c, self.dtype, name="head")(last)
         tokens = last if self.token_layer == -1 else hidden[self.token_layer]
-        return VisionOutput(tokens, embedding, tuple(hidden))
+        return VisionOutput(tokens, embedding, hidden)
 
 
-class SiglipTextTower(nn.Module):
+class SiglipTextTower(Tower):
     """Token ids -> embedding: the **last position** through a linear head, padding included.
 
     SigLIP pads every text to its full length with the pad id and uses no attention mask, unless
     the config says otherwise.
     """
 
-    config: TextConfig
-    dtype: jax.typing.DTypeLike
-    remat: bool = False
-
     @nn.compact
     def __call__(self, ids: Int[Array, "b t"]) -> Float[Array, "b e"]:
-        c = self.config
+        c: TextConfig = self.config
         embed = nn.Embed(c.vocab_size, c.hidden_size, dtype=self.dtype, name="token_embedding")
         shape = (c.max_position_embeddings, c.hidden_size)
         position = self.param("position_embedding", nn.initializers.normal(0.02), shape)
         x = embed(ids) + position.astype(self.dtype)[None, : ids.shape[1]]
         mask = ids != c.pad_token_id if c.mask_padding else None
-        for layer in layers(c, self.dtype, self.remat):
-            x = layer(x, mask)
+        x = self.run_layers(c, x, mask)[-1]
         x = nn.LayerNorm(c.layer_norm_eps, dtype=self.dtype, name="final_layer_norm")(x[:, -1])
         return nn.Dense(c.projection_size, dtype=self.dtype, name="head")(x)
 
@@ -90,10 +81,9 @@ class Siglip(DualTower):
     """SigLIP's dual encoder."""
 
     def setup(self):
-        self.vision = SiglipVisionTower(
-            self.config.vision, self.config.token_layer, self.dtype, self.remat
-        )
-        self.text = SiglipTextTower(self.config.text, self.dtype, self.remat)
+        how = self.dtype, self.remat, self.scan
+        self.vision = SiglipVisionTower(self.config.vision, *how, self.config.token_layer)
+        self.text = SiglipTextTower(self.config.text, *how)
         self.logit_scale = self.param("logit_scale", nn.initializers.constant(jnp.log(10.0)), (1,))
         self.logit_bias = self.param("logit_bias", nn.initializers.constant(-10.0), (1,))
 

@@ -1,14 +1,15 @@
 """Parts that all dual encoders share: their base class, and parts of towers."""
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from edje_jax.config.model import BackboneConfig, TextConfig, VisionConfig
+from edje_jax.models.layer_stack import run_layers
 from edje_jax.models.layers import PreNormLayer
 
 
@@ -23,6 +24,46 @@ class VisionOutput(NamedTuple):
     """Input of the first layer, then the output of each layer."""
 
 
+class Tower(nn.Module):
+    """Tower of pre-norm layers; their parameters are `layers_0`, `layers_1`, ..."""
+
+    config: Any
+    dtype: jax.typing.DTypeLike
+    remat: bool = False
+    scan: bool = False
+
+    def run_layers(
+        self,
+        config: VisionConfig | TextConfig,
+        x: Float[Array, "b n d"],
+        mask: Bool[Array, "b n"] | None = None,
+        *,
+        causal: bool = False,
+        wanted: int = -1,
+    ) -> tuple[Float[Array, "b n d"], ...]:
+        """Input of the first layer, then the output of each layer.
+
+        The states under a scan are kept all or none, but for the last one and `wanted`.
+        """
+        layer = nn.remat(PreNormLayer) if self.remat else PreNormLayer
+        layers = [
+            layer(
+                config.num_attention_heads,
+                config.intermediate_size,
+                config.hidden_act,
+                config.layer_norm_eps,
+                self.dtype,
+                causal,
+                name=f"layers_{i}",
+            )
+            for i in range(config.num_hidden_layers)
+        ]
+        cut = range(len(layers) + 1)[wanted]
+        run = partial(run_layers, self, step=lambda layer, x: layer(x, mask), scan=self.scan)
+        before = run(layers[:cut], x)
+        return (*before, *run(layers[cut:], before[-1])[1:])
+
+
 class DualTower(nn.Module):
     """A dual encoder. Embeddings leave in float32 and unit length.
 
@@ -32,6 +73,8 @@ class DualTower(nn.Module):
     config: BackboneConfig
     dtype: jax.typing.DTypeLike = jnp.float32
     remat: bool = False
+    scan: bool = False
+    """Whether the layers of a tower are one loop (`layer_stack`)."""
 
     def encode_image(self, pixel_values: Float[Array, "b s s 3"]) -> VisionOutput:
         """Normalised pixels -> vision tokens and unit-length float32 embeddings."""
@@ -66,23 +109,3 @@ def unit_length(x: Float[Array, "... e"]) -> Float[Array, "... e"]:
     """Unit length along the last axis, in float32."""
     x = x.astype(jnp.float32)
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
-
-
-def layers(
-    config: VisionConfig | TextConfig,
-    dtype: jax.typing.DTypeLike,
-    remat: bool,
-    causal: bool = False,
-) -> Iterator[nn.Module]:
-    """The layers of a tower, called `layers_0`, `layers_1`, ... in the module that asks."""
-    layer = nn.remat(PreNormLayer) if remat else PreNormLayer
-    for i in range(config.num_hidden_layers):
-        yield layer(
-            config.num_attention_heads,
-            config.intermediate_size,
-            config.hidden_act,
-            config.layer_norm_eps,
-            dtype,
-            causal,
-            name=f"layers_{i}",
-        )

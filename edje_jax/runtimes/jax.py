@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int, PyTree, UInt8
 
-from edje_jax.config.model import EdjeConfig, ImageRecipe
+from edje_jax.config.model import EdjeConfig, ImageRecipe, InferencePrecision
 from edje_jax.data.buckets import batches, bucket, lengths_up_to
 from edje_jax.data.images import normalise
 from edje_jax.data.text import BackboneTokenizer, JointTokenizer
@@ -19,6 +19,8 @@ from edje_jax.models.edje import Edje
 from edje_jax.models.joint_encoder import TextSide
 from edje_jax.models.towers import DualTower
 from edje_jax.runtimes.base import Embedded, Encoded, TokenTable
+from edje_jax.runtimes.device_params import DeviceParams, Parts
+from edje_jax.runtimes.devices import Compute
 from edje_jax.runtimes.dual_encoder import IMAGE_BATCHES, TEXT_BATCHES, DualEncoder
 from edje_jax.runtimes.heads import heads_of_images, heads_of_texts
 from edje_jax.runtimes.round_robin import default_devices, round_robin, sizes_within_share
@@ -63,8 +65,10 @@ class JaxRuntime:
     backbone_params: PyTree
     joint_tokenizer: JointTokenizer
     backbone_tokenizer: BackboneTokenizer
-    dtype: jax.typing.DTypeLike = jnp.float32
-    """Compute dtype."""
+    scoring: Compute = Compute()
+    """Numbers that pairs are scored in, and captions embedded."""
+    encoding: Compute = Compute()
+    """Numbers that images are encoded in; int8 is for layers of the vision tower."""
     devices: tuple[Any, ...] = ()
     """jax.Devices that take batches of pairs and of images in turn, each with a copy of the
     parameters; () is every accelerator of this process, or one CPU device. Texts are embedded where
@@ -73,8 +77,22 @@ class JaxRuntime:
     """Heads of the first stage (`models.heads.first_stage`), where the config has them."""
 
     @classmethod
-    def of(cls, model: Model, dtype: jax.typing.DTypeLike) -> "JaxRuntime":
-        """Put a model that was loaded on the device."""
+    def of(
+        cls,
+        model: Model,
+        precision: InferencePrecision = "auto",
+        encoder_precision: InferencePrecision | None = None,
+    ) -> "JaxRuntime":
+        """Put a model that was loaded on the device.
+
+        `encoder_precision` is that of images' way to compressed tokens (default: as `precision`,
+        but not int8).
+
+        Raises:
+            ValueError: there is no such precision.
+        """
+        scoring = Compute.of(precision)
+        encoding = Compute.of(encoder_precision) if encoder_precision else Compute(scoring.dtype)
         config, text = model.config, model.config.backbone.text
         folder, length = model.backbone.folder, text.max_position_embeddings
         params, backbone_params, heads = to_device(
@@ -86,19 +104,20 @@ class JaxRuntime:
             backbone_params,
             JointTokenizer(model.tokenizer, config.max_text_length),
             BackboneTokenizer(folder, length, text.pad_token_id),
-            dtype,
+            scoring,
+            encoding,
             heads=heads,
         )
 
     @property
     def model(self) -> Edje:
-        """The joint encoder as a pure function of its parameters."""
-        return Edje(self.config, self.dtype)
+        """Adapter and joint encoder as a pure function of their parameters."""
+        return Edje(self.config, self.scoring.dtype)
 
     @property
     def backbone(self) -> DualTower:
         """The dual encoder as a pure function of its parameters."""
-        return make_backbone(self.config.backbone, self.dtype)
+        return make_backbone(self.config.backbone, self.encoding.dtype)
 
     @property
     def dual(self) -> DualEncoder:
@@ -108,7 +127,7 @@ class JaxRuntime:
             self.config.image,
             self.backbone_params,
             self.backbone_tokenizer,
-            self.dtype,
+            self.scoring.dtype,
         )
 
     def fingerprint(self) -> str:
@@ -197,11 +216,13 @@ class JaxRuntime:
         if not len(images):
             return tuple(vars(self._allocate(0)).values())
         rows = np.resize(np.arange(len(images)), bucket(len(images), IMAGE_BATCHES))
-        params = self._backbone_params_per_device[device], self._params_per_device[device]
-        tokens, embeddings = encode_batch(self.backbone, self.model, recipe, *params, images[rows])
+        on = self._on_devices
+        params = on.backbone[device], on.compressing[device]
+        compressor = Edje(self.config, self.encoding.dtype)
+        tokens, embeddings = encode_batch(self.backbone, compressor, recipe, *params, images[rows])
         if (stage := self.config.first_stage) is None:
             return tokens, embeddings, np.empty((len(rows), 0), np.float32)
-        heads = self._heads_per_device[device]
+        heads = on.heads[device]
         return tokens, *heads_of_images(stage, heads, embeddings, tokens)
 
     # --- pairs ------------------------------------------------------------------------------------
@@ -286,7 +307,7 @@ class JaxRuntime:
 
         @cache
         def encoded(device: int) -> TextSide:
-            params = self._params_per_device[device]
+            params = self._on_devices.scoring[device]
             return encode_captions(self.model, params, len(captions), ids[rows])
 
         return lambda index, device: gather_captions(
@@ -305,7 +326,7 @@ class JaxRuntime:
         """Logits under way on a device, of a batch filled up to a program's size."""
         # Gathered before, as the table's size would be compiled into the program.
         gathered = jax.device_put(tokens[image_index], self._devices[device])
-        params = self._params_per_device[device]
+        params = self._on_devices.scoring[device]
         return score(self.model, params, count, captions, gathered, cosines)
 
     def _required_cosines(
@@ -336,16 +357,9 @@ class JaxRuntime:
         return self.devices or default_devices()
 
     @cached_property
-    def _params_per_device(self) -> tuple[PyTree, ...]:
-        return tuple(jax.device_put(self.params, device) for device in self._devices)
-
-    @cached_property
-    def _backbone_params_per_device(self) -> tuple[PyTree, ...]:
-        return tuple(jax.device_put(self.backbone_params, device) for device in self._devices)
-
-    @cached_property
-    def _heads_per_device(self) -> tuple[PyTree, ...]:
-        return tuple(jax.device_put(self.heads, device) for device in self._devices)
+    def _on_devices(self) -> DeviceParams:
+        parts = Parts(self.params, self.backbone_params, self.heads)
+        return DeviceParams(parts, self._devices, self.scoring, self.encoding)
 
     def warm(self, tokens: TokenTable) -> None:
         """Compile every shape that scoring and embedding texts will ask for, on every device.

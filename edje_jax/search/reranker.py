@@ -11,13 +11,13 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
 from edje_jax.config.calibration import Calibration
-from edje_jax.config.model import EdjeConfig, Precision
+from edje_jax.config.model import EdjeConfig, InferencePrecision
 from edje_jax.data.images import ImageLike
 from edje_jax.evaluation.scores import cosines, mixed, probability
 from edje_jax.index.image_index import ImageIndex
 from edje_jax.index.store import check_model
 from edje_jax.runtimes.base import Embedded, Encoded
-from edje_jax.runtimes.devices import compute_dtype, log_devices
+from edje_jax.runtimes.devices import log_devices
 from edje_jax.runtimes.jax import JaxRuntime
 from edje_jax.runtimes.round_robin import default_devices
 from edje_jax.search.cascade import search_images, search_texts
@@ -45,16 +45,15 @@ class Reranker:
     so that calls of any size reuse the same compiled programs.
     """
 
-    def __init__(self, model: Model, precision: Precision = "auto"):
-        dtype = compute_dtype(precision)
-        log_devices(dtype, len(default_devices()))
-        self.runtime = JaxRuntime.of(model, dtype)
+    def __init__(self, model: Model, precision: InferencePrecision = "auto"):
+        self.runtime = JaxRuntime.of(model, precision)
+        log_devices(self.runtime.scoring, len(default_devices()))
         self.source = model.source
         self.calibration: Calibration = model.calibration
 
     @classmethod
     def from_pretrained(
-        cls, name: str | os.PathLike[str], *, precision: Precision = "auto"
+        cls, name: str | os.PathLike[str], *, precision: InferencePrecision = "auto"
     ) -> "Reranker":
         """Load a model folder, a training workdir, a hub id, or the shipped "shapes-demo".
 

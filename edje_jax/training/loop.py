@@ -20,7 +20,7 @@ from edje_jax.config.run import RunConfig
 from edje_jax.config.saved_run import given, run_to_dict
 from edje_jax.data.bad_records import BadRecords, left_out
 from edje_jax.data.loader import iterate
-from edje_jax.runtimes.devices import compute_dtype, log_devices
+from edje_jax.runtimes.devices import Compute, log_devices
 from edje_jax.system.files import atomic_folder, atomic_path, write_json
 from edje_jax.training.checkpoint import Checkpoints
 from edje_jax.training.logs import Log, MetricLog, NullLog
@@ -130,7 +130,7 @@ def run(task: Task, workdir: Path) -> bool:
     claim_workdir(task.config, workdir)
     mesh = task.config.mesh
     devices = mesh.data * mesh.fsdp if mesh.data else jax.device_count()
-    log_devices(compute_dtype(task.config.precision), devices)
+    log_devices(Compute.of(task.config.precision), devices)
     best = BEST if task.config.data.val and task.config.eval_every else ""
     with Checkpoints(workdir / "checkpoints", task.config.keep_checkpoints, best) as checkpoints:
         state, start = task.init(), checkpoints.latest_step() or 0

@@ -8,7 +8,7 @@ import pytest
 
 from edje_jax.cli.convert import convert
 from edje_jax.runtimes import devices as runtime_devices
-from edje_jax.runtimes.devices import log_devices
+from edje_jax.runtimes.devices import Compute, compute_dtype, log_devices, scans_layers
 from edje_jax.search.reranker import Reranker
 from tests.conftest import ROOT
 
@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 @pytest.fixture(autouse=True)
 def forgotten(caplog):
     """Clear the record of the devices that this process has logged."""
-    runtime_devices._log_devices.cache_clear()
+    log_devices.cache_clear()
     caplog.set_level("INFO")
 
 
@@ -38,8 +38,28 @@ def test_every_kind_of_device_is_named(monkeypatch, caplog):
     monkeypatch.setattr(runtime_devices.jax, "devices", lambda: devices)
     monkeypatch.setattr(runtime_devices.jax, "device_count", lambda: 3)
     monkeypatch.setattr(runtime_devices.jax, "default_backend", lambda: "gpu")
-    log_devices(jnp.bfloat16, 3)
+    log_devices(Compute(jnp.bfloat16), 3)
     assert caplog.messages == ["platform gpu · 3 devices (H100, H200) · computing in bfloat16"]
+
+
+def test_int8_is_of_products_and_the_rest_is_what_the_platform_computes_in(monkeypatch):
+    assert Compute.of("int8") == Compute(jnp.float32, True)
+    assert Compute.of("bfloat16") == Compute(jnp.dtype("bfloat16"), False)
+    monkeypatch.setattr(runtime_devices.jax, "default_backend", lambda: "gpu")
+    assert str(Compute.of("int8")) == "int8 and bfloat16"
+    with pytest.raises(ValueError, match=r"precision 'int4': give one of auto, .*int8"):
+        Compute.of("int4")
+
+
+def test_int8_does_not_train():
+    with pytest.raises(ValueError, match='"int8" is one of inference alone'):
+        compute_dtype("int8")
+
+
+def test_layers_are_a_loop_where_asked_for_or_on_an_accelerator(monkeypatch):
+    assert [scans_layers(asked) for asked in (None, False, True)] == [False, False, True]
+    monkeypatch.setattr(runtime_devices.jax, "default_backend", lambda: "tpu")
+    assert [scans_layers(asked) for asked in (None, False, True)] == [True, False, True]
 
 
 def test_that_there_is_a_gpu_which_jax_does_not_use_is_heard():

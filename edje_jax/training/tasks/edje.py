@@ -15,7 +15,7 @@ from edje_jax.data.loader import RowRecipe, TrainingBatches
 from edje_jax.data.text import BackboneTokenizer, JointTokenizer
 from edje_jax.evaluate.gallery import encode_gallery, evaluate
 from edje_jax.models.edje import Edje
-from edje_jax.runtimes.devices import compute_dtype
+from edje_jax.runtimes.devices import Compute, compute_dtype, scans_layers
 from edje_jax.runtimes.jax import JaxRuntime
 from edje_jax.training.assemble import AssembledModel, assemble, open_sets
 from edje_jax.training.edje_step import Frozen, StepSetup, fresh_state, jit_step
@@ -49,9 +49,10 @@ class EdjeTask:
         self.model_config: EdjeConfig = self.parts.config
         dtype = compute_dtype(config.precision)
         self.dtype = dtype
-        self.backbone = make_backbone(self.model_config.backbone, dtype)
+        scan = scans_layers(config.scan_layers)
+        self.backbone = make_backbone(self.model_config.backbone, dtype, scan=scan)
         teacher = self.parts.teacher
-        self.teacher = Edje(teacher.config, dtype) if teacher else None
+        self.teacher = Edje(teacher.config, dtype, scan=scan) if teacher else None
         self.joint_tokenizer = JointTokenizer(
             self.parts.tokenizer, self.model_config.max_text_length
         )
@@ -78,7 +79,7 @@ class EdjeTask:
                 self.model_config.image,
             )  # fmt: skip
             self.model_config = dataclasses.replace(self.model_config, similarity_prior=prior)
-        self.model = Edje(self.model_config, dtype, config.model.dropout, config.remat)
+        self.model = Edje(self.model_config, dtype, config.model.dropout, config.remat, scan)
 
     def _features(self, source: Source) -> FeatureCache:
         return FeaturePass(
@@ -140,9 +141,10 @@ class EdjeTask:
             self.frozen.backbone if one else to_device(self.parts.backbone.params),
             self.joint_tokenizer,
             self.backbone_tokenizer,
-            self.dtype,
-            self.devices.local_devices,
-            to_device(self.parts.heads),
+            Compute(self.dtype),
+            Compute(self.dtype),
+            devices=self.devices.local_devices,
+            heads=to_device(self.parts.heads),
         )
         encoded = encode_gallery(runtime, self.validation, self.config.data.max_bad)
         metrics = evaluate(runtime, encoded, self.config.k).metrics()

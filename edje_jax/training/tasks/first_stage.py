@@ -26,7 +26,6 @@ from edje_jax.index.shard_files import BadStore
 from edje_jax.index.store import Store
 from edje_jax.models.heads.first_stage import FirstStageHeads, fresh_heads
 from edje_jax.runtimes.base import Embedded
-from edje_jax.runtimes.devices import compute_dtype
 from edje_jax.runtimes.jax import JaxRuntime
 from edje_jax.training.assemble import open_sets
 from edje_jax.training.embedding_batches import EmbeddingBatch, EmbeddingBatches, pooled_tokens
@@ -63,8 +62,7 @@ class FirstStageTask:
         source, self.validation = open_sets(config.data, model.config.image.size)
         self.heads = config.heads.resolve()
         self.model = without_heads(model)
-        self.dtype = compute_dtype(config.precision)
-        self.runtime = JaxRuntime.of(self.model, self.dtype)
+        self.runtime = JaxRuntime.of(self.model, config.precision)
         folder = Path(config.index).expanduser() if config.index else workdir / "index"
         self.store = _index(self.runtime, self.model, source, config, folder)
         _check_captions(self.store, config)
@@ -88,7 +86,7 @@ class FirstStageTask:
         teacher = Teacher(self.runtime, self.store)
         if self.config.teacher:
             model = without_heads(load_model(self.config.teacher))
-            runtime = JaxRuntime.of(model, self.dtype)
+            runtime = JaxRuntime.of(model, self.config.precision)
             folder = workdir / "teacher-index"
             teacher = Teacher(runtime, _index(runtime, model, source, self.config, folder))
         return teacher_scores(workdir / "teacher", self.store, teacher, self.config.candidates)

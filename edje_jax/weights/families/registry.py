@@ -13,7 +13,10 @@ FAMILIES: dict[str, Family] = {family.kind: family for family in (SIGLIP, CLIP)}
 
 
 def make_backbone(
-    config: BackboneConfig, dtype: jax.typing.DTypeLike = jnp.float32, remat: bool = False
+    config: BackboneConfig,
+    dtype: jax.typing.DTypeLike = jnp.float32,
+    remat: bool = False,
+    scan: bool = False,
 ) -> DualTower:
     """The module of a backbone, as a pure function of its parameters."""
-    return FAMILIES[config.kind].module(config, dtype, remat)
+    return FAMILIES[config.kind].module(config, dtype, remat, scan)

@@ -1,0 +1,63 @@
+"""Parameters of a model on each device that computes, as its programs take them."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import PyTree
+
+from edje_jax.models.int8 import quantise_layers
+from edje_jax.runtimes.devices import Compute
+
+
+class Parts(NamedTuple):
+    """Parameters of a model by part, float32."""
+
+    edje: PyTree
+    """`adapter` and `joint_encoder`."""
+    backbone: PyTree
+    heads: PyTree | None
+
+
+class DeviceParams:
+    """A copy of the parameters for each device, made when it is first asked for.
+
+    Kernels of layers are int8 in the copies of those parts that compute so. What is stored of
+    images passes the deferred layers in float, whatever pairs are scored in.
+    """
+
+    def __init__(self, parts: Parts, devices: Sequence[Any], scoring: Compute, encoding: Compute):
+        self._parts, self._devices = parts, devices
+        self._scoring, self._encoding = scoring, encoding
+
+    @cached_property
+    def compressing(self) -> tuple[PyTree, ...]:
+        """Adapter and joint encoder, for what is stored of images."""
+        return self._on_each(self._parts.edje)
+
+    @cached_property
+    def scoring(self) -> tuple[PyTree, ...]:
+        """Joint encoder, for captions and pairs."""
+        if not self._scoring.int8:
+            return self.compressing
+        return self._on_each({"joint_encoder": _quantised(self._parts.edje["joint_encoder"])})
+
+    @cached_property
+    def backbone(self) -> tuple[PyTree, ...]:
+        """Backbone, for images."""
+        params = self._parts.backbone
+        if self._encoding.int8:
+            params = {**params, "vision": _quantised(params["vision"])}
+        return self._on_each(params)
+
+    @cached_property
+    def heads(self) -> tuple[PyTree, ...]:
+        """Heads of the first stage."""
+        return self._on_each(self._parts.heads)
+
+    def _on_each(self, params: PyTree) -> tuple[PyTree, ...]:
+        return tuple(jax.device_put(params, device) for device in self._devices)
+
+
+_quantised = jax.jit(quantise_layers)
