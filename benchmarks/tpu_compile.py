@@ -77,7 +77,7 @@ def measure(program: Program, keep: Path | None) -> dict[str, Any]:
     if keep is None:
         row, text = compile_program(program)
     elif (keep / f"{stem}.json").exists():
-        row = read_json(keep / f"{stem}.json")
+        row = read_json(keep / f"{stem}.json") | dataclasses.asdict(program)
         text = gzip.decompress((keep / f"{stem}.hlo.gz").read_bytes()).decode()
     else:
         row, text = compile_program(program)
@@ -140,6 +140,7 @@ def figures(program: Program, row: dict[str, Any], text: str) -> dict[str, Any]:
         "links": link_bytes(sent, row["chips"]) / chip.link_bandwidth,
     }
     return {
+        "products": tpu_hlo.products(module),
         "collectives": sent,
         "float32_attention": tpu_hlo.squares(
             module, "f32", {length for length in (vision, joint, joint - 1) if length > SHORT}

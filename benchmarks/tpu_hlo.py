@@ -8,6 +8,7 @@ counts as often as the loop runs.
 
 import math
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -175,6 +176,13 @@ def _collective_bytes(computation: dict[str, Instruction], one: Instruction) -> 
     if one.opcode.endswith("-done"):
         return made
     return max(made, sum(_bytes(computation[name].shapes) for name in one.operands))
+
+
+def products(module: Module) -> dict[str, int]:
+    """Matrix products in a program's text, by the data type of their result."""
+    lines = (line for name in module.runs for line in module.computations[name].values())
+    made = (line.shapes[0].dtype for line in lines if line.opcode in ("dot", "convolution"))
+    return dict(sorted(Counter(made).items()))
 
 
 def squares(module: Module, dtype: str, lengths: set[int]) -> list[str]:

@@ -12,6 +12,7 @@ import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 RESULT = FOLDER / "results" / "tpu_compile.json"
+ARCHITECTURE = FOLDER.parent / "docs" / "architecture.md"
 PAGE = FOLDER.parent / "docs" / "guide" / "training.md"
 
 TEXT = """HloModule jit_step, is_scheduled=true
@@ -61,6 +62,7 @@ ENTRY %main (x: bf16[4,8], y: (s32[], f32[12,64])) -> bf16[16,8] {
   %send = (f32[6,6]{1,0}, f32[6,6]{1,0}, /*index=2*/u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%end), channel_id=7, source_target_pairs={{0,1},{1,0}}
   %sent = f32[6,6]{1,0} collective-permute-done(%send)
   %loop = (s32[]{:T(128)}, f32[12,64]{1,0:T(8,128)}) while(%y), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"12"},"x":"y"}
+  %whole = s32[6,6]{1,0} convolution(%sent, %sent), dim_labels=bf_io->bf
   %scatter = bf16[4,8]{1,0:T(8,128)(2,1)} reduce-scatter(%end), channel_id=8, to_apply=%add
   ROOT %out = bf16[16,8]{1,0:T(8,128)(2,1)} copy(%end)
 }
@@ -84,6 +86,11 @@ def test_collectives_are_counted_once_and_in_loops_as_often_as_they_run(benchmar
     }
 
 
+def test_products_are_told_by_the_type_of_their_results(benchmark):
+    hlo = benchmark("tpu_hlo")
+    assert hlo.products(hlo.parse(TEXT)) == {"s32": 1}
+
+
 def test_arrays_inside_a_fusion_are_not_in_memory(benchmark):
     hlo = benchmark("tpu_hlo")
     module = hlo.parse(TEXT)
@@ -99,6 +106,7 @@ def test_traffic_is_what_moves_between_the_main_memory_and_the_cores(benchmark):
         "end": x + gathered,
         "sent": 6 * 6 * 4 + 6 * 6 * 4,
         "read": 12 * (table_row + 4),  # A row of the table, and its number
+        "whole": 3 * 6 * 6 * 4,
         "scatter": gathered + x,
         "out": 2 * gathered,
     }
@@ -133,10 +141,27 @@ def test_the_message_of_what_does_not_fit_is_cut_to_its_figures(benchmark):
     assert benchmark("tpu_compile").too_large(message) == "Used 19.29G of 15.75G hbm"
 
 
-def test_the_page_shows_the_result():
-    """The table of docs/guide/training.md, and no program with a float32 attention array."""
-    result = json.loads(RESULT.read_text("utf-8"))
-    assert len(result["rows"]) >= 5
+def test_the_pages_show_the_result(benchmark):
+    """Tables of docs/guide/training.md, and collectives of docs/architecture.md."""
+    result, module = json.loads(RESULT.read_text("utf-8")), benchmark("tpu_compile")
+    for table in module.markdown(result).split("\n\n"):
+        assert table in PAGE.read_text("utf-8")
+    steps = [row for row in result["rows"] if row["fits"] and row["kind"] == "step"]
+    sent = {kind for row in steps if row["fsdp"] == 1 for kind in row["collectives"]}
+    table = ARCHITECTURE.read_text("utf-8").partition("| collective |")[2].partition("\n\n")[0]
+    assert sent == {kind for kind in benchmark("tpu_hlo").COLLECTIVES if kind in table}
+
+
+def test_layers_of_the_int8_scorer_are_integer_products():
+    """Six in each of twelve layers."""
+    rows = json.loads(RESULT.read_text("utf-8"))["rows"]
+    (row,) = [row for row in rows if row["precision"] == "int8"]
+    assert row["products"]["s32"] == 6 * 12
+
+
+def test_no_program_has_a_float32_attention_array():
+    rows = json.loads(RESULT.read_text("utf-8"))["rows"]
+    assert not [row["name"] for row in rows if row["fits"] and row["float32_attention"]]
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial, wraps
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
@@ -126,11 +126,12 @@ class Devices:
         (`models.attention_kernels`).
         """
 
-        @wraps(function)
         def on_mesh(*arguments: Any) -> Tree:
             with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
                 return function(*arguments)
 
+        # Profiles show it; a partial function has none of its own.
+        on_mesh.__name__ = getattr(function, "func", function).__name__
         return jax.jit(on_mesh, **options)
 
     def init_sharded(self, function: Callable[[], Tree]) -> Tree:

@@ -111,6 +111,20 @@ def assert_told(ours: Metrics, theirs: Metrics, rtol: float) -> None:
         np.testing.assert_allclose(ours[name], theirs[name], rtol=rtol, err_msg=name)
 
 
+def test_a_program_of_the_mesh_finds_it_in_use():
+    seen = []
+
+    def program(x):
+        seen.append(jax.sharding.get_abstract_mesh())
+        return x
+
+    where = devices(2, 4)
+    jitted = where.jit(partial(program), out_shardings=where.rows)
+    assert jitted(jnp.zeros(ROWS)).sharding == where.rows
+    assert seen == [where.mesh.abstract_mesh]
+    assert "jit_program" in jitted.lower(jnp.zeros(ROWS)).as_text()
+
+
 @pytest.mark.parametrize("mesh", MESHES)
 def test_twenty_steps_on_eight_devices_are_those_of_one(mesh):
     (one, _), (eight, _) = trained(1, 1, 20), trained(*MESHES[mesh], 20)
