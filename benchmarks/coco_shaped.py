@@ -45,7 +45,7 @@ from edje_jax.evaluation.retrieval import Gallery
 from edje_jax.models.edje import Edje
 from edje_jax.reports.evaluation_files import write_metrics
 from edje_jax.runtimes.base import Embedded, TokenTable
-from edje_jax.runtimes.devices import compute_dtype
+from edje_jax.runtimes.devices import Compute
 from edje_jax.runtimes.jax import JaxRuntime
 from edje_jax.runtimes.scoring import pair_batches
 from edje_jax.system.allocator import give_back_freed_memory, keep_freed_memory
@@ -124,7 +124,7 @@ def evaluated(name: str, limit: int) -> dict[str, Any]:
         "captions": captions,
         "backbone held": "SigLIP2-B/16-384, random weights",
         "joint_encoder": f"MiniLM-L{layers}-H384, random weights",
-        "compute_dtype": str(jnp.dtype(runtime.dtype)),
+        "compute_dtype": str(runtime.scoring),
         "token_bytes": encoded.tokens.nbytes,
         "parameter_bytes": sum(
             leaf.nbytes for leaf in jax.tree.leaves((runtime.params, runtime.backbone_params))
@@ -229,7 +229,7 @@ def made_runtime(layers: int, ids: np.ndarray, texts: np.ndarray, limit: int) ->
     backbone = made_weights(make_backbone(BACKBONE), pixels, words)
     tokenizers: tuple[Any, Any] = (lambda captions: ids), None
     return MadeUp(
-        config, params, backbone, *tokenizers, compute_dtype("auto"),
+        config, params, backbone, *tokenizers, Compute.of("auto"), Compute.of("auto"),
         texts=texts, limit=limit, spent=Spent(),
     )  # fmt: skip
 

@@ -251,7 +251,7 @@ class Asking:
 
         from edje_jax.models.edje import Edje
         from edje_jax.runtimes.base import Embedded
-        from edje_jax.runtimes.devices import compute_dtype
+        from edje_jax.runtimes.devices import Compute
         from edje_jax.runtimes.jax import JaxRuntime
 
         config = model_config(vectors.width)
@@ -267,7 +267,7 @@ class Asking:
                 asked = queries[[int(text) if text.isdecimal() else 0 for text in captions]]
                 return Embedded(asked, asked @ vectors.kernel)
 
-        self.runtime = OfVectors(config, params, {}, ids_of, none, compute_dtype("auto"))
+        self.runtime = OfVectors(config, params, {}, ids_of, none, Compute.of("auto"))
 
     def warm(self, index: Any) -> None:
         """Open the first stage and compile, as `edje serve` does before it is ready."""

@@ -1,7 +1,7 @@
 """Pairs scored per second, beside PyTorch on the same weights, pairs and machine.
 
     python benchmarks/rerank.py [--queries 4] [--k 100] [--rounds 3] [--out rerank.json]
-                                [--deferred-layers 6 9] [--attended] [--no-published]
+                                [--deferred-layers 6 9] [--attended] [--no-published] [--onnx]
 
 Ours: `JaxRuntime.score_pairs` on tokens in memory. The peers:
   (a) `modeling_edje.py` of a model folder: last layer for [CLS] alone, SDPA, a query's candidates
@@ -10,7 +10,8 @@ Ours: `JaxRuntime.score_pairs` on tokens in memory. The peers:
       longest caption of all queries, one query at a time; with the compressed tokens given, and as
       the published evaluation has it, with the adapter run on every candidate's patch tokens.
 With --deferred-layers, ours and (a) in float32 with so many layers deferred as well; --attended
-adds those whose online layers only attend to vision rows.
+adds those whose online layers only attend to vision rows. With --onnx, ONNX Runtime on the CPU as
+well (`OnnxRuntime.score_pairs`), in float32 and int8.
 Every side takes its turn in each round; figures are medians. Weights are random: MiniLM-L12,
 64 tokens of SigLIP2-L/16-384's 576 patches, captions of 8 to 20 words.
 """
@@ -22,42 +23,26 @@ import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import torch
+from pairs import CONFIG, PAD, SEP, Pairs, runtime_of
 from rich.console import Console
 from rich.table import Table
 from side_by_side import machine, ratios, timed
 from transformers import BertConfig as HfBertConfig
 from transformers import BertForMaskedLM
 
-from edje_jax.config.model import (
-    AdapterConfig,
-    BackboneConfig,
-    BertConfig,
-    EdjeConfig,
-    OnlineVision,
-    TextConfig,
-    VisionConfig,
-)
-from edje_jax.models.edje import Edje
-from edje_jax.runtimes.devices import Compute
-from edje_jax.runtimes.jax import JaxRuntime
+from edje_jax.config.model import OnlineVision
+from edje_jax.runtimes.base import Runtime
+from edje_jax.runtimes.onnx import OnnxRuntime
+from edje_jax.runtimes.onnx_export import Export
 from edje_jax.system.allocator import keep_freed_memory
 from edje_jax.weights import bert, edje
 from edje_jax.weights.mapping import to_theirs
 from edje_jax.weights.torch import modeling_edje
-
-CLS, SEP, PAD = 101, 102, 0
-VISION = VisionConfig(1024, 4096, 24, 16, image_size=384, patch_size=16)
-CONFIG = EdjeConfig(
-    BackboneConfig("siglip", VISION, TextConfig(projection_size=1024)),
-    AdapterConfig("compress", 64),
-    BertConfig(initializer_range=0.05),  # Wide enough that logits differ from pair to pair
-)
 
 
 def main() -> None:
@@ -70,6 +55,7 @@ def main() -> None:
     parser.add_argument("--no-published", action="store_true", help="leave out both of (b)")
     parser.add_argument("--deferred-layers", type=int, nargs="*", default=[], metavar="S")
     parser.add_argument("--attended", action="store_true")
+    parser.add_argument("--onnx", action="store_true", help="add the runtime of ONNX Runtime")
     parser.add_argument("--out", default="", help="JSON file to write")
     options = parser.parse_args()
     keep_freed_memory()  # As the programs do
@@ -83,6 +69,11 @@ def main() -> None:
     if device == "cuda":
         compiled = good(task, module, torch.bfloat16, device, True)
         sides["torch bfloat16 compiled"] = Side(compiled, "ours")
+    if options.onnx:
+        sides |= {
+            f"ours, ONNX {precision}": Side(by_onnx(task, precision), "ours")
+            for precision in ("float32", "int8")
+        }
     for layers in options.deferred_layers:
         for vision in ("updated", "attended") if options.attended else ("updated",):
             sides |= deferred(task, layers, vision, device)
@@ -107,7 +98,7 @@ class Side(NamedTuple):
     """The side of ours that computes the same function."""
 
 
-def deferred(task: "Pairs", layers: int, vision: OnlineVision, device: str) -> dict[str, Side]:
+def deferred(task: Pairs, layers: int, vision: OnlineVision, device: str) -> dict[str, Side]:
     """Ours and PyTorch's with the first layers offline; the stored tokens are taken as given."""
     joint = dataclasses.replace(CONFIG.joint_encoder, deferred_layers=layers, online_vision=vision)
     task = copy.copy(task)
@@ -121,38 +112,26 @@ def deferred(task: "Pairs", layers: int, vision: OnlineVision, device: str) -> d
     }
 
 
-class Pairs:
-    """Random weights, captions, and each query's candidates."""
-
-    def __init__(self, queries: int, k: int):
-        rng = np.random.default_rng(0)
-        self.queries, self.k = queries, k
-        self.ids = np.full((queries, CONFIG.max_text_length), PAD, np.int32)
-        for row in self.ids:
-            # 8 to 20 words, about 1.2 pieces each.
-            pieces = int(rng.integers(8, 21) * 1.2)
-            row[: pieces + 2] = [CLS, *rng.integers(1000, 30000, pieces), SEP]
-        patches, width = CONFIG.backbone.num_vision_tokens, VISION.hidden_size
-        # One image's patch tokens stand for all: what is computed does not depend on them.
-        self.patches = rng.normal(size=(1, patches, width)).astype(np.float32)
-        self.config = CONFIG
-        shapes = jnp.zeros((1, patches, width)), jnp.ones((1, 3), jnp.int32)
-        self.params = jax.jit(Edje(self.config).init)(jax.random.key(0), *shapes)["params"]
-        self.tokens = rng.normal(size=(queries * k, 64, 384)).astype(np.float32)
-        self.owner = np.repeat(np.arange(queries), k)
-
-
 def ours(task: Pairs) -> Callable[[], np.ndarray]:
     """The runtime that `Reranker` and the server use."""
-    runtime = runtime_of(task)
+    return scorer(task, runtime_of(task))
+
+
+def by_onnx(task: Pairs, precision: Literal["float32", "int8"]) -> Callable[[], np.ndarray]:
+    """ONNX Runtime with the same weights; its graphs are left in the cache folder."""
+    params = jax.device_get(task.params)["joint_encoder"]
+    export = Export(task.config, params, precision, "benchmarks/rerank.py")
+    return scorer(task, OnnxRuntime(runtime_of(task), export))
+
+
+def scorer(task: Pairs, runtime: Runtime) -> Callable[[], np.ndarray]:
+    """Every pair's logit by a runtime."""
     rows = np.arange(len(task.tokens))
     return lambda: runtime.score_pairs(task.ids, task.tokens, task.owner, rows)
 
 
-def runtime_of(task: Pairs) -> JaxRuntime:
-    """With the joint encoder alone: pairs come as ids."""
-    none: Any = None
-    return JaxRuntime(task.config, task.params, {}, none, none, Compute.of("auto"))
+from edje_jax.config.model import OnlineVision
+from edje_jax.runtimes.base import Runtime
 
 
 def torch_module(task: Pairs) -> modeling_edje.EdjeModel:
@@ -160,8 +139,8 @@ def torch_module(task: Pairs) -> modeling_edje.EdjeModel:
     config = modeling_edje.EdjeConfig(
         adapter=vars(task.config.adapter),
         joint_encoder=bert.write_config(task.config.joint_encoder),
-        vision_width=VISION.hidden_size,
-        vision_heads=VISION.num_attention_heads,
+        vision_width=task.config.backbone.vision.hidden_size,
+        vision_heads=task.config.backbone.vision.num_attention_heads,
         embedding_size=task.config.backbone.text.projection_size,
         max_text_length=task.config.max_text_length,
     )
@@ -213,7 +192,7 @@ def published(
     words = language.bert.embeddings.word_embeddings
     head: Any = module.classification_head
     tokens, patches = torch.tensor(task.tokens).to(device), torch.tensor(task.patches).to(device)
-    length = int((task.ids != PAD).sum(axis=1).max())
+    length, m = int((task.ids != PAD).sum(axis=1).max()), task.tokens.shape[1]
 
     @torch.inference_mode()
     def run() -> np.ndarray:
@@ -230,9 +209,9 @@ def published(
             rows = [text, vision, sep, pad.expand(task.k, -1, -1)]
             embedded = torch.cat(rows, dim=1)
             segments = torch.zeros(embedded.shape[:2], dtype=torch.long, device=device)
-            segments[:, used : used + 65] = 1
+            segments[:, used : used + m + 1] = 1
             mask = torch.ones_like(segments)
-            mask[:, used + 65 :] = 0
+            mask[:, used + m + 1 :] = 0
             answer = language(
                 inputs_embeds=embedded, token_type_ids=segments, attention_mask=mask,
                 output_hidden_states=True,

@@ -26,7 +26,7 @@ from typing import Any
 
 import faiss
 import numpy as np
-from rerank import CONFIG
+from pairs import CONFIG
 from rich.console import Console
 from scalability_costs import rates, storage
 from scalability_indexes import BINARY, BLOCK, K, StreamedFlat, hnsw

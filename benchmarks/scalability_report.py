@@ -9,12 +9,13 @@ The plot is drawn beside the JSON file.
 
 import argparse
 import json
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pages
 import scalability_published as published
+from pages import markdown
 
 GIB = 1 << 30
 PAIRED_SIZES = ((1000, 5000), (10_000, 50_000), (100_000, 500_000), (1_000_000, 5_000_000))
@@ -52,11 +53,7 @@ def show(result: Row) -> None:
 
 def filled(page: str, result: Row) -> str:
     """Page with its tables those of a result."""
-    for name, table in tables(result).items():
-        begin, end = f"<!-- scalability {name} -->", f"<!-- /scalability {name} -->"
-        place = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-        page = place.sub(lambda _, new=f"{begin}\n{table}\n{end}": new, page)
-    return page
+    return pages.filled(page, "scalability", tables(result))
 
 
 def tables(result: Row) -> dict[str, str]:
@@ -240,12 +237,6 @@ def published_times() -> str:
 def titled(label: str, table: str) -> str:
     """Table of published figures with its label above."""
     return f"*{label}*\n\n{table}"
-
-
-def markdown(head: Sequence[str], cells: Iterable[Sequence[str]]) -> str:
-    """Table of cells under a head."""
-    lines = [head, ["---"] * len(head), *cells]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def label(row: Row) -> str:

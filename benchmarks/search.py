@@ -18,7 +18,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from rerank import CONFIG, Pairs, runtime_of
+from pairs import CONFIG, Pairs, runtime_of
 from rich.console import Console
 from rich.table import Table
 from side_by_side import machine

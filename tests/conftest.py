@@ -81,9 +81,10 @@ def pytest_configure() -> None:
 
 OF_TORCH = (
     "torch", "mteb", "onnxruntime", "sentence_transformers",
+    "edje_jax.runtimes.onnx", "edje_jax.runtimes.onnx_export",
     "edje_jax.weights.onnx", "edje_jax.weights.published", "edje_jax.weights.torch",
 )  # fmt: skip
-"""Modules that need PyTorch."""
+"""Modules that need PyTorch, or packages of an extra that has it."""
 
 
 def needs_torch(path: Path) -> bool:

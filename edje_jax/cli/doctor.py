@@ -14,7 +14,10 @@ from rich.table import Table
 from edje_jax.runtimes.devices import compute_dtype
 from edje_jax.system.xla_flags import FAULTY, FLAG
 
-PACKAGES = ("edje-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "torch")
+PACKAGES = (
+    "edje-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "torch",
+    "onnx", "onnxruntime",
+)  # fmt: skip
 DEVELOPMENT = ("test", "test-jax", "gpu", "tpu")
 """Extras that are not listed: they show in the devices, or serve the project's tests."""
 
@@ -27,6 +30,7 @@ def doctor() -> None:
     table.add_row("platform", jax.default_backend())
     table.add_row("devices", ", ".join(device.device_kind for device in jax.devices()))
     table.add_row("computes in", jnp.dtype(compute_dtype("auto")).name)
+    table.add_row("runtimes", ", ".join(runtimes()))
     for extra, missing in sorted(extras().items()):
         there = "installed" if not missing else f"pip install 'edje-jax[{extra}]' ({missing[0]})"
         table.add_row(f"extra {extra}", there)
@@ -44,6 +48,11 @@ def installed(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return ""
+
+
+def runtimes() -> list[str]:
+    """Runtimes that can score pairs here, by the names that `--runtime` takes."""
+    return ["jax", *(["onnx"] if installed("onnx") and installed("onnxruntime") else [])]
 
 
 def extras() -> dict[str, list[str]]:

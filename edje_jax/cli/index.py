@@ -14,6 +14,7 @@ from edje_jax.cli.cluster import connect_to
 from edje_jax.cli.first_stage_options import check_codes
 from edje_jax.cli.program import UsageError
 from edje_jax.cli.progress import Bars
+from edje_jax.config.model import InferencePrecision
 from edje_jax.data.sources.registry import open_source
 from edje_jax.data.sources.texts import printable
 from edje_jax.evaluate.first_stage import StageChoice
@@ -57,6 +58,7 @@ def build(
     shard: str | None = None,
     image_root: str | None = None,
     on: str | None = None,
+    encoder_precision: InferencePrecision = "auto",
 ) -> bool:
     """Build an index, go on with one, or bring it up to its set; the share is that of `shard`, or
     all of it on the cluster `on`.
@@ -87,7 +89,7 @@ def build(
     files = files_of(out)
     if on and not isinstance(files, LocalFiles):
         raise UsageError(f"--out {files} --on {on}: give a folder that all machines see")
-    opened = partial(_open, model, spec, image_root)
+    opened = partial(_open, model, spec, image_root, encoder_precision)
     own = None if ray else opened()
     with Bars() as bars:
         show = _progress(bars)
@@ -123,9 +125,11 @@ def _progress(bars: Bars) -> building.BuildProgress:
     return show
 
 
-def _open(model: str, spec: str, image_root: str | None) -> Opened:
+def _open(
+    model: str, spec: str, image_root: str | None, encoder_precision: InferencePrecision
+) -> Opened:
     """Runtime and stamp of a model, and the images that it is to encode."""
-    reranker = Reranker.from_pretrained(model)
+    reranker = Reranker.from_pretrained(model, encoder_precision=encoder_precision)
     source = open_source(spec, image_root, reranker.config.image.size)
     return reranker.runtime, reranker.stamp, source
 

@@ -6,12 +6,17 @@ from pathlib import Path
 
 from edje_jax.cli.program import UsageError
 from edje_jax.config.saved_run import read_run
+from edje_jax.runtimes import onnx_export
 from edje_jax.system.files import read_json
 from edje_jax.weights.card import model_card
 from edje_jax.weights.folder import load_model, model_folder
 from edje_jax.weights.hub import SHIPPED
 
 log = logging.getLogger(__name__)
+
+LEFT_HERE = ["README.md", f"{onnx_export.FOLDER}/*"]
+"""Files of the folder that are not uploaded with the others: the card comes last, and graphs that
+were exported for this machine are made again elsewhere."""
 
 
 def push(
@@ -62,6 +67,6 @@ def _upload(folder: Path, hub_id: str, card: str, private: bool) -> None:
         written = Path(temporary) / "README.md"
         written.write_text(card, "utf-8")
         # One commit each: the card last, so that it never praises files that are not there.
-        api.upload_folder(repo_id=hub_id, folder_path=folder, ignore_patterns=["README.md"])
+        api.upload_folder(repo_id=hub_id, folder_path=folder, ignore_patterns=LEFT_HERE)
         api.upload_file(repo_id=hub_id, path_or_fileobj=written, path_in_repo="README.md")
     log.info("pushed %s to %s", folder, url)

@@ -12,6 +12,7 @@ from edje_jax.cli.program import UsageError
 from edje_jax.cli.terminal import write_json
 from edje_jax.index.image_index import ImageIndex
 from edje_jax.index.store import Store
+from edje_jax.runtimes import onnx
 from edje_jax.search.reranker import Reranker
 
 
@@ -29,7 +30,7 @@ def search(asked: Any) -> None:
     if asked.min_score is not None and not 0 <= asked.min_score <= 1:
         raise UsageError(f"--min-score {asked.min_score}: scores lie from 0 to 1")
     index = open_index(asked)
-    reranker = model_of(index.store, asked.model)
+    reranker = model_of(index.store, asked)
     depth = {
         "k": asked.k,
         "top_k": asked.top,
@@ -86,17 +87,24 @@ def open_index(asked: Any) -> ImageIndex:
     )
 
 
-def model_of(store: Store, name: str | None = None) -> Reranker:
-    """The model that an index was built with, from where it was then or is now.
+def model_of(store: Store, asked: Any) -> Reranker:
+    """The model that an index was built with, from where it was then or is now, with the runtime
+    and the precision of `edje search` or `edje serve`.
 
     Raises:
         FileNotFoundError: it is not there any more; the message says what to give.
+        UsageError: the runtime has not that precision.
+        ModuleNotFoundError: the runtime is not installed.
     """
-    source = name or store.manifest.model["source"]
+    source = asked.model or store.manifest.model["source"]
+    if asked.runtime == "onnx" and asked.precision not in onnx.PRECISIONS:
+        raise UsageError(
+            f"--runtime onnx --precision {asked.precision}: give {', '.join(onnx.PRECISIONS)}"
+        )
     try:
-        return Reranker.from_pretrained(source)
+        return Reranker.from_pretrained(source, precision=asked.precision, runtime=asked.runtime)
     except FileNotFoundError as error:
-        if name:
+        if asked.model:
             raise
         raise FileNotFoundError(
             f"{store.files}: was built with the model {source}, which is not there"

@@ -51,7 +51,7 @@ def serve(asked: Any) -> None:
         else:
             index = open_index(asked)
             index.store.fetch()
-            reranker = model_of(index.store, asked.model)
+            reranker = model_of(index.store, asked)
             check_model(index.store, reranker.stamp)
             service, threads = Service(reranker, index), 1
         app = make_app(

@@ -41,7 +41,7 @@ def service_on_ray(asked: Any, ending: ExitStack) -> tuple[Service, int]:
     if not isinstance(files, LocalFiles):
         raise UsageError(f"{files} --on {asked.on}: give a folder that all machines see")
     store = Store(files)
-    reranker = model_of(store, asked.model)
+    reranker = model_of(store, asked)
     check_model(store, reranker.stamp)
     of_stage = {"first_stage": asked.first_stage, "bits": asked.bits, "screening": screening}
     spread = Spread(asked.replicas, asked.partitions)
@@ -50,7 +50,10 @@ def service_on_ray(asked: Any, ending: ExitStack) -> tuple[Service, int]:
         store.folder, spread.replicas,
     )  # fmt: skip
     began = time.monotonic()
-    opened = partial(Reranker.from_pretrained, reranker.source)
+    opened = partial(
+        Reranker.from_pretrained, reranker.source,
+        precision=asked.precision, runtime=asked.runtime,
+    )  # fmt: skip
     options = {**of_stage, "tokens_on": asked.tokens_on}
     replicas = ending.enter_context(Replicas(ray, store, opened, spread, options, asked.warm))
     log.info("started in %.0f s", time.monotonic() - began)

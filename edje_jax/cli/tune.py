@@ -25,6 +25,7 @@ from edje_jax.evaluate.tuning import (
 )
 from edje_jax.evaluation.protocols import SomeQueries
 from edje_jax.reports.tuning import tuning_tables, write_tuning
+from edje_jax.runtimes.jax import JaxRuntime
 from edje_jax.search.reranker import Reranker
 from edje_jax.system.files import read_json
 from edje_jax.types import Source
@@ -100,8 +101,10 @@ def _measure(
 ) -> tuple[list[Untimed], SomeQueries]:
     """Recalls of one model, and the retrieval that its calibration is fitted to."""
     reranker = Reranker.from_pretrained(model)
-    encoded = encode_gallery(reranker.runtime, source, max_bad, progress)
-    return measure_recalls(reranker.runtime, reranker.source, encoded, choices, progress)
+    runtime = reranker.runtime
+    assert isinstance(runtime, JaxRuntime)
+    encoded = encode_gallery(runtime, source, max_bad, progress)
+    return measure_recalls(runtime, reranker.source, encoded, choices, progress)
 
 
 def _check(models: Sequence[str], choices: Choices, precision: float, save: bool) -> None:

@@ -12,7 +12,15 @@ Activation = Literal["gelu", "gelu_pytorch_tanh", "quick_gelu"]
 
 
 Precision = Literal["auto", "float32", "bfloat16"]
+"""Precision of training."""
+
+
 InferencePrecision = Literal["auto", "float32", "bfloat16", "int8"]
+"""Precision of scoring and encoding."""
+
+
+RuntimeName = Literal["jax", "onnx"]
+"""Runtime that scores pairs: JAX, or ONNX Runtime on CPUs (`edje_jax.runtimes`)."""
 
 
 OnlineVision = Literal["updated", "attended"]

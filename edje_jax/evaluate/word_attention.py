@@ -10,6 +10,7 @@ from edje_jax.data.images import decode_record, normalise, resize
 from edje_jax.evaluate.gallery import EncodedGallery
 from edje_jax.models.attention_maps import patch_attention
 from edje_jax.reports.word_maps import WordMaps
+from edje_jax.runtimes.base import Runtime
 from edje_jax.runtimes.jax import JaxRuntime
 from edje_jax.types import Source
 
@@ -36,13 +37,15 @@ def word_maps(runtime: JaxRuntime, image: Image.Image, caption: str) -> WordMaps
 
 
 def caption_word_maps(
-    runtime: JaxRuntime, encoded: EncodedGallery, source: Source, q: int
+    runtime: Runtime, encoded: EncodedGallery, source: Source, q: int
 ) -> WordMaps:
-    """Attention maps of the words of a gallery's caption q over the image it describes.
+    """Attention maps of the words of a gallery's caption q over the image it describes; only the
+    runtime of JAX tells attention.
 
     Raises:
         BadImage: the image can no longer be read.
     """
+    assert isinstance(runtime, JaxRuntime)
     gallery = encoded.gallery
     record = int(encoded.record[int(gallery.caption_image[q])])
     return word_maps(

@@ -46,8 +46,9 @@ class TokenFormat:
     """(tokens m, width d) of an image -> shape and dtype of its row in each column."""
     pack: Callable[[Float32[np.ndarray, "n m d"]], Columns]
     """Columns of the tokens of n images; ValueError for tokens that the format cannot hold."""
-    unpack: Callable[[Columns], Float[Array, "n m d"]]
-    """Tokens that the joint encoder reads; called inside jitted functions."""
+    unpack: Callable[[Columns], Float[Array | np.ndarray, "n m d"]]
+    """Tokens that the joint encoder reads; called inside jitted functions, and with NumPy's arrays,
+    of which it makes others of NumPy."""
 
     def bytes_per_image(self, tokens: int, width: int) -> int:
         """Bytes of the tokens of an image."""
@@ -63,8 +64,9 @@ def pack(tokens: Float32[np.ndarray, "n m d"], dtype: str) -> PackedTokens:
     return PackedTokens(dtype, FORMATS[dtype].pack(tokens))
 
 
-def unpack(tokens: PackedTokens) -> Float[Array, "n m d"]:
-    """Tokens that the joint encoder reads; float32 of integers. Meant for jitted functions."""
+def unpack(tokens: PackedTokens) -> Float[Array | np.ndarray, "n m d"]:
+    """Tokens that the joint encoder reads; float32 of integers. Columns of NumPy give an array of
+    NumPy, those of JAX one of JAX, also inside jitted functions."""
     return FORMATS[tokens.format].unpack(tokens.columns)
 
 
@@ -91,14 +93,17 @@ def _pack_int4(tokens: Float32[np.ndarray, "n m d"]) -> Columns:
     return columns | {"tokens": low | high << 4}
 
 
-def _unpack_int4(columns: Columns) -> Float32[Array, "n m d"]:
-    pairs = jnp.asarray(columns["tokens"])
-    codes = jnp.concatenate([pairs & 15, pairs >> 4], axis=-1).astype(jnp.int8) - jnp.int8(8)
+def _unpack_int4(columns: Columns) -> Float32[Array | np.ndarray, "n m d"]:
+    pairs = columns["tokens"]
+    concatenate = jnp.concatenate if isinstance(pairs, jax.Array) else np.concatenate
+    codes = concatenate([pairs & 15, pairs >> 4], axis=-1).astype(np.int8) - np.int8(8)
     return _scaled(codes, columns)
 
 
-def _scaled(codes: Int8[Array, "n m d"], columns: Columns) -> Float32[Array, "n m d"]:
-    return codes.astype(jnp.float32) * columns["scales"].astype(jnp.float32)[..., None]
+def _scaled(
+    codes: Int8[Array | np.ndarray, "n m d"], columns: Columns
+) -> Float32[Array | np.ndarray, "n m d"]:
+    return codes.astype(np.float32) * columns["scales"].astype(np.float32)[..., None]
 
 
 _row = jax.ShapeDtypeStruct
@@ -107,17 +112,17 @@ FORMATS: dict[str, TokenFormat] = {
     "bfloat16": TokenFormat(
         rows=lambda m, d: {"tokens": _row((m, d), ml_dtypes.bfloat16)},
         pack=lambda tokens: {"tokens": tokens.astype(ml_dtypes.bfloat16)},
-        unpack=lambda columns: jnp.asarray(columns["tokens"]),
+        unpack=lambda columns: columns["tokens"],
     ),
     "float16": TokenFormat(
         rows=lambda m, d: {"tokens": _row((m, d), np.float16)},
         pack=_pack_float16,
-        unpack=lambda columns: jnp.asarray(columns["tokens"]),
+        unpack=lambda columns: columns["tokens"],
     ),
     "int8": TokenFormat(
         rows=lambda m, d: {"tokens": _row((m, d), np.int8), "scales": _row((m,), np.float16)},
         pack=_pack_int8,
-        unpack=lambda columns: _scaled(jnp.asarray(columns["tokens"]), columns),
+        unpack=lambda columns: _scaled(columns["tokens"], columns),
     ),
     "int4": TokenFormat(
         rows=lambda m, d: {"tokens": _row((m, d // 2), np.uint8), "scales": _row((m,), np.float16)},

@@ -49,9 +49,28 @@ class Embedded:
     """Numbers whose signs are codes; [n, 0] of a model without codes."""
 
 
+def required_cosines(
+    config: EdjeConfig, similarities: Float[np.ndarray, " p"] | None
+) -> Float32[np.ndarray, " p"] | None:
+    """Cosines for the similarity prior; None for a model without.
+
+    Raises:
+        ValueError: the model has one, and there are no cosines.
+    """
+    if not config.similarity_prior:
+        return None
+    if similarities is None:
+        raise ValueError(
+            "this model has a similarity prior: it scores a pair with the first stage's cosine"
+            " of it; give similarities, products of embed_texts and embed_images"
+        )
+    return np.asarray(similarities, np.float32)
+
+
 @runtime_checkable
 class Runtime(Protocol):
-    """A model that computes; `edje_jax.runtimes.jax.JaxRuntime` is the one of JAX."""
+    """A model that computes: `edje_jax.runtimes.jax.JaxRuntime` on JAX, and
+    `edje_jax.runtimes.onnx.OnnxRuntime`, which scores pairs by ONNX Runtime."""
 
     @property
     def config(self) -> EdjeConfig:

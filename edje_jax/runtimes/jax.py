@@ -18,7 +18,7 @@ from edje_jax.data.text import BackboneTokenizer, JointTokenizer
 from edje_jax.models.edje import Edje
 from edje_jax.models.joint_encoder import TextSide
 from edje_jax.models.towers import DualTower
-from edje_jax.runtimes.base import Embedded, Encoded, TokenTable
+from edje_jax.runtimes.base import Embedded, Encoded, TokenTable, required_cosines
 from edje_jax.runtimes.device_params import DeviceParams, Parts
 from edje_jax.runtimes.devices import Compute
 from edje_jax.runtimes.dual_encoder import IMAGE_BATCHES, TEXT_BATCHES, DualEncoder
@@ -252,7 +252,7 @@ class JaxRuntime:
         Raises:
             ValueError: the model has a similarity prior, and there are no cosines.
         """
-        cosines = self._required_cosines(similarities)
+        cosines = required_cosines(self.config, similarities)
         logits = np.empty(len(text_index), np.float32)
 
         def start(batch: PairBatch, device: int) -> Array:
@@ -329,19 +329,6 @@ class JaxRuntime:
         params = self._on_devices.scoring[device]
         return score(self.model, params, count, captions, gathered, cosines)
 
-    def _required_cosines(
-        self, similarities: Float[np.ndarray, " p"] | None
-    ) -> Float32[np.ndarray, " p"] | None:
-        """Cosines for the similarity prior; None for a model without."""
-        if not self.config.similarity_prior:
-            return None
-        if similarities is None:
-            raise ValueError(
-                "this model has a similarity prior: it scores a pair with the first stage's cosine"
-                " of it; give similarities, products of embed_texts and embed_images"
-            )
-        return np.asarray(similarities, np.float32)
-
     @property
     def _bits(self) -> int:
         return self.config.first_stage.bits if self.config.first_stage else 0
@@ -375,7 +362,7 @@ class JaxRuntime:
                 for group in groups:
                     group(one.repeat(size), device)
                 captions = groups[0](one.repeat(size), device) if groups else ids[:size]
-                cosines = self._required_cosines(np.zeros(size))
+                cosines = required_cosines(self.config, np.zeros(size))
                 self._start_scoring(captions, tokens, one.repeat(size), 1, device, cosines)
         for size in TEXT_BATCHES:
             self.embed_texts(["warm"] * size)

@@ -57,11 +57,11 @@ def score(
 
     def logits(rows: tuple[Any, Any, Any]) -> Array:
         text, tokens, similarity = rows
-        tokens = unpack(tokens) if isinstance(tokens, PackedTokens) else tokens
+        unpacked: Any = unpack(tokens) if isinstance(tokens, PackedTokens) else tokens
         edje = model.bind({"params": params})
         if isinstance(text, TextSide):
-            return edje.match_encoded(text, tokens, similarity=similarity)
-        return edje.match(text, tokens, similarity=similarity)
+            return edje.match_encoded(text, unpacked, similarity=similarity)
+        return edje.match(text, unpacked, similarity=similarity)
 
     return _in_chunks(logits, real, (text, tokens, similarity))
 

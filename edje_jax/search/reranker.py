@@ -11,15 +11,13 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
 from edje_jax.config.calibration import Calibration
-from edje_jax.config.model import EdjeConfig, InferencePrecision
+from edje_jax.config.model import EdjeConfig, InferencePrecision, RuntimeName
 from edje_jax.data.images import ImageLike
 from edje_jax.evaluation.scores import cosines, mixed, probability
 from edje_jax.index.image_index import ImageIndex
 from edje_jax.index.store import check_model
-from edje_jax.runtimes.base import Embedded, Encoded
-from edje_jax.runtimes.devices import log_devices
-from edje_jax.runtimes.jax import JaxRuntime
-from edje_jax.runtimes.round_robin import default_devices
+from edje_jax.runtimes.base import Embedded, Encoded, Runtime
+from edje_jax.runtimes.registry import open_runtime
 from edje_jax.search.cascade import search_images, search_texts
 from edje_jax.search.inputs import Pair, as_pairs, as_text, as_texts, as_tokens, decode_images
 from edje_jax.search.results import Timings, to_results
@@ -45,22 +43,40 @@ class Reranker:
     so that calls of any size reuse the same compiled programs.
     """
 
-    def __init__(self, model: Model, precision: InferencePrecision = "auto"):
-        self.runtime = JaxRuntime.of(model, precision)
-        log_devices(self.runtime.scoring, len(default_devices()))
+    def __init__(
+        self,
+        model: Model,
+        precision: InferencePrecision = "auto",
+        runtime: RuntimeName = "jax",
+        encoder_precision: InferencePrecision | None = None,
+    ):
+        self.runtime: Runtime = open_runtime(model, precision, runtime, encoder_precision)
         self.source = model.source
         self.calibration: Calibration = model.calibration
 
     @classmethod
     def from_pretrained(
-        cls, name: str | os.PathLike[str], *, precision: InferencePrecision = "auto"
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        precision: InferencePrecision = "auto",
+        runtime: RuntimeName = "jax",
+        encoder_precision: InferencePrecision | None = None,
     ) -> "Reranker":
         """Load a model folder, a training workdir, a hub id, or the shipped "shapes-demo".
 
+        Args:
+            precision: "auto" is bfloat16 on GPU and TPU, and float32 on CPU.
+            runtime: what scores pairs: "jax", or "onnx" for ONNX Runtime on CPUs.
+            encoder_precision: precision of encoding images, if it is to be another; None is that of
+                `precision`, but "auto" for int8.
+
         Raises:
             FileNotFoundError, ValueError, BadWeights, WeightMismatch: see `load_model`.
+            ValueError: there is no such runtime or precision, or the runtime has not that one.
+            ModuleNotFoundError: the runtime is not installed; the message says how to get it.
         """
-        return cls(load_model(os.fspath(name)), precision)
+        return cls(load_model(os.fspath(name)), precision, runtime, encoder_precision)
 
     @property
     def config(self) -> EdjeConfig:

@@ -4,10 +4,12 @@ Covers cli/serve_on_ray.py.
 """
 
 import sys
+from unittest.mock import Mock
 
 import pytest
 import tyro
 
+from edje_jax.cli import serve_on_ray
 from edje_jax.cli.cluster import connect_to
 from edje_jax.cli.commands.index import IndexBuild
 from edje_jax.cli.commands.search import Serve
@@ -58,3 +60,25 @@ def test_parts_cannot_be_searched_by_milvus():
 def test_parts_and_replicas_are_of_a_cluster(arguments, told):
     with pytest.raises(UsageError, match=told):
         serve(tyro.cli(Serve, args=["no/such.index", *arguments]))
+
+
+def test_processes_of_a_cluster_get_runtime_and_precision(tmp_path, monkeypatch):
+    opened = {}
+
+    class Started(Exception):
+        pass
+
+    def replicas(ray, store, open_model, *_):
+        opened.update(open_model.keywords)
+        raise Started
+
+    model = type("Model", (), {"stamp": {}, "source": "model"})
+    monkeypatch.setattr(serve_on_ray, "connect_to", lambda _: None)
+    monkeypatch.setattr(serve_on_ray, "Store", lambda files: Mock(folder=tmp_path))
+    monkeypatch.setattr(serve_on_ray, "check_model", lambda *_: None)
+    monkeypatch.setattr(serve_on_ray, "model_of", lambda *_: model)
+    monkeypatch.setattr(serve_on_ray, "Replicas", replicas)
+    given = ["--port", "0", "--on", "ray", "--runtime", "onnx", "--precision", "int8"]
+    with pytest.raises(Started):
+        serve(tyro.cli(Serve, args=[str(tmp_path), *given]))
+    assert opened == {"runtime": "onnx", "precision": "int8"}

@@ -58,7 +58,7 @@ def test_the_card_goes_last(trained, monkeypatch):
     push(str(trained), "me/mine", private=True)
     assert calls == [
         ("create", "me/mine", {"private": True, "exist_ok": True}),
-        ("folder", ["README.md"]),
+        ("folder", ["README.md", "onnx-runtime/*"]),
         ("file", "README.md"),
     ]
 

@@ -1,6 +1,6 @@
 """Every search of codes against products of -1 and 1: distances, order, and ties.
 
-Covers first_stage/faiss_binary.py and system/processors.py.
+Covers first_stage/faiss_binary.py.
 """
 
 import sys

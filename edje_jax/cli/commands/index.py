@@ -7,7 +7,7 @@ import tyro
 
 from edje_jax.cli.commands.search import CacheOptions, IndexStageName, On
 from edje_jax.cli.commands.subcommand import subcommand
-from edje_jax.config.model import EmbeddingDtype, TokenDtype
+from edje_jax.config.model import EmbeddingDtype, InferencePrecision, TokenDtype
 
 if TYPE_CHECKING:
     from edje_jax.index.files import IndexFiles
@@ -40,6 +40,9 @@ class IndexBuild(CacheOptions):
     """Data type of stored tokens: 2 bytes a number, 1 or a half."""
     embedding_dtype: EmbeddingDtype = "float32"
     """Data type of stored embeddings, of images and captions: 4 bytes a number, 2 or 1."""
+    encoder_precision: InferencePrecision = "auto"
+    """Precision of the backbone and the adapter; auto is float32 on a CPU, and bfloat16 on other
+    devices."""
     metadata: tuple[str, ...] | None = None
     """Names of values of the SPEC that are kept, for --where (default: as the index has it, or
     none)."""
@@ -78,8 +81,9 @@ class IndexBuild(CacheOptions):
         )  # fmt: skip
         out = _files(self.out, self)
         is_complete = build(
-            self.model, self.images, out, options, self.shard, self.image_root, self.on
-        )
+            self.model, self.images, out, options, self.shard, self.image_root, self.on,
+            self.encoder_precision,
+        )  # fmt: skip
         if self.first_stage and is_complete:
             build_first_stage(out, self.first_stage, self.bits)
 

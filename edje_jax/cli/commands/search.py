@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from edje_jax.config.model import InferencePrecision, RuntimeName
 from edje_jax.first_stage.registry import FIRST_STAGES, check_first_stage
 
 if TYPE_CHECKING:
@@ -51,8 +52,18 @@ class CacheOptions:
     for longest are deleted, and fetched again when they are needed."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class RuntimeOptions:
+    """Options of commands that score pairs."""
+
+    runtime: RuntimeName = "jax"
+    """Runtime that scores pairs: jax, on all devices, or onnx: ONNX Runtime, on the CPU."""
+    precision: InferencePrecision = "auto"
+    """Precision of scoring; auto is float32 on a CPU, and bfloat16 on other devices."""
+
+
 @dataclass(frozen=True)
-class Search(CacheOptions):
+class Search(CacheOptions, RuntimeOptions):
     """Search an index with words, or its captions with an image.
 
     Examples:
@@ -106,12 +117,13 @@ class Search(CacheOptions):
 
 
 @dataclass(frozen=True)
-class Serve(CacheOptions):
+class Serve(CacheOptions, RuntimeOptions):
     """Serve an index: a search page at /, and the HTTP of a reranker.
 
     Examples:
         edje serve photos.index
         edje serve photos.index --host 0.0.0.0 --port 80 --api-key "$KEY" --tokens-on host
+        edje serve photos.index --runtime onnx --precision int8
         edje serve photos.index --root-path /search --cors-origin https://shop.example
         edje serve /shared/photos.index --on ray --partitions 4 --replicas 2
     """
