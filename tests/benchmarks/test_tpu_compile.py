@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
+FOLDER = Path(__file__).parents[2] / "benchmarks"
 RESULT = FOLDER / "results" / "tpu_compile.json"
 ARCHITECTURE = FOLDER.parent / "docs" / "architecture.md"
 PAGE = FOLDER.parent / "docs" / "guide" / "training.md"
