@@ -5,11 +5,11 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import jax
-import torch
 
 
 def timed(
@@ -36,15 +36,18 @@ def ratios(seconds: Mapping[str, list[float]], ours: str = "ours") -> dict[str, 
 
 
 def machine() -> dict[str, Any]:
-    """Devices, cores and libraries of the machine."""
-    return {
+    """Devices, cores and libraries of the machine; PyTorch's where it is installed."""
+    told = {
         "devices": sorted({str(device.device_kind) for device in jax.devices()}),
         "cores": os.cpu_count(),
         "processor": _processor(),
-        "torch_threads": torch.get_num_threads(),
         "jax": jax.__version__,
-        "torch": torch.__version__,
     }
+    if find_spec("torch") is None:
+        return told
+    import torch
+
+    return told | {"torch_threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
 def forget_peak() -> None:

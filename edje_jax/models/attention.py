@@ -1,12 +1,41 @@
-"""The one place that chooses an attention implementation."""
+"""The one place that chooses an implementation of attention.
 
-import jax
+| name | devices | masks | causal | dropout | gradient |
+|---|---|---|---|---|---|
+| `products` | all; on accelerators short sequences only | yes | yes | yes | yes |
+| `flash` | TPU | yes | yes | no | by `blocks` |
+| `cudnn` | NVIDIA GPUs, in bfloat16 and float16 | no | yes | no | yes |
+| `blocks` | all | yes | yes | yes | computes the logits again |
+
+`products` alone keeps the logits of all queries and keys, float32 [b, h, q, k], in memory.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-HIDDEN = -1e30
-"""Added to the logits of what may not be attended to; finite, so that a row of nothing else is
-averaged over and not NaN."""
+from edje_jax.models.attention_kernels import cudnn, flash, refuse_cudnn, refuse_flash
+from edje_jax.models.attention_plain import AttentionCall, blocks, products, refuse_products
+from edje_jax.system.platform import platform
+
+
+class Implementation(NamedTuple):
+    """A way to compute attention, and which calls it does not take."""
+
+    compute: Callable[..., Array]
+    refuse: Callable[[AttentionCall], str | None]
+    """Reason why it cannot compute a call; None if it can."""
+
+
+IMPLEMENTATIONS = {
+    "products": Implementation(products, refuse_products),
+    "flash": Implementation(flash, refuse_flash),
+    "cudnn": Implementation(cudnn, refuse_cudnn),
+    "blocks": Implementation(blocks, lambda call: None),
+}
+"""Implementations by name; the first that accepts a call computes it."""
 
 
 def attend(
@@ -17,50 +46,30 @@ def attend(
     dropout: float = 0.0,
     rng: Array | None = None,
     causal: bool = False,
+    among: Sequence[str] = tuple(IMPLEMENTATIONS),
 ) -> Float[Array, "b q h d"]:
     """Scaled dot-product attention; logits and softmax in float32.
 
     `mask` is True for the keys that may be attended to, shared by all heads and queries.
     With `causal`, a query attends to the keys of its own and earlier positions. `dropout` drops
-    attention probabilities, as BERT does in training, when an `rng` is given.
+    attention probabilities, as BERT does in training, when an `rng` is given. `among` names the
+    implementations that may be taken.
 
-    Plain products: on CPU they take a third of the time of `jax.nn.dot_product_attention`, whose
-    layout makes XLA transpose every operand.
+    Raises:
+        ValueError: all of them refuse; the reason of each is told.
     """
-    query, key, value = (x.swapaxes(1, 2) for x in (query * query.shape[-1] ** -0.5, key, value))
-    logits = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32)
-    if mask is not None:
-        logits += jnp.where(mask, 0.0, HIDDEN)[:, None, None, :]
-    if causal:
-        earlier = jnp.tril(jnp.ones(logits.shape[-2:], bool))
-        logits += jnp.where(earlier, 0.0, HIDDEN)[None, None]
-    if dropout > 0.0 and rng is not None:
-        weights = jax.nn.softmax(logits, axis=-1)
-        kept = jax.random.bernoulli(rng, 1.0 - dropout, weights.shape)
-        out = _product(jnp.where(kept, weights / (1.0 - dropout), 0.0), value)
-    else:
-        out = _average(logits, value)
-    return out.astype(value.dtype).swapaxes(1, 2)
-
-
-@jax.custom_jvp
-def _average(logits: Float[Array, "b h q k"], value: Float[Array, "b h k d"]) -> Array:
-    """Values weighted by the softmax of their logits, float32.
-
-    The weights are divided by their sum after they have met the values, where there is less to
-    divide.
-    """
-    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
-    return _product(weights, value) / jnp.sum(weights, axis=-1)[..., None]
-
-
-@_average.defjvp
-def _average_jvp(primals, tangents):
-    """Derivative through the softmax: that of the quotient above would cancel large terms."""
-    return jax.jvp(lambda logits, value: _product(jax.nn.softmax(logits), value), primals, tangents)
-
-
-def _product(weights: Float[Array, "b h q k"], value: Float[Array, "b h k d"]) -> Array:
-    return jnp.einsum(
-        "bhqk,bhkd->bhqd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32
+    drops = dropout > 0.0 and rng is not None
+    rows, queries, _, width = query.shape
+    facts = (rows, queries, key.shape[1], width, jnp.dtype(query.dtype))
+    call = AttentionCall(platform(), *facts, mask is not None, causal, drops)
+    refused = {}
+    for name in among:
+        refused[name] = IMPLEMENTATIONS[name].refuse(call)
+        if refused[name] is None:
+            compute = IMPLEMENTATIONS[name].compute
+            return compute(query, key, value, mask, dropout, rng, causal)
+    reasons = "; ".join(f"{name} {reason}" for name, reason in refused.items())
+    raise ValueError(
+        f"no attention for {queries} queries and {call.keys} keys in {call.dtype}: {reasons};"
+        f" allow another of {', '.join(IMPLEMENTATIONS)}"
     )

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from edje_jax.models.attention import HIDDEN
+from edje_jax.models.attention_plain import HIDDEN
 from edje_jax.models.edje import Edje
 from edje_jax.models.layers import split_heads
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from edje_jax.config.model import InferencePrecision
+from edje_jax.system.platform import platform
 
 log = logging.getLogger(__name__)
 
@@ -46,14 +47,14 @@ def compute_dtype(precision: InferencePrecision) -> jax.typing.DTypeLike:
     if precision not in (known := get_args(InferencePrecision)):
         raise ValueError(f"precision {precision!r}: give one of {', '.join(known)}")
     if precision == "auto":
-        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+        return jnp.float32 if platform() == "cpu" else jnp.bfloat16
     return jnp.dtype(precision)
 
 
 def scans_layers(asked: bool | None) -> bool:
     """Whether programs of training loop over layers (`models.layer_stack`); None leaves it to the
     platform. On a CPU an unrolled program runs faster."""
-    return jax.default_backend() != "cpu" if asked is None else asked
+    return platform() != "cpu" if asked is None else asked
 
 
 @cache

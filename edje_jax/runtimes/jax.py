@@ -219,9 +219,7 @@ class JaxRuntime:
         on = self._on_devices
         params = on.backbone[device], on.compressing[device]
         compressor = Edje(self.config, self.encoding.dtype)
-        tokens, embeddings = _encode_images(
-            self.backbone, compressor, recipe, *params, images[rows]
-        )
+        tokens, embeddings = encode_batch(self.backbone, compressor, recipe, *params, images[rows])
         if (stage := self.config.first_stage) is None:
             return tokens, embeddings, np.empty((len(rows), 0), np.float32)
         heads = on.heads[device]
@@ -382,7 +380,7 @@ def _to_host(arrays: tuple[Any, ...], count: int) -> Encoded:
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _encode_images(backbone, model, recipe, backbone_params, params, images):
+def encode_batch(backbone, model, recipe, backbone_params, params, images):
     pixels = images if recipe is None else normalise(images, recipe)
     image = backbone.bind({"params": backbone_params}).encode_image(pixels)
     tokens = model.bind({"params": params}).compress(image.tokens)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float32, Int, PyTree
 from edje_jax.models.edje import Edje
 from edje_jax.models.joint_encoder import TextSide
 from edje_jax.models.token_formats import PackedTokens, unpack
+from edje_jax.system.platform import platform
 
 PAIR_BATCHES = {"cpu": (1, 8, 128), "gpu": (16, 64, 256, 1024), "tpu": (16, 64, 256, 1024)}
 """Pairs scored in one call, per platform."""
@@ -23,7 +24,7 @@ Count = int | Int[Array, ""]
 
 def pair_batches() -> tuple[int, ...]:
     """Sizes of batches of pairs on this platform, ascending."""
-    return PAIR_BATCHES[jax.default_backend()]
+    return PAIR_BATCHES[platform()]
 
 
 def text_batches() -> tuple[int, ...]:
@@ -67,7 +68,7 @@ def score(
 
 def _in_chunks(compute: Callable[[Any], Any], real: Count, rows: Any) -> Any:
     """Compute the chunks that hold the first `real` rows; zeros stand behind them."""
-    size, count = CHUNKS[jax.default_backend()], len(jax.tree.leaves(rows)[0])
+    size, count = CHUNKS[platform()], len(jax.tree.leaves(rows)[0])
     if count <= size:
         return compute(rows)
 

@@ -7,7 +7,7 @@ compressed tokens are sent for that, vision tokens never.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -32,10 +32,10 @@ from edje_jax.training.negatives import (
     choose_negatives,
     pair_similarities,
 )
-from edje_jax.training.queue import Queue, push
+from edje_jax.training.queue import Queue, empty_queue, push
 from edje_jax.training.rows import Counts, Rows
 from edje_jax.training.sharding import Devices
-from edje_jax.training.state import Metrics, TrainState, apply_gradients
+from edje_jax.training.state import Metrics, TrainState, apply_gradients, init_state
 from edje_jax.types import Batch, Features
 
 
@@ -63,6 +63,28 @@ class StepSetup:
     chunks: int = 1
     """Parts that a batch is worked through in, for the same gradients in less memory. Negatives
     and masked tokens do not depend on it; the draws of dropout do."""
+
+
+def fresh_state(setup: StepSetup) -> TrainState:
+    """State of a run that has taken no step: parameters drawn from the seed, an empty queue."""
+    config = setup.objective.model.config
+    backbone = config.backbone
+    tokens = jnp.zeros((1, backbone.num_vision_tokens, backbone.vision.hidden_size))
+    ids = jnp.ones((1, 3), jnp.int32)
+    params = Edje(config).init(jax.random.key(setup.seed), tokens, ids)["params"]
+    state = init_state(params, setup.optimiser, setup.ema)
+    if size := setup.objective.loss.queue:
+        return dataclasses.replace(state, queue=empty_queue(config, size))
+    return state
+
+
+def jit_step(setup: StepSetup) -> Callable[..., tuple[TrainState, Metrics]]:
+    """Jit (state, frozen, batch) -> (state, metrics) on the devices of a setup."""
+    devices = setup.objective.devices
+    # Stated, so that the second step gets a state that lies as the first one's did.
+    state = devices.shardings(jax.eval_shape(partial(fresh_state, setup)))
+    step = partial(edje_train_step, setup=setup)
+    return devices.jit(step, donate_argnums=0, out_shardings=(state, devices.replicated))
 
 
 def edje_train_step(

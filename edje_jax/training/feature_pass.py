@@ -130,7 +130,7 @@ class FeaturePass:
         size, total = self.data.batch_size, len(self.source)
         own, starts = part_of(size, part_of_this_process()), range(start, total, size)
         batches = [range(at + own.start, min(at + own.stop, total)) for at in starts]
-        encode = jax.jit(
+        encode = self.devices.jit(
             partial(_encode_images, self.model, self.backbone.image),
             out_shardings=self.devices.rows,
         )
@@ -168,7 +168,9 @@ class FeaturePass:
         """Write captions from `start` on; how many are done, now and then."""
         size, total = self.data.batch_size, int(first[-1])
         own = part_of(size, part_of_this_process())
-        encode = jax.jit(partial(_encode_texts, self.model), out_shardings=self.devices.rows)
+        encode = self.devices.jit(
+            partial(_encode_texts, self.model), out_shardings=self.devices.rows
+        )
 
         def write(at: int, made: jax.Array) -> int:
             rows = max(min(own.stop, total - at) - own.start, 0)

@@ -7,7 +7,7 @@ inserts what has to be sent. One device is a mesh of one: the same code path.
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -49,14 +49,19 @@ class Devices:
     mesh: Mesh
 
     @classmethod
-    def of(cls, config: MeshConfig, batch_size: int, chunks: int = 1) -> "Devices":
+    def of(
+        cls, config: MeshConfig, batch_size: int, chunks: int = 1, among: Sequence[Any] = ()
+    ) -> "Devices":
         """The mesh of a config over the devices of every process, for batches in so many chunks.
+
+        `among` names other devices, such as those of a topology to compile for.
 
         Raises:
             MeshError: the axes do not fit the devices, or the batch cannot be cut evenly.
         """
         # A process reads rows that stand together: so must its devices.
-        devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+        there = among or jax.devices()
+        devices = sorted(there, key=lambda device: (device.process_index, device.id))
         data = config.data or len(devices) // config.fsdp
         used = data * config.fsdp
         # Leaving devices idle has to be asked for; a process cannot be left out.
@@ -113,6 +118,21 @@ class Devices:
     def shardings(self, tree: PyTree) -> PyTree:
         """`sharding` of every leaf."""
         return jax.tree_util.tree_map_with_path(self.sharding, tree)
+
+    def jit(self, function: Callable[..., Tree], **options: Any) -> Callable[..., Tree]:
+        """`jax.jit` of a function that runs on the mesh.
+
+        While it is traced the mesh is in use, as kernels that XLA cannot partition ask for
+        (`models.attention_kernels`).
+        """
+
+        def on_mesh(*arguments: Any) -> Tree:
+            with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+                return function(*arguments)
+
+        # Profiles show it; a partial function has none of its own.
+        on_mesh.__name__ = getattr(function, "func", function).__name__
+        return jax.jit(on_mesh, **options)
 
     def init_sharded(self, function: Callable[[], Tree]) -> Tree:
         """Result of a function, computed on the devices that keep it: never whole on one."""

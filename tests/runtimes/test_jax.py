@@ -241,7 +241,7 @@ def test_no_device_gets_more_than_a_batch_above_its_share(sizes):
 
 
 def test_a_warm_up_reaches_every_device(four, ids, tokens):
-    programs = [scoring.score, jax_runtime._encode_images, scoring.encode_captions]
+    programs = [scoring.score, jax_runtime.encode_batch, scoring.encode_captions]
     four.warm(tokens)
     four.warm_images()
     warm = [program._cache_size() for program in programs]

@@ -17,9 +17,9 @@ from edje_jax.models.siglip import Siglip
 from edje_jax.training.edje_step import (
     Frozen,
     StepSetup,
-    edje_train_step,
     encode,
     examples_of,
+    jit_step,
 )
 from edje_jax.training.losses.term import Objective
 from edje_jax.training.negatives import Kinds, Negatives, choose_negatives
@@ -82,7 +82,6 @@ def trained(
     where = devices(data, fsdp)
     start = partial(with_queue, queue, config)
     state = where.init_sharded(start)
-    shardings = where.shardings(jax.eval_shape(start))
     setup = StepSetup(
         Objective(Edje(config), loss, "all", MASK, where, Edje(CONFIG) if deferred else None),
         Siglip(CONFIG.backbone),
@@ -93,11 +92,7 @@ def trained(
         learning_rate=optax.constant_schedule(2e-3),
         chunks=chunks,
     )
-    step = jax.jit(
-        partial(edje_train_step, setup=setup),
-        donate_argnums=0,
-        out_shardings=(shardings, where.replicated),
-    )
+    step = jit_step(setup)
     teacher = where.put(jax.device_get(jax.jit(fresh)().params)) if deferred else None
     towers = Frozen(where.put(frozen()), teacher)
     told = []
@@ -114,6 +109,20 @@ def assert_told(ours: Metrics, theirs: Metrics, rtol: float) -> None:
     assert ours.keys() == theirs.keys() >= {"loss/match", "loss/masked_lm", "grad_norm"}
     for name in ours:
         np.testing.assert_allclose(ours[name], theirs[name], rtol=rtol, err_msg=name)
+
+
+def test_a_program_of_the_mesh_finds_it_in_use():
+    seen = []
+
+    def program(x):
+        seen.append(jax.sharding.get_abstract_mesh())
+        return x
+
+    where = devices(2, 4)
+    jitted = where.jit(partial(program), out_shardings=where.rows)
+    assert jitted(jnp.zeros(ROWS)).sharding == where.rows
+    assert seen == [where.mesh.abstract_mesh]
+    assert "jit_program" in jitted.lower(jnp.zeros(ROWS)).as_text()
 
 
 @pytest.mark.parametrize("mesh", MESHES)

@@ -101,7 +101,9 @@ class BackboneTask:
         )
         step = partial(backbone_train_step, setup=setup)
         state = self.devices.shardings(jax.eval_shape(self._fresh))
-        return jax.jit(step, donate_argnums=0, out_shardings=(state, self.devices.replicated))
+        return self.devices.jit(
+            step, donate_argnums=0, out_shardings=(state, self.devices.replicated)
+        )
 
     def step(self, state: TrainState, batch: Batch, number: int) -> tuple[TrainState, Metrics]:
         """Take one jitted step; `number` makes no difference here."""

@@ -5,8 +5,6 @@ import logging
 from functools import cached_property, partial
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -20,16 +18,15 @@ from edje_jax.models.edje import Edje
 from edje_jax.runtimes.devices import Compute, compute_dtype, scans_layers
 from edje_jax.runtimes.jax import JaxRuntime
 from edje_jax.training.assemble import AssembledModel, assemble, open_sets
-from edje_jax.training.edje_step import Frozen, StepSetup, edje_train_step
+from edje_jax.training.edje_step import Frozen, StepSetup, fresh_state, jit_step
 from edje_jax.training.feature_pass import FeaturePass
 from edje_jax.training.losses.table import step_flops
 from edje_jax.training.losses.term import Objective, Phase
 from edje_jax.training.optim import optimiser, schedule
 from edje_jax.training.processes import part_of_this_process
-from edje_jax.training.queue import empty_queue
 from edje_jax.training.sharding import Devices
 from edje_jax.training.similarity_prior import measured_prior
-from edje_jax.training.state import Metrics, TrainState, init_state, start_from
+from edje_jax.training.state import Metrics, TrainState, start_from
 from edje_jax.types import Batch, Source
 from edje_jax.weights.card import model_card
 from edje_jax.weights.families.registry import make_backbone
@@ -98,23 +95,12 @@ class EdjeTask:
 
     def init(self) -> TrainState:
         """Fresh parameters from the seed, with what was loaded laid over them."""
-        state = self.devices.init_sharded(self._fresh)
+        state = self.devices.init_sharded(partial(fresh_state, self._setup("all")))
         return start_from(state, self.devices.put(self.parts.params))
 
-    def _fresh(self) -> TrainState:
-        backbone = self.model_config.backbone
-        tokens = jnp.zeros((1, backbone.num_vision_tokens, backbone.vision.hidden_size))
-        ids = jnp.ones((1, 3), jnp.int32)
-        key = jax.random.key(self.config.seed)
-        params = Edje(self.model_config).init(key, tokens, ids)["params"]
-        state = init_state(params, self.optimiser, self.config.optim.ema)
-        if size := self.config.loss.queue:
-            return dataclasses.replace(state, queue=empty_queue(self.model_config, size))
-        return state
-
-    def _compiled(self, phase: Phase):
+    def _setup(self, phase: Phase) -> StepSetup:
         loss, mask_id = self.config.loss, self.joint_tokenizer.mask_id
-        setup = StepSetup(
+        return StepSetup(
             Objective(self.model, loss, phase, mask_id, self.devices, self.teacher),
             self.backbone,
             self.model_config.image,
@@ -125,10 +111,6 @@ class EdjeTask:
             self.config.optim.ema,
             self.config.accumulate,
         )
-        step = partial(edje_train_step, setup=setup)
-        # Stated, so that the second step gets a state that lies as the first one's did.
-        state = self.devices.shardings(jax.eval_shape(self._fresh))
-        return jax.jit(step, donate_argnums=0, out_shardings=(state, self.devices.replicated))
 
     @property
     def step_flops(self) -> float:
@@ -140,7 +122,7 @@ class EdjeTask:
 
     @cached_property
     def _steps(self):
-        return {phase: self._compiled(phase) for phase in ("masked_lm", "all")}
+        return {phase: jit_step(self._setup(phase)) for phase in ("masked_lm", "all")}
 
     def step(self, state: TrainState, batch: Batch, number: int) -> tuple[TrainState, Metrics]:
         """Step `number`: of masked LM alone at first if the config says so, else of everything."""

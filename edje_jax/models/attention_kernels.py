@@ -1,0 +1,135 @@
+"""Attention by fused kernels of accelerators, which keep no logits in memory."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float
+
+from edje_jax.models.attention_plain import AttentionCall, blocks
+
+LANES, SUBLANES = 128, 8
+"""Columns and rows of a TPU's float32 register."""
+FLASH_KEYS, FLASH_QUERIES = 2048, 640
+"""Most keys of a sequence, and most queries of a block: their float32 logits stay in the fast
+memory of a TPU's core, of which programs get 16 MB."""
+
+
+def refuse_cudnn(call: AttentionCall) -> str | None:
+    """Reason why cuDNN's attention cannot compute a call (limits of
+    `jax.nn.dot_product_attention`)."""
+    if call.platform != "gpu":
+        return f"needs an NVIDIA GPU, not a {call.platform}"
+    capability = str(getattr(jax.devices()[0], "compute_capability", "8.0"))
+    if not capability.replace(".", "").isdigit() or float(capability) < 8.0:
+        return f"needs a GPU of compute capability 8.0, and this one has {capability}"
+    if call.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"computes bfloat16 and float16, not {call.dtype}"
+    if call.head_width % 8 or call.head_width > 128:
+        return f"takes heads of a multiple of 8 up to 128, not of {call.head_width}"
+    if call.masked or call.drops:
+        return f"takes no {'mask' if call.masked else 'dropout'}"
+    return None
+
+
+def cudnn(
+    query: Float[Array, "b q h d"],
+    key: Float[Array, "b k h d"],
+    value: Float[Array, "b k h d"],
+    mask: None,
+    dropout: float,
+    rng: Array | None,
+    causal: bool,
+) -> Float[Array, "b q h d"]:
+    """cuDNN's flash attention, which XLA partitions by itself."""
+    return jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation="cudnn")
+
+
+def refuse_flash(call: AttentionCall) -> str | None:
+    """Reason why the TPU's kernel cannot compute a call."""
+    if call.platform != "tpu":
+        return f"needs a TPU, not a {call.platform}"
+    if call.drops:
+        return "takes no dropout"
+    if call.keys > FLASH_KEYS:
+        return f"takes {FLASH_KEYS} keys at most, not {call.keys}"
+    devices = _mesh_devices()
+    if call.rows % devices:
+        return f"{call.rows} rows cannot be cut evenly over the {devices} devices of the mesh"
+    return None
+
+
+def flash(
+    query: Float[Array, "b q h d"],
+    key: Float[Array, "b k h d"],
+    value: Float[Array, "b k h d"],
+    mask: Bool[Array, "b k"] | None,
+    dropout: float,
+    rng: Array | None,
+    causal: bool,
+) -> Float[Array, "b q h d"]:
+    """JAX's Pallas kernel of flash attention, the whole sequence of keys at a time.
+
+    XLA cannot partition a kernel. Where a mesh is in use (`jax.sharding.use_abstract_mesh`), every
+    device runs it on its own rows.
+    """
+    run = partial(_flash, causal)
+    if _mesh_devices() == 1:
+        return run(query, key, value, mask)
+    mesh = jax.sharding.get_abstract_mesh()
+    rows = PartitionSpec(mesh.axis_names)
+    return jax.shard_map(run, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)(
+        query, key, value, mask
+    )
+
+
+def _mesh_devices() -> int:
+    """Devices of the mesh in use; 1 without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.size
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _flash(
+    causal: bool,
+    query: Float[Array, "b q h d"],
+    key: Float[Array, "b k h d"],
+    value: Float[Array, "b k h d"],
+    mask: Bool[Array, "b k"] | None,
+) -> Float[Array, "b q h d"]:
+    from jax.experimental.pallas.ops.tpu import flash_attention as kernel
+
+    length, width = query.shape[1], query.shape[-1]
+    if mask is not None:  # The kernel compares segments in whole registers.
+        behind = -key.shape[1] % LANES
+        key, value = (jnp.pad(x, ((0, 0), (0, behind), (0, 0), (0, 0))) for x in (key, value))
+        visible = jnp.pad(mask, ((0, 0), (0, behind))).astype(jnp.int32)
+        segments = kernel.SegmentIds(jnp.ones((len(query), length), jnp.int32), visible)
+    else:
+        segments = None
+    count = -(-length // FLASH_QUERIES)
+    block = length if count == 1 else -(-length // (count * SUBLANES)) * SUBLANES
+    keys = key.shape[1]
+    out = kernel.flash_attention(
+        *(x.swapaxes(1, 2) for x in (query, key, value)),
+        segment_ids=segments,
+        causal=causal,
+        sm_scale=width**-0.5,
+        block_sizes=kernel.BlockSizes(block, keys, keys, 1),
+    )
+    return out.swapaxes(1, 2)
+
+
+def _flash_forward(causal, query, key, value, mask):
+    return _flash(causal, query, key, value, mask), (query, key, value, mask)
+
+
+def _flash_backward(causal, saved, gradient):
+    """Gradient through `blocks`, which computes everything again."""
+    *inputs, mask = saved
+    _, back = jax.vjp(lambda *qkv: blocks(*qkv, mask, 0.0, None, causal), *inputs)
+    return (*back(gradient), None)
+
+
+_flash.defvjp(_flash_forward, _flash_backward)
