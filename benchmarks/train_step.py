@@ -2,7 +2,8 @@
 
     python benchmarks/train_step.py [--rounds 3] [--size small|B|L] [--batch 16] [--out FILE]
 
-Ours is `edje_train_step` as `train.py` runs it. The peers, both float32 on a CPU:
+Ours is `edje_train_step` as `train.py` runs it, "loop" the same with --scan-layers. The peers, both
+float32 on a CPU:
   good       one pass of transformers' SigLIP under no_grad, the joint encoder of a model folder's
              `modeling_edje.py` (SDPA, last layer for the rows that are read), the vocabulary head
              on masked positions, AdamW; on a GPU bfloat16 autocast and torch.compile
@@ -120,8 +121,8 @@ class Work:
         )
 
 
-def ours(work: Work, chunks: int = 1) -> Callable[[], float]:
-    """Returns the loss of a step, worked through in so many parts."""
+def ours(work: Work, chunks: int = 1, scan: bool = False) -> Callable[[], float]:
+    """Returns the loss of a step, worked through in so many parts; `scan` makes layers a loop."""
     config, dtype = work.config, compute_dtype("auto")
     devices = Devices.of(MeshConfig(data=1), len(work.batch.valid), chunks)
     optimiser = optax.adamw(1e-4, weight_decay=0.05)
@@ -129,8 +130,8 @@ def ours(work: Work, chunks: int = 1) -> Callable[[], float]:
     shardings = devices.shardings(state)
     state = jax.device_put(state, shardings)
     setup = StepSetup(
-        Objective(Edje(config, dtype), LOSS, "all", MASK, devices),
-        make_backbone(config.backbone, dtype),
+        Objective(Edje(config, dtype, scan=scan), LOSS, "all", MASK, devices),
+        make_backbone(config.backbone, dtype, scan=scan),
         config.image,
         SPECIAL,
         seed=0,
@@ -313,6 +314,7 @@ def through(
 
 SIDES: dict[str, Callable[[Work], Callable[[], float]]] = {
     "ours": ours,
+    "loop": partial(ours, scan=True),
     "good": partial(Torch, published=False),
     "published": partial(Torch, published=True),
 }
@@ -340,7 +342,7 @@ def main() -> None:
             stats = jax.devices()[0].memory_stats() or {}
             used = (
                 stats.get("peak_bytes_in_use", 0)
-                if options.only == "ours"
+                if options.only in ("ours", "loop")
                 else (torch.cuda.max_memory_allocated())
             )
             peak = used / 2**20
