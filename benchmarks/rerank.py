@@ -130,10 +130,6 @@ def scorer(task: Pairs, runtime: Runtime) -> Callable[[], np.ndarray]:
     return lambda: runtime.score_pairs(task.ids, task.tokens, task.owner, rows)
 
 
-from edje_jax.config.model import OnlineVision
-from edje_jax.runtimes.base import Runtime
-
-
 def torch_module(task: Pairs) -> modeling_edje.EdjeModel:
     """Module of a model folder with the same weights."""
     config = modeling_edje.EdjeConfig(
