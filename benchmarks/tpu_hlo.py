@@ -132,10 +132,7 @@ def _count_runs(module: Module, name: str, times: float, fused: bool) -> None:
     if fused:
         module.fused.add(name)
     for one in module.computations[name].values():
-        trips = 1.0
-        if one.opcode == "while":
-            known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', one.rest)
-            trips = float(known[1]) if known else 1.0
+        trips = _trips(module, one) if one.opcode == "while" else 1.0
         for attribute in (
             "calls",
             "body",
@@ -146,6 +143,17 @@ def _count_runs(module: Module, name: str, times: float, fused: bool) -> None:
             found = re.search(rf"\b{attribute}=(\{{[^}}]*\}}|%[\w.-]+)", one.rest)
             for called in _NAME.findall(found[1]) if found else ():
                 _count_runs(module, called, times * trips, fused or one.opcode == "fusion")
+
+
+def _trips(module: Module, loop: Instruction) -> float:
+    """Runs of a loop whose condition compares a count from 0 on with a constant; 1 of any other."""
+    condition = module.computations[loop.attribute("condition") or ""]
+    for line in condition.values():
+        if line.is_root and line.opcode == "compare" and "direction=LT" in line.rest:
+            limit = condition[line.operands[1]]
+            if limit.opcode == "constant":
+                return float(limit.rest[1 : limit.rest.index(")")])
+    return 1.0
 
 
 def collectives(module: Module) -> dict[str, dict[str, float]]:
@@ -160,9 +168,9 @@ def collectives(module: Module) -> dict[str, dict[str, float]]:
             begun = computation[one.operands[0]] if one.opcode.endswith("-done") else one
             key = kind, begun.attribute("channel_id") or begun.name
             size = 0.0 if one.opcode.endswith("-start") else _collective_bytes(computation, one)
-            runs, known = found.get(key, (0.0, 0.0))
-            # A step of a fused collective runs as often as the others of its steps.
-            found[key] = max(runs, module.runs[name]), max(known, size)
+            runs, known = found.get(key, (math.inf, 0.0))
+            # A collective that begins and ends outside of a loop may have steps inside.
+            found[key] = min(runs, module.runs[name]), max(known, size)
     total: dict[str, dict[str, float]] = {}
     for (kind, _), (runs, size) in sorted(found.items()):
         sums = total.setdefault(kind, {"count": 0, "bytes": 0})
@@ -219,28 +227,56 @@ def _moved(module: Module, computation: dict[str, Instruction], one: Instruction
         return 2 * written
     if one.opcode == "dynamic-update-slice":
         return 2 * _in_memory(computation[one.operands[1]].shapes)
-    called = one.attribute("calls") if one.opcode == "fusion" else None
-    inner = module.computations[called] if called else {}
-    for line in inner.values():
-        if line.is_root and line.opcode == "dynamic-update-slice":
-            written = min(written, _bytes(inner[line.operands[1]].shapes))
-    operands = [_in_memory(computation[name].shapes) for name in one.operands]
-    return written + sum(_read(inner, number, size) for number, size in enumerate(operands))
+    if one.opcode == "fusion":
+        return _written(module, one) + sum(
+            _read(module, one, number, _in_memory(computation[name].shapes))
+            for number, name in enumerate(one.operands)
+        )
+    return written + sum(_in_memory(computation[name].shapes) for name in one.operands)
 
 
-def _read(inner: dict[str, Instruction], number: int, size: float) -> float:
+def _written(module: Module, fusion: Instruction) -> float:
+    """Bytes that a fusion writes: its results, but of an array that it updates the new part."""
+    inner = module.computations[fusion.attribute("calls") or ""]
+    root = next(line for line in inner.values() if line.is_root)
+    results = [inner[name] for name in root.operands] if root.opcode == "tuple" else [root]
+    if len(results) != len(fusion.shapes):
+        return _written(module, root) if root.opcode == "fusion" else _in_memory(fusion.shapes)
+    total = 0.0
+    for shape, line in zip(fusion.shapes, results, strict=True):
+        while line.opcode == "bitcast":
+            line = inner[line.operands[0]]
+        if line.opcode == "dynamic-update-slice":
+            total += min(_in_memory((shape,)), _bytes(inner[line.operands[1]].shapes))
+        elif line.opcode == "fusion" and len(line.shapes) == 1:
+            total += min(_in_memory((shape,)), _written(module, line))
+        else:
+            total += _in_memory((shape,))
+    return total
+
+
+def _read(module: Module, fusion: Instruction, number: int, size: float) -> float:
     """Bytes that a fusion reads of an operand: all, or only the slices that it takes."""
-    for line in inner.values():
-        if line.opcode == "parameter" and line.rest.startswith(f"({number})"):
-            users = [user for user in inner.values() if line.name in user.operands]
-            if users and all(user.opcode in SLICES for user in users):
-                return min(size, sum(_bytes(user.shapes) for user in users))
-            if all(
-                user.opcode == "dynamic-update-slice" and user.operands[0] == line.name
-                for user in users
-            ):
-                return 0.0
-    return size
+    inner = module.computations[fusion.attribute("calls") or ""]
+    names = [
+        line.name
+        for line in inner.values()
+        if line.opcode == "parameter" and line.rest.startswith(f"({number})")
+    ]
+    total = 0.0
+    for name in names:
+        for user in inner.values():
+            if name not in user.operands:
+                continue
+            if user.opcode == "bitcast":
+                names.append(user.name)
+            elif user.opcode in SLICES:
+                total += _bytes(user.shapes)
+            elif user.opcode == "fusion":
+                total += _read(module, user, user.operands.index(name), size)
+            elif user.opcode != "dynamic-update-slice" or user.operands[0] != name:
+                return size
+    return min(size, total)
 
 
 def _bytes(shapes: tuple[Shape, ...]) -> float:

@@ -127,9 +127,12 @@ def _flash_forward(causal, query, key, value, mask):
 
 def _flash_backward(causal, saved, gradient):
     """Gradient through `blocks`, which computes everything again."""
-    *inputs, mask = saved
-    _, back = jax.vjp(lambda *qkv: blocks(*qkv, mask, 0.0, None, causal), *inputs)
-    return (*back(gradient), None)
+    query, key, value, mask = saved
+
+    def again(query: Array, key: Array, value: Array) -> Array:
+        return blocks(query, key, value, mask, 0.0, None, causal)
+
+    return (*jax.vjp(again, query, key, value)[1](gradient), None)
 
 
 _flash.defvjp(_flash_forward, _flash_backward)

@@ -40,18 +40,35 @@ TEXT = """HloModule jit_step, is_scheduled=true
   ROOT %row = f32[1,64]{1,0:T(8,128)} dynamic-slice(%table, %number, %number), dynamic_slice_sizes={1,64}
 }
 
+%row_inside (outer: f32[12,64], index: s32[]) -> f32[1,64] {
+  %outer = f32[12,64]{1,0:T(8,128)} parameter(0)
+  %index = s32[]{:T(128)} parameter(1)
+  ROOT %found = f32[1,64]{1,0:T(8,128)S(1)} fusion(%outer, %index), kind=kLoop, calls=%row_of_table
+}
+
+%update (old: f32[12,64], new: f32[1,64], place: s32[]) -> (f32[12,64], f32[1,64]) {
+  %old = f32[12,64]{1,0:T(8,128)} parameter(0)
+  %new = f32[1,64]{1,0:T(8,128)} parameter(1)
+  %place = s32[]{:T(128)} parameter(2)
+  %placed = f32[12,64]{1,0:T(8,128)} dynamic-update-slice(%old, %new, %place, %place)
+  ROOT %both = (f32[12,64]{1,0:T(8,128)}, f32[1,64]{1,0:T(8,128)}) tuple(%placed, %new)
+}
+
 %body (carry: (s32[], f32[12,64])) -> (s32[], f32[12,64]) {
   %carry = (s32[]{:T(128)}, f32[12,64]{1,0:T(8,128)}) parameter(0)
   %i = s32[]{:T(128)} get-tuple-element(%carry), index=0
   %t = f32[12,64]{1,0:T(8,128)} get-tuple-element(%carry), index=1
-  %read = f32[1,64]{1,0:T(8,128)S(1)} fusion(%t, %i), kind=kLoop, calls=%row_of_table
+  %read = f32[1,64]{1,0:T(8,128)S(1)} fusion(%t, %i), kind=kLoop, calls=%row_inside
   %reduce = f32[1,64]{1,0:T(8,128)S(1)} all-reduce(%read), channel_id=9, to_apply=%add
+  %write = (f32[12,64]{1,0:T(8,128)}, f32[1,64]{1,0:T(8,128)}) fusion(%t, %reduce, %i), kind=kLoop, calls=%update
   ROOT %next = (s32[]{:T(128)}, f32[12,64]{1,0:T(8,128)}) tuple(%i, %t)
 }
 
 %condition (carry.1: (s32[], f32[12,64])) -> pred[] {
   %carry.1 = (s32[]{:T(128)}, f32[12,64]{1,0:T(8,128)}) parameter(0)
-  ROOT %more = pred[]{:T(512)} constant(true)
+  %limit = s32[]{:T(128)} constant(12)
+  %at = s32[]{:T(128)} get-tuple-element(%carry.1), index=0
+  ROOT %more = pred[]{:T(512)} compare(%at, %limit), direction=LT
 }
 
 ENTRY %main (x: bf16[4,8], y: (s32[], f32[12,64])) -> bf16[16,8] {
@@ -61,7 +78,7 @@ ENTRY %main (x: bf16[4,8], y: (s32[], f32[12,64])) -> bf16[16,8] {
   %end = bf16[16,8]{1,0:T(8,128)(2,1)} fusion(%x), kind=kCustom, calls=%second_step
   %send = (f32[6,6]{1,0}, f32[6,6]{1,0}, /*index=2*/u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%end), channel_id=7, source_target_pairs={{0,1},{1,0}}
   %sent = f32[6,6]{1,0} collective-permute-done(%send)
-  %loop = (s32[]{:T(128)}, f32[12,64]{1,0:T(8,128)}) while(%y), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"12"},"x":"y"}
+  %loop = (s32[]{:T(128)}, f32[12,64]{1,0:T(8,128)}) while(%y), condition=%condition, body=%body
   %whole = s32[6,6]{1,0} convolution(%sent, %sent), dim_labels=bf_io->bf
   %scatter = bf16[4,8]{1,0:T(8,128)(2,1)} reduce-scatter(%end), channel_id=8, to_apply=%add
   ROOT %out = bf16[16,8]{1,0:T(8,128)(2,1)} copy(%end)
@@ -106,6 +123,8 @@ def test_traffic_is_what_moves_between_the_main_memory_and_the_cores(benchmark):
         "end": x + gathered,
         "sent": 6 * 6 * 4 + 6 * 6 * 4,
         "read": 12 * (table_row + 4),  # A row of the table, and its number
+        "write": 12 * (2 * table_row + 4),  # A row of the old table, another array, the number
+        "more": 12 * (4 + 4 + 1),
         "whole": 3 * 6 * 6 * 4,
         "scatter": gathered + x,
         "out": 2 * gathered,
