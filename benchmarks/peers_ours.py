@@ -4,8 +4,8 @@ A side is {"layout", "runtime", "precision"} with optional "queries", "k", "word
 {"tower": true} is the offline part: SigLIP2's vision tower and the adapter.
 """
 
-from functools import cache
 from typing import Any
+from weakref import WeakValueDictionary
 
 import jax
 import numpy as np
@@ -20,12 +20,21 @@ from edje_jax.search.reranker import Reranker
 from edje_jax.system.allocator import keep_freed_memory
 from edje_jax.weights.backbone import expected_params
 
+SIDE_BYTES, TOWER_BYTES = 1.5e9, 4e9
+"""Memory that a side takes at most, with what compiling it takes."""
 
-@cache
-def open_runtime(folder: str, runtime: str, precision: Any) -> Runtime:
-    """Runtime of a model folder, as users open it."""
-    further: Any = {} if runtime == "jax" else {"runtime": runtime}
-    return Reranker.from_pretrained(folder, precision=precision, **further).runtime
+
+OPEN: WeakValueDictionary[tuple[str, ...], Runtime] = WeakValueDictionary()
+"""Runtimes that sides hold."""
+
+
+def open_runtime(folder: str, runtime: Any, precision: Any) -> Runtime:
+    """Runtime of a model folder, as users open it; one for all sides that hold it."""
+    key = folder, runtime, precision
+    if (known := OPEN.get(key)) is None:
+        loaded = Reranker.from_pretrained(folder, precision=precision, runtime=runtime)
+        known = OPEN[key] = loaded.runtime
+    return known
 
 
 def scoring_side(spec: Spec, settings: Settings) -> Side:
@@ -94,4 +103,7 @@ def serve(text: str) -> None:
     def build(spec: Spec) -> Side:
         return tower_side(settings) if spec.get("tower") else scoring_side(spec, settings)
 
-    answer_requests(build, lambda spec: 0.0, {"jax": jax.__version__})
+    def needed(spec: Spec) -> float:
+        return 0.0 if settings.tiny else TOWER_BYTES if spec.get("tower") else SIDE_BYTES
+
+    answer_requests(build, needed, {"jax": jax.__version__})

@@ -161,13 +161,19 @@ def timed_in_workers(works: Mapping[Name, Work], rounds: int) -> dict[Name, dict
     """{name: facts with "seconds" of each round, or "why" there are none}.
 
     Each side takes its turn in every round, so that what slows the machine for a while slows all.
-    It is called once before, uncounted.
+    It is called once before, uncounted. Where a worker lacks memory, the others are ended first.
     """
     console = Console(stderr=True)
 
     def ask(name: Name, what: str) -> dict[str, Any]:
         work = works[name]
-        return work.worker.ask({"do": what, "side": work.side, "part": work.part})
+        request = {"do": what, "side": work.side, "part": work.part}
+        told = work.worker.ask(request)
+        if told.get("why", "").startswith(MemoryError.__name__):
+            for other in {one.worker for one in works.values()} - {work.worker}:
+                other.close()  # It builds its sides again when it is asked again
+            told = work.worker.ask(request)
+        return told
 
     out = {name: ask(name, "describe") for name in track(works, "building", console=console)}
     for number in range(rounds):

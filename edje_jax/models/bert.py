@@ -18,7 +18,10 @@ DTypeLike = jax.typing.DTypeLike
 
 
 class Embeddings(nn.Module):
-    """norm(content + position + segment), where the content is a word or a given vector."""
+    """norm(content + position + segment), where the content is a word or a given vector.
+
+    Rows of the tables are gathered before they are cast: a whole table is a hundred times as large.
+    """
 
     config: BertConfig
     dtype: DTypeLike
@@ -29,7 +32,7 @@ class Embeddings(nn.Module):
         init = nn.initializers.normal(c.initializer_range)
 
         def table(rows: int) -> nn.Embed:
-            return nn.Embed(rows, c.hidden_size, dtype=self.dtype, embedding_init=init)
+            return nn.Embed(rows, c.hidden_size, embedding_init=init)
 
         self.word = table(c.vocab_size)
         self.position = table(c.max_position_embeddings)
@@ -46,12 +49,14 @@ class Embeddings(nn.Module):
     ) -> Float[Array, "b n d"]:
         """Positions past the last row of the table repeat that row."""
         rows = jnp.minimum(positions, self.config.max_position_embeddings - 1)
-        x = content.astype(self.dtype) + self.position(rows) + self.segment(segments)
+        parts = content, self.position(rows), self.segment(segments)
+        content, position, segment = (part.astype(self.dtype) for part in parts)
+        x = content + position + segment
         return self.drop(self.norm(x), deterministic=not train)
 
     def words(self, ids: Int[Array, "b t"]) -> Float[Array, "b t d"]:
         """Rows of the word table."""
-        return self.word(ids)
+        return self.word(ids).astype(self.dtype)
 
     def decode(self, x: Float[Array, "... d"]) -> Float[Array, "... v"]:
         """Products with every word's row, float32: the tied masked-LM decoder."""

@@ -55,10 +55,10 @@ class ClipTextTower(Tower):
     @nn.compact
     def __call__(self, ids: Int[Array, "b t"]) -> Float[Array, "b e"]:
         c: TextConfig = self.config
-        embed = nn.Embed(c.vocab_size, c.hidden_size, dtype=self.dtype, name="token_embedding")
+        embed = nn.Embed(c.vocab_size, c.hidden_size, name="token_embedding")
         shape = (c.max_position_embeddings, c.hidden_size)
         position = self.param("position_embedding", nn.initializers.normal(0.02), shape)
-        x = embed(ids) + position.astype(self.dtype)[None, : ids.shape[1]]
+        x = embed(ids).astype(self.dtype) + position.astype(self.dtype)[None, : ids.shape[1]]
         x = self.run_layers(c, x, causal=True)[-1]
         end = jnp.take_along_axis(x, _end_positions(ids, c.eos_token_id)[:, None, None], axis=1)
         x = nn.LayerNorm(c.layer_norm_eps, dtype=self.dtype, name="final_layer_norm")(end[:, 0])
