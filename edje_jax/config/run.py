@@ -205,9 +205,9 @@ class RunConfig:
     """Compute dtype; "auto" is bfloat16 on GPU and TPU, float32 on CPU. Params stay float32."""
     remat: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
-    scan_layers: bool | None = None
-    """Compile the layers of a tower once, as a loop, instead of one after the other (default: on
-    GPU and TPU, where large models compile in a fraction of the time)."""
+    scan_layers: bool = False
+    """Compile the layers of a tower once, as a loop, instead of one after the other: a smaller
+    program, whose steps are slower on a CPU and take more memory on a TPU."""
     log_every: int = 10
     eval_every: int | None = None
     """Steps between evaluations on `data.val`, of which the best one's parameters are exported

@@ -51,12 +51,6 @@ def compute_dtype(precision: InferencePrecision) -> jax.typing.DTypeLike:
     return jnp.dtype(precision)
 
 
-def scans_layers(asked: bool | None) -> bool:
-    """Whether programs of training loop over layers (`models.layer_stack`); None leaves it to the
-    platform. On a CPU an unrolled program runs faster."""
-    return platform() != "cpu" if asked is None else asked
-
-
 @cache
 def log_devices(compute: Compute, used: int) -> None:
     """Log the platform, how many devices are used and of which kind, and the compute dtype.

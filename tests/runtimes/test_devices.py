@@ -8,7 +8,7 @@ import pytest
 
 from edje_jax.cli.convert import convert
 from edje_jax.runtimes import devices as runtime_devices
-from edje_jax.runtimes.devices import Compute, compute_dtype, log_devices, scans_layers
+from edje_jax.runtimes.devices import Compute, compute_dtype, log_devices
 from edje_jax.search.reranker import Reranker
 from tests.conftest import ROOT
 
@@ -54,12 +54,6 @@ def test_int8_is_of_products_and_the_rest_is_what_the_platform_computes_in(monke
 def test_int8_does_not_train():
     with pytest.raises(ValueError, match='"int8" is one of inference alone'):
         compute_dtype("int8")
-
-
-def test_layers_are_a_loop_where_asked_for_or_on_an_accelerator(monkeypatch):
-    assert [scans_layers(asked) for asked in (None, False, True)] == [False, False, True]
-    monkeypatch.setattr(runtime_devices.jax, "default_backend", lambda: "tpu")
-    assert [scans_layers(asked) for asked in (None, False, True)] == [True, False, True]
 
 
 def test_that_there_is_a_gpu_which_jax_does_not_use_is_heard():

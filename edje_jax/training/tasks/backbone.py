@@ -13,7 +13,7 @@ from edje_jax.config.model import BackboneConfig, ImageRecipe
 from edje_jax.config.run import BackboneRun
 from edje_jax.data.loader import RowRecipe, TrainingBatches
 from edje_jax.data.text import BackboneTokenizer, JointTokenizer
-from edje_jax.runtimes.devices import compute_dtype, scans_layers
+from edje_jax.runtimes.devices import compute_dtype
 from edje_jax.runtimes.dual_encoder import DualEncoder
 from edje_jax.scenes.patch_naming import patch_naming
 from edje_jax.training.assemble import open_sets, train_tokenizer
@@ -52,9 +52,7 @@ class BackboneTask:
         self.backbone = start.config if start else _new_backbone(config, self.tokenizer)
         self.loaded = {self.backbone.kind: start.params} if start else None
         dtype = compute_dtype(config.precision)
-        self.model = make_backbone(
-            self.backbone, dtype, config.remat, scans_layers(config.scan_layers)
-        )
+        self.model = make_backbone(self.backbone, dtype, config.remat, config.scan_layers)
         self.naming = patch_naming(source, config)
         self.teacher = self.taught_by = None
         if teacher:

@@ -15,7 +15,7 @@ from edje_jax.data.loader import RowRecipe, TrainingBatches
 from edje_jax.data.text import BackboneTokenizer, JointTokenizer
 from edje_jax.evaluate.gallery import encode_gallery, evaluate
 from edje_jax.models.edje import Edje
-from edje_jax.runtimes.devices import Compute, compute_dtype, scans_layers
+from edje_jax.runtimes.devices import Compute, compute_dtype
 from edje_jax.runtimes.jax import JaxRuntime
 from edje_jax.training.assemble import AssembledModel, assemble, open_sets
 from edje_jax.training.edje_step import Frozen, StepSetup, fresh_state, jit_step
@@ -49,7 +49,7 @@ class EdjeTask:
         self.model_config: EdjeConfig = self.parts.config
         dtype = compute_dtype(config.precision)
         self.dtype = dtype
-        scan = scans_layers(config.scan_layers)
+        scan = config.scan_layers
         self.backbone = make_backbone(self.model_config.backbone, dtype, scan=scan)
         teacher = self.parts.teacher
         self.teacher = Edje(teacher.config, dtype, scan=scan) if teacher else None

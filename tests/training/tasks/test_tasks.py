@@ -95,3 +95,15 @@ def test_both_phases_of_a_run_send_what_they_say_and_compile_once(tmp_path):
     batch, _ = task.reader[0]
     with pytest.raises(Exception, match="transfer"), jax.transfer_guard("disallow"):
         task._steps["all"](state, task.frozen, batch)
+
+
+def test_layers_as_a_loop_take_the_same_steps(workdir, tmp_path):
+    assert not BackboneTask(BACKBONE, workdir).model.scan
+    task = BackboneTask(dataclasses.replace(BACKBONE, scan_layers=True), workdir)
+    assert task.model.scan
+    told, _ = taken(task, 3)
+    for ours, theirs in zip(told, backbone_steps(1, 1, workdir), strict=False):
+        for name in theirs:
+            np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-4, err_msg=name)
+    edje = EdjeTask(dataclasses.replace(EDJE, scan_layers=True), tmp_path)
+    assert edje.model.scan and edje.backbone.scan
