@@ -39,13 +39,13 @@ def run_layers(
         params, number = layer
         rngs = {} if dropout is None else {"dropout": jax.random.fold_in(dropout, number)}
 
-        def call(*args: Any) -> Array:
+        def call(*args: Any) -> Any:
             return free.apply({"params": params}, *args, rngs=rngs)
 
         rows = step(call, rows)
         return rows, rows
 
-    own = [module.get_variable("params", layer.name) for layer in layers]
+    own = [module.get_variable("params", str(layer.name)) for layer in layers]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *own)
     last, states = jax.lax.scan(one, x, (stacked, jnp.arange(len(layers))))
     # The last state as the loop carries it, so that nobody needs the others for its sake.
