@@ -181,7 +181,7 @@ STEPS: dict[str, tuple[Callable[[Set], object], dict[str, bool], str]] = {
 
 
 def test_the_table_in_the_documentation_is_what_happens(made, reranker, caplog, monkeypatch):
-    monkeypatch.setattr(Reranker, "from_pretrained", lambda _: reranker)
+    monkeypatch.setattr(Reranker, "from_pretrained", lambda _, **options: reranker)
     caplog.set_level(logging.INFO)
     rows = table()
     assert [done for done, _, _ in rows] == list(STEPS)
