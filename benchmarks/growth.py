@@ -34,7 +34,7 @@ AXES = {
     "tokens": ("tokens of an image", (16, 64, 144, 256, 576)),
     "queries": ("concurrent queries", (1, 2, 4, 8, 16, 32)),
 }
-"""What grows -> its title, and its values."""
+"""Axis of the plot -> its title, and its values."""
 FIXED = {"k": "{} candidates", "words": "{} words", "tokens": "{} tokens", "queries": "{} query"}
 TINY = {"k": (4, 8), "words": (4, 8), "tokens": (4, 16), "queries": (1, 2)}
 SIDES = (("jax", "float32"), ("jax", "int8"), ("onnx", "int8"))

@@ -16,7 +16,7 @@ class Poster(NamedTuple):
     """Figures of a row of EDJE's poster and of its paper (arXiv 2510.06820)."""
 
     milliseconds: float
-    """Of 64 candidates on an A6000."""
+    """Milliseconds of 64 candidates on an A6000."""
     kilobytes: int
     """Stored for an image."""
     parameters: str

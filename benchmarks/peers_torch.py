@@ -77,7 +77,7 @@ class Peer(NamedTuple):
     read: Callable[[Tensor], Tensor]
     """Pixels [n, 3, s, s] -> features [n, tokens, width]: all that is kept of images."""
     score: Callable[[Tensor, Tensor], Tensor]
-    """One caption's ids [t], and the features of its k candidates -> [k]."""
+    """Scorer: ids [t] of a caption, and the features of its k candidates -> scores [k]."""
 
 
 def blip(vit: Vit, text: Text) -> Peer:

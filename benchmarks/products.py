@@ -1,4 +1,4 @@
-"""Where a train step's time goes on a CPU, part by part, in JAX and in PyTorch.
+"""Parts of a train step on a CPU, timed one by one in JAX and in PyTorch.
 
     python benchmarks/products.py [--rounds 9] [--jax-python PYTHON ...] [--out products.json]
 

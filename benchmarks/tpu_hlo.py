@@ -55,7 +55,7 @@ class Instruction(NamedTuple):
 
     name: str
     shapes: tuple[Shape, ...]
-    """Its results; a tuple has several."""
+    """Results of the instruction; a tuple has several."""
     opcode: str
     operands: tuple[str, ...]
     rest: str

@@ -110,7 +110,7 @@ def test_blocks_in_bfloat16_equal_products():
 
 
 def test_blocks_drop_other_probabilities_in_each_block():
-    """Of two blocks with the same queries, which equal ones without dropout."""
+    """Two blocks of the same queries differ under dropout, and are equal without."""
     query, key, value = long_inputs(SHORT, 8)
     inputs = jnp.concatenate([query, query], axis=1), key, value
     rng = jax.random.key(0)
