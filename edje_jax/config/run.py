@@ -207,7 +207,7 @@ class RunConfig:
     """Recompute activations in the backward pass: less memory, about a third more time."""
     scan_layers: bool = False
     """Compile the layers of a tower once, as a loop, instead of one after the other: a smaller
-    program, whose steps are slower on a CPU and take more memory on a TPU."""
+    program, whose steps are slower on a CPU."""
     log_every: int = 10
     eval_every: int | None = None
     """Steps between evaluations on `data.val`, of which the best one's parameters are exported
