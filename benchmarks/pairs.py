@@ -18,12 +18,13 @@ from edje_jax.config.model import (
     BackboneConfig,
     BertConfig,
     EdjeConfig,
+    InferencePrecision,
     TextConfig,
     VisionConfig,
 )
-from edje_jax.models.edje import Edje
 from edje_jax.runtimes.devices import Compute
 from edje_jax.runtimes.jax import JaxRuntime
+from edje_jax.weights.edje import expected_params as expected_edje_params
 from edje_jax.weights.folder import load_model, save_model
 
 CLS, SEP, PAD = 101, 102, 0
@@ -34,8 +35,10 @@ CONFIG = EdjeConfig(
         TextConfig(projection_size=1024),
     ),
     AdapterConfig("compress", 64),
-    BertConfig(initializer_range=0.05),  # Wide enough that logits differ from pair to pair
+    BertConfig(),
 )
+DEVIATION = 0.05
+"""Of weights: wide enough that logits differ from pair to pair."""
 
 TINY = EdjeConfig(
     BackboneConfig("siglip", VisionConfig(32, 64, 2, 2, 32, 16), TextConfig(projection_size=32)),
@@ -114,14 +117,30 @@ class Pairs:
     @cached_property
     def params(self) -> PyTree:
         """Weights of adapter and joint encoder."""
-        shapes = jnp.zeros(self.patches.shape), jnp.ones((1, 3), jnp.int32)
-        return jax.jit(Edje(self.config).init)(jax.random.key(0), *shapes)["params"]
+        return random_params(expected_edje_params(self.config), DEVIATION)
 
 
-def runtime_of(task: Pairs, backbone_params: PyTree | None = None) -> JaxRuntime:
+def random_params(shapes: PyTree, deviation: float) -> PyTree:
+    """Parameters of given shapes: norms of 1, biases of 0, the rest random.
+
+    Drawn on the host, as compiling a model's own program that draws them takes a GPU minutes.
+    """
+    rng = np.random.default_rng(0)
+
+    def leaf(path: Any, shape: Any) -> jax.Array:
+        if len(shape.shape) > 1:
+            return jnp.asarray(deviation * rng.standard_normal(shape.shape, np.float32))
+        return jnp.full(shape.shape, float(path[-1].key == "scale"))
+
+    return jax.tree_util.tree_map_with_path(leaf, shapes)
+
+
+def runtime_of(
+    task: Pairs, backbone_params: PyTree | None = None, precision: InferencePrecision = "auto"
+) -> JaxRuntime:
     """Runtime without tokenizers: pairs come as ids."""
     none: Any = None
-    compute = Compute.of("auto")
+    compute = Compute.of(precision)
     parts = task.params, backbone_params or {}
     return JaxRuntime(task.config, *parts, none, none, compute, compute)
 

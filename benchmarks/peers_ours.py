@@ -9,16 +9,16 @@ from weakref import WeakValueDictionary
 
 import jax
 import numpy as np
-from pairs import Pairs, Settings, runtime_of
+from pairs import Pairs, Settings, random_params, runtime_of
 from side_workers import Side, Spec, answer_requests
 
 from edje_jax.config.model import EdjeConfig
-from edje_jax.models.edje import Edje
 from edje_jax.runtimes.base import Runtime
 from edje_jax.runtimes.dual_encoder import IMAGE_BATCHES
 from edje_jax.search.reranker import Reranker
 from edje_jax.system.allocator import keep_freed_memory
 from edje_jax.weights.backbone import expected_params
+from edje_jax.weights.edje import expected_params as expected_edje_params
 
 SIDE_BYTES, TOWER_BYTES = 1.5e9, 4e9
 """Memory that a side takes at most, with what compiling it takes."""
@@ -62,11 +62,8 @@ def scoring_side(spec: Spec, settings: Settings) -> Side:
 def tower_side(settings: Settings) -> Side:
     """Part "read": images through the vision tower and the adapter, in the runtime's batches."""
     config, rng = settings.config, np.random.default_rng(0)
-    weights = jax.tree.map(
-        lambda leaf: 0.02 * rng.standard_normal(leaf.shape, np.float32),
-        expected_params(config.backbone),
-    )
-    runtime = runtime_of(Pairs(1, 1, config), jax.device_put(weights))
+    weights = random_params(expected_params(config.backbone), 0.02)
+    runtime = runtime_of(Pairs(1, 1, config), weights)
     size = config.backbone.vision.image_size
     pixels = rng.standard_normal((settings.images, size, size, 3), np.float32)
     # A batch that is not of a program's size would be filled up to one.
@@ -82,11 +79,7 @@ def tower_side(settings: Settings) -> Side:
 def parameters(config: EdjeConfig) -> dict[str, int]:
     """Parameters of the joint encoder, and with the vision tower and the adapter; nothing is
     allocated."""
-    vision, tokens = config.backbone.vision, config.backbone.num_vision_tokens
-    patches = jax.ShapeDtypeStruct((1, tokens, vision.hidden_size), np.float32)
-    ids = jax.ShapeDtypeStruct((1, 3), np.int32)
-    model = jax.eval_shape(Edje(config).init, jax.random.key(0), patches, ids)["params"]
-    backbone = expected_params(config.backbone)
+    model, backbone = expected_edje_params(config), expected_params(config.backbone)
 
     def count(*trees: Any) -> int:
         return sum(leaf.size for leaf in jax.tree.leaves(trees))

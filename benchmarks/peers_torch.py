@@ -276,7 +276,8 @@ def sizes(name: str, tiny: bool) -> dict[str, int]:
 @torch.inference_mode()
 def peer_side(name: str, settings: Settings, dtype: torch.dtype) -> Side:
     """Parts "score" and "read" of a peer, with a query's candidates as one batch."""
-    peer = make_peer(name, settings.tiny)
+    with torch.device(DEVICE):
+        peer = make_peer(name, settings.tiny)
     peer.whole.to(DEVICE, dtype)
     task = Pairs(settings.queries, settings.k)
     captions = [torch.tensor(row[row != PAD]).long().to(DEVICE) for row in task.ids]
@@ -328,7 +329,9 @@ def siglip(settings: Settings) -> Any:
 
 def siglip_side(settings: Settings) -> Side:
     """Part "read" of SigLIP2's vision tower."""
-    tower, size = siglip(settings).to(DEVICE), settings.config.backbone.vision.image_size
+    with torch.device(DEVICE):
+        tower = siglip(settings)
+    size = settings.config.backbone.vision.image_size
     pixels = torch.randn(settings.images, 3, size, size).to(DEVICE)
 
     @torch.inference_mode()

@@ -3,15 +3,16 @@
     python benchmarks/rerank.py [--queries 4] [--k 100] [--rounds 3] [--out rerank.json]
                                 [--deferred-layers 6 9] [--attended] [--no-published] [--onnx]
 
-Ours: `JaxRuntime.score_pairs` on tokens in memory. The peers:
+Ours: `JaxRuntime.score_pairs` on tokens in memory, on a GPU in that of the GPU. The peers:
   (a) `modeling_edje.py` of a model folder: last layer for [CLS] alone, SDPA, a query's candidates
       as one batch; float32 and bfloat16 (on a GPU also compiled);
   (b) the published way: BERT with its masked-LM vocabulary head on every position, padded to the
       longest caption of all queries, one query at a time; with the compressed tokens given, and as
       the published evaluation has it, with the adapter run on every candidate's patch tokens.
-With --deferred-layers, ours and (a) in float32 with so many layers deferred as well; --attended
-adds those whose online layers only attend to vision rows. With --onnx, ONNX Runtime on the CPU as
-well (`OnnxRuntime.score_pairs`), in float32 and int8.
+With --deferred-layers, ours and (a) with so many layers deferred as well, in float32 on a CPU and
+bfloat16 on a GPU; --attended adds those whose online layers only attend to vision rows, --int8 ours
+in int8. With --onnx, ONNX Runtime on the CPU as well (`OnnxRuntime.score_pairs`), in float32 and
+int8.
 Every side takes its turn in each round; figures are medians. Weights are random: MiniLM-L12,
 64 tokens of SigLIP2-L/16-384's 576 patches, captions of 8 to 20 words.
 """
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 from pairs import CONFIG, PAD, SEP, Pairs, runtime_of
@@ -35,7 +37,7 @@ from side_by_side import machine, ratios, timed
 from transformers import BertConfig as HfBertConfig
 from transformers import BertForMaskedLM
 
-from edje_jax.config.model import OnlineVision
+from edje_jax.config.model import InferencePrecision, OnlineVision
 from edje_jax.runtimes.base import Runtime
 from edje_jax.runtimes.onnx import OnnxRuntime
 from edje_jax.runtimes.onnx_export import Export
@@ -55,12 +57,15 @@ def main() -> None:
     parser.add_argument("--no-published", action="store_true", help="leave out both of (b)")
     parser.add_argument("--deferred-layers", type=int, nargs="*", default=[], metavar="S")
     parser.add_argument("--attended", action="store_true")
+    parser.add_argument("--int8", action="store_true", help="add ours with products in int8")
     parser.add_argument("--onnx", action="store_true", help="add the runtime of ONNX Runtime")
     parser.add_argument("--out", default="", help="JSON file to write")
     options = parser.parse_args()
     keep_freed_memory()  # As the programs do
     task = Pairs(options.queries, options.k)
     sides = {"ours": Side(ours(task), "ours")}
+    if options.int8:
+        sides["ours, int8"] = Side(ours(task, "int8"), "ours")
     module = torch_module(task)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     peers = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -76,7 +81,7 @@ def main() -> None:
         }
     for layers in options.deferred_layers:
         for vision in ("updated", "attended") if options.attended else ("updated",):
-            sides |= deferred(task, layers, vision, device)
+            sides |= deferred(task, layers, vision, device, options.int8)
     if not options.no_published:
         given = published(task, module, device, adapter=False)
         sides["published, tokens given"] = Side(given, "ours")
@@ -98,36 +103,43 @@ class Side(NamedTuple):
     """The side of ours that computes the same function."""
 
 
-def deferred(task: Pairs, layers: int, vision: OnlineVision, device: str) -> dict[str, Side]:
+def deferred(
+    task: Pairs, layers: int, vision: OnlineVision, device: str, int8: bool
+) -> dict[str, Side]:
     """Ours and PyTorch's with the first layers offline; the stored tokens are taken as given."""
     joint = dataclasses.replace(CONFIG.joint_encoder, deferred_layers=layers, online_vision=vision)
     task = copy.copy(task)
     task.config = dataclasses.replace(CONFIG, joint_encoder=joint)
     name = f"s = {layers}" + (", attended" if vision == "attended" else "")
-    return {
-        f"ours, {name}": Side(ours(task), f"ours, {name}"),
-        f"torch float32, {name}": Side(
-            good(task, torch_module(task), torch.float32, device), f"ours, {name}"
-        ),
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    peer = f"torch {dtype}, {name}".replace("torch.", "")
+    sides = {
+        f"ours, {name}": ours(task),
+        peer: good(task, torch_module(task), dtype, device),
     }
+    if int8:
+        sides[f"ours, {name}, int8"] = ours(task, "int8")
+    return {side: Side(run, f"ours, {name}") for side, run in sides.items()}
 
 
-def ours(task: Pairs) -> Callable[[], np.ndarray]:
+def ours(task: Pairs, precision: InferencePrecision = "auto") -> Callable[[], np.ndarray]:
     """The runtime that `Reranker` and the server use."""
-    return scorer(task, runtime_of(task))
+    on_device = jax.default_backend() != "cpu"
+    tokens: Any = jnp.asarray(task.tokens, jnp.bfloat16) if on_device else task.tokens
+    return scorer(task, runtime_of(task, precision=precision), tokens)
 
 
 def by_onnx(task: Pairs, precision: Literal["float32", "int8"]) -> Callable[[], np.ndarray]:
     """ONNX Runtime with the same weights; its graphs are left in the cache folder."""
     params = jax.device_get(task.params)["joint_encoder"]
     export = Export(task.config, params, precision, "benchmarks/rerank.py")
-    return scorer(task, OnnxRuntime(runtime_of(task), export))
+    return scorer(task, OnnxRuntime(runtime_of(task), export), task.tokens)
 
 
-def scorer(task: Pairs, runtime: Runtime) -> Callable[[], np.ndarray]:
+def scorer(task: Pairs, runtime: Runtime, tokens: Any) -> Callable[[], np.ndarray]:
     """Every pair's logit by a runtime."""
-    rows = np.arange(len(task.tokens))
-    return lambda: runtime.score_pairs(task.ids, task.tokens, task.owner, rows)
+    rows = np.arange(len(tokens))
+    return lambda: runtime.score_pairs(task.ids, tokens, task.owner, rows)
 
 
 def torch_module(task: Pairs) -> modeling_edje.EdjeModel:

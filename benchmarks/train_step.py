@@ -10,7 +10,8 @@ float32 on a CPU:
   published  what the published script computes: the ViT run three times (student, miner, teacher),
              eager BERT with its vocabulary head on every position of every pass
 The same masked pieces, hard negatives and losses: matching (K = 1), masked LM, text recovery.
-`--only SIDE` runs one side alone and prints its peak memory; the table's column comes from that.
+`--only SIDE` runs one side alone and prints its peak memory; the table's column comes from that,
+unless --no-peak leaves it out. `--sides` takes some of the sides.
 """
 
 import argparse
@@ -29,6 +30,7 @@ import numpy as np
 import optax
 import torch
 import torch.nn.functional as F
+from pairs import random_params
 from rich.console import Console
 from rich.table import Table
 from side_by_side import forget_peak, machine, ratios, resident_peak, timed
@@ -59,6 +61,7 @@ from edje_jax.training.state import init_state
 from edje_jax.types import Batch
 from edje_jax.weights import bert, edje
 from edje_jax.weights.backbone import backbone_rules
+from edje_jax.weights.backbone import expected_params as backbone_params
 from edje_jax.weights.families import siglip
 from edje_jax.weights.families.registry import make_backbone
 from edje_jax.weights.mapping import to_theirs
@@ -107,14 +110,8 @@ class Work:
             caption_ids=np.arange(rows, dtype=np.int32),
             valid=np.ones(rows, bool),
         )
-        backbone = make_backbone(config.backbone, jnp.float32)
-        pixels, words = jnp.zeros((1, side, side, 3)), jnp.ones((1, 64), jnp.int32)
-        self.frozen = jax.jit(backbone.init)(jax.random.key(1), pixels, words)["params"]
-        vision = jnp.zeros(
-            (1, config.backbone.num_vision_tokens, config.backbone.vision.hidden_size)
-        )
-        key, three = jax.random.key(0), jnp.ones((1, 3), jnp.int32)
-        self.params = jax.jit(Edje(config).init)(key, vision, three)["params"]
+        self.frozen = random_params(backbone_params(config.backbone), 0.02)
+        self.params = random_params(edje.expected_params(config), 0.02)
         _, masking = jax.random.split(jax.random.fold_in(jax.random.key(0), 0))
         self.masked = np.asarray(
             choose_masked(ids, self.batch.valid, LOSS.mask_probability, SPECIAL, masking)
@@ -327,6 +324,8 @@ def main() -> None:
     parser.add_argument("--size", choices=["small", "B", "L"], default="small")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--only", choices=list(SIDES))
+    parser.add_argument("--sides", choices=list(SIDES), nargs="+", default=list(SIDES))
+    parser.add_argument("--no-peak", action="store_true", help="do not measure memory")
     parser.add_argument("--out", default="", help="JSON file to write")
     options = parser.parse_args()
     keep_freed_memory()  # As train.py does
@@ -348,7 +347,7 @@ def main() -> None:
             peak = used / 2**20
         print(json.dumps({"peak_megabytes": peak}))
         return
-    sides = {name: make(work) for name, make in SIDES.items()}
+    sides = {name: SIDES[name](work) for name in options.sides}
     first = {name: run() for name, run in sides.items()}
     seconds = timed(sides, options.rounds)
     slower = ratios(seconds)
@@ -363,15 +362,15 @@ def main() -> None:
             "seconds": seconds[name],
             "images_per_second": options.batch / middle,
             "ours_is_faster_by": slower[name],
-            "peak_megabytes": _peak(name, options),
+            "peak_megabytes": None if options.no_peak else _peak(name, options),
             "first_loss": first[name],
         }
         if peak := flops.peak_flops(jax.devices()[0].device_kind):
             row["model_flop_utilisation"] = flops_of_step / middle / peak
         result["sides"][name] = row
         table.add_row(
-            name, f"{middle:.3f}", f"{slower[name]:.2f}", f"{row['peak_megabytes']:.0f}",
-            f"{first[name]:.5f}",
+            name, f"{middle:.3f}", f"{slower[name]:.2f}",
+            "" if options.no_peak else f"{row['peak_megabytes']:.0f}", f"{first[name]:.5f}",
         )  # fmt: skip
     Console().print(table)
     if options.out:

@@ -8,7 +8,7 @@ compute rightly (`edje_jax.system.xla_flags`), so import it before JAX is first 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from edje_jax.system.xla_flags import avoid_wrong_reductions
+from edje_jax.system.xla_flags import avoid_wrong_reductions, leave_products_to_cublas
 
 if TYPE_CHECKING:
     from edje_jax.index.image_index import ImageIndex
@@ -24,6 +24,7 @@ _EXPORTS = {
 
 
 avoid_wrong_reductions()
+leave_products_to_cublas()
 
 
 def __getattr__(name: str) -> Any:

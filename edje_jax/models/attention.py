@@ -2,9 +2,9 @@
 
 | name | devices | masks | causal | dropout | gradient |
 |---|---|---|---|---|---|
+| `cudnn` | NVIDIA GPUs, in bfloat16 and float16 | of padding behind | yes | no | yes |
 | `products` | all; on accelerators short sequences only | yes | yes | yes | yes |
 | `flash` | TPU | yes | yes | no | by `blocks` |
-| `cudnn` | NVIDIA GPUs, in bfloat16 and float16 | no | yes | no | yes |
 | `blocks` | all | yes | yes | yes | computes the logits again |
 
 `products` alone keeps the logits of all queries and keys, float32 [b, h, q, k], in memory.
@@ -21,6 +21,12 @@ from edje_jax.models.attention_plain import AttentionCall, blocks, products, ref
 from edje_jax.system.platform import platform
 
 
+class Padding(NamedTuple):
+    """Mask that hides each row's last keys and no others, for which the caller vouches."""
+
+    present: Bool[Array, "b k"]
+
+
 class Implementation(NamedTuple):
     """A way to compute attention, and which calls it does not take."""
 
@@ -30,9 +36,9 @@ class Implementation(NamedTuple):
 
 
 IMPLEMENTATIONS = {
+    "cudnn": Implementation(cudnn, refuse_cudnn),
     "products": Implementation(products, refuse_products),
     "flash": Implementation(flash, refuse_flash),
-    "cudnn": Implementation(cudnn, refuse_cudnn),
     "blocks": Implementation(blocks, lambda call: None),
 }
 """Implementations by name; the first that accepts a call computes it."""
@@ -42,7 +48,7 @@ def attend(
     query: Float[Array, "b q h d"],
     key: Float[Array, "b k h d"],
     value: Float[Array, "b k h d"],
-    mask: Bool[Array, "b k"] | None = None,
+    mask: Bool[Array, "b k"] | Padding | None = None,
     dropout: float = 0.0,
     rng: Array | None = None,
     causal: bool = False,
@@ -58,10 +64,12 @@ def attend(
     Raises:
         ValueError: all of them refuse; the reason of each is told.
     """
-    drops = dropout > 0.0 and rng is not None
+    drops, padding = dropout > 0.0 and rng is not None, isinstance(mask, Padding)
+    if isinstance(mask, Padding):
+        mask = mask.present
     rows, queries, _, width = query.shape
     facts = (rows, queries, key.shape[1], width, jnp.dtype(query.dtype))
-    call = AttentionCall(platform(), *facts, mask is not None, causal, drops)
+    call = AttentionCall(platform(), *facts, mask is not None, causal, drops, padding)
     refused = {}
     for name in among:
         refused[name] = IMPLEMENTATIONS[name].refuse(call)

@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int32
 
 from edje_jax.models.attention_plain import AttentionCall, blocks
 
@@ -28,8 +28,10 @@ def refuse_cudnn(call: AttentionCall) -> str | None:
         return f"computes bfloat16 and float16, not {call.dtype}"
     if call.head_width % 8 or call.head_width > 128:
         return f"takes heads of a multiple of 8 up to 128, not of {call.head_width}"
-    if call.masked or call.drops:
-        return f"takes no {'mask' if call.masked else 'dropout'}"
+    if call.drops:
+        return "takes no dropout"
+    if call.masked and not call.padding:
+        return "takes no mask but one of padding behind"
     return None
 
 
@@ -37,13 +39,55 @@ def cudnn(
     query: Float[Array, "b q h d"],
     key: Float[Array, "b k h d"],
     value: Float[Array, "b k h d"],
-    mask: None,
+    mask: Bool[Array, "b k"] | None,
     dropout: float,
     rng: Array | None,
     causal: bool,
 ) -> Float[Array, "b q h d"]:
-    """cuDNN's flash attention, which XLA partitions by itself."""
-    return jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation="cudnn")
+    """cuDNN's flash attention, which XLA partitions by itself; a mask is one of padding behind."""
+    # A row that hides every key is nobody's, but must not become NaN.
+    lengths = None if mask is None else jnp.maximum(jnp.sum(mask, axis=1, dtype=jnp.int32), 1)
+    return _cudnn(causal, query, key, value, lengths)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _cudnn(
+    causal: bool,
+    query: Float[Array, "b q h d"],
+    key: Float[Array, "b k h d"],
+    value: Float[Array, "b k h d"],
+    lengths: Int32[Array, " b"] | None,
+) -> Float[Array, "b q h d"]:
+    """The first `lengths` keys of each row; all of them without."""
+    return jax.nn.dot_product_attention(
+        query, key, value, key_value_seq_lengths=lengths, is_causal=causal, implementation="cudnn"
+    )
+
+
+def _cudnn_forward(causal, query, key, value, lengths):
+    """A row more where a length is odd, as JAX passes on gradients of even lengths alone."""
+    queries, keys = query.shape[1], key.shape[1]
+    if lengths is None and keys % 2:
+        lengths = jnp.full(len(key), keys, jnp.int32)
+
+    def even(x: Float[Array, "b n h d"]) -> Float[Array, "b m h d"]:
+        return jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
+
+    def compute(*parts: Array) -> Array:
+        padded = (even(part) for part in parts)
+        out = jax.nn.dot_product_attention(
+            *padded, key_value_seq_lengths=lengths, is_causal=causal, implementation="cudnn"
+        )
+        return out[:, :queries]
+
+    return jax.vjp(compute, query, key, value)
+
+
+def _cudnn_backward(causal, backward, gradient):
+    return (*backward(gradient), None)
+
+
+_cudnn.defvjp(_cudnn_forward, _cudnn_backward)
 
 
 def refuse_flash(call: AttentionCall) -> str | None:

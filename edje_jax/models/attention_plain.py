@@ -29,6 +29,8 @@ class AttentionCall(NamedTuple):
     causal: bool
     drops: bool
     """Whether attention probabilities are dropped."""
+    padding: bool = False
+    """Whether the mask is known to hide last keys alone."""
 
 
 def refuse_products(call: AttentionCall) -> str | None:

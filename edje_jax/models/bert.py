@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from edje_jax.config.model import BertConfig
-from edje_jax.models.attention import attend
+from edje_jax.models.attention import Padding, attend
 from edje_jax.models.int8 import Dense
 from edje_jax.models.layers import ACTIVATIONS, merge_heads, split_heads
 
@@ -79,7 +79,8 @@ class Layer(nn.Module):
         train: bool = False,
         rows: tuple[int, int | None] = (0, None),
     ) -> Float[Array, "b r d"]:
-        """`rows` (start, stop) are the rows that leave; every row is attended to."""
+        """`rows` (start, stop) are the rows that leave; every row of the mask is attended to, and
+        those that it hides stand behind the others."""
         c = self.config
 
         def dense(size: int, name: str) -> Dense:
@@ -97,7 +98,7 @@ class Layer(nn.Module):
         )
         dropping = train and self.dropout > 0.0
         rng = self.make_rng("dropout") if dropping else None
-        context = merge_heads(attend(query, key, value, mask, self.dropout, rng))
+        context = merge_heads(attend(query, key, value, Padding(mask), self.dropout, rng))
         kept = norm("attention_norm")(
             kept + drop(dense(c.hidden_size, "attention_output")(context))
         )

@@ -1,10 +1,11 @@
 """Parameters of a model on each device that computes, as its programs take them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from edje_jax.models.int8 import quantise_layers
@@ -23,8 +24,9 @@ class Parts(NamedTuple):
 class DeviceParams:
     """A copy of the parameters for each device, made when it is first asked for.
 
-    Kernels of layers are int8 in the copies of those parts that compute so. What is stored of
-    images passes the deferred layers in float, whatever pairs are scored in.
+    Kernels of layers are int8 in the copies of those parts that compute so, and those of other
+    products have the dtype that they are cast to at use, so that no call casts them again. What is
+    stored of images passes the deferred layers in float, whatever pairs are scored in.
     """
 
     def __init__(self, parts: Parts, devices: Sequence[Any], scoring: Compute, encoding: Compute):
@@ -34,14 +36,17 @@ class DeviceParams:
     @cached_property
     def compressing(self) -> tuple[PyTree, ...]:
         """Adapter and joint encoder, for what is stored of images."""
-        return self._on_each(self._parts.edje)
+        return self._on_each(self._parts.edje, self._encoding)
 
     @cached_property
     def scoring(self) -> tuple[PyTree, ...]:
         """Joint encoder, for captions and pairs."""
-        if not self._scoring.int8:
+        if not self._scoring.int8 and self._scoring.dtype == self._encoding.dtype:
             return self.compressing
-        return self._on_each({"joint_encoder": _quantised(self._parts.edje["joint_encoder"])})
+        params = self._parts.edje["joint_encoder"]
+        if self._scoring.int8:
+            params = _quantised(params)
+        return self._on_each({"joint_encoder": params}, self._scoring)
 
     @cached_property
     def backbone(self) -> tuple[PyTree, ...]:
@@ -49,15 +54,30 @@ class DeviceParams:
         params = self._parts.backbone
         if self._encoding.int8:
             params = {**params, "vision": _quantised(params["vision"])}
-        return self._on_each(params)
+        return self._on_each(params, self._encoding)
 
     @cached_property
     def heads(self) -> tuple[PyTree, ...]:
         """Heads of the first stage."""
-        return self._on_each(self._parts.heads)
+        return self._on_each(self._parts.heads, Compute())
 
-    def _on_each(self, params: PyTree) -> tuple[PyTree, ...]:
+    def _on_each(self, params: PyTree, compute: Compute) -> tuple[PyTree, ...]:
+        params = _with_cast_kernels(params, compute.dtype)
         return tuple(jax.device_put(params, device) for device in self._devices)
 
 
 _quantised = jax.jit(quantise_layers)
+
+
+def _with_cast_kernels(params: PyTree, dtype: jax.typing.DTypeLike) -> PyTree:
+    """Float kernels of products, each with its bias, in a dtype; all else, of which norms are
+    computed in float32 and tables are read row by row, stays as it is."""
+    if not isinstance(params, Mapping):
+        return params
+    kernel = params.get("kernel")
+    if kernel is None:
+        return {name: _with_cast_kernels(part, dtype) for name, part in params.items()}
+    if kernel.dtype != jnp.float32:
+        return params
+    cast = {name: jnp.asarray(params[name], dtype) for name in ("kernel", "bias") if name in params}
+    return {**params, **cast}

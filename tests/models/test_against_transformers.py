@@ -3,7 +3,7 @@
 The weights are far larger than an initialiser's, biases and layer norms included, so that a
 wrong detail shows.
 
-Covers models/bert.py, models/layers.py and models/siglip.py.
+Covers models/bert.py and models/siglip.py.
 """
 
 import functools

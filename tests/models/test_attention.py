@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu
 
-from edje_jax.models.attention import IMPLEMENTATIONS, attend
+from edje_jax.models.attention import IMPLEMENTATIONS, Padding, attend
 from edje_jax.models.attention_plain import SHORT, AttentionCall
 from edje_jax.system.platform import programs_for
 
@@ -165,6 +165,41 @@ def test_the_kernel_runs_on_every_device_of_a_mesh():
     np.testing.assert_allclose(out, attend(*whole), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("masked, causal", [(True, False), (False, False), (False, True)])
+def test_gradients_of_cudnn_are_asked_for_at_even_lengths(masked, causal, monkeypatch):
+    """Odd ones are filled up: JAX has no gradient for them. Its own implementation stands in."""
+    seen, plain = [], jax.nn.dot_product_attention
+
+    def stand_in(query, key, value, *, implementation, **options):
+        assert implementation == "cudnn"
+        seen.append((query.shape[1], key.shape[1]))
+        return plain(query, key, value, implementation="xla", **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(compute_capability="9.0")])
+    query, key, value = long_inputs(9, 8, jnp.bfloat16)
+    query = query if causal else query[:, :5]
+    mask = jnp.arange(9)[None] < jnp.array([9, 0])[:, None] if masked else None
+    shown = None if mask is None else mask.at[1, 0].set(True)  # No key: as if it were the first
+    options = {"causal": causal}
+
+    def loss(query, key, value, name, mask):
+        hides = None if mask is None else Padding(mask)
+        out = attend(query, key, value, hides, among=(name,), **options)
+        return jnp.sum(jnp.sin(out.astype(jnp.float32)))
+
+    with programs_for("gpu"):
+        value_only = loss(query, key, value, "cudnn", mask)
+        ours = jax.grad(loss, (0, 1, 2))(query, key, value, "cudnn", mask)
+    assert seen[0] == (query.shape[1], 9)
+    assert all(not n % 2 for lengths in seen[1:] for n in lengths) and len(seen) > 1
+    expected = jax.grad(loss, (0, 1, 2))(query, key, value, "products", shown)
+    np.testing.assert_allclose(value_only, loss(query, key, value, "products", shown), rtol=0.02)
+    for one, other in zip(ours, expected, strict=True):
+        one, other = (np.asarray(x, np.float32) for x in (one, other))
+        assert np.linalg.norm(one - other) < 0.02 * np.linalg.norm(other)
+
+
 BFLOAT16 = jnp.dtype(jnp.bfloat16)
 VIT = AttentionCall("tpu", 8, 576, 576, 64, BFLOAT16, False, False, False)
 
@@ -187,9 +222,11 @@ def test_every_device_and_length_has_its_implementation():
         VIT._replace(platform="gpu", dtype=jnp.dtype(jnp.float32)): "blocks",
         VIT._replace(platform="gpu", head_width=144): "blocks",
         VIT._replace(platform="gpu", masked=True): "blocks",
+        VIT._replace(platform="gpu", masked=True, padding=True): "cudnn",
         VIT._replace(platform="cpu"): "products",
         pairs: "products",
         pairs._replace(platform="gpu"): "products",
+        pairs._replace(platform="gpu", padding=True): "cudnn",
         pairs._replace(drops=True): "products",
     }.items():
         assert chosen(call) == name, call
@@ -209,4 +246,4 @@ def test_one_error_tells_why_each_was_refused():
     told = str(error.value)
     assert "products would keep float32 logits of 193 x 193" in told
     assert "flash needs a TPU, not a gpu; cudnn computes bfloat16 and float16, not float32" in told
-    assert told.endswith("allow another of products, flash, cudnn, blocks")
+    assert told.endswith("allow another of cudnn, products, flash, blocks")

@@ -10,6 +10,7 @@ from scipy.stats import spearmanr
 
 from edje_jax.runtimes.device_params import DeviceParams, Parts
 from edje_jax.runtimes.devices import Compute
+from edje_jax.runtimes.scoring import score
 from edje_jax.search.reranker import Reranker
 
 FLOAT, INT8 = Compute(), Compute(jnp.float32, True)
@@ -36,6 +37,26 @@ def test_a_copy_for_each_device_with_int8_where_it_is_asked_for(reranker):
     assert encoding.scoring is encoding.compressing
     assert dtypes(encoding.backbone[0]["vision"]) == {"float32", "int8"}
     assert dtypes(encoding.backbone[0]["text"]) == {"float32"}
+
+
+def test_kernels_are_cast_once_and_compute_what_casting_at_use_does(reranker):
+    half = Compute(jnp.bfloat16)
+    runtime = dataclasses.replace(reranker.runtime, scoring=half, encoding=half)
+    parts = Parts(runtime.params, runtime.backbone_params, None)
+    cast = DeviceParams(parts, jax.devices()[:1], half, half)
+    assert cast.scoring is cast.compressing
+    layer = cast.scoring[0]["joint_encoder"]["layers_0"]
+    assert dtypes(layer["query"]) == {"bfloat16"} and dtypes(layer["output_norm"]) == {"float32"}
+    assert dtypes(cast.scoring[0]["joint_encoder"]["embeddings"]) == {"float32"}
+    mixed = DeviceParams(parts, jax.devices()[:1], half, FLOAT)
+    assert dtypes(mixed.compressing) == {"float32"} and "bfloat16" in dtypes(mixed.scoring)
+    rng = np.random.default_rng(0)
+    shape = (2, runtime.config.num_tokens, runtime.config.joint_encoder.hidden_size)
+    tokens, ids = jnp.asarray(rng.normal(size=shape), jnp.float32), jnp.asarray([[2, 7, 3]] * 2)
+    at_use, before = (
+        score(runtime.model, params, 2, ids, tokens) for params in (runtime.params, cast.scoring[0])
+    )
+    np.testing.assert_array_equal(at_use, before)
 
 
 def test_int8_scores_rank_as_float_ones_do(reranker):

@@ -8,7 +8,13 @@ import jaxlib.version
 import pytest
 
 from edje_jax.system import xla_flags
-from edje_jax.system.xla_flags import FAULTY, FLAG, avoid_wrong_reductions
+from edje_jax.system.xla_flags import (
+    FAULTY,
+    FLAG,
+    GPU_FLAG,
+    avoid_wrong_reductions,
+    leave_products_to_cublas,
+)
 
 REDUCE = """
 import jax, jax.numpy as jnp, numpy as np
@@ -85,3 +91,31 @@ def test_a_file_of_flags_is_left_as_it_is_and_checked(tmp_path, monkeypatch, cap
     path.write_text("--xla_dump_to=/d\n")
     avoid_wrong_reductions()
     assert f"add {FLAG} to {path}" in caplog.text and os.environ["XLA_FLAGS"] == str(path)
+
+
+@pytest.mark.parametrize(
+    ("version", "plugin", "given", "expected"),
+    [
+        ("0.11.2", "jax_cuda13_plugin", None, GPU_FLAG),
+        ("0.10.2", "jax_cuda12_plugin", "--xla_dump_to=/d", f"--xla_dump_to=/d {GPU_FLAG}"),
+        # No GPU, what a user decided, a file, and a release that may not know the flag
+        ("0.11.2", None, None, None),
+        ("0.11.2", "jax_cuda13_plugin", "--xla_gpu_enable_triton_gemm=true", None),
+        ("0.11.2", "jax_cuda13_plugin", "/flags", None),
+        ("0.13.0", "jax_cuda13_plugin", None, None),
+    ],
+)
+def test_products_on_gpus_are_left_to_cublas(version, plugin, given, expected, monkeypatch):
+    monkeypatch.setattr(jaxlib.version, "__version__", version)
+    monkeypatch.setattr(xla_flags, "find_spec", lambda name: name if name == plugin else None)
+    if given is None:
+        monkeypatch.delenv("XLA_FLAGS", raising=False)
+    else:
+        monkeypatch.setenv("XLA_FLAGS", given)
+    leave_products_to_cublas()
+    assert os.environ.get("XLA_FLAGS") == (given if expected is None else expected)
+
+
+def test_this_jaxlib_knows_the_flag_of_gpus():
+    done = compiled_as_users_do("import jax; jax.devices()", XLA_FLAGS=GPU_FLAG)
+    assert done.returncode == 0, done.stderr
