@@ -28,7 +28,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-newest lint types tests fast fuzz backbone format constraints clean
+.PHONY: help setup demo docs test test-newest lint types tests fast fuzz backbone format constraints clean
 
 help:  ## list the goals
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -37,6 +37,9 @@ setup: $(STAMP)  ## make .venv with all that demo and test need
 
 demo: $(STAMP)  ## train, evaluate and report on the built-in shapes set
 	$(DEMO)
+
+docs: $(STAMP)  ## the documentation site, in build/site/
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
 test: lint types tests  ## everything that is checked
 

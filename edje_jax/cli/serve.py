@@ -62,6 +62,7 @@ def serve(asked: Any) -> None:
             root_path=root_path,
             warm=asked.warm,
             threads=threads,
+            watched=_watched(asked),
         )
         if asked.warm and not asked.on:
             log.info("compiling every shape; --no-warm leaves that to the first requests")
@@ -79,6 +80,23 @@ def serve(asked: Any) -> None:
         if not app.state.serving.ready:
             # Python would wait for the compiler, which takes minutes and cannot be interrupted.
             os._exit(0)
+
+
+def _watched(asked: Any) -> Any:
+    """Logging and tracing of requests.
+
+    Raises:
+        UsageError: what tracing needs is not installed.
+    """
+    from edje_jax.serving.tracing import Watched, log_lines_of_json, make_tracer
+
+    if asked.log_json:
+        log_lines_of_json()
+    try:
+        return Watched(asked.log_json, make_tracer() if asked.traces else None)
+    except ImportError as error:
+        why = f"--traces needs more ({error}); pip install 'edje-jax[otel]'"
+        raise UsageError(why) from error
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -37,8 +37,8 @@ EVERY_ROW: tuple[int, None] = (0, None)
 
 
 class TextSide(NamedTuple):
-    """Captions, ready to meet images: [SEP] [CLS] caption [SEP] padding, embedded and through
-    the deferred layers."""
+    """Captions, ready to meet images: `[SEP] [CLS] caption [SEP] padding`, embedded and
+    through the deferred layers."""
 
     rows: Float[Array, "b n d"]
     mask: Bool[Array, "b n"]

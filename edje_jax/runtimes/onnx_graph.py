@@ -8,7 +8,7 @@ Two graphs, of which the first runs once for each caption and the second once fo
             similarities [b] ──────────── the other layers, match head ── logits [b]
 
 Captions of a call have one length t, without padding, so that nothing has to be masked. Rows stand
-in memory as `edje_jax.models.joint_encoder` has them: v_1..v_m [SEP] [CLS] caption [SEP].
+in memory as `edje_jax.models.joint_encoder` has them: `v_1..v_m [SEP] [CLS] caption [SEP]`.
 
 Attention over heads is one operator of ONNX Runtime's own (domain com.microsoft), and so is a
 product in int8. Graphs that PyTorch's exporter traces have a dozen operators in the place of the

@@ -19,6 +19,7 @@ from edje_jax.serving.routes import images, rerank, search, status
 from edje_jax.serving.schemas import ERROR_RESPONSES, state_limits
 from edje_jax.serving.service import Service
 from edje_jax.serving.state import State
+from edje_jax.serving.tracing import Tracing, Watched
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ def make_app(
     root_path: str = "",
     warm: bool = False,
     threads: int = 1,
+    watched: Watched = Watched(),
 ) -> FastAPI:
     """The application; it owns the threads that compute.
 
@@ -42,7 +44,9 @@ def make_app(
     every path. With `warm` every shape is compiled first; /ready says when that is done.
     """
     batcher: Batcher[Any, Any] = Batcher(service.run, limits.waiting, limits.batch, threads)
-    state = State(service, batcher, Monitor(lambda: batcher.waiting), limits, ready=not warm)
+    monitor = Monitor(lambda: batcher.waiting, watched.tracer)
+    batcher.taken = monitor.batch
+    state = State(service, batcher, monitor, limits, ready=not warm)
     app = FastAPI(
         title="edje",
         lifespan=_lifespan,
@@ -57,6 +61,7 @@ def make_app(
     # The middleware that is added last gets a request first.
     app.add_middleware(Body, limit=limits.body_bytes)
     app.add_middleware(Watch, monitor=state.monitor, api_key=api_key)
+    app.add_middleware(Tracing, **watched._asdict())
     app.add_middleware(Drain, limit=DRAINED, seconds=limits.seconds)
     app.add_middleware(Paths, root_path=root_path, routes=app.routes)
     app.add_middleware(Head)

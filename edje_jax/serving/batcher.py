@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 Job = TypeVar("Job")
@@ -14,12 +16,24 @@ class Busy(RuntimeError):
     """The queue is full."""
 
 
+@dataclass(frozen=True, eq=False)
+class Waiting(Generic[Job, Result]):
+    """Job in the queue."""
+
+    job: Job
+    done: "asyncio.Future[Result]"
+    since: float
+
+
 class Batcher(Generic[Job, Result]):
     """Compute on a thread, or on several; the jobs that are queued while all of them are busy
     become the next batch.
 
-    `run` gets a list of jobs and returns a result, or an exception, for each.
+    `run` gets a list of jobs and returns a result, or an exception, for each. `taken`, if set, is
+    called with the seconds that each job of a batch has waited, before it is computed.
     """
+
+    taken: Callable[[Sequence[float]], None] | None = None
 
     def __init__(
         self,
@@ -30,9 +44,7 @@ class Batcher(Generic[Job, Result]):
     ):
         self._run = run
         self._max_batch = max_batch
-        self._waiting: asyncio.Queue[tuple[Job, asyncio.Future[Result]]] = asyncio.Queue(
-            max_waiting
-        )
+        self._waiting: asyncio.Queue[Waiting[Job, Result]] = asyncio.Queue(max_waiting)
         self._num_threads = threads
         self._threads = ThreadPoolExecutor(threads, "compute")
         self._workers: list[asyncio.Task[None]] = []
@@ -67,7 +79,7 @@ class Batcher(Generic[Job, Result]):
         """
         done: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         try:
-            self._waiting.put_nowait((job, done))
+            self._waiting.put_nowait(Waiting(job, done, time.perf_counter()))
         except asyncio.QueueFull:
             raise Busy from None
         return await done
@@ -78,23 +90,26 @@ class Batcher(Generic[Job, Result]):
             while len(taken) < self._max_batch and not self._waiting.empty():
                 taken.append(self._waiting.get_nowait())
             # The client has closed its connection: compute nothing.
-            wanted = [(job, done) for job, done in taken if not done.cancelled()]
+            wanted = [one for one in taken if not one.done.cancelled()]
             if wanted:
+                if self.taken:
+                    now = time.perf_counter()
+                    self.taken([now - one.since for one in wanted])
                 await self._compute(wanted)
             for _ in taken:
                 self._waiting.task_done()
 
-    async def _compute(self, wanted: list[tuple[Job, "asyncio.Future[Result]"]]) -> None:
+    async def _compute(self, wanted: list["Waiting[Job, Result]"]) -> None:
         loop = asyncio.get_running_loop()
-        jobs = [job for job, _ in wanted]
+        jobs = [one.job for one in wanted]
         try:
             results = await loop.run_in_executor(self._threads, self._run, jobs)
         except Exception as error:
             results = [error] * len(wanted)
-        for (_, done), result in zip(wanted, results, strict=True):
-            if done.cancelled():
+        for one, result in zip(wanted, results, strict=True):
+            if one.done.cancelled():
                 continue
             if isinstance(result, Exception):
-                done.set_exception(result)
+                one.done.set_exception(result)
             else:
-                done.set_result(result)
+                one.done.set_result(result)

@@ -125,7 +125,10 @@ def run(task: Task, workdir: Path) -> bool:
     Rerunning the same command resumes from the newest checkpoint, bit for bit on CPU.
 
     Raises:
-        OtherRun, NotFinite, TooManyBadRecords, CheckpointError
+        OtherRun: the workdir belongs to a run of other settings.
+        NotFinite: the loss is not a number.
+        TooManyBadRecords: more records of the set are bad than the run allows.
+        CheckpointError: a checkpoint cannot be read or written.
     """
     claim_workdir(task.config, workdir)
     mesh = task.config.mesh

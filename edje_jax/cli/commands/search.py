@@ -170,6 +170,10 @@ class Serve(CacheOptions, RuntimeOptions):
     """Candidates of the first stage that a search may have reranked."""
     timeout: float = 30.0
     """Seconds until a request is given up."""
+    log_json: bool = False
+    """Write the log as lines of JSON, one of them for each request."""
+    traces: bool = False
+    """Send OpenTelemetry traces, as the variables OTEL_EXPORTER_OTLP_ENDPOINT and so on say."""
     warm: bool = True
     """Compile every shape at the start; /ready answers 503 until that is done."""
     on: On | None = None

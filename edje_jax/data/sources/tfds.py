@@ -41,7 +41,7 @@ class Tfds:
     dropped (`caption_faults`).
 
     Args:
-        name: NAME[/CONFIG][:VERSION], or the folder of one prepared version.
+        name: `NAME[/CONFIG][:VERSION]`, or the folder of one prepared version.
         split: a split, or a part of one as TFDS writes it, such as `train[:10%]`.
 
     Raises:

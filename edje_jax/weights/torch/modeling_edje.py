@@ -352,8 +352,8 @@ class EdjeModel(PreTrainedModel):
 
         `similarity` is each pair's cosine (`embed_text`, `embed_image`), which a model with a
         similarity prior needs and any other leaves aside. Rows stand as
-        [v_1..v_m [SEP] [CLS] caption [SEP] padding]; position ids follow the published order,
-        [CLS] caption [SEP] v_1..v_m [SEP], as if the caption were the longest where layers are
+        `v_1..v_m [SEP] [CLS] caption [SEP] padding`; position ids follow the published order,
+        `[CLS] caption [SEP] v_1..v_m [SEP]`, as if the caption were the longest where layers are
         deferred.
         """
         return self.score_read(*self.read_text(input_ids, attention_mask), tokens, similarity)
