@@ -37,6 +37,10 @@ READING = {"icc_profile": get_args(IccProfile), "transparency": get_args(Transpa
 the Hugging Face processors."""
 
 
+TextRecipe = Literal["published", "as_written"]
+"""Captions as the joint encoder's tokenizer gets them (`data.text.RECIPES`)."""
+
+
 TokenDtype = Literal["bfloat16", "float16", "int8", "int4"]
 """Data type in which compressed tokens are stored (`models.token_formats`)."""
 
@@ -264,6 +268,14 @@ class EdjeConfig:
     """None for a match head that does not know the first stage's cosine, as published."""
     first_stage: FirstStageConfig | None = None
     """None for a first stage that takes the backbone's embeddings as they are, as published."""
+    text_recipe: TextRecipe = "published"
+    """Captions of the joint encoder: "published" ones have no punctuation and are in lower case,
+    "as_written" keeps both. The backbone gets published ones always."""
+
+    def __post_init__(self):
+        if self.text_recipe not in get_args(TextRecipe):
+            known = " or ".join(get_args(TextRecipe))
+            raise ValueError(f'text_recipe "{self.text_recipe}": {known}')
 
     @property
     def joint_heads(self) -> dict[str, Any]:
@@ -287,6 +299,22 @@ class EdjeConfig:
     def num_positions(self) -> int:
         """Positions of the longest caption with an image's tokens and the [SEP] behind them."""
         return self.max_text_length + self.num_tokens + 1
+
+    def check_positions(self, source: str) -> None:
+        """Refuse captions longer than published ones for which the joint encoder has no rows of
+        positions. A published length may have many vision tokens, which share the last row.
+
+        Raises:
+            ValueError: rows are missing; `source` is what the message begins with.
+        """
+        rows, published = self.joint_encoder.max_position_embeddings, EdjeConfig.max_text_length
+        if self.max_text_length <= published or rows >= self.num_positions:
+            return
+        raise ValueError(
+            f"{source}: max_text_length {self.max_text_length}, {self.num_tokens} tokens of an"
+            f" image and a [SEP] take {self.num_positions} positions, and the joint encoder has"
+            f" {rows}; set max_text_length to {max(rows - self.num_tokens - 1, published)}"
+        )
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from edje_jax.config.model import (
     BertConfig,
     IccProfile,
     OnlineVision,
+    TextRecipe,
     Transparency,
 )
 
@@ -82,7 +83,11 @@ class ModelSpec:
     fresh: BertConfig = field(default_factory=BertConfig)
     """Shape of a joint encoder trained from scratch (`vocab_size` is its tokenizer's limit)."""
     max_text_length: int | None = None
-    """[CLS] + caption + [SEP] (default: that of --init, or else 63, as published)."""
+    """[CLS] + caption + [SEP] (default: that of --init, or else 63, as published). More than the
+    joint encoder has positions for, with an image's tokens and a [SEP], is refused."""
+    text_recipe: TextRecipe | None = None
+    """Captions of the joint encoder: "as_written" keeps casing and punctuation, "published" does
+    not, see `EdjeConfig` (default: that of --init or of --teacher, or else published)."""
     dropout: float = 0.1
     deferred_layers: int | None = None
     """Layers of the joint encoder that run offline on the vision side, see `BertConfig` (default:
@@ -96,3 +101,6 @@ class ModelSpec:
     """Use of an image's colour profile, see `ImageRecipe` (default: the backbone's setting)."""
     transparency: Transparency | None = None
     """Treatment of transparent areas, see `ImageRecipe` (default: the backbone's setting)."""
+
+    def __post_init__(self):
+        at_least(3, {"--model.max-text-length": self.max_text_length}, or_none=True)

@@ -11,8 +11,9 @@ from jaxtyping import Int
 
 
 def lengths_up_to(longest: int) -> tuple[int, ...]:
-    """Text lengths to pad to: 16, 24, 32, 48 and the longest itself."""
-    return (*(n for n in (16, 24, 32, 48) if n < longest), longest)
+    """Text lengths to pad to: 16, 24, 32, 48, 64, 96, 128 and so on, and the longest itself."""
+    steps = (size << i for i in range(longest.bit_length()) for size in (16, 24))
+    return (*(n for n in steps if n < longest), longest)
 
 
 def bucket(value: int, buckets: Sequence[int]) -> int:

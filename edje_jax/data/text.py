@@ -1,11 +1,11 @@
-"""Captions -> token ids: one pinned recipe for the backbone and one for the joint encoder."""
+"""Captions -> token ids: one pinned recipe for the backbone, and two for the joint encoder."""
 
 import html
 import os
 import re
 import string
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import ftfy
@@ -14,6 +14,7 @@ import tokenizers
 from jaxtyping import Int
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from edje_jax.config.model import TextRecipe
 from edje_jax.data.tokenizer import load_tokenizer
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -27,24 +28,48 @@ def canonicalise(caption: str) -> str:
     Both towers see the canonical caption (published code: ftfy, HTML unescape,
     '_' to space, ASCII punctuation removed, lower case, white space collapsed).
     """
-    # Plain ASCII has nothing to mend or unescape, and mending takes most of the time.
-    plain = caption.isascii() and caption.isprintable() and "&" not in caption
-    text = caption if plain else html.unescape(html.unescape(ftfy.fix_text(caption)))
-    text = text.replace("_", " ").translate(_NO_PUNCTUATION).lower()
+    text = _mended(caption).replace("_", " ").translate(_NO_PUNCTUATION).lower()
     return _SPACES.sub(" ", text).strip()
 
 
+def as_written(caption: str) -> str:
+    """The caption with its casing and punctuation: mended, unescaped, single spaces."""
+    return _SPACES.sub(" ", _mended(caption)).strip()
+
+
+def _mended(caption: str) -> str:
+    # Plain ASCII has nothing to mend or unescape, and mending takes most of the time.
+    plain = caption.isascii() and caption.isprintable() and "&" not in caption
+    return caption if plain else html.unescape(html.unescape(ftfy.fix_text(caption)))
+
+
+RECIPES: dict[TextRecipe, Callable[[str], str]] = {
+    "published": canonicalise,
+    "as_written": as_written,
+}
+"""Text recipes of the joint encoder."""
+
+
 class JointTokenizer:
-    """[CLS] caption [SEP] for the joint encoder, from a folder with a BERT tokenizer.
+    """[CLS] caption [SEP] for the joint encoder, from a folder with a BERT's tokenizer.
+
+    A special token that a caption spells becomes an unknown one, as padding must be the tail of a
+    row: WordPiece takes "[PAD]" for padding, and Unigram "<pad>" even after normalisation.
 
     Raises:
         FileNotFoundError: the folder holds no tokenizer.
         ValueError: it lacks one of BERT's special tokens.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], max_length: int):
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        max_length: int,
+        recipe: TextRecipe = "published",
+    ):
         self.folder = Path(folder)
         self.max_length = max_length
+        self.read = RECIPES[recipe]
         hub = load_tokenizer(folder, "bert")
         self.pad_id, self.cls_id, self.sep_id, self.mask_id, self.unk_id = (
             _special_id(hub, name, folder) for name in ("pad", "cls", "sep", "mask", "unk")
@@ -66,12 +91,20 @@ class JointTokenizer:
 
         `length` defaults to `max_length`; a shorter one must fit every caption.
         """
-        rows = [e.ids for e in self._tokenizer.encode_batch([canonicalise(c) for c in captions])]
+        encoded = self._tokenizer.encode_batch([self.read(caption) for caption in captions])
+        rows = [self._without_spelt_tokens(encoding.ids) for encoding in encoded]
         return pad_rows(rows, length or self.max_length, self.pad_id)
 
+    def _without_spelt_tokens(self, row: list[int]) -> list[int]:
+        special = {self.pad_id, self.cls_id, self.sep_id, self.mask_id}
+        if special.isdisjoint(row[1:-1]):
+            return row
+        caption = [self.unk_id if piece in special else piece for piece in row[1:-1]]
+        return [row[0], *caption, row[-1]]
+
     def words(self, caption: str) -> list[tuple[str, list[int]]]:
-        """Each word of the canonical caption, and the places of its pieces in the row."""
-        text = canonicalise(caption)
+        """Each word of the caption as it is read, and the places of its pieces in the row."""
+        text = self.read(caption)
         encoding = self._tokenizer.encode(text)
         found: dict[int, tuple[list[tuple[int, int]], list[int]]] = {}
         for place, word in enumerate(encoding.word_ids):
@@ -130,16 +163,20 @@ def train_wordpiece(
     captions: Iterable[str],
     vocab_size: int,
     folder: str | os.PathLike[str],
+    recipe: TextRecipe = "published",
 ) -> None:
-    """Train a lower-casing WordPiece on canonical captions; save it as a Hugging Face tokenizer.
+    """Train a WordPiece on captions as a recipe has them; save it as a Hugging Face tokenizer.
+
+    It puts them in lower case, but for captions as written.
 
     The special tokens are BERT's, [PAD] first, so that the pad id is 0 for either tower. The same
     captions give the same tokenizer, whatever their order.
     """
     from transformers import PreTrainedTokenizerFast
 
-    blank = _bert_tokenizer({token: i for i, token in enumerate(_SPECIAL)})
-    counts = Counter(w for caption in captions for w in _words(blank, canonicalise(caption)))
+    read, lowercase = RECIPES[recipe], recipe == "published"
+    blank = _bert_tokenizer({token: i for i, token in enumerate(_SPECIAL)}, lowercase)
+    counts = Counter(w for caption in captions for w in _words(blank, read(caption)))
     # The trainer numbers the letters inside words as a hash table hands them out, and breaks ties
     # by those numbers: told beforehand, in order, they make it deterministic.
     inside = sorted({f"##{letter}" for word in counts for letter in word[1:]})
@@ -151,7 +188,7 @@ def train_wordpiece(
     trained.train_from_iterator(counts.elements(), trainer)
     names = dict(zip(("pad", "unk", "cls", "sep", "mask"), _SPECIAL, strict=True))
     PreTrainedTokenizerFast(
-        tokenizer_object=_bert_tokenizer(trained.get_vocab()),
+        tokenizer_object=_bert_tokenizer(trained.get_vocab(), lowercase),
         # Stated, because a SigLIP text tower takes no mask and readers go by this.
         model_input_names=["input_ids"],
         **{f"{name}_token": token for name, token in names.items()},
@@ -164,10 +201,10 @@ def _words(tokenizer: tokenizers.Tokenizer, text: str) -> list[str]:
     return [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal)]
 
 
-def _bert_tokenizer(vocabulary: dict[str, int]) -> tokenizers.Tokenizer:
-    """[CLS] text [SEP] in lower-case word pieces, split as BERT splits."""
+def _bert_tokenizer(vocabulary: dict[str, int], lowercase: bool) -> tokenizers.Tokenizer:
+    """[CLS] text [SEP] in word pieces, split as BERT splits; without accents if in lower case."""
     out = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    out.normalizer = normalizers.BertNormalizer(lowercase=True)
+    out.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     out.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     out.decoder = decoders.WordPiece()
     out.post_processor = processors.TemplateProcessing(

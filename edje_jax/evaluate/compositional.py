@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from edje_jax.config.model import ImageRecipe
 from edje_jax.data.image_reader import in_order
 from edje_jax.data.images import load_image, resize
-from edje_jax.data.text import canonicalise
+from edje_jax.data.text import RECIPES
 from edje_jax.evaluate.gallery import Progress
 from edje_jax.evaluation.compositional import Item, Region, Scored
 from edje_jax.evaluation.scores import cosines, mixed
@@ -47,16 +47,18 @@ def score_items(
 
 
 def _score(runtime: Runtime, items: Sequence[Item], weight: float) -> list[Scored]:
-    # Each canonical caption and each image once: two that are equal to the model tie exactly.
+    # Each caption as it is read and each image once: two that are equal to the model tie exactly.
+    read = RECIPES[runtime.config.text_recipe]
     regions = _numbered(region for item in items for region in item.regions)
-    texts = _numbered(canonicalise(text) for item in items for text in item.captions)
+    wordings = {read(text): text for item in items for text in item.captions}
+    texts = _numbered(wordings)
     pixels = in_order(partial(_pixels, runtime.config.image), regions)
     encoded = runtime.encode_images(np.stack(list(pixels)))
-    embeddings = runtime.embed_texts(list(texts))
-    ids = runtime.joint_tokenizer(list(texts))
+    embeddings = runtime.embed_texts(list(wordings.values()))
+    ids = runtime.joint_tokenizer(list(wordings.values()))
     grids = [
         np.meshgrid(
-            [texts[canonicalise(text)] for text in item.captions],
+            [texts[read(text)] for text in item.captions],
             [regions[region] for region in item.regions],
             indexing="ij",
         )

@@ -102,7 +102,7 @@ class JaxRuntime:
             config,
             params,
             backbone_params,
-            JointTokenizer(model.tokenizer, config.max_text_length),
+            JointTokenizer(model.tokenizer, config.max_text_length, config.text_recipe),
             BackboneTokenizer(folder, length, text.pad_token_id),
             scoring,
             encoding,

@@ -12,7 +12,14 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
-from edje_jax.config.model import JOINT_HEADS, UNMEASURED, BertConfig, EdjeConfig, SimilarityPrior
+from edje_jax.config.model import (
+    JOINT_HEADS,
+    UNMEASURED,
+    BertConfig,
+    EdjeConfig,
+    SimilarityPrior,
+    TextRecipe,
+)
 from edje_jax.config.parts import ModelSpec
 from edje_jax.config.run import DataConfig, EdjeRun
 from edje_jax.data.bad_records import BadRecords, left_out
@@ -73,6 +80,7 @@ def assemble(config: EdjeRun, source: Source | None, workdir: Path) -> Assembled
         config.model.max_text_length or (init.config if init else EdjeConfig).max_text_length,
         _similarity_prior(config.model, init, None if source else workdir),
         init.config.first_stage if init and _keeps_heads(config, init, backbone) else None,
+        _text_recipe(config.model, init or teacher),
     )
     if "joint_encoder" in params:
         unused = JOINT_HEADS.keys() - whole.joint_heads.keys()
@@ -83,7 +91,7 @@ def assemble(config: EdjeRun, source: Source | None, workdir: Path) -> Assembled
         params = {**_adapter_params(config, init, whole), **params}
     _check_shapes(params, whole, config.init or config.model.joint_encoder or "")
     if teacher:
-        _check_texts(config, teacher, joint, tokenizer)
+        _check_texts(config, teacher, whole, tokenizer)
     heads = init.heads if init and whole.first_stage else None
     return AssembledModel(whole, backbone, tokenizer, params, teacher, heads)
 
@@ -115,6 +123,10 @@ def _similarity_prior(
     if spec.similarity_prior is False or (spec.similarity_prior is None and theirs is None):
         return None
     return theirs or (known_prior(workdir) if workdir else UNMEASURED)
+
+
+def _text_recipe(spec: ModelSpec, start: Model | None) -> TextRecipe:
+    return spec.text_recipe or (start.config if start else EdjeConfig).text_recipe
 
 
 def _adapter_params(config: EdjeRun, init: Model, whole: EdjeConfig) -> PyTree[np.ndarray]:
@@ -151,14 +163,22 @@ def _check_vision(config: EdjeRun, teacher: Model, backbone: Backbone) -> None:
         )
 
 
-def _check_texts(config: EdjeRun, teacher: Model, joint: BertConfig, tokenizer: Path) -> None:
+def _check_texts(config: EdjeRun, teacher: Model, whole: EdjeConfig, tokenizer: Path) -> None:
     """Refuse a teacher that reads other captions, or whose hidden states cannot be followed."""
-    theirs = teacher.config.joint_encoder.hidden_size
-    if config.loss.hidden_states > 0 and theirs != joint.hidden_size:
+    theirs, ours = teacher.config.joint_encoder.hidden_size, whole.joint_encoder.hidden_size
+    if config.loss.hidden_states > 0 and theirs != ours:
         raise ValueError(
             f"--loss.hidden-states {config.loss.hidden_states}: the teacher's states are"
-            f" {theirs} wide and this run's {joint.hidden_size}; set it to 0 to distil logits"
+            f" {theirs} wide and this run's {ours}; set it to 0 to distil logits"
         )
+    if teacher.config.text_recipe != whole.text_recipe:
+        raise ValueError(
+            f"--teacher {config.teacher}: reads captions of the text recipe"
+            f" {teacher.config.text_recipe}, and this run {whole.text_recipe}; set"
+            f" --model.text-recipe {teacher.config.text_recipe}"
+        )
+    longest = dataclasses.replace(teacher.config, max_text_length=whole.max_text_length)
+    longest.check_positions(f"--teacher {config.teacher}")
     if not same_tokenizer(teacher.tokenizer, tokenizer):
         raise ValueError(
             f"--teacher {config.teacher}: its tokenizer is another than this run's, so the two"
@@ -205,11 +225,13 @@ def open_sets(data: DataConfig, image_size: int = 64) -> tuple[Source, Source | 
     return train, joined(val) if val else None
 
 
-def train_tokenizer(source: Source, vocab_size: int, folder: Path) -> None:
+def train_tokenizer(
+    source: Source, vocab_size: int, folder: Path, recipe: TextRecipe = "published"
+) -> None:
     """Train a run's tokenizer from its captions, once and by one process."""
     if is_first() and not (folder / "tokenizer_config.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        train_wordpiece(some_captions(source), vocab_size, folder)
+        train_wordpiece(some_captions(source), vocab_size, folder, recipe)
     wait_for_all("tokenizer")
 
 
@@ -273,7 +295,8 @@ def _joint_encoder(
     else:
         folder = workdir / "tokenizer"
         if source:
-            train_tokenizer(source, config.model.fresh.vocab_size - 1, folder)
+            recipe = _text_recipe(config.model, None)
+            train_tokenizer(source, config.model.fresh.vocab_size - 1, folder, recipe)
     pieces = JointTokenizer(folder, EdjeConfig.max_text_length)
     # One row more than words: the image placeholder's, as the published layout has it.
     shape = dataclasses.replace(
@@ -298,12 +321,19 @@ def _with_layers_deferred(joint: BertConfig, spec: ModelSpec) -> BertConfig:
 def _with_rows_for_every_position(
     config: EdjeConfig, params: PyTree[np.ndarray]
 ) -> tuple[EdjeConfig, PyTree[np.ndarray]]:
-    """Many vision tokens lengthen the position table (published code: 640 rows for 576 tokens)."""
+    """Many vision tokens lengthen the position table (published code: 640 rows for 576 tokens), and
+    long captions only a fresh one.
+
+    Raises:
+        ValueError: captions are longer than the loaded table allows.
+    """
     joint, rows = config.joint_encoder, config.num_positions
     if joint.max_position_embeddings >= rows:
         return config, params
-    joint = dataclasses.replace(joint, max_position_embeddings=rows)
     flat: dict[str, Any] = dict(flatten_dict(params, sep="/"))
+    if _POSITIONS in flat:
+        config.check_positions("--model.max-text-length")
+    joint = dataclasses.replace(joint, max_position_embeddings=rows)
     if _POSITIONS in flat:
         flat[_POSITIONS] = bert.lengthened(flat[_POSITIONS], rows)
     return dataclasses.replace(config, joint_encoder=joint), unflatten_dict(flat, sep="/")

@@ -137,9 +137,12 @@ def read_config(raw: dict[str, Any], source: str) -> BertConfig:
     """
     kind = raw.get("model_type")
     if kind != "bert":
+        is_roberta = kind in ("roberta", "xlm-roberta")
+        why = ", as it counts positions from its pad id on and has one segment" * is_roberta
         raise ValueError(
-            f"{source}: model_type {kind!r} is not supported as a joint encoder; use a BERT"
-            " (MiniLM-L6/L12-H384-uncased, bert-base-uncased, ...)"
+            f"{source}: model_type {kind!r} is not supported as a joint encoder{why}; use a BERT"
+            " (MiniLM-L6/L12-H384-uncased, bert-base-uncased, ...; in many languages"
+            " microsoft/Multilingual-MiniLM-L12-H384)"
         )
     positions = raw.get("position_embedding_type", "absolute")
     if positions != "absolute":

@@ -86,13 +86,20 @@ edje_jax.
 | adapter | {c.adapter.kind}, {c.num_tokens} tokens |
 | joint encoder | BERT, {joint.num_hidden_layers} layers x {joint.hidden_size}\
 {_deferred(joint)} |
-{_reading(c.image)}{_first_stage(c)}"""
+{_reading(c.image)}{_captions(c)}{_first_stage(c)}"""
 
 
 def _reading(image: ImageRecipe) -> str:
     """Row on the reading of image files, where it differs from the Hugging Face processors."""
     told = ", ".join(f"{name} {value}" for name, value in image.reading.items())
     return f"| images | {told} |\n" if told else ""
+
+
+def _captions(config: EdjeConfig) -> str:
+    """Row on the text recipe, where it is not the published one."""
+    if config.text_recipe == "published":
+        return ""
+    return f"| captions | {config.text_recipe.replace('_', ' ')}: casing and punctuation kept |\n"
 
 
 def _first_stage(config: EdjeConfig) -> str:

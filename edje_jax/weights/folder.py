@@ -36,11 +36,11 @@ modeling_edje = EXPORT / "modeling_edje.py"
 cross_encoder = EXPORT / "edje_cross_encoder.py"
 """Module with which sentence-transformers opens a model folder."""
 
-FORMAT = 5
+FORMAT = 6
 """Raised when a folder of today could not be read by the code of yesterday. 2 has deferred layers,
 3 a recipe that applies ICC profiles or puts images on white, 4 a similarity prior or another head
-on the joint encoder that a published checkpoint has not, 5 heads of the first stage; a folder is
-written as the lowest that says what it has."""
+on the joint encoder that a published checkpoint has not, 5 heads of the first stage, 6 another text
+recipe; a folder is written as the lowest that says what it has."""
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,15 @@ def load_model(name: str) -> Model:
     }
     entry = raw.get("first_stage")
     stage = first_stage.read_config(entry, str(folder / "config.json")) if entry else None
-    config = EdjeConfig(
-        backbone.config, adapter, joint, backbone.image, raw["max_text_length"],
-        first_stage=stage, **further,
-    )  # fmt: skip
+    path = folder / "config.json"
+    try:
+        config = EdjeConfig(
+            backbone.config, adapter, joint, backbone.image, raw["max_text_length"],
+            first_stage=stage, text_recipe=raw.get("text_recipe", "published"), **further,
+        )  # fmt: skip
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    config.check_positions(str(path))
     params = edje.read_params(_tensors(folder, further), config, str(folder))
     heads = first_stage.read_heads(folder, config, entry, backbone.params) if entry else None
     calibration = read_calibration(folder)
@@ -197,11 +202,20 @@ def save_model(folder: Path, model: Model, card: str) -> None:
             "max_text_length": config.max_text_length,
             **{name: dataclasses.asdict(head) for name, head in config.joint_heads.items()},
             **heads,
+            **_text_recipe(config),
         },
     )
 
 
+def _text_recipe(config: EdjeConfig) -> dict[str, str]:
+    """Entry of config.json, of a model with another text recipe than the published one."""
+    is_published = config.text_recipe == "published"
+    return {} if is_published else {"text_recipe": config.text_recipe}
+
+
 def _format(config: EdjeConfig) -> int:
+    if _text_recipe(config):
+        return 6
     if config.first_stage:
         return 5
     if config.joint_heads:

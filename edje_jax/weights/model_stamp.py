@@ -43,6 +43,8 @@ def model_fingerprint(config: EdjeConfig, params: PyTree[np.ndarray]) -> str:
         del raw[name]
     if config.first_stage is None:
         del raw["first_stage"]
+    if config.text_recipe == "published":
+        del raw["text_recipe"]
     shapes = json.dumps(raw, sort_keys=True)
     return hashlib.sha256(f"{params_fingerprint(params)} {shapes}".encode()).hexdigest()[:32]
 

@@ -60,21 +60,23 @@ def save_published(path: Path, model: Model) -> None:
     and a row for every position where those are more than a BERT's.
 
     Raises:
-        ValueError: the model has deferred layers, attended vision or a similarity prior, of which
-            the published code knows nothing.
+        ValueError: the model has deferred layers, attended vision, a similarity prior or captions
+            as written, of which the published code knows nothing.
         BadWeights: PyTorch is not installed.
         OSError: the file could not be written; nothing is left of it.
     """
     import torch
 
-    joint = model.config.joint_encoder
-    if not joint.is_published_layout or model.config.similarity_prior:
-        what = "deferred layers" if joint.deferred_layers else "attended vision"
-        what = what if not joint.is_published_layout else "a similarity prior"
+    if what := _unpublished(model.config):
         raise ValueError(
             f"{model.source}: has {what}, of which the published code knows nothing: its"
             " scores would be others; use --to edje or --to onnx"
         )
+    if model.config.max_text_length >= _LONGEST_TEXT:
+        log.warning(
+            "%s: takes captions of up to %d pieces, and the published code cuts them after %d",
+            model.source, model.config.max_text_length - 2, _LONGEST_TEXT - 3,
+        )  # fmt: skip
     if model.config.first_stage:
         log.warning(
             "%s: its heads of the first stage stay behind, as the published layout has no place"
@@ -99,6 +101,18 @@ def save_published(path: Path, model: Model) -> None:
             state[_TOWER + name.removeprefix("vision_model.")] = state[_WHOLE + name]
     with atomic_path(path) as temporary:
         torch.save({"model": state}, temporary)
+
+
+def _unpublished(config: EdjeConfig) -> str | None:
+    """Property of a model by which the published code would give it other scores, if it has one."""
+    joint = config.joint_encoder
+    present = {
+        "deferred layers": joint.deferred_layers > 0,
+        "attended vision": not joint.is_published_layout,
+        "a similarity prior": config.similarity_prior is not None,
+        "captions as written": config.text_recipe != "published",
+    }
+    return next((what for what, is_there in present.items() if is_there), None)
 
 
 def modern_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

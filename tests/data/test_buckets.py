@@ -9,8 +9,14 @@ from edje_jax.data.buckets import batches, bucket, lengths_up_to
 @pytest.mark.parametrize("longest", [1, 16, 17, 36, 48, 63, 200])
 def test_lengths_end_at_the_longest(longest):
     lengths = lengths_up_to(longest)
-    assert lengths[-1] == longest and len(lengths) <= 5
+    assert lengths[-1] == longest and (len(lengths) <= 5 or longest > 64)
     assert list(lengths) == sorted(set(lengths))
+
+
+def test_published_and_longer_captions_have_fixed_lengths():
+    assert lengths_up_to(63) == (16, 24, 32, 48, 63)
+    assert lengths_up_to(200) == (16, 24, 32, 48, 64, 96, 128, 192, 200)
+    assert lengths_up_to(512) == (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
 def test_a_bucket_is_the_smallest_that_holds():

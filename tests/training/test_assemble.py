@@ -302,6 +302,54 @@ def test_a_teacher_with_another_tokenizer_is_refused(trained, tmp_path):
         assemble(config, SOURCE, tmp_path)
 
 
+def test_a_teacher_that_reads_captions_otherwise_is_refused(trained, tmp_path):
+    config = edited(teacher=str(trained), text_recipe="as_written")
+    told = (
+        f"--teacher {trained}: reads captions of the text recipe published, and this run as_written"
+    )
+    with pytest.raises(ValueError, match=rf"{told}; set --model\.text-recipe published$"):
+        assemble(config, SOURCE, tmp_path)
+
+
+def test_a_run_keeps_the_text_recipe_that_it_starts_from(trained, tmp_path):
+    task = EdjeTask(edited(init=str(trained), text_recipe="as_written"), tmp_path)
+    assert task.joint_tokenizer.read("A Dog!") == "A Dog!"
+    task.export(task.fetch(task.init()), make_folder(tmp_path / "model"))
+    for role in ("init", "teacher"):
+        parts = assemble(edited(**{role: str(tmp_path / "model")}), SOURCE, tmp_path)
+        assert parts.config.text_recipe == "as_written"
+    assert assemble(edited(init=str(trained)), SOURCE, tmp_path).config.text_recipe == "published"
+
+
+def test_a_fresh_tokenizer_learns_captions_as_they_are_written(tmp_path):
+    parts = assemble(edited(backbone=SIGLIP, text_recipe="as_written"), SOURCE, tmp_path)
+    settings = json.loads((tmp_path / "tokenizer" / "tokenizer.json").read_text())
+    assert settings["normalizer"]["lowercase"] is False
+    assert parts.config.text_recipe == "as_written"
+
+
+def test_long_captions_need_positions_of_their_own(tmp_path):
+    """A loaded table is not lengthened for them, a fresh one is."""
+    adapter = AdapterSpec("compress", 8, 64)
+    asked = {"backbone": SIGLIP, "adapter": adapter, "max_text_length": 504}
+    told = (
+        r"^--model\.max-text-length: max_text_length 504, 8 tokens of an image and a \[SEP\] take"
+        r" 513 positions, and the joint encoder has 512; set max_text_length to 503$"
+    )
+    with pytest.raises(ValueError, match=told):
+        assemble(edited(joint_encoder=BERT, **asked), SOURCE, tmp_path)
+    fitting = edited(joint_encoder=BERT, **asked | {"max_text_length": 503})
+    config = assemble(fitting, SOURCE, tmp_path).config
+    assert config.num_positions == config.joint_encoder.max_position_embeddings == 512
+    fresh = assemble(edited(**asked), SOURCE, tmp_path).config
+    assert fresh.joint_encoder.max_position_embeddings == 513
+
+
+def test_a_caption_has_room_for_a_piece():
+    with pytest.raises(ValueError, match=r"^--model\.max-text-length 2: the least is 3; None"):
+        edited(max_text_length=2)
+
+
 def test_a_student_reads_its_teacher_s_captions(trained, tmp_path):
     parts = assemble(edited(teacher=str(trained)), SOURCE, tmp_path)
     assert parts.tokenizer == trained / "model"

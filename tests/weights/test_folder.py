@@ -20,12 +20,13 @@ from safetensors.numpy import load_file, save_file
 from edje_jax.config.model import EdjeConfig
 from edje_jax.models.edje import Edje
 from edje_jax.models.siglip import Siglip
-from edje_jax.system.files import BadJson, atomic_folder, write_json
+from edje_jax.system.files import BadJson, atomic_folder, read_json, write_json
 from edje_jax.weights.backbone import load_backbone, read_backbone_config
 from edje_jax.weights.bert import load_language_model
 from edje_jax.weights.card import model_card
 from edje_jax.weights.folder import Model, copy_backbone, load_model, save_model
 from edje_jax.weights.mapping import WeightMismatch
+from edje_jax.weights.model_stamp import model_fingerprint
 from edje_jax.weights.published import load_published, save_published
 from edje_jax.weights.tensors import BadWeights, Safetensors
 
@@ -135,6 +136,50 @@ def test_how_images_are_read_is_kept_with_the_model(saved, tmp_path):
     assert formats == [1, 3]
     told = "| images | icc_profile applied, transparency white |"
     assert told in model_card(other) and "| images |" not in model_card(model)
+
+
+def test_the_text_recipe_is_kept_with_the_model(saved, tmp_path):
+    model = published("compressed")
+    config = dataclasses.replace(model.config, text_recipe="as_written")
+    other = dataclasses.replace(model, config=config)
+    save_model(tmp_path, other, "A card.\n")
+    assert load_model(str(tmp_path)).config == config
+    raw, default = (read_json(folder / "config.json") for folder in (tmp_path, saved))
+    assert (raw["format"], raw["text_recipe"]) == (6, "as_written")
+    assert default["format"] == 1 and "text_recipe" not in default
+    parts = (model.params, model.backbone.params)
+    assert model_fingerprint(config, parts) != model_fingerprint(model.config, parts)
+    change(tmp_path / "config.json", text_recipe="loud")
+    told = r'config\.json: text_recipe "loud": published or as_written$'
+    with pytest.raises(ValueError, match=told):
+        load_model(str(tmp_path))
+
+
+def test_captions_past_the_last_position_are_refused(folder):
+    rows = read_json(folder / "config.json")["joint_encoder"]["max_position_embeddings"]
+    most = rows - load_model(str(folder)).config.num_tokens - 1
+    assert most > 63
+    change(folder / "config.json", max_text_length=most)
+    assert load_model(str(folder)).config.max_text_length == most
+    change(folder / "config.json", max_text_length=most + 1)
+    told = (
+        rf"config\.json: max_text_length {most + 1}, .* take {rows + 1} positions, .* has {rows};"
+    )
+    with pytest.raises(ValueError, match=rf"{told} set max_text_length to {most}$"):
+        load_model(str(folder))
+
+
+def test_the_published_code_reads_neither_other_captions_nor_longer_ones(saved, tmp_path, caplog):
+    model = published("compressed")
+    config = dataclasses.replace(model.config, text_recipe="as_written")
+    with pytest.raises(ValueError, match="has captions as written, of which the published code"):
+        save_published(tmp_path / "a.pth", dataclasses.replace(model, config=config))
+    assert not list(tmp_path.iterdir())
+    config = dataclasses.replace(model.config, max_text_length=100)
+    save_published(tmp_path / "a.pth", dataclasses.replace(model, config=config))
+    assert "takes captions of up to 98 pieces, and the published code cuts them after 61" in (
+        caplog.text
+    )
 
 
 def test_the_backbone_is_copied_as_it_is_and_nothing_beside_it(tmp_path):
@@ -351,7 +396,7 @@ def test_a_checkpoint_of_something_else(name, tmp_path):
 def test_a_format_from_the_future(folder):
     change(folder / "config.json", format=99)
     with pytest.raises(
-        ValueError, match=r"config\.json: format 99 is newer than .* reads \(5\); update edje_jax"
+        ValueError, match=r"config\.json: format 99 is newer than .* reads \(6\); update edje_jax"
     ):
         load_model(str(folder))
 

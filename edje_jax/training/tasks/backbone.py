@@ -26,7 +26,7 @@ from edje_jax.training.state import Metrics, TrainState, init_state, start_from
 from edje_jax.types import Batch, Source
 from edje_jax.weights.backbone import Backbone, load_backbone, save_backbone
 from edje_jax.weights.families.registry import make_backbone
-from edje_jax.weights.folder import load_model
+from edje_jax.weights.folder import Model, load_model
 
 
 class BackboneTask:
@@ -64,7 +64,7 @@ class BackboneTask:
         recipe = RowRecipe(
             self.image,
             self.tokenizer,
-            JointTokenizer(teacher.tokenizer, teacher.config.max_text_length) if teacher else None,
+            _teacher_tokenizer(teacher) if teacher else None,
             self.naming.labels if self.naming else None,
         )
         self.reader = TrainingBatches(
@@ -156,6 +156,11 @@ def _tokenizer(
         return BackboneTokenizer(start.folder, length, config.text.pad_token_id)
     train_tokenizer(source, config.text.vocab_size, folder)
     return BackboneTokenizer(folder, length)
+
+
+def _teacher_tokenizer(teacher: Model) -> JointTokenizer:
+    config = teacher.config
+    return JointTokenizer(teacher.tokenizer, config.max_text_length, config.text_recipe)
 
 
 def _new_backbone(config: BackboneRun, tokenizer: BackboneTokenizer) -> BackboneConfig:

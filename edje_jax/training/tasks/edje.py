@@ -54,7 +54,7 @@ class EdjeTask:
         teacher = self.parts.teacher
         self.teacher = Edje(teacher.config, dtype, scan=scan) if teacher else None
         self.joint_tokenizer = JointTokenizer(
-            self.parts.tokenizer, self.model_config.max_text_length
+            self.parts.tokenizer, self.model_config.max_text_length, self.model_config.text_recipe
         )
         text = self.model_config.backbone.text
         self.backbone_tokenizer = BackboneTokenizer(

@@ -71,6 +71,7 @@ class EdjeConfig(PretrainedConfig):
         max_text_length=63,
         similarity_prior=None,
         first_stage=None,
+        text_recipe="published",
         **rest,
     ):
         self.adapter = adapter or {}
@@ -84,6 +85,7 @@ class EdjeConfig(PretrainedConfig):
         self.max_text_length = max_text_length
         self.similarity_prior = similarity_prior
         self.first_stage = first_stage
+        self.text_recipe = text_recipe
         super().__init__(**rest)
 
 
@@ -327,13 +329,23 @@ class EdjeModel(PreTrainedModel):
     # --- online -----------------------------------------------------------------------------------
 
     def tokenize(self, texts: list[str]) -> dict[str, Tensor]:
-        """Captions -> `input_ids` and `attention_mask`, [CLS] caption [SEP] and padding."""
-        ids = self.tokenizer(
-            [canonicalise(text) for text in texts],
+        """Captions -> `input_ids` and `attention_mask`, [CLS] caption [SEP] and padding.
+
+        A special token that a caption spells becomes an unknown one.
+        """
+        tokenizer, read = self.tokenizer, RECIPES[self.config.text_recipe]
+        made = tokenizer(
+            [read(text) for text in texts],
             padding=True, truncation=True, max_length=self.config.max_text_length,
             return_tensors="pt", return_attention_mask=True,
         )  # fmt: skip
-        return {name: ids[name].to(self.device) for name in ("input_ids", "attention_mask")}
+        ids, mask = made["input_ids"], made["attention_mask"]
+        names = ("pad", "cls", "sep", "mask")
+        special = torch.tensor([getattr(tokenizer, f"{name}_token_id") for name in names])
+        places = torch.arange(ids.shape[1])
+        inside = (places > 0) & (places < mask.sum(dim=1, keepdim=True) - 1)
+        ids = torch.where(inside & torch.isin(ids, special), tokenizer.unk_token_id, ids)
+        return {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
 
     @property
     def tokenizer(self) -> Any:
@@ -666,12 +678,25 @@ def _rgb(image: Any, by_profile: bool, on_white: bool) -> Any:
 
 def canonicalise(caption: str) -> str:
     """Mended, unescaped, no punctuation, lower case, single spaces."""
-    if not (caption.isascii() and caption.isprintable() and "&" not in caption):
-        import ftfy
-
-        caption = html.unescape(html.unescape(ftfy.fix_text(caption)))
-    bare = caption.replace("_", " ").translate(str.maketrans("", "", string.punctuation))
+    bare = _mended(caption).replace("_", " ").translate(str.maketrans("", "", string.punctuation))
     return re.sub(r"\s+", " ", bare.lower()).strip()
+
+
+def as_written(caption: str) -> str:
+    """Mended, unescaped, single spaces; casing and punctuation stay."""
+    return re.sub(r"\s+", " ", _mended(caption)).strip()
+
+
+RECIPES = {"published": canonicalise, "as_written": as_written}
+"""Text recipes of the joint encoder, `text_recipe` in config.json."""
+
+
+def _mended(caption: str) -> str:
+    if caption.isascii() and caption.isprintable() and "&" not in caption:
+        return caption
+    import ftfy
+
+    return html.unescape(html.unescape(ftfy.fix_text(caption)))
 
 
 def _unit(features) -> Tensor:
