@@ -41,7 +41,7 @@ def run(name: str, monkeypatch, *arguments: str) -> None:
 
 def test_every_example_is_run_here_and_told_in_the_readme():
     here, readme = Path(__file__).read_text(), (ROOT / "README.md").read_text()
-    assert len(EXAMPLES) == 5
+    assert len(EXAMPLES) == 6
     for name, path in EXAMPLES.items():
         assert f'run("{name}"' in here and f"examples/{name}.py" in readme
         lines = path.read_text().splitlines()
@@ -86,3 +86,25 @@ def test_convert_to_pytorch(photos, monkeypatch, capsys):
     reranker = Reranker.from_pretrained("shapes-demo", precision="float32")
     expected = [reranker.predict((QUERY, image), raw_scores=raw) for raw in (True, False)]
     np.testing.assert_allclose([logit, probability], expected, atol=2e-3)
+
+
+def test_search_in_gradio(photos, monkeypatch):
+    """The page answers over HTTP, as it does for a browser."""
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+    gradio = pytest.importorskip("gradio", reason="pip install gradio")
+    from gradio_client import Client
+
+    launch, addresses = gradio.Interface.launch, []
+
+    def launch_and_go_on(page, **options):
+        addresses.append(launch(page, **options, prevent_thread_lock=True)[1])
+
+    monkeypatch.setattr(gradio.Interface, "launch", launch_and_go_on)
+    run("search_in_gradio", monkeypatch, "photos/")
+    try:
+        found = Client(addresses[0], verbose=False).predict(QUERY)
+    finally:
+        gradio.close_all()
+    assert len(found) == len(SCENES)
+    assert Path(found[0]["image"]).stem == str(RIGHT)
+    assert re.fullmatch(r"0\.\d+ \(by embedding: \d\)", found[0]["caption"])

@@ -1,18 +1,16 @@
 """Documents of a rerank request: images by id or as data, never by URL."""
 
-import base64
-import binascii
 import io
 import re
 from collections import defaultdict
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
-from urllib.parse import unquote
 
 import numpy as np
 
 from edje_jax.config.model import ImageRecipe
+from edje_jax.data.base64_data import ADDRESS, NOT_FETCHED, decode, is_data_uri
 from edje_jax.data.decoders import open_image
 from edje_jax.data.images import BadImage, image_pixels
 from edje_jax.serving.limits import Limits
@@ -21,13 +19,11 @@ A_TEXT = (
     'a text; this model ranks images for a text. Give the id of an indexed image or {"id": ...}, '
     'a data: URI or {"image": base64 data}'
 )
-AN_ADDRESS = "addresses are not fetched; send the image itself as base64"
 FORMS = 'expected an id, a data: URI, {"id": ...}, {"image": ...} or {"content": [...]}'
 TEXT_ASIDE = "the text is left aside: the image counts"
 _DATA_KEYS = ("image", "image_url", "image_base64")
 _YAML_FIELD = re.compile(r"^(id|image): *(['\"]?)(.*?)\2$", re.MULTILINE)
 """Line of YAML, to which clients that send only strings convert {"id": ...}."""
-_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]{1,11}://\S+$", re.IGNORECASE)
 
 
 class BadDocuments(ValueError):
@@ -150,13 +146,13 @@ def _of_string(text: str, ids: Container[str]) -> Form:
     for name in (text, stripped):
         if name in ids:
             return Form(id=name, text=text)
-    if stripped[:5].lower() == "data:":
+    if is_data_uri(stripped):
         return Form(data=stripped, text=text)
     if given := _YAML_FIELD.search(stripped):
         form = _of_object({given[1]: given[3]}, ids)
         rest = "" if given[0] == stripped else f"all but its {given[1]} left aside"
         return form._replace(text=text, echo={}, warning=rest)
-    raise ValueError(AN_ADDRESS if _ADDRESS.match(stripped) else A_TEXT)
+    raise ValueError(NOT_FETCHED if ADDRESS.match(stripped) else A_TEXT)
 
 
 def _of_object(document: dict[str, Any], ids: Container[str]) -> Form:
@@ -243,28 +239,6 @@ def _short(given: Any) -> str:
 
 
 # --- images ---------------------------------------------------------------------------------------
-
-
-def decode(data: str) -> bytes:
-    """Base64, or a data: URI of it.
-
-    Line breaks and spaces, missing padding, the URL-safe letters and percent-encoding are read too.
-
-    Raises:
-        ValueError: it is an address, or no base64.
-    """
-    data = data.strip()
-    if data[:5].lower() == "data:":
-        head, comma, data = data.partition(",")
-        if not comma or not "".join(head.lower().split()).endswith(";base64"):
-            raise ValueError("a data: URI has to read data:image/...;base64,...")
-    elif _ADDRESS.match(data):
-        raise ValueError(AN_ADDRESS)
-    letters = "".join(unquote(data).split()).replace("-", "+").replace("_", "/").rstrip("=")
-    try:
-        return base64.b64decode(letters + "=" * (-len(letters) % 4), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise ValueError(f"not base64 ({error})") from error
 
 
 def _pixels(raw: bytes, recipe: ImageRecipe, most: int) -> np.ndarray:

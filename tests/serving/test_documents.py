@@ -9,7 +9,7 @@ from PIL import Image
 
 from edje_jax.config.model import ImageRecipe
 from edje_jax.data.images import load_image, resize
-from edje_jax.serving.documents import BadDocuments, decode, read_documents, read_form
+from edje_jax.serving.documents import BadDocuments, read_documents, read_form
 from edje_jax.serving.limits import Limits
 
 RECIPE = ImageRecipe(size=8)
@@ -34,49 +34,6 @@ WORDS = {"type": "text", "text": "a medal"}
 
 def read(*documents, limits=Limits()):
     return read_documents(documents, "documents", IDS, RECIPE, limits)
-
-
-PERCENT = B64.replace("+", "%2B").replace("/", "%2F").replace("=", "%3D")
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        base64.encodebytes(RAW).decode(),
-        base64.encodebytes(RAW).decode().replace("\n", "\r\n"),
-        B64.rstrip("="),
-        base64.urlsafe_b64encode(RAW).decode(),
-        base64.urlsafe_b64encode(RAW).decode().rstrip("="),
-        B64 + "\n",
-        PERCENT,
-        f"data:image/png;base64, {B64}",
-        f" \n{URI}",
-        f"DATA:image/PNG;BASE64,{B64}",
-        f"data:image/png;charset=utf-8;base64,{B64}",
-        f"data:image/png; base64 ,{B64}",
-        f"data:;base64,{B64}",
-        f"data:image/png;base64,{PERCENT}",
-    ],
-)
-def test_base64_is_read_as_tools_write_it(data):
-    assert set("+/=") <= set(B64)
-    assert decode(data) == RAW
-
-
-@pytest.mark.parametrize(
-    ("data", "told"),
-    [
-        ("", ""), ("a", "not base64"), ("é", "not base64"), ("!!!!", "not base64"),
-        ("data:image/png,abc", "has to read data:image"), ("data:", "has to read data:image"),
-        (" HTTPS://example.org/a.png", "not fetched"), ("file:///etc/passwd", "not fetched"),
-    ],
-)  # fmt: skip
-def test_what_is_no_base64_says_so(data, told):
-    if not told:
-        assert decode(data) == b""
-        return
-    with pytest.raises(ValueError, match=told):
-        decode(data)
 
 
 @pytest.mark.parametrize(
