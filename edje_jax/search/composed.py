@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import astuple
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float32, Int
@@ -13,29 +13,21 @@ from edje_jax.evaluation.combination import Background, pooled, without
 from edje_jax.evaluation.scores import calibrated_logits, cosines, mixed, sigmoid
 from edje_jax.index.image_index import ImageIndex
 from edje_jax.index.selection import Selection
-from edje_jax.runtimes.base import Embedded, Encoded, Runtime
+from edje_jax.runtimes.base import Embedded, Encoded, Runtime, TokenTable
 from edje_jax.search.cascade import TimedTokens, search_images
 from edje_jax.search.query import Query, ReadQuery, read_query
 from edje_jax.search.results import RankedCandidates, Timings
 
 
-class Gallery(NamedTuple):
-    """Images that are scored, and the cosines of images that have nothing to do with each other."""
+class PartScores(NamedTuple):
+    """Scores of n images by each of the t texts of a query, and by its image."""
 
-    tokens: Any
-    """Compressed tokens: `tokens[rows]` reads those of some images."""
-    embeddings: Any
-    """First-stage embeddings, in the same rows."""
-    background: Background
-
-
-class Scored(NamedTuple):
-    """Images of a gallery as a query scores them."""
-
-    logits: Float[np.ndarray, " n"]
-    """Combined logits; their sigmoids are the scores."""
-    similarities: Float32[np.ndarray, " n"]
-    """Cosines with the text, or with the image where there is no text."""
+    logits: Float[np.ndarray, "t n"]
+    """Calibrated logits of the texts."""
+    cosines: Float32[np.ndarray, "t n"]
+    """First-stage cosines of the texts."""
+    alike: Float32[np.ndarray, " n"] | None
+    """First-stage cosines of the query's image; None if it has none."""
 
 
 def search_queries(
@@ -74,10 +66,9 @@ def rank_composed(
         ValueError: the query names an image of an index.
     """
     read = read_query(query, runtime)
-    texts = runtime.embed_texts(read.texts)
-    gallery = Gallery(images.tokens, images.embeddings, Background.of(images.embeddings))
-    rows = np.arange(len(images.tokens))
-    return score_composed(runtime, read, texts, gallery, rows, calibration).logits
+    texts, rows = runtime.embed_texts(read.texts), np.arange(len(images.tokens))
+    parts = score_parts(runtime, read, texts, images.tokens, rows, images.embeddings, calibration)
+    return combine(read, parts, Background.of(images.embeddings))
 
 
 def search_composed(
@@ -95,63 +86,68 @@ def search_composed(
     rows, found = _candidates(index, query, texts, k, chosen)
     began = time.perf_counter()
     tokens = TimedTokens(index.tokens)
-    gallery = Gallery(tokens, index.store.embeddings, index.background)
-    logits, similarities = score_composed(
-        runtime, query, texts.embeddings, gallery, rows, calibration
-    )
+    embeddings = index.store.embeddings[rows]
+    parts = score_parts(runtime, query, texts.embeddings, tokens, rows, embeddings, calibration)
+    logits = combine(query, parts, index.background).astype(np.float32)
     seconds |= {"gather": tokens.seconds, "rerank": time.perf_counter() - began}
     order = np.argsort(-logits, kind="stable")
-    scores = sigmoid(logits[order].astype(np.float32))
+    similarities = parts.cosines[0] if parts.alike is None or query.query.text else parts.alike
     ranked = RankedCandidates(
-        rows[order], logits[order].astype(np.float32), scores, similarities[order], order + 1
+        rows[order], logits[order], sigmoid(logits[order]), similarities[order], order + 1
     )
     return ranked, Timings.of(seconds, found)
 
 
-def score_composed(
+def score_parts(
     runtime: Runtime,
     query: ReadQuery,
     texts: Float32[np.ndarray, "t e"],
-    gallery: Gallery,
+    tokens: TokenTable,
     rows: Int[np.ndarray, " n"],
-    calibration: Calibration = UNTUNED,
-) -> Scored:
-    """Combined logits of a query and some rows of a gallery; `texts` are the embeddings of the
-    query's texts."""
-    embeddings = gallery.embeddings[rows]
+    embeddings: Float32[np.ndarray, "n e"],
+    calibration: Calibration,
+) -> PartScores:
+    """Scores of images by the parts of a query; `texts` are the embeddings of its texts, `tokens`
+    are read at `rows`, and `embeddings` are those of these rows."""
     # Image by image, so that the tokens of one are read once for a batch.
     image_index, text_index = np.indices((len(rows), len(texts))).reshape(2, -1)
     known = cosines(texts, embeddings, text_index, image_index)
+    # A tokenizer need not know how wide the ids of no text are.
     ids = runtime.joint_tokenizer(query.texts) if query.texts else np.zeros((0, 1), np.int32)
-    logits = runtime.score_pairs(ids, gallery.tokens, text_index, rows[image_index], known)
+    logits = runtime.score_pairs(ids, tokens, text_index, rows[image_index], known)
     combined = mixed(logits, known, calibration.similarity_weight).astype(np.float64)
-    of_texts = calibrated_logits(combined, calibration).reshape(len(rows), len(texts)).T
-    similarities = known.reshape(len(rows), len(texts)).T[:1]
-    alike = None
-    if query.image is not None:
-        alike = embeddings @ query.image.embeddings[0]
-    if not query.query.text:
-        similarities = [alike]
-    of_image = None if alike is None else gallery.background.logits(alike)
-    return Scored(_combined(query, of_texts, of_image), similarities[0])
+    shape = (len(rows), len(texts))
+    return PartScores(
+        calibrated_logits(combined, calibration).reshape(shape).T,
+        known.reshape(shape).T,
+        None if query.image is None else embeddings @ query.image.embeddings[0],
+    )
 
 
-def _combined(
-    query: ReadQuery,
-    of_texts: Float[np.ndarray, "t n"],
-    of_image: Float[np.ndarray, " n"] | None,
-) -> Float[np.ndarray, " n"]:
-    """Combined logits, from those of the query's texts and of its image's cosines."""
+def joined(parts: Sequence[PartScores]) -> PartScores:
+    """Scores of all images of several groups."""
+    logits, known, alike = zip(*parts, strict=True)
+    return PartScores(
+        np.concatenate(logits, axis=1),
+        np.concatenate(known, axis=1),
+        None if alike[0] is None else np.concatenate(alike),
+    )
+
+
+def combine(query: ReadQuery, parts: PartScores, background: Background) -> Float[np.ndarray, " n"]:
+    """Combined logits of a query, whose sigmoids are the scores; `background` tells how alike
+    images are that have nothing to do with each other."""
+    of_texts, alike = parts.logits, parts.alike
     asked, first = query.query, 1 if query.query.text else 0
     negatives, captions = np.split(of_texts[first:], [len(asked.negatives)])
-    if of_image is not None and len(captions):
-        of_image = pooled(of_image, captions.mean(axis=0), 0.5)
-    if of_image is None:
+    if alike is None:
         logits = of_texts[0]
-    elif asked.text:
-        logits = pooled(of_texts[0], of_image, asked.image_weight)
     else:
-        logits = of_image
+        logits = background.logits(alike)
+        if len(captions):
+            logits = pooled(logits, captions.mean(axis=0), 0.5)
+        if asked.text:
+            logits = pooled(of_texts[0], logits, asked.image_weight)
     for negative in negatives:
         logits = without(logits, negative)
     return logits
