@@ -84,9 +84,10 @@ class Service:
 
     def _rerank(self, jobs: list[RerankJob]) -> list[Reranked]:
         if isinstance(query := jobs[0].query, Query):
-            return [self._rerank_composed(query, job.images) for job in jobs]
+            (job,) = jobs  # A batch of its own
+            return [self._rerank_composed(query, job.images)]
         runtime, weight = self.reranker.runtime, self.reranker.calibration.similarity_weight
-        queries = [job.query for job in jobs]
+        queries = [job.query for job in jobs if isinstance(job.query, str)]
         ids = runtime.joint_tokenizer(queries)
         texts = None
         if runtime.config.similarity_prior or weight:
