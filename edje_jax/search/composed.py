@@ -41,18 +41,18 @@ def search_queries(
     """Rerank the k best candidates of each query: texts together, as `search_images` has it, and
     queries of several parts one by one."""
     texts = [query for query in queries if isinstance(query, str)]
-    found, seconds = search_images(runtime, index, texts, k, calibration, chosen)
-    if len(texts) == len(queries):
-        return found, seconds
-    of_texts, out, times = iter(found), [], [seconds]
+    found, times = [], []
+    if texts or not queries:
+        found, seconds = search_images(runtime, index, texts, k, calibration, chosen)
+        times.append(seconds)
+    of_texts, out = iter(found), []
     for query in queries:
         if isinstance(query, str):
             out.append(next(of_texts))
             continue
-        read = read_query(query, runtime, index)
-        ranked, own = search_composed(runtime, index, read, k, calibration, chosen)
+        ranked, seconds = _search_composed(runtime, index, query, k, calibration, chosen)
         out.append(ranked)
-        times.append(own)
+        times.append(seconds)
     return out, Timings(*map(sum, zip(*map(astuple, times), strict=True)))
 
 
@@ -71,16 +71,17 @@ def rank_composed(
     return combine(read, parts, Background.of(images.embeddings))
 
 
-def search_composed(
+def _search_composed(
     runtime: Runtime,
     index: ImageIndex,
-    query: ReadQuery,
+    asked: Query,
     k: int,
-    calibration: Calibration = UNTUNED,
-    chosen: Selection | None = None,
+    calibration: Calibration,
+    chosen: Selection | None,
 ) -> tuple[RankedCandidates, Timings]:
     """Rerank the k best candidates of a query, among the chosen images if some are."""
     began = time.perf_counter()
+    query = read_query(asked, runtime, index)
     texts = runtime.encode_texts(query.texts)
     seconds = {"embed": time.perf_counter() - began}
     rows, found = _candidates(index, query, texts, k, chosen)
@@ -91,7 +92,7 @@ def search_composed(
     logits = combine(query, parts, index.background).astype(np.float32)
     seconds |= {"gather": tokens.seconds, "rerank": time.perf_counter() - began}
     order = np.argsort(-logits, kind="stable")
-    similarities = parts.cosines[0] if parts.alike is None or query.query.text else parts.alike
+    similarities = parts.cosines[0] if parts.alike is None or asked.text else parts.alike
     ranked = RankedCandidates(
         rows[order], logits[order], sigmoid(logits[order]), similarities[order], order + 1
     )
