@@ -12,13 +12,15 @@ from edje_jax.system.xla_flags import avoid_wrong_reductions, leave_products_to_
 
 if TYPE_CHECKING:
     from edje_jax.index.image_index import ImageIndex
+    from edje_jax.search.query import Query
     from edje_jax.search.reranker import Reranker
 
 __version__ = "0.1.0"
-__all__ = ["ImageIndex", "Reranker", "__version__"]
+__all__ = ["ImageIndex", "Query", "Reranker", "__version__"]
 
 _EXPORTS = {
     "ImageIndex": "edje_jax.index.image_index",
+    "Query": "edje_jax.search.query",
     "Reranker": "edje_jax.search.reranker",
 }
 

@@ -13,6 +13,7 @@ from edje_jax.cli.terminal import write_json
 from edje_jax.index.image_index import ImageIndex
 from edje_jax.index.store import Store
 from edje_jax.runtimes import onnx
+from edje_jax.search.query import Query
 from edje_jax.search.reranker import Reranker
 
 
@@ -20,11 +21,10 @@ def search(asked: Any) -> None:
     """Print the results as a table, or as JSON alone.
 
     Raises:
-        UsageError: neither a query nor an image, or both.
+        UsageError: neither a query nor an image, or options that do not go together.
         BadStore, FileNotFoundError: the index or its model cannot be opened.
     """
-    if bool(asked.query) == bool(asked.image):
-        raise UsageError('give a query, as in edje search INDEX "two dogs", or --image FILE')
+    query = query_of(asked)
     if asked.k < 1 or asked.top < 1:
         raise UsageError(f"--k {asked.k} --top {asked.top}: both count from 1")
     if asked.min_score is not None and not 0 <= asked.min_score <= 1:
@@ -39,10 +39,10 @@ def search(asked: Any) -> None:
         "where": asked.where,
         "details": asked.details,
     }
-    if asked.image:
+    if query is None:
         found = reranker.search_captions(index, [asked.image], **depth)[0]
     else:
-        found = reranker.search(index, [asked.query], **depth)[0]
+        found = reranker.search(index, [query], **depth)[0]
     if asked.json:
         write_json(found)
         return
@@ -53,6 +53,27 @@ def search(asked: Any) -> None:
         Console().print(f"nothing reaches a score of {asked.min_score:g}", markup=False)
         return
     Console().print(_table(index, found))
+
+
+def query_of(asked: Any) -> Query | None:
+    """The query that options make up; None for an image that is looked for among captions.
+
+    Raises:
+        UsageError: there is none, or its parts do not go together.
+    """
+    if not (asked.query or asked.image or asked.like):
+        raise UsageError(
+            'give a query, as in edje search INDEX "two dogs", or --image FILE, or --like ID'
+        )
+    parts = (asked.query, asked.negatives, asked.like)
+    if asked.image and not any(parts) and asked.among == "captions":
+        return None
+    try:
+        return Query(
+            asked.query or "", asked.negatives, asked.image, asked.like, asked.image_weight
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def read_ids(path: str) -> list[str]:

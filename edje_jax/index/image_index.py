@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
+from edje_jax.evaluation.combination import Background
 from edje_jax.first_stage.screening import PLAIN, Screening, Searched
 from edje_jax.index.caption_columns import CODES
 from edje_jax.index.column import Column
@@ -123,6 +124,11 @@ class ImageIndex:
             ValueError: the images were indexed without any.
         """
         return self._searched(self.texts, "captions")
+
+    @cached_property
+    def background(self) -> Background:
+        """Cosines of images with each other."""
+        return Background.of(self.store.embeddings)
 
     def select(
         self, ids: Iterable[str] | None = None, where: str | None = None

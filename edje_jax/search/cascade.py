@@ -16,7 +16,7 @@ from edje_jax.runtimes.base import Embedded, Runtime
 from edje_jax.search.results import RankedCandidates, Timings
 
 
-class _TimedTokens:
+class TimedTokens:
     """Token table that measures its read time."""
 
     def __init__(self, tokens: Any):
@@ -45,7 +45,7 @@ def search_images(
         embedded.embeddings, embedded.projections, k, chosen
     )
     owner, rows = _candidate_pairs(near)
-    tokens = _TimedTokens(index.tokens)
+    tokens = TimedTokens(index.tokens)
     began = time.perf_counter()
     ids, known = runtime.joint_tokenizer(list(queries)), near.similarities[near.rows >= 0]
     logits = runtime.score_pairs(ids, tokens, owner, rows, known)

@@ -1,8 +1,8 @@
 """Inputs of callers: any iterable of texts, images or pairs is read once, to a list."""
 
 import os
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
@@ -11,6 +11,7 @@ from PIL import Image
 from edje_jax.config.model import ImageRecipe
 from edje_jax.data.images import BadImage, ImageLike, image_pixels
 
+T = TypeVar("T")
 Pair = Sequence[Any]
 """(text, image)."""
 
@@ -26,15 +27,15 @@ def as_text(text: object, name: str) -> str:
     return str(text)
 
 
-def as_texts(texts: Iterable[str]) -> list[str]:
-    """Every text of an iterable.
+def as_texts(texts: Iterable[Any], read: Callable[[object, str], T] = as_text) -> list[T]:
+    """Every text of an iterable, or whatever else `read` takes with its name.
 
     Raises:
         ValueError: `texts` is a single string, no iterable, or holds something else.
     """
     if isinstance(texts, str) or getattr(texts, "ndim", 1) == 0:
         raise ValueError("texts is a single string; give a list of them")
-    return [as_text(text, f"texts[{i}]") for i, text in enumerate(_items(texts, "texts"))]
+    return [read(text, f"texts[{i}]") for i, text in enumerate(_items(texts, "texts"))]
 
 
 def as_pairs(pairs: Iterable[Pair] | Pair) -> tuple[list[tuple[str, ImageLike]], bool]:

@@ -13,13 +13,15 @@ from jaxtyping import Array, Float, Float32, Int
 from edje_jax.config.calibration import Calibration
 from edje_jax.config.model import EdjeConfig, InferencePrecision, RuntimeName
 from edje_jax.data.images import ImageLike
-from edje_jax.evaluation.scores import cosines, mixed, probability
+from edje_jax.evaluation.scores import cosines, mixed, probability, sigmoid
 from edje_jax.index.image_index import ImageIndex
 from edje_jax.index.store import check_model
 from edje_jax.runtimes.base import Embedded, Encoded, Runtime
 from edje_jax.runtimes.registry import open_runtime
-from edje_jax.search.cascade import search_images, search_texts
-from edje_jax.search.inputs import Pair, as_pairs, as_text, as_texts, as_tokens, decode_images
+from edje_jax.search.cascade import search_texts
+from edje_jax.search.composed import rank_composed, search_queries
+from edje_jax.search.inputs import Pair, as_pairs, as_texts, as_tokens, decode_images
+from edje_jax.search.query import Query, as_query
 from edje_jax.search.results import Timings, to_results
 from edje_jax.weights.folder import Model, load_model
 from edje_jax.weights.model_stamp import model_stamp
@@ -191,29 +193,32 @@ class Reranker:
         return scores[0] if single else scores
 
     def rank(
-        self, text: str, images: Iterable[ImageLike], *, top_k: int | None = None
+        self, text: str | Query, images: Iterable[ImageLike], *, top_k: int | None = None
     ) -> list[dict[str, Any]]:
         """Images by falling score: [{"corpus_id", "score"}, ...].
 
-        The form of sentence-transformers' `CrossEncoder.rank`. Ties keep the order given.
+        The form of sentence-transformers' `CrossEncoder.rank`. Ties keep the order given. In place
+        of a text there may be a `Query` of several parts, of which `like` needs an index.
 
         Raises:
             BadImage: an image cannot be read; the message says which.
         """
-        texts, encoded = [as_text(text, "text")], self._encode(images, None)
+        asked, encoded = as_query(text, "text"), self._encode(images, None)
+        if isinstance(asked, Query):
+            combined = rank_composed(self.runtime, asked, encoded, self.calibration)
+            return _ranked(combined, sigmoid(combined.astype(np.float32)), top_k)
+        texts = [asked]
         image_index = np.arange(len(encoded.tokens))
         text_index = np.zeros_like(image_index)
         known = self._cosines(texts, encoded, text_index, image_index)
         logits = self._score(texts, encoded.tokens, text_index, image_index, known)
         combined = self._combined(logits, known)
-        scores = probability(combined, self.calibration)
-        order = np.argsort(-combined, kind="stable")[:top_k]
-        return [{"corpus_id": int(i), "score": float(scores[i])} for i in order]
+        return _ranked(combined, probability(combined, self.calibration), top_k)
 
     def search(
         self,
         index: ImageIndex,
-        queries: Iterable[str],
+        queries: Iterable[str | Query],
         *,
         k: int = 100,
         top_k: int = 10,
@@ -222,7 +227,7 @@ class Reranker:
         where: str | None = None,
         details: bool = False,
     ) -> list[list[dict[str, Any]]]:
-        """The images of an index that texts describe.
+        """The images of an index that texts describe, or that fit queries of several parts.
 
         For each query its k nearest by embedding are reranked; the best `top_k` come back as
         {"id", "score", "similarity", "base_rank"}: score from 0 to 1, cosine, and place (from 1)
@@ -235,14 +240,14 @@ class Reranker:
 
         Raises:
             BadStore: the index was built with another model.
-            ValueError: `min_score` is not from 0 to 1, or `where` cannot be read (`BadWhere`).
+            BadImage: the image of a query cannot be read.
+            ValueError: `min_score` is not from 0 to 1, `where` cannot be read (`BadWhere`), or a
+                query asks for what is like an image that the index has not.
         """
         check_model(index.store, self.stamp)
         check_min_score(min_score)
-        chosen = index.select(ids, where)
-        found, seconds = search_images(
-            self.runtime, index, as_texts(queries), k, self.calibration, chosen
-        )
+        chosen, asked = index.select(ids, where), as_texts(queries, as_query)
+        found, seconds = search_queries(self.runtime, index, asked, k, self.calibration, chosen)
         out = [
             [
                 {"id": index.store.row(image).id, **scores}
@@ -353,6 +358,14 @@ class Reranker:
     def _score(self, texts, tokens, text_index, image_index, similarities) -> np.ndarray:
         ids = self.runtime.joint_tokenizer(texts)
         return self.runtime.score_pairs(ids, tokens, text_index, image_index, similarities)
+
+
+def _ranked(
+    combined: Float[np.ndarray, " n"], scores: Float32[np.ndarray, " n"], top_k: int | None
+) -> list[dict[str, Any]]:
+    """Results of `rank`, by falling logit."""
+    order = np.argsort(-combined, kind="stable")[:top_k]
+    return [{"corpus_id": int(i), "score": float(scores[i])} for i in order]
 
 
 def _with_details(

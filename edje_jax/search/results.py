@@ -14,7 +14,8 @@ class RankedCandidates:
     rows: Int[np.ndarray, " k"]
     """Rows of images; rows of captions if the query was an image."""
     logits: Float32[np.ndarray, " k"]
-    """Match logits, before the first stage's cosine is mixed in."""
+    """Match logits, before the first stage's cosine is mixed in; combined logits of a query of
+    several parts."""
     scores: Float32[np.ndarray, " k"]
     """Falling, from 0 to 1: the sigmoid of what candidates are ordered by, once calibrated."""
     similarities: Float32[np.ndarray, " k"]

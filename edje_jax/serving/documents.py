@@ -21,7 +21,8 @@ A_TEXT = (
 )
 FORMS = 'expected an id, a data: URI, {"id": ...}, {"image": ...} or {"content": [...]}'
 TEXT_ASIDE = "the text is left aside: the image counts"
-_DATA_KEYS = ("image", "image_url", "image_base64")
+DATA_KEYS = ("image", "image_url", "image_base64")
+"""Fields of an object that hold the data of an image."""
 _YAML_FIELD = re.compile(r"^(id|image): *(['\"]?)(.*?)\2$", re.MULTILINE)
 """Line of YAML, to which clients that send only strings convert {"id": ...}."""
 
@@ -109,7 +110,7 @@ def read_documents(
                     " time (edje serve --max-images)"
                 )
             else:
-                read.images.pixels[number] = _pixels(decode(form.data), recipe, limits.pixels)
+                read.images.pixels[number] = read_pixels(decode(form.data), recipe, limits.pixels)
         except (ValueError, BadImage) as error:
             bad.add(where, str(error))
             continue
@@ -160,7 +161,7 @@ def _of_object(document: dict[str, Any], ids: Container[str]) -> Form:
     document = {key: value for key, value in document.items() if value is not None}
     name, text = _name(document.get("id")), document.get("text")
     if name is not None and name in ids:
-        aside = [key for key in ("text", *_DATA_KEYS, "content") if document.get(key)]
+        aside = [key for key in ("text", *DATA_KEYS, "content") if document.get(key)]
         warning = f"{', '.join(aside)} left aside: the id counts" if aside else ""
         return Form(name, "", text if isinstance(text, str) else name, {"id": name}, warning)
     form = _of_fields(document, ids)
@@ -177,8 +178,8 @@ def _of_object(document: dict[str, Any], ids: Container[str]) -> Form:
 def _of_fields(document: dict[str, Any], ids: Container[str]) -> Form | None:
     """The image that an object holds beside an id, if it holds one."""
     text = document.get("text")
-    if document.keys() & set(_DATA_KEYS):
-        data = _data(document)
+    if document.keys() & set(DATA_KEYS):
+        data = image_data(document)
         if isinstance(text, str) and text:
             return Form(None, data, text, {"image": data}, TEXT_ASIDE)
         return Form(data=data, echo={"image": data})
@@ -201,7 +202,7 @@ def _of_content(content: Any, ids: Container[str]) -> Form:
         return _of_string(text, ids)
     if len(images) != 1 or not isinstance(images[0], dict):
         raise ValueError('"content" takes one part of type "image_url"; texts beside it are left')
-    data = _data(images[0])
+    data = image_data(images[0])
     echo = {"content": [{"type": "image_url", "image_url": {"url": data}}]}
     return Form(None, data, text, echo, TEXT_ASIDE if text else "")
 
@@ -213,9 +214,9 @@ def _text_of(part: Any) -> str | None:
     return part if isinstance(part, str) else None
 
 
-def _data(part: dict[str, Any]) -> str:
+def image_data(part: dict[str, Any]) -> str:
     """The base64 data of an image, plain or in an object as OpenAI's clients send it."""
-    for key in _DATA_KEYS:
+    for key in DATA_KEYS:
         value = part.get(key)
         if isinstance(value, dict):
             value = value.get("url", value.get("data"))
@@ -241,7 +242,7 @@ def _short(given: Any) -> str:
 # --- images ---------------------------------------------------------------------------------------
 
 
-def _pixels(raw: bytes, recipe: ImageRecipe, most: int) -> np.ndarray:
+def read_pixels(raw: bytes, recipe: ImageRecipe, most: int) -> np.ndarray:
     """uint8 [S, S, 3] of a file of at most `most` pixels."""
     try:
         _check_size(raw, most)

@@ -6,15 +6,16 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32
 
+from edje_jax.search.query import Query
 from edje_jax.search.results import RankedCandidates, Timings
 from edje_jax.serving.documents import Images
 
 
 @dataclass(frozen=True)
 class SearchJob:
-    """Search for the images that match a text."""
+    """Search for the images that match a query."""
 
-    query: str
+    query: str | Query
     k: int
     ids: tuple[str, ...] | None = None
     """Images that may be found; None if all may."""
@@ -23,7 +24,10 @@ class SearchJob:
 
     @property
     def batch_key(self) -> Hashable:
-        """Searches of the same depth among the same images share their calls of the model."""
+        """Searches of the same depth among the same images share their calls of the model, but for
+        those by queries of several parts."""
+        if isinstance(self.query, Query):
+            return id(self)
         return SearchJob, self.k, self.ids, self.where
 
 
@@ -46,15 +50,16 @@ class CaptionsJob:
 
 @dataclass(frozen=True)
 class RerankJob:
-    """Reranking of images by how they match a text."""
+    """Reranking of images by how they match a query."""
 
-    query: str
+    query: str | Query
     images: Images
 
     @property
     def batch_key(self) -> Hashable:
-        """All rerankings share their calls of the model."""
-        return RerankJob
+        """All rerankings share their calls of the model, but for those by queries of several
+        parts."""
+        return id(self) if isinstance(self.query, Query) else RerankJob
 
 
 Job = SearchJob | CaptionsJob | RerankJob
@@ -76,4 +81,6 @@ class Reranked:
     """Match logits."""
     combined: Float32[np.ndarray, " n"]
     """Match logits with the first stage's cosine mixed in, as the model was tuned: what images are
-    ordered by."""
+    ordered by. The logits of a query of several parts are combined ones already."""
+    scores: Float32[np.ndarray, " n"]
+    """Scores from 0 to 1."""

@@ -7,6 +7,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 
 from edje_jax.serving.json_body import whole_characters
 from edje_jax.serving.limits import Limits
+from edje_jax.serving.query_parts import Query
 
 # --- requests -------------------------------------------------------------------------------------
 
@@ -50,39 +51,6 @@ DOCUMENT = {
 """Schema of a document; other JSON is read as well, so that an error can explain it."""
 
 
-def text_of_query(query: Any) -> Any:
-    """The text of a query that is an object: {"text": ...} or {"content": text or parts}.
-
-    Raises:
-        ValueError: it is an image, or an object without a text.
-    """
-    if not isinstance(query, dict):
-        return query
-    if isinstance(text := query.get("text", query.get("content")), str):
-        return text
-    parts = query.get("content")
-    parts = parts if isinstance(parts, list) else [query]
-    texts = [part["text"] for part in parts if isinstance(part, dict) and "text" in part]
-    if len(texts) != len(parts) or not all(isinstance(text, str) for text in texts):
-        raise ValueError(
-            "a query is a text; images are ranked for it. POST /captions finds captions of an image"
-        )
-    return "\n".join(texts)
-
-
-Query = Annotated[
-    str,
-    Field(min_length=1, max_length=10_000),
-    BeforeValidator(text_of_query),
-    WithJsonSchema(
-        {
-            "description": 'a text, or {"text": ...}, or {"content": [parts of type "text"]}',
-            "anyOf": [{"type": "string", "minLength": 1, "maxLength": 10_000}, {"type": "object"}],
-        }
-    ),
-]
-
-
 MinScore = Annotated[
     float | None, Field(ge=0, le=1, description="results below this score are left out")
 ]
@@ -99,7 +67,7 @@ Filter = Annotated[
 
 
 class SearchRequest(BaseModel):
-    """Search for the images that match a text."""
+    """Search for the images that match a query."""
 
     query: Query
     k: Annotated[int, Field(ge=1, description="candidates that are reranked")] = 100
@@ -220,9 +188,9 @@ class BaseImage(BaseModel):
 
 
 class SearchAnswer(BaseModel):
-    """Images of the index for a text, best first."""
+    """Images of the index for a query, best first."""
 
-    query: str
+    query: Annotated[str, Field(description="its text; empty if there was none")]
     k: Annotated[int, Field(description="candidates that were reranked")]
     results: Annotated[list[FoundImage], Field(description="empty if none reaches min_score")]
     base: list[BaseImage]

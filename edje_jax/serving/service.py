@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from edje_jax.evaluation.scores import cosines, mixed
+from edje_jax.evaluation.scores import cosines, mixed, probability, sigmoid
 from edje_jax.first_stage.blockwise import QUERY_BATCHES
-from edje_jax.first_stage.packing import unpack as unpack_codes
 from edje_jax.index.image_index import ImageIndex
 from edje_jax.index.shard_files import BadStore
 from edje_jax.models.token_formats import PackedTokens, unpack
-from edje_jax.runtimes.base import Embedded
-from edje_jax.search.cascade import search_images, search_texts
+from edje_jax.search.cascade import search_texts
+from edje_jax.search.composed import combine, joined, score_parts, search_queries
+from edje_jax.search.query import Query, read_query, stored_images
 from edje_jax.search.reranker import Reranker
 from edje_jax.search.results import RankedCandidates, to_results
+from edje_jax.serving.documents import Images
 from edje_jax.serving.jobs import Answer, CaptionsJob, Job, Reranked, RerankJob, SearchJob
 
 log = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ class Service:
     def _search(self, jobs: list[SearchJob]) -> list[Answer]:
         queries = [job.query for job in jobs]
         chosen = self.index.select(jobs[0].ids, jobs[0].where)
-        found, seconds = search_images(
+        found, seconds = search_queries(
             self.reranker.runtime, self.index, queries, jobs[0].k, self.reranker.calibration, chosen
         )
         return [Answer(one, seconds) for one in found]
@@ -72,8 +73,8 @@ class Service:
         reranker, k = self.reranker, jobs[0].k
         chosen = self.index.select(jobs[0].ids, jobs[0].where)
         found, seconds = search_texts(
-            reranker.runtime, self.index, tokens, self._stored(rows), k, reranker.calibration,
-            chosen,
+            reranker.runtime, self.index, tokens, stored_images(self.index, rows), k,
+            reranker.calibration, chosen,
         )  # fmt: skip
         return [Answer(one, seconds) for one in found]
 
@@ -81,24 +82,19 @@ class Service:
         """Tokens of indexed images."""
         return self.index.tokens[rows]
 
-    def _stored(self, rows: Int[np.ndarray, " n"]) -> Embedded:
-        """Embeddings of indexed images, and their codes in the place of projections, by which
-        candidates keep the order of their Hamming distances."""
-        index = self.index
-        codes = np.zeros((len(rows), 0), np.float32)
-        if index.bits is not None:
-            codes = unpack_codes(index.codes("embeddings")[rows]).astype(np.float32)
-        return Embedded(index.store.embeddings[rows], codes)
-
     def _rerank(self, jobs: list[RerankJob]) -> list[Reranked]:
+        if isinstance(query := jobs[0].query, Query):
+            (job,) = jobs  # A batch of its own
+            return [self._rerank_composed(query, job.images)]
         runtime, weight = self.reranker.runtime, self.reranker.calibration.similarity_weight
-        queries = [job.query for job in jobs]
+        queries = [job.query for job in jobs if isinstance(job.query, str)]
         ids = runtime.joint_tokenizer(queries)
         texts = None
         if runtime.config.similarity_prior or weight:
             texts = runtime.embed_texts(queries)
         sizes = [len(job.images.rows) + len(job.images.pixels) for job in jobs]
-        out = [Reranked(np.empty(size, np.float32), np.empty(size, np.float32)) for size in sizes]
+        logits_of = [np.empty(size, np.float32) for size in sizes]
+        combined_of = [np.empty(size, np.float32) for size in sizes]
 
         def score(places: list[tuple[int, int]], tokens: Any, rows: np.ndarray, vectors: Any):
             """Score images, each for the job and at the place in it that `places` names."""
@@ -107,7 +103,7 @@ class Service:
             logits = runtime.score_pairs(ids, tokens, owner, rows, known)
             combined = logits if known is None else mixed(logits, known, weight)
             for pair, (job, place) in enumerate(places):
-                out[job].logits[place], out[job].combined[place] = logits[pair], combined[pair]
+                logits_of[job][place], combined_of[job][place] = logits[pair], combined[pair]
 
         indexed = [(i, p, row) for i, job in enumerate(jobs) for p, row in job.images.rows.items()]
         sent = [(i, p, x) for i, job in enumerate(jobs) for p, x in job.images.pixels.items()]
@@ -118,7 +114,28 @@ class Service:
         if sent:
             made = runtime.encode_images(np.stack([pixels for _, _, pixels in sent]))
             score([(i, p) for i, p, _ in sent], made.tokens, np.arange(len(sent)), made.embeddings)
-        return out
+        return [
+            Reranked(logits, combined, probability(combined, self.reranker.calibration))
+            for logits, combined in zip(logits_of, combined_of, strict=True)
+        ]
+
+    def _rerank_composed(self, asked: Query, images: Images) -> Reranked:
+        """Rerank images for a query of several parts."""
+        runtime, index, calibration = self.reranker.runtime, self.index, self.reranker.calibration
+        query = read_query(asked, runtime, index)
+        texts = runtime.embed_texts(query.texts)
+        places, parts = [*images.rows, *images.pixels], []
+        if images.rows:
+            rows = np.array(list(images.rows.values()))
+            known = index.store.embeddings[rows]
+            parts.append(score_parts(runtime, query, texts, index.tokens, rows, known, calibration))
+        if images.pixels:
+            made = runtime.encode_images(np.stack(list(images.pixels.values())))
+            rows, known = np.arange(len(images.pixels)), made.embeddings
+            parts.append(score_parts(runtime, query, texts, made.tokens, rows, known, calibration))
+        logits = np.empty(len(places), np.float32)
+        logits[places] = combine(query, joined(parts), index.background)
+        return Reranked(logits, logits, sigmoid(logits))
 
     def results(
         self, found: RankedCandidates, top_k: int, min_score: float | None = None
@@ -148,10 +165,13 @@ class Service:
         path = path.resolve()
         return (path.parent.name if path.name == "model" else "") or path.name
 
-    def text_tokens(self, text: str) -> int:
-        """Number of ids that a text takes in the joint encoder."""
-        ids = self.reranker.runtime.joint_tokenizer([text])
-        return int((ids != self.reranker.config.joint_encoder.pad_token_id).sum())
+    def pair_tokens(self, texts: list[str]) -> int:
+        """Number of tokens that the joint encoder reads for an image and each of some texts."""
+        if not texts:
+            return 0
+        ids, config = self.reranker.runtime.joint_tokenizer(texts), self.reranker.config
+        real = int((ids != config.joint_encoder.pad_token_id).sum())
+        return real + len(texts) * config.num_tokens
 
     def examples(self, count: int = 6) -> list[str]:
         """Captions spread over the index, to try the search with; none where there are none."""

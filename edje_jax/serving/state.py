@@ -7,14 +7,21 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Any, TypeVar
 
+import numpy as np
 from fastapi import Depends, HTTPException, Request
+from jaxtyping import UInt8
 
+from edje_jax.data.base64_data import decode
+from edje_jax.data.images import BadImage
 from edje_jax.index.store import Store
+from edje_jax.search.query import Query
 from edje_jax.serving.batcher import Batcher, Busy
+from edje_jax.serving.documents import read_pixels
 from edje_jax.serving.jobs import Job
 from edje_jax.serving.json_body import whole_characters
 from edje_jax.serving.limits import Limits
 from edje_jax.serving.monitor import Monitor
+from edje_jax.serving.query_parts import QueryParts
 from edje_jax.serving.service import Service
 
 Result = TypeVar("Result")
@@ -99,6 +106,30 @@ class State:
             why = "" if self.ready else "; the server still compiles (GET /ready says until when)"
             detail = f"not done within {self.limits.seconds:g} seconds (edje serve --timeout){why}"
             raise HTTPException(503, detail) from None
+
+    async def read_query(self, parts: QueryParts) -> str | Query:
+        """The query of a request, its image decoded; a text where there is nothing else.
+
+        Raises:
+            HTTPException: 404 where it is to be like an image that the index has not, 422 where its
+                image cannot be read, 503 where that takes too long.
+        """
+        like, image = parts.like, None
+        if like is not None:
+            like = self.store.row(self.number(like)).id
+        if parts.image is not None:
+            reading = asyncio.to_thread(self._decode, parts.image)
+            try:
+                async with self.decoding:
+                    image = await self.in_time(reading)
+            except (ValueError, BadImage) as error:
+                raise HTTPException(422, f"query.image: {error}") from None
+        query = Query(parts.text, parts.negatives, image, like, parts.image_weight)
+        return query.text if query.is_text else query
+
+    def _decode(self, data: str) -> UInt8[np.ndarray, "s s 3"]:
+        recipe = self.service.reranker.config.image
+        return read_pixels(decode(data), recipe, self.limits.pixels)
 
     def number(self, name: str) -> int:
         """Row of an image in the index, by its id.

@@ -148,7 +148,6 @@ def test_captions_answer_an_image(trained, images, tmp_path, capsys):
 def test_wrong_usage_says_what_is_right(index, trained, images, tmp_path):
     for arguments, message in (
         (["search", str(index)], "give a query"),
-        (["search", str(index), "dogs", "--image", "dog.jpg"], "give a query"),
         (["search", str(index), "dogs", "--k", "0"], "both count from 1"),
     ):
         with pytest.raises(UsageError, match=message):

@@ -90,8 +90,8 @@ class StandIn(Service):
         )
         self.index = Index(folder)
 
-    def text_tokens(self, text):
-        return len(text.encode("utf-8").split())
+    def pair_tokens(self, texts):
+        return sum(len(text.encode("utf-8").split()) for text in texts)
 
     def _search(self, jobs):
         return [Answer(self._found(min(job.k, len(IDS))), NONE) for job in jobs]
@@ -101,7 +101,7 @@ class StandIn(Service):
     def _rerank(self, jobs):
         sizes = [len(job.images.rows) + len(job.images.pixels) for job in jobs]
         logits = [np.linspace(-2, 2, size, dtype=np.float32) for size in sizes]
-        return [Reranked(one, one) for one in logits]
+        return [Reranked(one, one, one) for one in logits]
 
     @staticmethod
     def _found(k):

@@ -54,14 +54,6 @@ def test_a_query_may_be_an_object(client, scores, query):
     assert client.post("/search", json={"query": query}).json()["query"] == QUERY
 
 
-@pytest.mark.parametrize("query", [{}, {"image": "aaaa"}, {"content": [{"type": "image_url"}]}])
-def test_a_query_that_is_no_text_is_told(client, query):
-    answer = client.post("/rerank", json={"query": query, "documents": IDS})
-    assert answer.status_code == 422
-    (told,) = answer.json()["detail"]
-    assert told["where"] == "body.query" and told["what"].startswith("a query is a text; images")
-
-
 @pytest.mark.parametrize(
     ("top_n", "count"), [(0, 2), (None, 2), ("2", 2), (99, 2), (1, 1), (10**40, 2), (-1, None)]
 )

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import uvicorn
 
+from edje_jax import Query
 from edje_jax.serving.app import make_app
 from tests.serving.browser import KEYS, Browser, free_port, until
 
@@ -18,7 +19,8 @@ pytestmark = [
     ),
 ]
 TILES = "document.querySelectorAll('#results .tile').length"
-IDS = "return [...document.querySelectorAll('#results .tile')].map(one => one.dataset.id)"
+IDS_OF = "[...document.querySelectorAll('#results .tile')].map(one => one.dataset.id)"
+IDS = f"return {IDS_OF}"
 
 
 class Server:
@@ -198,3 +200,47 @@ def test_nothing_matches_is_an_answer(browser, server):
     browser.run("document.querySelector('.chips button').click()")
     browser.until(TILES)
     assert browser.run("return location.search") == "?q=a%20red%20circle&k=10"
+
+
+def test_what_images_must_not_show_is_asked_and_kept_in_the_address(browser, server, service):
+    browser.open(f"{server.address}/?q=green&not=a+circle&k=100")
+    browser.until(TILES)
+    query = Query("green", ["a circle"])
+    expected = service.reranker.search(service.index, [query], k=100, top_k=24)[0]
+    assert browser.run(IDS) == [one["id"] for one in expected]
+    browser.run("document.getElementById('no').focus()")
+    browser.keys("a star" + KEYS["Enter"])
+    browser.until("location.search.includes('not=a%20circlea%20star')")
+
+
+def test_more_like_an_image_leaves_it_out(browser, server, service):
+    browser.open(f"{server.address}/?q=green&k=100")
+    browser.until(TILES)
+    first = browser.run(IDS)[0]
+    browser.click("#results li .like")
+    browser.until("location.search.includes('like=')")
+    browser.until(f"document.querySelector('#asked img') && !({IDS_OF}).includes({first!r})")
+    expected = service.reranker.search(service.index, [Query(like=first)], k=100, top_k=24)[0]
+    assert browser.run(f"return {IDS_OF}") == [one["id"] for one in expected]
+    assert browser.run("return document.title") == f"Like {first} · edje"
+    browser.run("history.back()")
+    browser.until(
+        "document.getElementById('q').value == 'green' && document.getElementById('asked').hidden"
+    )
+
+
+def test_an_image_that_is_pasted_is_searched_for(browser, server, service):
+    browser.open(server.address)
+    browser.until("document.querySelectorAll('.chips button').length > 0")
+    browser.run(
+        """fetch('images/3.png').then(answer => answer.blob()).then(blob => {
+             const data = new DataTransfer();
+             data.items.add(new File([blob], 'mine.png', { type: 'image/png' }));
+             document.dispatchEvent(new ClipboardEvent('paste', { clipboardData: data }));
+           })"""
+    )
+    browser.until(TILES)
+    assert browser.run(IDS)[0] == "3.png"
+    assert "mine.png" in browser.run("return document.getElementById('asked').textContent")
+    browser.click("#asked button")
+    browser.until("document.getElementById('asked').hidden && document.querySelector('.chips')")

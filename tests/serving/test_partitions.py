@@ -12,6 +12,7 @@ from edje_jax.index.first_stages import extend_first_stage
 from edje_jax.index.partition import Partition
 from edje_jax.index.selection import Selection
 from edje_jax.index.store import BadStore, Store
+from edje_jax.search.query import Query
 from edje_jax.serving.documents import Images
 from edje_jax.serving.jobs import CaptionsJob, RerankJob, SearchJob
 from edje_jax.serving.partitions import (
@@ -25,6 +26,12 @@ from tests.colour_runtime import COLOURS
 from tests.serving.small_parts import ColourModel, build_in_shards
 
 QUERIES = ["red", "green and blue", "blue", "nothing"]
+
+
+SEVERAL = (
+    Query("red", ["blue"], like="05"),
+    Query(image=np.full((8, 8, 3), COLOURS["green"], np.uint8)),
+)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +65,8 @@ def test_an_index_in_parts_answers_as_one(folder, stage, bits, parts):
     jobs = [
         *(SearchJob(query, k) for query in QUERIES for k in (1, 7, 100)),
         *(CaptionsJob(image, 9) for image in (0, 36)),
-        *(RerankJob(query, Images({0: 30, 2: 4}, sent)) for query in QUERIES),
+        *(SearchJob(query, 7) for query in SEVERAL),
+        *(RerankJob(query, Images({0: 30, 2: 4}, sent)) for query in (*QUERIES, *SEVERAL)),
     ]
     options = {"first_stage": stage, "bits": bits, "screening": Screening()}
     expected = in_one_piece(folder, **options).run(jobs)

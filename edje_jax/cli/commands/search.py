@@ -71,6 +71,10 @@ class Search(CacheOptions, RuntimeOptions):
         edje search photos.index "two dogs on a beach" --k 200 --top 5 --json
         edje search photos.index "two dogs on a beach" --min-score 0.5
         edje search photos.index "two dogs" --where "year >= 2010 and license == 'cc-by'"
+        edje search photos.index "a dog" --not "on a beach" --not "a cat"
+        edje search photos.index "a dog in snow" --image dog.jpg --image-weight 0.3
+        edje search photos.index --like 2019/dog.jpg
+        edje search photos.index --image dog.jpg --among images
         edje search coco.index --image dog.jpg
         edje search s3://bucket/photos.index "two dogs on a beach" --cache /fast/disk
     """
@@ -79,8 +83,18 @@ class Search(CacheOptions, RuntimeOptions):
     """Folder of the index, or its URL, such as s3://bucket/photos.index."""
     query: tyro.conf.Positional[Text] = None
     """Text to search for, unless an image is given."""
+    negatives: Annotated[
+        tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(name="not", metavar="WORDS")
+    ] = ()
+    """Text that the images must not match; give it once for each."""
     image: str | None = None
-    """An image to look for captions of, instead of a query."""
+    """An image to look for captions of; with a query or --among images, one to resemble."""
+    like: Text = None
+    """Id of an image of the index, to find more like it."""
+    image_weight: float = 0.5
+    """Weight of the image beside the query, from 0 to 1."""
+    among: Literal["captions", "images"] = "captions"
+    """What an --image alone is looked for among."""
     k: int = 100
     """Candidates of the first stage that are reranked."""
     top: int = 10

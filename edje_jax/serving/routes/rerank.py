@@ -1,14 +1,14 @@
-"""Reranking of images for a text, in the forms of Cohere, Jina, vLLM and TEI."""
+"""Reranking of images for a query, in the forms of Cohere, Jina, vLLM and TEI."""
 
 import asyncio
 import uuid
 
 from fastapi import APIRouter, HTTPException, Request
 
-from edje_jax.evaluation.scores import probability
 from edje_jax.serving.documents import BadDocuments, Documents, read_documents
 from edje_jax.serving.jobs import RerankJob
 from edje_jax.serving.json_body import JsonRoute
+from edje_jax.serving.query_parts import QueryParts
 from edje_jax.serving.schemas import (
     Meta,
     Ranked,
@@ -30,12 +30,10 @@ async def rerank(
     asked: RerankRequest, state: Shared, request: Request
 ) -> RerankAnswer | list[TextScore]:
     """Images, best first: with `texts` a bare list, as text-embeddings-inference answers."""
-    documents = await _read(asked, state)
-    found = await state.compute(RerankJob(asked.query, documents.images))
+    documents, query = await _read(asked, state), await state.read_query(asked.query)
+    found = await state.compute(RerankJob(query, documents.images))
     state.monitor.pairs(len(found.logits))
-    calibration = state.service.reranker.calibration
-    values = found.logits if asked.raw_scores else probability(found.combined, calibration)
-    scores = [float(value) for value in values]
+    scores = [float(value) for value in (found.logits if asked.raw_scores else found.scores)]
     best = found.logits if asked.raw_scores else found.combined
     order = [int(place) for place in (-best).argsort(kind="stable")][: asked.top_n or None]
     if asked.texts is not None:
@@ -74,10 +72,11 @@ def _is_ambiguous(request: Request) -> bool:
 
 
 def _answer(
-    query: str, results: list[Ranked], pairs: int, warnings: list[str], state: State
+    query: QueryParts, results: list[Ranked], pairs: int, warnings: list[str], state: State
 ) -> RerankAnswer:
     service = state.service
-    tokens = pairs * (service.reranker.config.num_tokens + service.text_tokens(query))
+    texts = [*filter(None, [query.text]), *query.negatives]
+    tokens = pairs * service.pair_tokens(texts)
     return RerankAnswer(
         id=uuid.uuid4().hex,
         model=service.name,

@@ -1,4 +1,4 @@
-"""Search of the index, with a text among its images and with an image among its captions."""
+"""Search of the index, with a query among its images and with an image among its captions."""
 
 import asyncio
 import time
@@ -27,16 +27,16 @@ router = APIRouter(route_class=JsonRoute)
 
 @router.post("/search")
 async def search(asked: SearchRequest, state: Shared) -> SearchAnswer:
-    """Images of the index for a text."""
+    """Images of the index for a query."""
     check_at_most("k", asked.k, state.limits.k, "--max-k")
     began = time.perf_counter()
-    where = await _filter(asked, state)
-    answer = await state.compute(SearchJob(asked.query, asked.k, _ids(asked), where))
+    where, query = await _filter(asked, state), await state.read_query(asked.query)
+    answer = await state.compute(SearchJob(query, asked.k, _ids(asked), where))
     state.monitor.answer(answer.seconds, len(answer.found.rows))
     service = state.service
     found = service.results(answer.found, asked.top_k, asked.min_score)
     return SearchAnswer(
-        query=asked.query,
+        query=asked.query.text,
         k=len(answer.found.rows),
         results=[FoundImage(**one) for one in found],
         base=[BaseImage(**one) for one in service.base_order(answer.found, asked.top_k)],
