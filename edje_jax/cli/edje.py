@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import tyro
 
 from edje_jax.cli.commands.data import Data
+from edje_jax.cli.commands.demo import Demo
 from edje_jax.cli.commands.index import Index
 from edje_jax.cli.commands.models import Convert, Eval, Push, Train, Tune
 from edje_jax.cli.commands.search import Search, Serve
@@ -32,7 +33,8 @@ class Doctor:
 
 
 COMMANDS = (
-    subcommand("train", Train)
+    subcommand("demo", Demo)
+    | subcommand("train", Train)
     | subcommand("eval", Eval)
     | subcommand("data", Data)
     | subcommand("index", Index)
