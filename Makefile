@@ -28,7 +28,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo docs test test-newest lint types tests fast fuzz backbone format constraints clean
+.PHONY: help setup demo docs test test-newest test-wheel lint types tests fast fuzz backbone format constraints clean
 
 help:  ## list the goals
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -54,10 +54,13 @@ types: $(STAMP)  ## types
 	$(PY) -m pyright $(TYPED)
 
 tests: $(STAMP)  ## all tests
-	$(PY) -m pytest -q --maxfail 20 $(PARALLEL)
+	$(PY) -m pytest -q --maxfail 20 $(PARALLEL) --ignore tests/test_wheel.py
 
 test-newest: $(NEWEST_STAMP)  ## models, train steps, weights and the Python API on the newest JAX
 	$(NEWEST)/bin/python -m pytest -q -m "not slow" $(PARALLEL) $(NEWEST_TESTS)
+
+test-wheel: $(STAMP)  ## build wheel and sdist, and try the wheel in a bare environment; needs a package index
+	$(PY) -m pytest -q tests/test_wheel.py
 
 fast: $(STAMP)  ## the tests that take seconds
 	$(PY) -m pytest -x -q -m "not slow" $(PARALLEL)

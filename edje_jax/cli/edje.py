@@ -9,17 +9,20 @@ from dataclasses import dataclass
 import tyro
 
 from edje_jax.cli.commands.data import Data
+from edje_jax.cli.commands.demo import Demo
 from edje_jax.cli.commands.index import Index
 from edje_jax.cli.commands.models import Convert, Eval, Push, Train, Tune
 from edje_jax.cli.commands.search import Search, Serve
 from edje_jax.cli.commands.subcommand import subcommand
-from edje_jax.cli.program import run_program
+from edje_jax.cli.program import FAILED, run_program
 from edje_jax.system.allocator import start_with_huge_pages
 
 
 @dataclass(frozen=True)
 class Doctor:
     """Tell what is installed and where it computes, and known trouble with its remedy.
+
+    The exit code is 1 if there is trouble.
 
     Examples:
         edje doctor
@@ -28,11 +31,13 @@ class Doctor:
     def run(self) -> None:
         from edje_jax.cli.doctor import doctor
 
-        doctor()
+        if not doctor():
+            sys.exit(FAILED)
 
 
 COMMANDS = (
-    subcommand("train", Train)
+    subcommand("demo", Demo)
+    | subcommand("train", Train)
     | subcommand("eval", Eval)
     | subcommand("data", Data)
     | subcommand("index", Index)

@@ -81,6 +81,8 @@ def _set_up() -> None:
     take_any_text()
     _log_to_stderr()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Such as that there is no PyTorch: transformers' tokenizers and configs do without.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     # Libraries write to an empty or relative path; the specification says to ignore it.
     for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
         if not os.path.isabs(os.environ.get(name, os.sep)):

@@ -8,11 +8,14 @@ import re
 import signal
 import socket
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edje_jax.cli.program import UsageError
 from edje_jax.cli.search import model_of, open_index
 from edje_jax.index.store import check_model
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 log = logging.getLogger(__name__)
 
@@ -33,14 +36,11 @@ def serve(asked: Any) -> None:
             cluster's processes do not start.
         BadStore, FileNotFoundError: the index or its model cannot be opened.
     """
-    try:
-        import uvicorn
+    check_server_is_installed()
+    from edje_jax.cli.serve_on_ray import service_on_ray
+    from edje_jax.serving.app import make_app
+    from edje_jax.serving.service import Service
 
-        from edje_jax.cli.serve_on_ray import service_on_ray
-        from edje_jax.serving.app import make_app
-        from edje_jax.serving.service import Service
-    except ImportError as error:
-        raise UsageError(f"serving needs more ({error}); pip install 'edje-jax[serve]'") from error
     limits, root_path = _limits(asked), _root_path(asked.root_path)
     _check_spread(asked)
     _check_origins(asked.cors_origin)
@@ -66,20 +66,49 @@ def serve(asked: Any) -> None:
         )
         if asked.warm and not asked.on:
             log.info("compiling every shape; --no-warm leaves that to the first requests")
-        host = f"[{asked.host}]" if ":" in asked.host else asked.host
-        port = listening.getsockname()[1]
-        log.info("%d images on http://%s:%d%s", len(service.index), host, port, root_path)
-        # uvicorn hands a signal on once all is answered; asked to end and done is a success.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=30)
-        server = uvicorn.Server(config)
-        with contextlib.suppress(SystemExit, KeyboardInterrupt):
-            server.run(sockets=[listening])
-        if not server.started:
-            raise RuntimeError("the server did not start; the log says why")
-        if not app.state.serving.ready:
-            # Python would wait for the compiler, which takes minutes and cannot be interrupted.
-            os._exit(0)
+        log.info("%d images on %s%s", len(service.index), url_of(asked.host, listening), root_path)
+        answer(app, listening)
+
+
+def check_server_is_installed() -> None:
+    """Raise an error if the libraries of the extra `serve` are missing.
+
+    Raises:
+        UsageError: one of them cannot be imported.
+    """
+    try:
+        import uvicorn  # noqa: F401
+
+        import edje_jax.serving.app  # noqa: F401
+    except ImportError as error:
+        raise UsageError(f"serving needs more ({error}); pip install 'edje-jax[serve]'") from error
+
+
+def answer(app: "FastAPI", listening: socket.socket) -> None:
+    """Answer requests until SIGINT or SIGTERM; those at hand are answered first.
+
+    Raises:
+        RuntimeError: the server does not start.
+    """
+    import uvicorn
+
+    # uvicorn hands a signal on once all is answered; asked to end and done is a success.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=30)
+    server = uvicorn.Server(config)
+    with contextlib.suppress(SystemExit, KeyboardInterrupt):
+        server.run(sockets=[listening])
+    if not server.started:
+        raise RuntimeError("the server did not start; the log says why")
+    if not app.state.serving.ready:
+        # Python would wait for the compiler, which takes minutes and cannot be interrupted.
+        os._exit(0)
+
+
+def url_of(host: str, listening: socket.socket) -> str:
+    """URL of what listens on a host, an address of IPv6 in brackets."""
+    name = f"[{host}]" if ":" in host else host
+    return f"http://{name}:{listening.getsockname()[1]}"
 
 
 def _watched(asked: Any) -> Any:

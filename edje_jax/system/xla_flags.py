@@ -34,16 +34,21 @@ def avoid_wrong_reductions() -> None:
     """
     if jaxlib.version.__version__ != FAULTY:
         return
-    given = os.environ.get("XLA_FLAGS", "").strip()
-    names_a_file = given != "" and not given.startswith("-")  # As XLA tells the two apart
-    if _NAME in (_read(given) if names_a_file else given):
+    if _NAME in flags_in_force():
         return
-    if names_a_file:
+    given = os.environ.get("XLA_FLAGS", "").strip()
+    if _names_a_file(given):
         _warn(f"add {FLAG} to {given}")
     elif _computes_on_cpu():
         _warn(f"import edje_jax before JAX is first used, or set XLA_FLAGS={FLAG}")
     else:
         os.environ["XLA_FLAGS"] = f"{given} {FLAG}".lstrip()
+
+
+def flags_in_force() -> str:
+    """Flags in XLA_FLAGS, or in the file that it names; "" where that cannot be read."""
+    given = os.environ.get("XLA_FLAGS", "").strip()
+    return _read(given) if _names_a_file(given) else given
 
 
 def leave_products_to_cublas() -> None:
@@ -57,7 +62,7 @@ def leave_products_to_cublas() -> None:
     release = tuple(map(int, jaxlib.version.__version__.split(".")[:2]))
     given = os.environ.get("XLA_FLAGS", "").strip()
     plugin = any(find_spec(f"jax_cuda{n}_plugin") for n in (12, 13))
-    if not plugin or not first <= release < after or _GPU_NAME in given or given[:1] not in "-":
+    if not plugin or not first <= release < after or _GPU_NAME in given or _names_a_file(given):
         return
     os.environ["XLA_FLAGS"] = f"{given} {GPU_FLAG}".lstrip()
 
@@ -68,6 +73,11 @@ def _warn(remedy: str) -> None:
         FAULTY,
         remedy,
     )
+
+
+def _names_a_file(given: str) -> bool:
+    """Whether a value of XLA_FLAGS is a path, as XLA tells paths and flags apart."""
+    return given != "" and not given.startswith("-")
 
 
 def _read(path: str) -> str:

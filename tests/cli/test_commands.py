@@ -3,13 +3,13 @@ import dataclasses
 import pytest
 import tyro
 
-from edje_jax.cli.commands import data, index, models, search
+from edje_jax.cli.commands import data, demo, index, models, search
 from edje_jax.cli.edje import COMMANDS
 from edje_jax.cli.eval_options import Options
 
 CLASSES = [Options] + [
     found
-    for module in (data, index, models, search)
+    for module in (data, demo, index, models, search)
     for found in vars(module).values()
     if dataclasses.is_dataclass(found)
 ]
