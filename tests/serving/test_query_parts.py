@@ -123,6 +123,8 @@ def test_indexed_and_sent_documents_are_ranked_together(client, index):
     alone = client.post("/rerank", json={**asked, "query": {"text": "red", "not": ["blue"]}})
     order = np.argsort(-plain, kind="stable").tolist()
     assert [one["index"] for one in alone.json()["results"]] == order
+    # Five images, each with two texts of one word and two tokens of its own.
+    assert answer["usage"] == {"pairs": 5, "prompt_tokens": 30, "total_tokens": 30}
     scores = [one["relevance_score"] for one in answer["results"]]
     assert scores == sorted(scores, reverse=True) and 0 <= scores[-1] <= scores[0] <= 1
     raw = client.post("/rerank", json={**asked, "raw_scores": True}).json()["results"]
