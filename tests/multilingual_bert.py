@@ -22,6 +22,13 @@ from tests.models.test_against_transformers import randomise
 Form = Literal["microsoft", "sentence-transformers"]
 FORMS: tuple[Form, ...] = ("microsoft", "sentence-transformers")
 PIECES = "sentencepiece.bpe.model"
+SHAPE = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "attn_implementation": "eager",
+}
 SENTENCES = [
     "Two dogs run on the beach, happily!",
     "Ein Mann fährt mit dem Fahrrad durch Zürich; es regnet.",
@@ -56,14 +63,8 @@ def write_tokenizer(folder: Path, form: Form) -> None:
 def write_bert(folder: Path, form: Form) -> BertForMaskedLM:
     """Write a folder of random weights, and return transformers' model of them."""
     write_tokenizer(folder, form)
-    config = BertConfig(
-        vocab_size=len(load_tokenizer(folder, "bert")) + 35,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        attn_implementation="eager",
-    )
+    pieces = len(load_tokenizer(folder, "bert"))
+    config = BertConfig(vocab_size=pieces + 35, **SHAPE)
     model = BertForMaskedLM(config)
     randomise(model)
     (model if form == "microsoft" else model.bert).save_pretrained(folder)

@@ -54,7 +54,7 @@ class JointTokenizer:
     """[CLS] caption [SEP] for the joint encoder, from a folder with a BERT's tokenizer.
 
     A special token that a caption spells becomes an unknown one, as padding must be the tail of a
-    row: WordPiece takes "[PAD]" for padding, and Unigram "<pad>" even after normalisation.
+    row. It would not do to mend the text: XLM-RoBERTa's normalisation makes "<pad>" of look-alikes.
 
     Raises:
         FileNotFoundError: the folder holds no tokenizer.
@@ -167,10 +167,9 @@ def train_wordpiece(
 ) -> None:
     """Train a WordPiece on captions as a recipe has them; save it as a Hugging Face tokenizer.
 
-    It puts them in lower case, but for captions as written.
-
-    The special tokens are BERT's, [PAD] first, so that the pad id is 0 for either tower. The same
-    captions give the same tokenizer, whatever their order.
+    Its pieces are in lower case, but for captions as written. The special tokens are BERT's, [PAD]
+    first, so that the pad id is 0 for either tower. The same captions give the same tokenizer,
+    whatever their order.
     """
     from transformers import PreTrainedTokenizerFast
 

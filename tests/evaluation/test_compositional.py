@@ -4,6 +4,7 @@ Covers data/compositional.py, evaluate/compositional.py and reports/compositiona
 """
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from edje_jax.data.compositional import read_items
 from edje_jax.data.images import resize
+from edje_jax.data.text import JointTokenizer
 from edje_jax.evaluate import compositional
 from edje_jax.evaluate.compositional import score_items
 from edje_jax.evaluation.compositional import Item, Region, Scored, is_right, summarise
@@ -197,6 +199,17 @@ def test_scores_are_those_of_the_model_pair_by_pair(runtime, images, monkeypatch
         np.testing.assert_allclose(scored.reranked, logits + 0.5 * cosines, rtol=0, atol=1e-5)
     # The same caption to the model: a tie, to the bit.
     assert is_right(found[1].base) == is_right(found[1].reranked) == {"text": False}
+
+
+def test_captions_as_written_are_told_apart(runtime, images):
+    """By the joint encoder: the first stage reads published captions whatever the recipe."""
+    config = dataclasses.replace(runtime.config, text_recipe="as_written")
+    tokenizer = JointTokenizer(runtime.joint_tokenizer.folder, 48, "as_written")
+    other = dataclasses.replace(runtime, config=config, joint_tokenizer=tokenizer)
+    _, tie, *_ = scenes(images)
+    (scored,) = score_items(other, [tie])
+    assert scored.reranked[0] != scored.reranked[1]
+    np.testing.assert_allclose(scored.base[0], scored.base[1], rtol=0, atol=1e-6)
 
 
 def test_files(runtime, images, tmp_path):
