@@ -39,7 +39,7 @@ demo: $(STAMP)  ## train, evaluate and report on the built-in shapes set
 	$(DEMO)
 
 docs: $(STAMP)  ## the documentation site, in build/site/
-	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 test: lint types tests  ## everything that is checked
 

@@ -225,7 +225,8 @@ def _compiled(row: dict[str, Any]) -> str:
     adapter = f"Compressed-{row['tokens']}" if row["tokens"] else "Local"
     shared = f", fsdp {row['fsdp']}" if row["fsdp"] > 1 else ""
     chips = f"{row['chips']} {row['topology'].partition(':')[0]}{shared}"
-    begin = f"| {row['backbone']}, {adapter} | {chips} | {row['rows']} |"
+    loop = ", layers as a loop" if row["scan"] else ""
+    begin = f"| {row['backbone']}, {adapter}{loop} | {chips} | {row['rows']} |"
     work = f"{row['flops'] / 1e12:.1f}"
     if not row["fits"]:
         return f"{begin} does not fit: {row['reason']} | | {work} | |"

@@ -53,7 +53,10 @@ def test_services_build_images_and_start_commands():
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
 def test_workflows_call_goals_and_files_that_are_there(path):
-    steps = [step for job in read(path)["jobs"].values() for step in job["steps"]]
+    jobs = read(path)["jobs"].values()
+    called = [job["uses"] for job in jobs if "uses" in job]
+    assert all((ROOT / name).exists() for name in called)
+    steps = [step for job in jobs for step in job.get("steps", ())]
     run = [step["run"] for step in steps if "run" in step]
     for command in run:
         if command.startswith("make "):
@@ -72,7 +75,7 @@ def test_a_release_is_checked_before_it_is_published():
     jobs = read(ROOT / ".github" / "workflows" / "release.yml")["jobs"]
     commands = [step.get("run", "") for step in jobs["build"]["steps"]]
     assert "python -m twine check --strict dist/*" in commands
-    assert jobs["publish"]["needs"] == "build"
+    assert jobs["publish"]["needs"] == "build" and jobs["build"]["needs"] == "tests"
     assert jobs["publish"]["permissions"] == {"id-token": "write"}
 
 

@@ -22,7 +22,6 @@ def site(tmp_path_factory) -> Path:
         "mkdocs",
         "build",
         "--strict",
-        "--quiet",
         "--site-dir",
         str(out),
     ]

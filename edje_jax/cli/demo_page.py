@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edje_jax.cli.serve import answer, check_server_is_installed, listen, url_of
+from edje_jax.cli.serve import answer, check_server_is_installed, end_on_sigterm, listen, url_of
 from edje_jax.data.sources.subset import Subset
 from edje_jax.index.build import build
 from edje_jax.index.image_index import ImageIndex
@@ -40,6 +40,7 @@ def demo_page(host: str, port: int, open_browser: bool) -> None:
     check_server_is_installed()
     from edje_jax.serving.app import make_app
 
+    end_on_sigterm()
     began = time.perf_counter()
     listening = listen(host, port)
     log.info("drawing and indexing %d scenes, then compiling; well under a minute", SCENES)

@@ -92,9 +92,13 @@ def answer(app: "FastAPI", listening: socket.socket) -> None:
     """
     import uvicorn
 
-    # uvicorn hands a signal on once all is answered; asked to end and done is a success.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=30)
+    end_on_sigterm()
+    config = uvicorn.Config(
+        app,
+        log_config=None,  # Its lines are written as all others are
+        log_level="warning",
+        timeout_graceful_shutdown=30,
+    )
     server = uvicorn.Server(config)
     with contextlib.suppress(SystemExit, KeyboardInterrupt):
         server.run(sockets=[listening])
@@ -105,8 +109,16 @@ def answer(app: "FastAPI", listening: socket.socket) -> None:
         os._exit(0)
 
 
+def end_on_sigterm() -> None:
+    """Take SIGTERM as a request to end, which is a success; uvicorn hands it on once all requests
+    are answered."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+
+
 def url_of(host: str, listening: socket.socket) -> str:
-    """URL of what listens on a host, an address of IPv6 in brackets."""
+    """URL of what listens on a host, an address of IPv6 in brackets; this machine's for a host that
+    stands for all of its addresses."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     name = f"[{host}]" if ":" in host else host
     return f"http://{name}:{listening.getsockname()[1]}"
 

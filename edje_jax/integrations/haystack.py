@@ -12,6 +12,7 @@ Needs `pip install "edje-jax[haystack]"`. A pipeline that was written to YAML is
 """
 
 import asyncio
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -125,8 +126,8 @@ class EdjeImageRanker:
         if document.blob is not None:
             return document.blob.data
         path = document.meta.get(self.file_path_meta_field)
-        if path is None or not self.root_path:
-            return path
+        if not self.root_path or not isinstance(path, str | os.PathLike):
+            return path  # What is no path is refused with its document's name
         full, root = Path(self.root_path, path).resolve(), Path(self.root_path).resolve()
         return full if full.is_relative_to(root) else None
 

@@ -22,7 +22,7 @@ from edje_jax.system.platform import platform
 
 
 class Padding(NamedTuple):
-    """Mask that hides each row's last keys and no others, for which the caller vouches."""
+    """Mask that hides each row's last keys and no others. This is not checked."""
 
     present: Bool[Array, "b k"]
 

@@ -1,7 +1,7 @@
 """Search and scores of queries of several parts."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple
 from typing import NamedTuple
 
@@ -68,7 +68,7 @@ def rank_composed(
     read = read_query(query, runtime)
     texts, rows = runtime.embed_texts(read.texts), np.arange(len(images.tokens))
     parts = score_parts(runtime, read, texts, images.tokens, rows, images.embeddings, calibration)
-    return combine(read, parts, Background.of(images.embeddings))
+    return combine(read, parts, lambda: Background.of(images.embeddings))
 
 
 def _search_composed(
@@ -89,7 +89,7 @@ def _search_composed(
     tokens = TimedTokens(index.tokens)
     embeddings = index.store.embeddings[rows]
     parts = score_parts(runtime, query, texts.embeddings, tokens, rows, embeddings, calibration)
-    logits = combine(query, parts, index.background).astype(np.float32)
+    logits = combine(query, parts, lambda: index.background).astype(np.float32)
     seconds |= {"gather": tokens.seconds, "rerank": time.perf_counter() - began}
     order = np.argsort(-logits, kind="stable")
     similarities = parts.cosines[0] if parts.alike is None or asked.text else parts.alike
@@ -135,16 +135,18 @@ def joined(parts: Sequence[PartScores]) -> PartScores:
     )
 
 
-def combine(query: ReadQuery, parts: PartScores, background: Background) -> Float[np.ndarray, " n"]:
-    """Combined logits of a query, whose sigmoids are the scores; `background` tells how alike
-    images are that have nothing to do with each other."""
+def combine(
+    query: ReadQuery, parts: PartScores, background: Callable[[], Background]
+) -> Float[np.ndarray, " n"]:
+    """Combined logits of a query, whose sigmoids are the scores; `background`, which a query with
+    an image asks, tells how alike images are that have nothing to do with each other."""
     of_texts, alike = parts.logits, parts.alike
     asked, first = query.query, 1 if query.query.text else 0
     negatives, captions = np.split(of_texts[first:], [len(asked.negatives)])
     if alike is None:
         logits = of_texts[0]
     else:
-        logits = background.logits(alike)
+        logits = background().logits(alike)
         if len(captions):
             logits = pooled(logits, captions.mean(axis=0), 0.5)
         if asked.text:

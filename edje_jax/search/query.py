@@ -30,7 +30,8 @@ class Query:
 
     text: str = ""
     negatives: Sequence[str] = ()
-    """Texts that the image must not match; a single one may be given as it is."""
+    """Texts that the image must not match; a single one may be given as it is, and empty ones are
+    passed over."""
     image: ImageLike | None = None
     """Image to resemble."""
     like: str | None = None
@@ -43,7 +44,8 @@ class Query:
         negatives = [self.negatives] if isinstance(self.negatives, str) else self.negatives
         checked = tuple(as_text(one, f"negatives[{i}]") for i, one in enumerate(negatives))
         object.__setattr__(self, "text", as_text(self.text, "text"))
-        object.__setattr__(self, "negatives", checked)
+        # Forms send what is left empty.
+        object.__setattr__(self, "negatives", tuple(one for one in checked if one.strip()))
         if self.image is not None and self.like is not None:
             raise ValueError("image and like: give one, an image or the id of one in the index")
         if not (self.text or self.has_image):

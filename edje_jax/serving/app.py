@@ -19,7 +19,7 @@ from edje_jax.serving.routes import images, rerank, search, status
 from edje_jax.serving.schemas import ERROR_RESPONSES, state_limits
 from edje_jax.serving.service import Service
 from edje_jax.serving.state import State
-from edje_jax.serving.tracing import Tracing, Watched
+from edje_jax.serving.tracing import FAILED, Tracing, Watched
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def _field_error(error: dict[str, Any]) -> dict[str, str]:
 
 
 async def _failed(_: Request, error: Exception) -> JSONResponse:
-    return JSONResponse({"detail": "this server failed; its log says why"}, 500)
+    return JSONResponse({"detail": FAILED}, 500)
 
 
 def _state_limits(app: FastAPI, limits: Limits) -> None:

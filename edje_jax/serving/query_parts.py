@@ -11,6 +11,10 @@ NEGATIVES = 8
 LONGEST = 10_000
 """Most characters of a text."""
 
+PARTS = ("text", "not", "image", "like", "image_weight", "content")
+FIELDS = {*PARTS, *DATA_KEYS, "type"}
+"""Names of the parts, and those that clients of other servers send."""
+
 _TEXT = {"type": "string", "maxLength": LONGEST}
 _IMAGE = {"type": "string", "description": "image to resemble: base64, or a data: URI"}
 _OBJECT = {
@@ -55,12 +59,15 @@ def parts_of_query(query: Any) -> Any:
     """Fields of `QueryParts` from a text, or from an object in any form that clients send.
 
     Raises:
-        ValueError: a part of the content is neither a text nor an image, or is a second image.
+        ValueError: there is no part of such a name, or one of the content is neither a text nor an
+            image, or is a second image.
     """
     if not isinstance(query, dict):
         return {"text": query} if isinstance(query, str) else query
     # Clients send the fields that they do not use as null.
     fields = {name: value for name, value in query.items() if value is not None}
+    if unknown := sorted(fields.keys() - FIELDS):
+        raise ValueError(f'"{unknown[0]}" is no part of a query; there are {", ".join(PARTS)}')
     content = fields.pop("content", [])
     parts = [fields, *(content if isinstance(content, list) else [content])]
     images = [image_data(part) for part in parts if _is_image(part)]
@@ -69,6 +76,8 @@ def parts_of_query(query: Any) -> Any:
         raise ValueError('the "content" of a query takes texts and at most one image')
     if isinstance(fields.get("not"), str):
         fields["not"] = [fields["not"]]
+    if isinstance(negatives := fields.get("not"), list):
+        fields["not"] = [one for one in negatives if not isinstance(one, str) or one.strip()]
     return {**fields, "text": "\n".join(texts), "image": images[0] if images else None}
 
 

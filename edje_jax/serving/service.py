@@ -134,7 +134,7 @@ class Service:
             rows, known = np.arange(len(images.pixels)), made.embeddings
             parts.append(score_parts(runtime, query, texts, made.tokens, rows, known, calibration))
         logits = np.empty(len(places), np.float32)
-        logits[places] = combine(query, joined(parts), index.background)
+        logits[places] = combine(query, joined(parts), lambda: index.background)
         return Reranked(logits, logits, sigmoid(logits))
 
     def results(

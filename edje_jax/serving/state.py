@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from edje_jax.data.base64_data import decode
 from edje_jax.data.images import BadImage
 from edje_jax.index.store import Store
-from edje_jax.search.query import Query
+from edje_jax.search.query import CAPTIONS, Query
 from edje_jax.serving.batcher import Batcher, Busy
 from edje_jax.serving.documents import read_pixels
 from edje_jax.serving.jobs import Job
@@ -126,6 +126,13 @@ class State:
                 raise HTTPException(422, f"query.image: {error}") from None
         query = Query(parts.text, parts.negatives, image, like, parts.image_weight)
         return query.text if query.is_text else query
+
+    def texts_of(self, query: str | Query) -> int:
+        """Number of texts that each image is scored with for a query."""
+        if isinstance(query, str):
+            return 1
+        own = 0 if query.like is None else len(self.store.row(self.number(query.like)).captions)
+        return bool(query.text) + len(query.negatives) + min(own, CAPTIONS)
 
     def _decode(self, data: str) -> UInt8[np.ndarray, "s s 3"]:
         recipe = self.service.reranker.config.image

@@ -1,7 +1,8 @@
 """Requests told apart: an id each, lines of JSON in the log, and OpenTelemetry's spans.
 
-A request keeps the id of its X-Request-ID, or gets one; the answer carries it, and so does every
-line of the log that is written for it.
+A request keeps the id of its X-Request-ID, or gets one; the answer carries it, and so do the lines
+of the log that the server's routes write for it. Several requests are computed together, on threads
+whose lines carry none.
 """
 
 import json
@@ -15,12 +16,14 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edje_jax.search.results import Timings
 
 log = logging.getLogger(__name__)
 
+FAILED = "this server failed; its log says why"
 HEADER = "X-Request-ID"
 IDS = re.compile(r"[!-~]{1,128}")
 """Ids that are kept: visible ASCII, of a length that suits a log."""
@@ -88,13 +91,30 @@ class Tracing:
 
         try:
             with self._span(scope, own) as span:
-                await self.app(scope, receive, named)
+                await self._answer(scope, receive, named)
                 if span is not None:
                     _describe(span, scope, status)
         finally:
             if self.log_requests:
                 _log(scope, status, time.perf_counter() - began)
             REQUEST_ID.reset(token)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer with a 500 what fails, unless the answer has begun."""
+        begun = False
+
+        async def noted(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noted)
+        except Exception:
+            log.exception("%s %s failed", scope["method"], scope["path"])
+            if begun:
+                raise
+            await JSONResponse({"detail": FAILED}, 500)(scope, receive, send)
 
     def _span(self, scope: Scope, own: str) -> AbstractContextManager[Any]:
         """Span of a request, a part of the client's trace if it tells of one (W3C)."""

@@ -21,7 +21,7 @@ GPU_FLAG = f"--{_GPU_NAME}=false"
 """Leaves products on GPUs to cuBLAS, which adds biases and residuals and applies tanh GELU in the
 same kernel; XLA's own kernels of products keep them from it."""
 _KNOW_GPU_FLAG = ((0, 10), (0, 13))
-"""First jaxlib of those that were seen to know `GPU_FLAG`, and first that was not."""
+"""Releases of jaxlib that know `GPU_FLAG`: from the first number on, and before the second."""
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def leave_products_to_cublas() -> None:
     already stands, and so does the name of a file.
 
     On an H100 and jaxlib 0.11.2 the scorer takes 1.3 times as many pairs a second with it
-    (`benchmarks/throughput.py`).
+    (`benchmarks/throughput.py`). No other program was timed. It has no effect once JAX has started.
     """
     first, after = _KNOW_GPU_FLAG
     release = tuple(map(int, jaxlib.version.__version__.split(".")[:2]))

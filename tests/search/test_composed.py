@@ -210,3 +210,11 @@ def test_the_command_takes_every_part(reranker, scenes, capsys):
     ):
         with pytest.raises(Exception, match=message):
             edje.main(["search", str(scenes / "index"), *arguments])
+
+
+def test_embeddings_of_the_index_are_sampled_for_queries_with_an_image_alone(folder):
+    index = ImageIndex.open(folder)
+    search_queries(CODED, index, [Query("red", ["blue"])], 5)
+    assert "background" not in vars(index)
+    search_queries(CODED, index, [Query("red", like="03")], 5)
+    assert "background" in vars(index)

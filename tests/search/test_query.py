@@ -22,6 +22,11 @@ def test_negatives_may_be_one_text_or_several():
     assert Query("dog", ["on a beach", "cat"]).negatives == ("on a beach", "cat")
 
 
+def test_empty_negatives_are_passed_over():
+    assert as_query(Query("dog", ""), "text") == "dog"
+    assert Query("dog", ["cat", " ", ""]).negatives == ("cat",)
+
+
 def test_a_query_of_a_text_alone_is_that_text():
     assert as_query(Query("dog"), "text") == "dog" == as_query("dog", "text")
     several = Query("dog", ["cat"])

@@ -47,6 +47,7 @@ PART = {"type": "image_url", "image_url": {"url": URI}}
         ("red", {"text": "red"}),
         ({"text": "red", "not": "blue", "like": None}, {"text": "red", "not": ["blue"]}),
         ({"text": "red", "not": ["blue", "green"]}, {"text": "red", "not": ["blue", "green"]}),
+        ({"text": "red", "not": ""}, {"text": "red", "not": []}),
         ({"content": "red"}, {"text": "red"}),
         ({"content": [{"type": "text", "text": "red"}, PART]}, {"text": "red", "image": URI}),
         ({"content": [PART], "not": "red"}, {"image": URI, "not": ["red"]}),
@@ -164,3 +165,18 @@ def test_the_openapi_document_tells_the_parts(client):
         assert text["minLength"] == 1
         given = {"not" if name == "negatives" else name for name in QueryParts.model_fields}
         assert parts["properties"].keys() == given | {"content"}
+
+
+def test_a_part_of_an_unknown_name_is_refused_by_its_name(client):
+    answer = client.post("/search", json={"query": {"text": "red", "negatives": ["blue"]}})
+    assert answer.status_code == 422
+    (error,) = answer.json()["detail"]
+    assert error["what"].startswith('"negatives" is no part of a query; there are text, not')
+
+
+def test_pairs_are_counted_for_every_text(index):
+    with TestClient(make_app(Service(ColourModel(), index))) as client:
+        asked = {"query": {"text": "red", "not": ["blue", "green"]}, "k": 5}
+        assert client.post("/search", json=asked).status_code == 200
+        told = client.get("/metrics").text
+    assert "edje_pairs_total 15.0" in told

@@ -92,6 +92,31 @@ def test_a_search_is_a_span_of_the_clients_trace_with_its_parts(service):
     assert spans["GET other"].attributes["http.response.status_code"] == 404
 
 
+def test_a_request_that_fails_keeps_its_id_and_is_logged_with_its_reason(
+    service, lines, monkeypatch
+):
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+
+    def break_down(*_):
+        raise RuntimeError("out of paper")
+
+    monkeypatch.setattr(type(service), "results", break_down)
+    watched = Watched(True, provider.get_tracer("test"))
+    with TestClient(make_app(service, watched=watched)) as client:
+        answer = client.post("/search", json=SEARCH, headers={"X-Request-ID": "shop-18"})
+        counted = client.get("/metrics").text
+    assert answer.status_code == 500 and "its log says why" in answer.json()["detail"]
+    assert answer.headers["x-request-id"] == "shop-18"
+    failure, line = lines[:2]
+    assert failure["request"] == line["request"] == "shop-18"
+    assert failure["exception"].endswith("RuntimeError: out of paper")
+    assert (failure["level"], line["status"], line["route"]) == ("error", 500, "/search")
+    (span,) = [one for one in exporter.get_finished_spans() if one.name == "POST /search"]
+    assert not span.status.is_ok
+    assert 'edje_requests_total{route="/search",status="500"} 1.0' in counted
+
+
 def test_waiting_and_batches_are_histograms(service):
     with TestClient(make_app(service)) as client:
         for _ in range(3):

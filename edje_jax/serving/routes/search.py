@@ -32,7 +32,7 @@ async def search(asked: SearchRequest, state: Shared) -> SearchAnswer:
     began = time.perf_counter()
     where, query = await _filter(asked, state), await state.read_query(asked.query)
     answer = await state.compute(SearchJob(query, asked.k, _ids(asked), where))
-    state.monitor.answer(answer.seconds, len(answer.found.rows))
+    state.monitor.answer(answer.seconds, len(answer.found.rows) * state.texts_of(query))
     service = state.service
     found = service.results(answer.found, asked.top_k, asked.min_score)
     return SearchAnswer(
