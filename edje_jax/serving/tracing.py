@@ -61,7 +61,7 @@ def log_lines_of_json() -> None:
 
 
 class Watched(NamedTuple):
-    """What is told of requests beyond the counters."""
+    """Logging and tracing of requests, beside the counters."""
 
     log_requests: bool = False
     """Whether each is a line of the log."""

@@ -94,7 +94,7 @@ def test_the_cosine_counts_as_the_model_was_tuned(photos, query, photo_index):
 
 
 def test_images_of_the_index_are_not_read_again(shipped, photos, query, photo_index, monkeypatch):
-    """Its tokens are kept as bfloat16."""
+    """Tolerance is that of tokens kept as bfloat16."""
     ids = [Path(path).name for path in photos]
     expected = [one[:1] for one in CandidateRanker(shipped).rank(query, given(photos))]
     ranker = CandidateRanker(shipped, photo_index)

@@ -197,7 +197,7 @@ def task(multilingual, tmp_path_factory) -> EdjeTask:
 
 @pytest.fixture(scope="module")
 def model_folder(task, tmp_path_factory) -> Path:
-    """What the run would export before its first step."""
+    """Model folder that a run would export before its first step."""
     out = tmp_path_factory.mktemp("models") / "model"
     out.mkdir()
     task.export(task.fetch(task.init()), out)

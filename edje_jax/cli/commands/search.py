@@ -94,7 +94,7 @@ class Search(CacheOptions, RuntimeOptions):
     image_weight: float = 0.5
     """Weight of the image beside the query, from 0 to 1."""
     among: Literal["captions", "images"] = "captions"
-    """What an --image alone is looked for among."""
+    """Kind of item that an --image alone looks for."""
     k: int = 100
     """Candidates of the first stage that are reranked."""
     top: int = 10
