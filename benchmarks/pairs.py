@@ -123,7 +123,7 @@ class Pairs:
 def random_params(shapes: PyTree, deviation: float) -> PyTree:
     """Parameters of given shapes: norms of 1, biases of 0, the rest random, each by its name alone.
 
-    Drawn on the host, as compiling a model's own program that draws them takes a GPU minutes.
+    Drawn on the host: compiling a model's own program for that can take a GPU over a minute.
     """
 
     def leaf(path: Any, shape: Any) -> jax.Array:
