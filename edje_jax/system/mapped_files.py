@@ -8,6 +8,7 @@ import ctypes
 import io
 import mmap
 import os
+import threading
 import weakref
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,10 @@ from jaxtyping import UInt8
 _FAILED = ctypes.c_void_p(-1).value
 _HEADER = 4096
 """Upper limit of the header of a .npy file, in bytes."""
+_PARSING = threading.Lock()
+"""Held while NumPy parses a header: Python 3.11's `ast` counts the depth of all threads as one, and
+two that parse at once may end in "SystemError: AST constructor recursion depth mismatch"
+(https://github.com/python/cpython/issues/106905)."""
 
 
 def map_bytes(path: Path) -> UInt8[np.ndarray, " bytes"]:
@@ -54,7 +59,8 @@ def map_array(path: Path) -> np.ndarray:
     header = io.BytesIO(data[:_HEADER].tobytes())
     if (version := np.lib.format.read_magic(header)) != (1, 0):
         raise ValueError(f"version {version} of .npy")
-    shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(header)
+    with _PARSING:
+        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(header)
     if dtype.hasobject or is_fortran:
         raise ValueError(f"not written by an index: {dtype}, Fortran order: {is_fortran}")
     size = int(np.prod(shape)) * dtype.itemsize

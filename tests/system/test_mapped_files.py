@@ -1,9 +1,12 @@
 """Files are mapped without staying open, and what the system refuses is not called damage."""
 
 import errno
+import gc
 import os
 import resource
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -125,3 +128,22 @@ def test_a_file_that_no_index_wrote_is_damaged(write: Callable[[Path], object], 
     write(tmp_path / "a.npy")
     with pytest.raises(BadStore, match=r"a\.npy: damaged \(.*\); build the index again"):
         map_file(tmp_path / "a.npy")
+
+
+def test_headers_are_parsed_by_one_thread_at_a_time(tmp_path):
+    """JAX's callback of the garbage collector lets threads change places inside Python's parser."""
+    np.save(tmp_path / "a.npy", np.ones((2, 2)))
+
+    def map_from_depth(depth: int) -> np.ndarray:
+        return map_from_depth(depth - 1) if depth else map_array(tmp_path / "a.npy")
+
+    thresholds, callback = gc.get_threshold(), lambda *_: time.sleep(0)
+    gc.callbacks.append(callback)
+    gc.set_threshold(5)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            arrays = list(pool.map(map_from_depth, [depth % 5 for depth in range(1_000)]))
+    finally:
+        gc.callbacks.remove(callback)
+        gc.set_threshold(*thresholds)
+    assert all(array.shape == (2, 2) for array in arrays)
