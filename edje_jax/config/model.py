@@ -8,6 +8,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from edje_jax.config.captioner import CaptionerConfig
+
 Activation = Literal["gelu", "gelu_pytorch_tanh", "quick_gelu"]
 
 
@@ -21,6 +23,14 @@ InferencePrecision = Literal["auto", "float32", "bfloat16", "int8"]
 
 RuntimeName = Literal["jax", "onnx"]
 """Runtime that scores pairs: JAX, or ONNX Runtime on CPUs (`edje_jax.runtimes`)."""
+
+
+ModelKind = Literal["edje", "captioner"]
+"""What scores a pair: a joint encoder, or a captioner (`models.scorers`)."""
+
+
+Upsampling = Literal[1, 2, 4]
+"""Factor of the side of a grid of vision tokens."""
 
 
 OnlineVision = Literal["updated", "attended"]
@@ -140,6 +150,24 @@ class BackboneConfig:
     """Layer whose output the vision tokens are, counted from the end: -1 is the last."""
     class_token: bool = False
     """Whether the class token, of a family that has one, is one of the vision tokens."""
+    earlier_layers: tuple[int, ...] = ()
+    """Further layers, counted from the end, whose outputs stand beside those of `token_layer` in
+    every vision token (`models.upsampling` reads them)."""
+
+    def __post_init__(self):
+        object.__setattr__(self, "earlier_layers", tuple(self.earlier_layers))
+
+    @property
+    def token_width(self) -> int:
+        """Width of a vision token."""
+        return self.vision.hidden_size * (1 + len(self.earlier_layers))
+
+    def layers_for(self, upsampling: int) -> tuple[int, ...]:
+        """Earlier layers that an upsampling by this factor reads: the output of the layer two
+        thirds up the tower for its first step, and one third up for its second."""
+        layers = self.vision.num_hidden_layers
+        ups = [round(layers * (2 - step) / 3) for step in range(upsampling.bit_length() - 1)]
+        return tuple(up - layers - 1 for up in ups)
 
     @property
     def num_vision_tokens(self) -> int:
@@ -200,6 +228,14 @@ class AdapterConfig:
     kind: Literal["local", "compress"] = "compress"
     num_tokens: int = 64
     intermediate_size: int = 8192
+    upsampling: Upsampling = 1
+    """Factor of the side of the grid that the adapter reads (`models.upsampling`); 1 leaves the
+    backbone's, as published."""
+
+    def __post_init__(self):
+        if self.upsampling not in get_args(Upsampling):
+            known = ", ".join(map(str, get_args(Upsampling)))
+            raise ValueError(f"upsampling {self.upsampling}: {known}")
 
 
 @dataclass(frozen=True)
@@ -272,10 +308,40 @@ class EdjeConfig:
     """Captions of the joint encoder: "published" ones have no punctuation and are in lower case,
     "as_written" keeps both. The backbone gets published ones always."""
 
+    captioner: CaptionerConfig | None = None
+    """None for a joint encoder, as published; else `joint_encoder` is the shape of its decoders."""
+
     def __post_init__(self):
         if self.text_recipe not in get_args(TextRecipe):
             known = " or ".join(get_args(TextRecipe))
             raise ValueError(f'text_recipe "{self.text_recipe}": {known}')
+        if self.adapter.upsampling > 1 and self.backbone.class_token:
+            raise ValueError(
+                f"upsampling {self.adapter.upsampling}: a class token has no place in a grid;"
+                " leave class_token out"
+            )
+        if not self.captioner:
+            return
+        if self.similarity_prior:
+            raise ValueError("a captioner has no match head for a similarity prior; leave it out")
+        if not self.joint_encoder.is_published_layout:
+            raise ValueError(
+                "a captioner has no deferred layers and leaves vision rows as they are; set"
+                " deferred_layers to 0 and online_vision to updated"
+            )
+
+    @property
+    def kind(self) -> ModelKind:
+        """What scores a pair."""
+        return "captioner" if self.captioner else "edje"
+
+    @property
+    def encodes_captions(self) -> bool:
+        """Whether a part of a pair's score depends on the caption alone, and is computed once for
+        all images that it meets."""
+        if self.captioner:
+            return self.captioner.score == "pmi"
+        return self.joint_encoder.deferred_layers > 0
 
     @property
     def joint_heads(self) -> dict[str, Any]:
@@ -292,12 +358,15 @@ class EdjeConfig:
     def num_tokens(self) -> int:
         """Compressed tokens per image: the store keeps a row for each."""
         if self.adapter.kind == "local":
-            return self.backbone.num_vision_tokens
+            return self.backbone.num_vision_tokens * self.adapter.upsampling**2
         return self.adapter.num_tokens
 
     @property
     def num_positions(self) -> int:
-        """Positions of the longest caption with an image's tokens and the [SEP] behind them."""
+        """Positions of the longest caption, with an image's tokens and the [SEP] behind them where
+        a joint encoder reads both."""
+        if self.captioner:
+            return self.max_text_length
         return self.max_text_length + self.num_tokens + 1
 
     def check_positions(self, source: str) -> None:
@@ -308,6 +377,11 @@ class EdjeConfig:
             ValueError: rows are missing; `source` is what the message begins with.
         """
         rows, published = self.joint_encoder.max_position_embeddings, EdjeConfig.max_text_length
+        if self.captioner and self.max_text_length > rows:
+            raise ValueError(
+                f"{source}: max_text_length {self.max_text_length}: the decoders have {rows}"
+                f" positions; set max_text_length to {rows}"
+            )
         if self.max_text_length <= published or rows >= self.num_positions:
             return
         raise ValueError(

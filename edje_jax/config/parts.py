@@ -3,13 +3,16 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from edje_jax.config.captioner import CaptionerConfig, CaptionScore, CrossAttention, Directions
 from edje_jax.config.model import (
     AdapterConfig,
     BertConfig,
     IccProfile,
+    ModelKind,
     OnlineVision,
     TextRecipe,
     Transparency,
+    Upsampling,
 )
 
 
@@ -34,6 +37,9 @@ class AdapterSpec:
     num_tokens: int | None = None
     """Tokens that `compress` makes of an image; `local` keeps every vision token."""
     intermediate_size: int | None = None
+    upsampling: Upsampling | None = None
+    """Factor of the side of the grid that the adapter reads, made of the last and of earlier layers
+    of the backbone (`models.upsampling`); `local` then keeps its square times as many tokens."""
 
     def __post_init__(self):
         at_least(
@@ -62,13 +68,39 @@ class AdapterSpec:
             tokens = base.num_tokens if base.kind == "local" else 0
         else:
             tokens = self.num_tokens or base.num_tokens or AdapterConfig().num_tokens
-        return AdapterConfig(kind, tokens, self.intermediate_size or base.intermediate_size)
+        return AdapterConfig(
+            kind,
+            tokens,
+            self.intermediate_size or base.intermediate_size,
+            self.upsampling or base.upsampling,
+        )
+
+
+@dataclass(frozen=True)
+class CaptionerSpec:
+    """A captioner's settings, see `CaptionerConfig` (default: those of --init, or its own)."""
+
+    directions: Directions | None = None
+    score: CaptionScore | None = None
+    cross_attention: CrossAttention | None = None
+
+    def resolve(self, start: CaptionerConfig | None) -> CaptionerConfig:
+        """Complete settings of a run, which may start from those of `start`."""
+        base = start or CaptionerConfig()
+        return CaptionerConfig(
+            self.directions or base.directions,
+            self.score or base.score,
+            self.cross_attention or base.cross_attention,
+        )
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Parts that an EDJE is assembled from."""
+    """Parts that an EDJE or a captioner is assembled from."""
 
+    kind: ModelKind | None = None
+    """What scores pairs: a joint encoder ("edje"), or a "captioner" (default: as in --init, or else
+    "edje")."""
     backbone: str | None = None
     """Folder or hub id of the dual encoder, in Hugging Face's format: SigLIP, SigLIP2 or CLIP;
     shapes-backbone is the small one that ships with the package."""
@@ -82,6 +114,7 @@ class ModelSpec:
     adapter: AdapterSpec = field(default_factory=AdapterSpec)
     fresh: BertConfig = field(default_factory=BertConfig)
     """Shape of a joint encoder trained from scratch (`vocab_size` is its tokenizer's limit)."""
+    captioner: CaptionerSpec = field(default_factory=CaptionerSpec)
     max_text_length: int | None = None
     """[CLS] + caption + [SEP] (default: that of --init, or else 63, as published). More than the
     joint encoder has positions for, with an image's tokens and a [SEP], is refused."""

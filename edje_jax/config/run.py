@@ -138,6 +138,10 @@ class LossConfig:
     """Weight of predicting the hidden tokens of a caption beside its image."""
     text_recovery: float = weight_of_a_loss(1.0)
     """Weight of predicting the backbone's embedding of a caption from its text alone."""
+    captioning: float = weight_of_a_loss(0.0)
+    """Weight of predicting a caption's tokens from its image, in the directions of a captioner."""
+    unconditional_captioning: float = weight_of_a_loss(0.0)
+    """Weight of predicting them without an image, which a captioner's score "pmi" needs."""
     negatives: int = 3
     """Hard negative images per caption, and hard negative captions per image: the most similar
     ones by the backbone."""

@@ -113,7 +113,7 @@ def _allocate_tokens(shape: tuple[int, ...]) -> np.ndarray:
 def pair_scorer(
     runtime: Runtime, encoded: EncodedGallery, progress: Progress | None = None
 ) -> ScorePairs:
-    """Joint encoder as a function of (caption, image) numbers of the gallery."""
+    """Score as a function of (caption, image) numbers of the gallery."""
     captions = encoded.gallery.captions
     ids = runtime.joint_tokenizer(captions)
     embedded = runtime.embed_texts(captions) if runtime.config.similarity_prior else None
@@ -125,7 +125,7 @@ def pair_scorer(
     def score_pairs(text_index: np.ndarray, image_index: np.ndarray) -> np.ndarray:
         out = np.empty(len(text_index), np.float32)
         order = np.arange(len(out))
-        if runtime.config.joint_encoder.deferred_layers:
+        if runtime.config.encodes_captions:
             order = np.argsort(text_index, kind="stable")  # A caption's pairs together: read once
         step = 16_384
         for start in range(0, len(out), step):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from edje_jax.config.model import BackboneConfig, TextConfig
-from edje_jax.models.towers import DualTower, Tower, VisionOutput, patchify
+from edje_jax.models.towers import DualTower, Tower, VisionOutput, beside_earlier, patchify
 
 _FIRST_END_TOKEN_ID = 2
 """Value of `eos_token_id` in OpenAI's configs. It is wrong: the end token is the highest id."""
@@ -40,7 +40,7 @@ class ClipVisionTower(Tower):
         project = nn.Dense(
             config.text.projection_size, use_bias=False, dtype=self.dtype, name="projection"
         )
-        tokens = hidden[config.token_layer]
+        tokens = beside_earlier(config, hidden[config.token_layer], hidden)
         if not config.class_token:
             tokens = tokens[:, 1:]
         return VisionOutput(tokens, project(norm(hidden[-1][:, 0])), hidden)

@@ -1,39 +1,22 @@
 """EDJE (arXiv 2510.06820): image -> compressed tokens -> match logit."""
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from edje_jax.config.model import EdjeConfig
-from edje_jax.models.adapters import make_adapter
 from edje_jax.models.joint_encoder import JointEncoder, TextSide
+from edje_jax.models.pair_scorer import PairScorer
 
 
-class Edje(nn.Module):
-    """Adapter and joint encoder; the frozen backbone stands apart.
+class Edje(PairScorer):
+    """Adapter and joint encoder: see `PairScorer`.
 
-    Parameters are `adapter` and `joint_encoder`. Text ids are [CLS] caption [SEP] and padding,
-    int32 [b, t]; `tokens` are compressed tokens [b, m, d]. Logits leave in float32.
+    Parameters are `adapter` and `joint_encoder`.
     """
 
-    config: EdjeConfig
-    dtype: jax.typing.DTypeLike = jnp.float32
-    dropout: float = 0.0
-    remat: bool = False
-    scan: bool = False
-    """Whether layers of one kind are one loop of the program (`layer_stack`)."""
-
     def setup(self):
-        c = self.config
-        self.adapter = make_adapter(
-            c.adapter,
-            c.backbone.vision.num_attention_heads,
-            c.joint_encoder.hidden_size,
-            self.dtype,
-            name="adapter",
+        self.adapter = self.make_adapter()
+        self.joint_encoder = JointEncoder(
+            self.config, self.dtype, self.dropout, self.remat, self.scan
         )
-        self.joint_encoder = JointEncoder(c, self.dtype, self.dropout, self.remat, self.scan)
 
     def compress(self, vision_tokens: Float[Array, "b n w"]) -> Float[Array, "b m d"]:
         """Vision tokens of the backbone -> what the store keeps.

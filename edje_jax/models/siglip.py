@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from edje_jax.config.model import TextConfig, VisionConfig
+from edje_jax.config.model import BackboneConfig, TextConfig, VisionConfig
 from edje_jax.models.layers import Mlp, MultiheadAttention
-from edje_jax.models.towers import DualTower, Tower, VisionOutput, patchify
+from edje_jax.models.towers import DualTower, Tower, VisionOutput, beside_earlier, patchify
 
 
 class AttentionPool(nn.Module):
@@ -39,22 +39,21 @@ class SiglipVisionTower(Tower):
     The last layer's tokens go through the post layer norm, an earlier layer's do not.
     """
 
-    token_layer: int = -1
-
     @nn.compact
     def __call__(self, pixel_values: Float[Array, "b s s 3"]) -> VisionOutput:
-        c: VisionConfig = self.config
+        config: BackboneConfig = self.config
+        c = config.vision
         patches = patchify(pixel_values, c.patch_size)
         x = nn.Dense(c.hidden_size, dtype=self.dtype, name="patch_embedding")(patches)
         shape = (c.num_patches, c.hidden_size)
         position = self.param("position_embedding", nn.initializers.normal(0.02), shape)
         x = x + position.astype(self.dtype)[None]
-        hidden = self.run_layers(c, x, wanted=self.token_layer)
+        hidden = self.run_layers(c, x, wanted=config.token_layer)
         norm = nn.LayerNorm(c.layer_norm_eps, dtype=self.dtype, name="post_layernorm")
         last = norm(hidden[-1])
         embedding = AttentionPool(c, self.dtype, name="head")(last)
-        tokens = last if self.token_layer == -1 else hidden[self.token_layer]
-        return VisionOutput(tokens, embedding, hidden)
+        tokens = last if config.token_layer == -1 else hidden[config.token_layer]
+        return VisionOutput(beside_earlier(config, tokens, hidden), embedding, hidden)
 
 
 class SiglipTextTower(Tower):
@@ -82,7 +81,7 @@ class Siglip(DualTower):
 
     def setup(self):
         how = self.dtype, self.remat, self.scan
-        self.vision = SiglipVisionTower(self.config.vision, *how, self.config.token_layer)
+        self.vision = SiglipVisionTower(self.config, *how)
         self.text = SiglipTextTower(self.config.text, *how)
         self.logit_scale = self.param("logit_scale", nn.initializers.constant(jnp.log(10.0)), (1,))
         self.logit_bias = self.param("logit_bias", nn.initializers.constant(-10.0), (1,))

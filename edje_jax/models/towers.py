@@ -1,5 +1,6 @@
 """Parts that all dual encoders share: their base class, and parts of towers."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,8 +17,8 @@ from edje_jax.models.layers import PreNormLayer
 class VisionOutput(NamedTuple):
     """Outputs of one pass of a vision tower. Under jit, what is not used is not computed."""
 
-    tokens: Float[Array, "b n d"]
-    """Vision tokens: what the adapter reads, from the layer that the config names."""
+    tokens: Float[Array, "b n w"]
+    """Vision tokens: what the adapter reads, from the layers that the config names."""
     embedding: Float[Array, "b e"]
     """Pooled embedding."""
     hidden_states: tuple[Float[Array, "b n d"], ...]
@@ -90,6 +91,15 @@ class DualTower(nn.Module):
     ) -> Float[Array, "t b"]:
         """Logits of every text against every image, as the family was trained."""
         raise NotImplementedError
+
+
+def beside_earlier(
+    config: BackboneConfig, tokens: Float[Array, "b n d"], hidden: Sequence[Float[Array, "b n d"]]
+) -> Float[Array, "b n w"]:
+    """Vision tokens with the same places of the earlier layers that the config names."""
+    if not config.earlier_layers:
+        return tokens
+    return jnp.concatenate([tokens, *(hidden[layer] for layer in config.earlier_layers)], axis=-1)
 
 
 def patchify(pixels: Float[Array, "b s s c"], patch: int) -> Float[Array, "b n k"]:

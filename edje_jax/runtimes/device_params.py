@@ -16,7 +16,7 @@ class Parts(NamedTuple):
     """Parameters of a model by part, float32."""
 
     edje: PyTree
-    """`adapter` and `joint_encoder`."""
+    """`adapter`, and `joint_encoder` or `captioner`."""
     backbone: PyTree
     heads: PyTree | None
 
@@ -35,18 +35,18 @@ class DeviceParams:
 
     @cached_property
     def compressing(self) -> tuple[PyTree, ...]:
-        """Adapter and joint encoder, for what is stored of images."""
+        """Adapter and deferred layers, for what is stored of images."""
         return self._on_each(self._parts.edje, self._encoding)
 
     @cached_property
     def scoring(self) -> tuple[PyTree, ...]:
-        """Joint encoder, for captions and pairs."""
+        """Joint encoder or captioner, for captions and pairs."""
         if not self._scoring.int8 and self._scoring.dtype == self._encoding.dtype:
             return self.compressing
-        params = self._parts.edje["joint_encoder"]
+        params = {name: part for name, part in self._parts.edje.items() if name != "adapter"}
         if self._scoring.int8:
             params = _quantised(params)
-        return self._on_each({"joint_encoder": params}, self._scoring)
+        return self._on_each(params, self._scoring)
 
     @cached_property
     def backbone(self) -> tuple[PyTree, ...]:

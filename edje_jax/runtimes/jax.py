@@ -15,8 +15,8 @@ from edje_jax.config.model import EdjeConfig, ImageRecipe, InferencePrecision
 from edje_jax.data.buckets import batches, bucket, lengths_up_to
 from edje_jax.data.images import normalise
 from edje_jax.data.text import BackboneTokenizer, JointTokenizer
-from edje_jax.models.edje import Edje
-from edje_jax.models.joint_encoder import TextSide
+from edje_jax.models.pair_scorer import PairScorer
+from edje_jax.models.scorers import make_scorer
 from edje_jax.models.towers import DualTower
 from edje_jax.runtimes.base import Embedded, Encoded, TokenTable, required_cosines
 from edje_jax.runtimes.device_params import DeviceParams, Parts
@@ -61,7 +61,7 @@ class JaxRuntime:
 
     config: EdjeConfig
     params: PyTree
-    """`adapter` and `joint_encoder`."""
+    """`adapter`, and `joint_encoder` or `captioner`."""
     backbone_params: PyTree
     joint_tokenizer: JointTokenizer
     backbone_tokenizer: BackboneTokenizer
@@ -110,9 +110,9 @@ class JaxRuntime:
         )
 
     @property
-    def model(self) -> Edje:
-        """Adapter and joint encoder as a pure function of their parameters."""
-        return Edje(self.config, self.scoring.dtype)
+    def model(self) -> PairScorer:
+        """Adapter and what scores pairs, as a pure function of their parameters."""
+        return make_scorer(self.config, self.scoring.dtype)
 
     @property
     def backbone(self) -> DualTower:
@@ -218,7 +218,7 @@ class JaxRuntime:
         rows = np.resize(np.arange(len(images)), bucket(len(images), IMAGE_BATCHES))
         on = self._on_devices
         params = on.backbone[device], on.compressing[device]
-        compressor = Edje(self.config, self.encoding.dtype)
+        compressor = make_scorer(self.config, self.encoding.dtype)
         tokens, embeddings = encode_batch(self.backbone, compressor, recipe, *params, images[rows])
         if (stage := self.config.first_stage) is None:
             return tokens, embeddings, np.empty((len(rows), 0), np.float32)
@@ -227,9 +227,9 @@ class JaxRuntime:
 
     # --- pairs ------------------------------------------------------------------------------------
     #
-    # no deferred layers   ids ──────────────────────────── of each pair ──┐
+    # published            ids ──────────────────────────── of each pair ──┐
     #                                                                      ├── score ── match logits
-    # deferred layers      ids ── encode_captions ── gather_captions ──────┤
+    # encodes_captions     ids ── encode_captions ── gather_captions ──────┤
     #                             once a device      of each pair          │
     # either               tokens ───────────────────────── of each pair ──┘
 
@@ -246,7 +246,8 @@ class JaxRuntime:
         `ids` are [CLS] caption [SEP] padded to one length; each pair is computed at its own
         caption's bucket. Of tokens in host memory or on disk only the rows asked for are read,
         while the device works on the batch before; a JAX array is gathered from on its device.
-        Where layers are deferred, each caption passes them once, on every device that scores it.
+        What a caption alone decides (deferred layers, a captioner's score without an image) is
+        computed once for each caption, on every device that scores it.
         `similarities` are the pairs' cosines, which a model with a similarity prior needs.
 
         Raises:
@@ -286,9 +287,9 @@ class JaxRuntime:
         text_index: Int[np.ndarray, " p"],
         pairs: Int[np.ndarray, " n"],
     ) -> Iterator[tuple[CaptionsOfPairs, Int[np.ndarray, " b"]]]:
-        """Groups of the pairs, with their captions: all pairs at once where no layers are deferred,
-        else those of as many captions as pass the deferred layers together."""
-        if not self._has_deferred_layers:
+        """Groups of the pairs, with their captions: all pairs at once where no captions are encoded
+        first, else those of as many captions as are encoded together."""
+        if not self.config.encodes_captions:
             yield (lambda index, device: ids[index]), pairs
             return
         pairs = pairs[np.argsort(text_index[pairs], kind="stable")]
@@ -302,11 +303,11 @@ class JaxRuntime:
     def _encoded_captions(
         self, ids: Int[np.ndarray, "t l"], captions: Int[np.ndarray, " n"]
     ) -> CaptionsOfPairs:
-        """Captions (ascending rows of `ids`) after the deferred layers, once on each device."""
+        """Captions (ascending rows of `ids`) by `PairScorer.encode_text`, once on each device."""
         rows = np.resize(captions, bucket(len(captions), text_batches()))
 
         @cache
-        def encoded(device: int) -> TextSide:
+        def encoded(device: int) -> PyTree:
             params = self._on_devices.scoring[device]
             return encode_captions(self.model, params, len(captions), ids[rows])
 
@@ -333,10 +334,6 @@ class JaxRuntime:
     def _bits(self) -> int:
         return self.config.first_stage.bits if self.config.first_stage else 0
 
-    @property
-    def _has_deferred_layers(self) -> bool:
-        return self.config.joint_encoder.deferred_layers > 0
-
     # --- devices and programs ---------------------------------------------------------------------
 
     @property
@@ -356,7 +353,7 @@ class JaxRuntime:
         lengths, one = lengths_up_to(self.config.max_text_length), np.zeros(1, np.int64)
         for device, length in product(range(len(self._devices)), lengths):
             ids = np.zeros((max(text_batches()), length), np.int32)
-            sizes = text_batches() if self._has_deferred_layers else ()
+            sizes = text_batches() if self.config.encodes_captions else ()
             groups = [self._encoded_captions(ids, np.arange(size)) for size in sizes]
             for size in pair_batches():
                 for group in groups:

@@ -1,4 +1,4 @@
-"""The joint encoder's programs: captions encoded and pairs scored, in batches of a few shapes."""
+"""Programs that score: captions encoded and pairs scored, in batches of a few shapes."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float32, Int, PyTree
 
-from edje_jax.models.edje import Edje
-from edje_jax.models.joint_encoder import TextSide
+from edje_jax.models.pair_scorer import PairScorer
 from edje_jax.models.token_formats import PackedTokens, unpack
 from edje_jax.system.platform import platform
 
@@ -33,20 +32,22 @@ def text_batches() -> tuple[int, ...]:
 
 
 @partial(jax.jit, static_argnums=0)
-def encode_captions(model: Edje, params: PyTree, real: Count, ids: Int[Array, "t l"]) -> TextSide:
-    """Run the text side of the deferred layers on the first `real` captions."""
+def encode_captions(
+    model: PairScorer, params: PyTree, real: Count, ids: Int[Array, "t l"]
+) -> PyTree:
+    """Compute what the first `real` captions decide alone."""
     return _in_chunks(lambda ids: model.bind({"params": params}).encode_text(ids), real, ids)
 
 
 @jax.jit
-def gather_captions(captions: TextSide, index: Int[Array, " p"]) -> TextSide:
+def gather_captions(captions: PyTree, index: Int[Array, " p"]) -> PyTree:
     """Gather the encoded captions of a batch of pairs."""
     return jax.tree.map(lambda leaf: leaf[index], captions)
 
 
 @partial(jax.jit, static_argnums=0)
 def score(
-    model: Edje,
+    model: PairScorer,
     params: PyTree,
     real: Count,
     text: Any,
@@ -58,10 +59,10 @@ def score(
     def logits(rows: tuple[Any, Any, Any]) -> Array:
         text, tokens, similarity = rows
         unpacked: Any = unpack(tokens) if isinstance(tokens, PackedTokens) else tokens
-        edje = model.bind({"params": params})
-        if isinstance(text, TextSide):
-            return edje.match_encoded(text, unpacked, similarity=similarity)
-        return edje.match(text, unpacked, similarity=similarity)
+        scorer = model.bind({"params": params})
+        if isinstance(text, jax.Array):
+            return scorer.match(text, unpacked, similarity=similarity)
+        return scorer.match_encoded(text, unpacked, similarity=similarity)
 
     return _in_chunks(logits, real, (text, tokens, similarity))
 

@@ -12,15 +12,17 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
+from edje_jax.config.captioner import CaptionerConfig
 from edje_jax.config.model import (
     JOINT_HEADS,
     UNMEASURED,
+    AdapterConfig,
     BertConfig,
     EdjeConfig,
     SimilarityPrior,
     TextRecipe,
 )
-from edje_jax.config.parts import ModelSpec
+from edje_jax.config.parts import CaptionerSpec, ModelSpec
 from edje_jax.config.run import DataConfig, EdjeRun
 from edje_jax.data.bad_records import BadRecords, left_out
 from edje_jax.data.exclusion import without
@@ -28,11 +30,13 @@ from edje_jax.data.sources.registry import open_captioned, open_source
 from edje_jax.data.sources.subset import Subset, joined
 from edje_jax.data.text import JointTokenizer, train_wordpiece
 from edje_jax.data.tokenizer import same_tokenizer
+from edje_jax.training.losses.table import check_terms
 from edje_jax.training.processes import is_first, main_process_first, wait_for_all
 from edje_jax.training.similarity_prior import known_prior
 from edje_jax.types import Source
 from edje_jax.weights import bert, edje
 from edje_jax.weights.backbone import Backbone, load_backbone
+from edje_jax.weights.captioner import from_language_model
 from edje_jax.weights.folder import Model, load_model
 from edje_jax.weights.mapping import to_ours, under
 
@@ -67,21 +71,28 @@ def assemble(config: EdjeRun, source: Source | None, workdir: Path) -> Assembled
         )
     init = load_model(config.init) if config.init else None
     teacher = load_model(config.teacher) if config.teacher else None
+    adapter = config.model.adapter.resolve(init.config.adapter if init else None)
     backbone = _with_image_recipe(config.model, _backbone(config, init, teacher))
+    backbone = _with_earlier_layers(backbone, adapter)
     if teacher:
         _check_vision(config, teacher, backbone)
+    captioner = _captioner(config.model, init)
     joint, tokenizer, params = _joint_encoder(config, init, teacher, source, workdir)
     joint = _with_layers_deferred(joint, config.model)
+    if captioner and "joint_encoder" in params:
+        params = from_language_model(params["joint_encoder"], captioner)
     whole = EdjeConfig(
         backbone.config,
-        config.model.adapter.resolve(init.config.adapter if init else None),
+        adapter,
         joint,
         backbone.image,
         config.model.max_text_length or (init.config if init else EdjeConfig).max_text_length,
         _similarity_prior(config.model, init, None if source else workdir),
         init.config.first_stage if init and _keeps_heads(config, init, backbone) else None,
         _text_recipe(config.model, init or teacher),
+        captioner,
     )
+    check_terms(config.loss, whole)
     if "joint_encoder" in params:
         unused = JOINT_HEADS.keys() - whole.joint_heads.keys()
         kept = {name: leaf for name, leaf in params["joint_encoder"].items() if name not in unused}
@@ -94,6 +105,26 @@ def assemble(config: EdjeRun, source: Source | None, workdir: Path) -> Assembled
         _check_texts(config, teacher, whole, tokenizer)
     heads = init.heads if init and whole.first_stage else None
     return AssembledModel(whole, backbone, tokenizer, params, teacher, heads)
+
+
+def _captioner(spec: ModelSpec, init: Model | None) -> CaptionerConfig | None:
+    """Settings of the captioner that a run trains; None for a joint encoder."""
+    kind = spec.kind or (init.config.kind if init else "edje")
+    if kind == "captioner":
+        return spec.captioner.resolve(init.config.captioner if init else None)
+    if spec.captioner != CaptionerSpec():
+        raise ValueError(
+            f'--model.captioner: this run trains a model of the kind "{kind}"; add --model.kind'
+            " captioner, or leave its settings out"
+        )
+    return None
+
+
+def _with_earlier_layers(backbone: Backbone, adapter: AdapterConfig) -> Backbone:
+    """Backbone whose vision tokens have the earlier layers beside them that an adapter reads."""
+    wanted = backbone.config.layers_for(adapter.upsampling)
+    config = dataclasses.replace(backbone.config, earlier_layers=wanted)
+    return dataclasses.replace(backbone, config=config)
 
 
 def _keeps_heads(config: EdjeRun, init: Model, backbone: Backbone) -> bool:
@@ -281,9 +312,9 @@ def _joint_encoder(
             log.info("%s has no masked-LM head: it starts fresh, tied", language.folder)
         return language.config, language.folder, _language_params(language)
     if init:
-        return init.config.joint_encoder, init.tokenizer, {
-            "joint_encoder": init.params["joint_encoder"]
-        }  # fmt: skip
+        own = {name: part for name, part in init.params.items() if name != "adapter"}
+        _check_kind(config, init)
+        return init.config.joint_encoder, init.tokenizer, own
     if teacher:
         folder = teacher.tokenizer
         if not config.model.backbone:
@@ -303,6 +334,15 @@ def _joint_encoder(
         config.model.fresh, vocab_size=pieces.vocab_size + 1, pad_token_id=pieces.pad_id
     )
     return shape, folder, {}
+
+
+def _check_kind(config: EdjeRun, init: Model) -> None:
+    """Refuse to start a joint encoder from a captioner, whose layers look at images otherwise."""
+    if init.config.captioner and config.model.kind == "edje":
+        raise ValueError(
+            f"--init {config.init}: a captioner, whose decoders no joint encoder can start from;"
+            " leave --init out, or --model.kind edje"
+        )
 
 
 def _with_layers_deferred(joint: BertConfig, spec: ModelSpec) -> BertConfig:
@@ -331,15 +371,14 @@ def _with_rows_for_every_position(
     if joint.max_position_embeddings >= rows:
         return config, params
     flat: dict[str, Any] = dict(flatten_dict(params, sep="/"))
-    if _POSITIONS in flat:
+    part = "captioner" if config.captioner else "joint_encoder"
+    table = f"{part}/embeddings/position/embedding"
+    if table in flat:
         config.check_positions("--model.max-text-length")
     joint = dataclasses.replace(joint, max_position_embeddings=rows)
-    if _POSITIONS in flat:
-        flat[_POSITIONS] = bert.lengthened(flat[_POSITIONS], rows)
+    if table in flat:
+        flat[table] = bert.lengthened(flat[table], rows)
     return dataclasses.replace(config, joint_encoder=joint), unflatten_dict(flat, sep="/")
-
-
-_POSITIONS = "joint_encoder/embeddings/position/embedding"
 
 
 def _language_params(language: bert.LanguageModel) -> PyTree[np.ndarray]:
@@ -353,8 +392,9 @@ def _language_params(language: bert.LanguageModel) -> PyTree[np.ndarray]:
     return to_ours(rules, language.tensors, expected, str(language.folder))
 
 
-def _vision_tokens(backbone: Backbone) -> tuple[int, bool]:
-    return backbone.config.token_layer, backbone.config.class_token
+def _vision_tokens(backbone: Backbone) -> tuple[int, bool, tuple[int, ...]]:
+    config = backbone.config
+    return config.token_layer, config.class_token, config.earlier_layers
 
 
 def _same_tree(a: PyTree, b: PyTree) -> bool:

@@ -27,7 +27,8 @@ from edje_jax.config.model import ImageRecipe
 from edje_jax.config.run import BackboneRun
 from edje_jax.data.images import normalise
 from edje_jax.data.tokenizer import same_tokenizer
-from edje_jax.models.edje import Edje
+from edje_jax.models.pair_scorer import PairScorer
+from edje_jax.models.scorers import make_scorer
 from edje_jax.models.towers import DualTower
 from edje_jax.training.losses import listwise
 from edje_jax.training.match_pairs import ScoredRows, match_pairs
@@ -59,7 +60,7 @@ class BackboneTeacher:
     """The teacher of a run, and the loss of its lists."""
 
     run: BackboneRun
-    model: Edje
+    model: PairScorer
     backbone: DualTower
     devices: Devices
 
@@ -69,7 +70,7 @@ class BackboneTeacher:
     ) -> "BackboneTeacher":
         """The teacher that a model folder holds."""
         towers = make_backbone(model.config.backbone, dtype)
-        return cls(run, Edje(model.config, dtype), towers, devices)
+        return cls(run, make_scorer(model.config, dtype), towers, devices)
 
     def loss(
         self, params: TeacherParams, batch: Batch, logits: Float[Array, "b b"], student: Examples

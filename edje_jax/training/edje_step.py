@@ -19,7 +19,8 @@ from jaxtyping import Array, Float, PyTree
 
 from edje_jax.config.model import ImageRecipe
 from edje_jax.data.images import normalise
-from edje_jax.models.edje import Edje
+from edje_jax.models.pair_scorer import PairScorer
+from edje_jax.models.scorers import make_scorer
 from edje_jax.models.towers import DualTower
 from edje_jax.training.gradients import gradients_of, in_chunks
 from edje_jax.training.losses.table import active_terms, loss_of_rows
@@ -69,9 +70,9 @@ def fresh_state(setup: StepSetup) -> TrainState:
     """State of a run that has taken no step: parameters drawn from the seed, an empty queue."""
     config = setup.objective.model.config
     backbone = config.backbone
-    tokens = jnp.zeros((1, backbone.num_vision_tokens, backbone.vision.hidden_size))
+    tokens = jnp.zeros((1, backbone.num_vision_tokens, backbone.token_width))
     ids = jnp.ones((1, 3), jnp.int32)
-    params = Edje(config).init(jax.random.key(setup.seed), tokens, ids)["params"]
+    params = make_scorer(config).init(jax.random.key(setup.seed), tokens, ids)["params"]
     state = init_state(params, setup.optimiser, setup.ema)
     if size := setup.objective.loss.queue:
         return dataclasses.replace(state, queue=empty_queue(config, size))
@@ -111,7 +112,7 @@ def edje_train_step(
     models = (objective.model, objective.teacher)
     if any(model is not None and model.config.similarity_prior for model in models):
         rows = rows._replace(similarities=pair_similarities(examples, pool, negatives))
-    counts = Counts.of(rows, objective.auxiliary_stride)
+    counts = Counts.of(rows, pad, objective.auxiliary_stride)
     rows = rows._replace(targets=targets_of(objective, frozen, features, rows, counts, chunks))
 
     def loss(params: PyTree, tokens: Array, rows: Rows, dropout: Array):
@@ -194,6 +195,6 @@ def targets_of(
 
 
 def _compress(
-    model: Edje, params: PyTree, vision_tokens: Float[Array, "b n w"]
+    model: PairScorer, params: PyTree, vision_tokens: Float[Array, "b n w"]
 ) -> Float[Array, "b m d"]:
     return model.bind({"params": params}).compress(vision_tokens)

@@ -6,13 +6,14 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, PyTree, UInt8
 
-from edje_jax.config.model import ImageRecipe
+from edje_jax.config.model import BackboneConfig, ImageRecipe
 from edje_jax.config.run import DataConfig
 from edje_jax.data.bad_records import BadRecords, left_out
 from edje_jax.data.feature_cache import FeatureCache, FeatureCacheWriter, check, dataset_stamp
@@ -66,7 +67,7 @@ class FeaturePass:
         stamp = {
             "set": of_set,
             "backbone": params_fingerprint(self.backbone.params),
-            "vision_tokens": dataclasses.asdict(self.backbone.config),
+            "vision_tokens": _vision_tokens(self.backbone.config),
             "preprocessing": self.backbone.image.to_dict(),
             "dtype": jnp.dtype(self.dtype).name,
         }
@@ -80,7 +81,7 @@ class FeaturePass:
 
     def _tables(self, images: int, captions: int):
         config = self.backbone.config
-        width, tokens = config.vision.hidden_size, config.num_vision_tokens
+        width, tokens = config.token_width, config.num_vision_tokens
         shared = config.text.projection_size
         shapes = {
             "vision_tokens": (images, tokens, width),
@@ -211,3 +212,11 @@ def _encode_images(model: DualTower, recipe: ImageRecipe, params: PyTree, images
 
 def _encode_texts(model: DualTower, params: PyTree, ids: jax.Array) -> jax.Array:
     return model.bind({"params": params}).encode_text(ids)
+
+
+def _vision_tokens(config: BackboneConfig) -> dict[str, Any]:
+    """Stamp of the vision tokens; earlier layers only where there are some, so that caches of
+    before they could be asked for keep their stamps."""
+    stamp = dataclasses.asdict(config)
+    earlier = list(stamp.pop("earlier_layers"))
+    return stamp | ({"earlier_layers": earlier} if earlier else {})

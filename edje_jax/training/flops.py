@@ -51,17 +51,28 @@ def backbone(config: EdjeConfig) -> float:
 def adapter(config: EdjeConfig) -> float:
     """FLOPs of an image's vision tokens -> compressed tokens, forward."""
     width, out = config.backbone.vision.hidden_size, config.joint_encoder.hidden_size
-    tokens, kept = config.backbone.num_vision_tokens, config.num_tokens
-    inner = config.adapter.intermediate_size
+    kept, inner = config.num_tokens, config.adapter.intermediate_size
+    tokens = config.backbone.num_vision_tokens * config.adapter.upsampling**2
     if config.adapter.kind == "local":
-        return 2.0 * tokens * inner * (width + out)
+        return upsampling(config) + 2.0 * tokens * inner * (width + out)
     # Keys and values are projected twice, queries and the result once.
     attention = 4 * tokens * width**2 + 2 * kept * width**2 + 2 * kept * tokens * width
-    return 2.0 * (attention + kept * width * (2 * inner + out))
+    return upsampling(config) + 2.0 * (attention + kept * width * (2 * inner + out))
+
+
+def upsampling(config: EdjeConfig) -> float:
+    """FLOPs of bringing an image's vision tokens to a finer grid, forward; 0 if they are not."""
+    width, factor = config.backbone.vision.hidden_size, config.adapter.upsampling
+    grids = [4**step for step in range(1, factor.bit_length())]
+    # A step makes `grid` vectors of each vision token, and each of them has 9 neighbours.
+    products = sum(grid * width**2 + 9 * grid * width for grid in grids)
+    return 2.0 * config.backbone.num_vision_tokens * products
 
 
 def fused(config: EdjeConfig) -> float:
     """A pair through the layers that see both sides, the caption at its full length, forward."""
+    if config.captioner:
+        return decoders(config, config.num_tokens)
     joint, vision, text = config.joint_encoder, config.num_tokens, 1 + config.max_text_length
     if joint.online_vision == "attended":
         return layers(joint, text, joint.online_layers, vision)
@@ -74,9 +85,25 @@ def matching(config: EdjeConfig, loss: LossConfig) -> float:
 
 
 def encode_text(config: EdjeConfig) -> float:
-    """A caption through the deferred layers, forward."""
+    """What a caption alone decides: its way through the deferred layers, or through a captioner's
+    decoders without an image, forward."""
+    if config.captioner:
+        return decoders(config, 1)
     joint = config.joint_encoder
     return layers(joint, 1 + config.max_text_length, joint.deferred_layers)
+
+
+def decoders(config: EdjeConfig, tokens: int) -> float:
+    """A captioner's decoders over a caption at its full length beside so many tokens, forward."""
+    assert config.captioner is not None
+    joint, rows = config.joint_encoder, config.max_text_length - 1
+    width = joint.hidden_size
+    cross = 2 * rows * width**2 + 2 * rows * tokens * width
+    if config.captioner.cross_attention == "projected":
+        cross += 2 * tokens * width**2
+    words = rows * width * (width + joint.vocab_size)
+    each = layers(joint, rows) + 2.0 * (joint.num_hidden_layers * cross + words)
+    return len(config.captioner.reads) * each
 
 
 def stored(config: EdjeConfig) -> float:

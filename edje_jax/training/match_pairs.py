@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from edje_jax.models.edje import Edje
+from edje_jax.models.pair_scorer import PairScorer
 from edje_jax.training.negatives import Negatives, Pairs
 from edje_jax.training.sharding import Devices
 
@@ -23,7 +23,7 @@ class ScoredRows(NamedTuple):
 
 
 def match_pairs(
-    bound: Callable[[], Edje],
+    bound: Callable[[], PairScorer],
     ids: Int[Array, "p t"],
     tokens: Float[Array, "p m d"],
     rows: ScoredRows,
@@ -47,8 +47,8 @@ def match_pairs(
         similarities = jnp.concatenate([each.reshape(-1) for each in rows.similarities])
         similarities = devices.shard_rows(similarities)
     tokens = devices.shard_rows(devices.replicate(tokens)[image_rows])
-    # Deferred layers read each caption once, unless there are more captions than pairs.
-    if config.joint_encoder.deferred_layers and len(ids) <= len(text_rows):
+    # What a caption alone decides is computed once, unless there are more captions than pairs.
+    if config.encodes_captions and len(ids) <= len(text_rows):
         read = devices.replicate(bound().encode_text(ids, training))
         text = devices.shard_rows(jax.tree.map(lambda leaf: leaf[text_rows], read))
         logits = bound().match_encoded(text, tokens, training, similarities)

@@ -42,10 +42,14 @@ class Counts(NamedTuple):
     """Negative images that can be used."""
     captions: Int[Array, ""]
     """Negative captions that can be used."""
+    predicted: Int[Array, ""]
+    """Tokens that a captioner predicts in one direction."""
+    auxiliary_predicted: Int[Array, ""]
+    """Tokens that it predicts in the rows that auxiliary terms take."""
 
     @classmethod
-    def of(cls, rows: Rows, auxiliary_stride: int = 1) -> "Counts":
-        """Count a whole batch."""
+    def of(cls, rows: Rows, pad: int, auxiliary_stride: int = 1) -> "Counts":
+        """Count a whole batch, of captions padded with `pad`."""
         valid = rows.valid[:, None]
         some = every_nth(rows, auxiliary_stride)
         return cls(
@@ -54,7 +58,13 @@ class Counts(NamedTuple):
             jnp.sum(some.masked),
             jnp.sum(rows.negatives.images_usable & valid),
             jnp.sum(rows.negatives.captions_usable & valid),
+            _predicted(rows, pad),
+            _predicted(some, pad),
         )
+
+
+def _predicted(rows: Rows, pad: int) -> Int[Array, ""]:
+    return jnp.sum((rows.ids[:, 1:] != pad) & rows.valid[:, None])
 
 
 def every_nth(rows: Tree, stride: int) -> Tree:

@@ -1,6 +1,7 @@
 """Hugging Face folders of dual encoders: config, parameters, image recipe, tokenizer."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,13 @@ class Backbone:
     """Whether `params` are those of the folder; a published checkpoint carries its own."""
 
     def with_vision_tokens(
-        self, token_layer: int | None = None, class_token: bool = False
+        self,
+        token_layer: int | None = None,
+        class_token: bool = False,
+        earlier_layers: Sequence[int] = (),
     ) -> "Backbone":
-        """The backbone with its vision tokens taken from a layer, or its family's own layer.
+        """The backbone with its vision tokens taken from a layer, or its family's own layer, and
+        beside it from earlier ones.
 
         Raises:
             ValueError: there is no such layer, or no class token. The message begins with the name
@@ -44,14 +49,21 @@ class Backbone:
         """
         family, layers = FAMILIES[self.config.kind], self.config.vision.num_hidden_layers
         layer = family.token_layer if token_layer is None else token_layer
-        if layer not in range(-layers - 1, 0):
-            raise ValueError(
-                f"token_layer {layer}: {self.folder} has {layers} layers; -1 is the last,"
-                f" {-layers - 1} what goes into the first"
-            )
+        for name, each in (("token_layer", [layer]), ("earlier_layers", earlier_layers)):
+            for one in each:
+                if one not in range(-layers - 1, 0):
+                    raise ValueError(
+                        f"{name} {one}: {self.folder} has {layers} layers; -1 is the last,"
+                        f" {-layers - 1} what goes into the first"
+                    )
         if class_token and not family.has_class_token:
             raise ValueError(f"class_token: {self.folder} is a {family.kind}, which has none")
-        config = dataclasses.replace(self.config, token_layer=layer, class_token=class_token)
+        config = dataclasses.replace(
+            self.config,
+            token_layer=layer,
+            class_token=class_token,
+            earlier_layers=tuple(earlier_layers),
+        )
         return dataclasses.replace(self, config=config)
 
 

@@ -22,36 +22,48 @@ POSITIONS = "bert.embeddings.position_embeddings.weight"
 
 def trunk_rules(config: BertConfig) -> list[Rule]:
     """Embeddings and layers."""
-    layer = [
-        *linear("query", "attention.self.query"),
-        *linear("key", "attention.self.key"),
-        *linear("value", "attention.self.value"),
-        *linear("attention_output", "attention.output.dense"),
-        *norm("attention_norm", "attention.output.LayerNorm"),
-        *linear("intermediate", "intermediate.dense"),
-        *linear("output", "output.dense"),
-        *norm("output_norm", "output.LayerNorm"),
-    ]
+    return [*embedding_rules(), *layers_rules(config, "", "bert.encoder.", LAYER)]
+
+
+def embedding_rules() -> list[Rule]:
+    """The tables and their norm."""
     return [
         Rule("embeddings/word/embedding", "bert.embeddings.word_embeddings.weight"),
         Rule("embeddings/position/embedding", POSITIONS),
         Rule("embeddings/segment/embedding", "bert.embeddings.token_type_embeddings.weight"),
         *norm("embeddings/norm", "bert.embeddings.LayerNorm"),
-        *(
-            rule
-            for i in range(config.num_hidden_layers)
-            for rule in under(f"layers_{i}/", f"bert.encoder.layer.{i}.", layer)
-        ),
     ]
 
 
-def head_rules() -> list[Rule]:
+def layers_rules(config: BertConfig, ours: str, theirs: str, layer: list[Rule]) -> list[Rule]:
+    """The rules of a layer for each layer of a stack."""
+    return [
+        rule
+        for i in range(config.num_hidden_layers)
+        for rule in under(f"{ours}layers_{i}/", f"{theirs}layer.{i}.", layer)
+    ]
+
+
+def head_rules(ours: str = "masked_lm_head") -> list[Rule]:
     """The masked-LM head; its decoder is the word table."""
     return [
-        *linear("masked_lm_head/dense", HEAD_PREFIX + "transform.dense"),
-        *norm("masked_lm_head/norm", HEAD_PREFIX + "transform.LayerNorm"),
-        Rule("masked_lm_head/bias", HEAD_PREFIX + "bias"),
+        *linear(f"{ours}/dense", HEAD_PREFIX + "transform.dense"),
+        *norm(f"{ours}/norm", HEAD_PREFIX + "transform.LayerNorm"),
+        Rule(f"{ours}/bias", HEAD_PREFIX + "bias"),
     ]
+
+
+LAYER = [
+    *linear("query", "attention.self.query"),
+    *linear("key", "attention.self.key"),
+    *linear("value", "attention.self.value"),
+    *linear("attention_output", "attention.output.dense"),
+    *norm("attention_norm", "attention.output.LayerNorm"),
+    *linear("intermediate", "intermediate.dense"),
+    *linear("output", "output.dense"),
+    *norm("output_norm", "output.LayerNorm"),
+]
+"""A layer of an encoder."""
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from flax.traverse_util import flatten_dict
 from jaxtyping import PyTree
 
 from edje_jax.config.model import AdapterConfig, EdjeConfig
-from edje_jax.models.edje import Edje
-from edje_jax.weights import bert
+from edje_jax.models.scorers import make_scorer
+from edje_jax.models.upsampling import STEPS
+from edje_jax.weights import bert, captioner
 from edje_jax.weights.mapping import Layout, Rule, linear, norm, to_ours, torch_attention, under
 
 # Present in published checkpoints besides the trained parts: the frozen towers, and tensors that
@@ -28,9 +29,12 @@ REPEATED = {
 
 def rules(config: EdjeConfig) -> list[Rule]:
     """Every trained parameter, without the frozen towers."""
+    vision = under("adapter/", "vision_projection.", adapter_rules(config.adapter))
+    if config.captioner:
+        return [*vision, *captioner.rules(config.joint_encoder, config.captioner)]
     trunk = [*bert.trunk_rules(config.joint_encoder), *bert.head_rules()]
     return [
-        *under("adapter/", "vision_projection.", adapter_rules(config.adapter)),
+        *vision,
         *under("joint_encoder/", "language_model.", trunk),
         *linear("joint_encoder/pooler", "classification_head.0.dense"),
         *linear("joint_encoder/classifier", "classification_head.1"),
@@ -59,9 +63,11 @@ _TORCH: dict[str, tuple[str, Layout]] = {
 
 def adapter_rules(config: AdapterConfig) -> list[Rule]:
     """Either adapter's parameters."""
+    finer = upsampling_rules(STEPS[config.upsampling])
     if config.kind == "local":
-        return [*linear("fc1", "0"), *linear("fc2", "2")]
+        return [*finer, *linear("fc1", "0"), *linear("fc2", "2")]
     return [
+        *finer,
         Rule("query", "query"),
         *linear("key", "key"),
         *linear("value", "value"),
@@ -70,6 +76,25 @@ def adapter_rules(config: AdapterConfig) -> list[Rule]:
         *linear("mlp/fc1", "mlp.fc1"),
         *linear("mlp/fc2", "mlp.fc2"),
         *linear("projection", "projection"),
+    ]
+
+
+def upsampling_rules(steps: int) -> list[Rule]:
+    """The steps of a `GridUpsampler`."""
+    return [
+        rule
+        for step in range(1, steps + 1)
+        for rule in (
+            *linear(f"upsampling/lateral_{step}", f"upsampling.lateral_{step}"),
+            Rule(f"upsampling/shares_{step}", f"upsampling.shares_{step}"),
+            Rule(
+                f"upsampling/depthwise_{step}/kernel",
+                f"upsampling.depthwise_{step}.weight",
+                "depthwise",
+            ),
+            Rule(f"upsampling/depthwise_{step}/bias", f"upsampling.depthwise_{step}.bias"),
+            *norm(f"upsampling/norm_{step}", f"upsampling.norm_{step}"),
+        )
     ]
 
 
@@ -107,6 +132,6 @@ def adapter_config(tensors: Mapping[str, np.ndarray], source: str) -> AdapterCon
 def expected_params(config: EdjeConfig) -> PyTree[jax.ShapeDtypeStruct]:
     """Tree, shapes and dtypes of the trained parameters; nothing is allocated."""
     backbone = config.backbone
-    tokens = jnp.zeros((1, backbone.num_vision_tokens, backbone.vision.hidden_size))
+    tokens = jnp.zeros((1, backbone.num_vision_tokens, backbone.token_width))
     ids = jnp.ones((1, 3), jnp.int32)
-    return jax.eval_shape(Edje(config).init, jax.random.key(0), tokens, ids)["params"]
+    return jax.eval_shape(make_scorer(config).init, jax.random.key(0), tokens, ids)["params"]

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from edje_jax.config.calibration import UNTUNED, Calibration
+from edje_jax.config.captioner import CaptionerConfig
 from edje_jax.config.model import JOINT_HEADS, AdapterConfig, EdjeConfig
 from edje_jax.data.tokenizer import copy_joint_tokenizer, copy_tokenizer, padded_as_tokenized
 from edje_jax.system.files import read_json, write_json
@@ -36,11 +37,12 @@ modeling_edje = EXPORT / "modeling_edje.py"
 cross_encoder = EXPORT / "edje_cross_encoder.py"
 """Module with which sentence-transformers opens a model folder."""
 
-FORMAT = 6
+FORMAT = 7
 """Raised when a folder of today could not be read by the code of yesterday. 2 has deferred layers,
 3 a recipe that applies ICC profiles or puts images on white, 4 a similarity prior or another head
 on the joint encoder that a published checkpoint has not, 5 heads of the first stage, 6 another text
-recipe; a folder is written as the lowest that says what it has."""
+recipe, 7 a captioner or an adapter that upsamples; a folder is written as the lowest that says what
+it has."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Model:
 
     config: EdjeConfig
     params: PyTree[np.ndarray]
-    """`adapter` and `joint_encoder`."""
+    """`adapter`, and `joint_encoder` or `captioner`."""
     backbone: Backbone
     tokenizer: Path
     """Folder with the joint encoder's tokenizer."""
@@ -73,7 +75,6 @@ def load_model(name: str) -> Model:
     raw = read_model_config(folder)
     joint = bert.read_config(raw["joint_encoder"], str(folder / "config.json"))
     joint = padded_as_tokenized(joint, folder)
-    adapter = AdapterConfig(**raw["adapter"])
     inside = folder / str(raw["backbone"])
     backbone = load_backbone(str(inside) if inside.is_dir() else raw["backbone"])
     stated = raw.get("vision_tokens") or {}
@@ -84,13 +85,16 @@ def load_model(name: str) -> Model:
             f'{folder / "config.json"}: "vision_tokens" of {stated!r}: {error}; export the model'
             " again, or fetch it anew"
         ) from error
-    further = {
+    further: dict[str, Any] = {
         name: kind(**raw[name]) for name, kind in JOINT_HEADS.items() if raw.get(name) is not None
     }
     entry = raw.get("first_stage")
     stage = first_stage.read_config(entry, str(folder / "config.json")) if entry else None
     path = folder / "config.json"
+    if (entry_of_kind := raw.get("captioner")) is not None:
+        further["captioner"] = _captioner(entry_of_kind, path)
     try:
+        adapter = AdapterConfig(**raw["adapter"])
         config = EdjeConfig(
             backbone.config, adapter, joint, backbone.image, raw["max_text_length"],
             first_stage=stage, text_recipe=raw.get("text_recipe", "published"), **further,
@@ -98,10 +102,22 @@ def load_model(name: str) -> Model:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     config.check_positions(str(path))
-    params = edje.read_params(_tensors(folder, further), config, str(folder))
+    params = edje.read_params(_tensors(folder, config.joint_heads), config, str(folder))
     heads = first_stage.read_heads(folder, config, entry, backbone.params) if entry else None
     calibration = read_calibration(folder)
     return Model(config, params, backbone, folder, str(name), calibration, heads)
+
+
+def _captioner(raw: dict[str, Any], path: Path) -> CaptionerConfig:
+    """The entry "captioner" of a config.json.
+
+    Raises:
+        ValueError: it names a setting or a value that this version does not know.
+    """
+    try:
+        return CaptionerConfig(**raw)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}; export the model again, or fetch it anew") from error
 
 
 def _tensors(folder: Path, heads: Collection[str]) -> Mapping[str, np.ndarray]:
@@ -189,22 +205,40 @@ def save_model(folder: Path, model: Model, card: str) -> None:
                 "AutoModel": f"{modeling_edje.stem}.EdjeModel",
             },
             "backbone": "backbone",
-            "vision_tokens": {
-                "token_layer": config.backbone.token_layer,
-                "class_token": config.backbone.class_token,
-            },
+            "vision_tokens": _vision_tokens(config),
             "vision_width": config.backbone.vision.hidden_size,
             "vision_heads": config.backbone.vision.num_attention_heads,
             "embedding_size": config.backbone.text.projection_size,
             "num_tokens": config.num_tokens,
-            "adapter": dataclasses.asdict(config.adapter),
+            "adapter": _adapter(config),
             "joint_encoder": bert.write_config(config.joint_encoder),
             "max_text_length": config.max_text_length,
             **{name: dataclasses.asdict(head) for name, head in config.joint_heads.items()},
             **heads,
             **_text_recipe(config),
+            **_kind(config),
         },
     )
+
+
+def _vision_tokens(config: EdjeConfig) -> dict[str, Any]:
+    """Entry of config.json; earlier layers only where there are some."""
+    backbone = config.backbone
+    earlier = {"earlier_layers": list(backbone.earlier_layers)} if backbone.earlier_layers else {}
+    return {"token_layer": backbone.token_layer, "class_token": backbone.class_token, **earlier}
+
+
+def _adapter(config: EdjeConfig) -> dict[str, Any]:
+    """Entry of config.json; the upsampling only where there is some."""
+    entry = dataclasses.asdict(config.adapter)
+    return {k: v for k, v in entry.items() if k != "upsampling" or v > 1}
+
+
+def _kind(config: EdjeConfig) -> dict[str, Any]:
+    """Entries of config.json that say that a model is a captioner."""
+    if not config.captioner:
+        return {}
+    return {"kind": config.kind, "captioner": dataclasses.asdict(config.captioner)}
 
 
 def _text_recipe(config: EdjeConfig) -> dict[str, str]:
@@ -214,6 +248,8 @@ def _text_recipe(config: EdjeConfig) -> dict[str, str]:
 
 
 def _format(config: EdjeConfig) -> int:
+    if config.captioner or config.adapter.upsampling > 1:
+        return 7
     if _text_recipe(config):
         return 6
     if config.first_stage:

@@ -12,7 +12,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
-Layout = Literal["same", "transpose", "patch"]
+Layout = Literal["same", "transpose", "patch", "depthwise"]
 
 
 class Rule(NamedTuple):
@@ -150,13 +150,24 @@ def _patches_to_theirs(kernel: np.ndarray) -> np.ndarray:
     return kernel.reshape(side, side, 3, kernel.shape[1]).transpose(3, 2, 0, 1)
 
 
+def _depthwise_to_ours(weight: np.ndarray) -> np.ndarray:
+    """Convolution of each channel alone [w, 1, k, k] -> [k, k, 1, w]."""
+    return weight.transpose(2, 3, 1, 0)
+
+
+def _depthwise_to_theirs(kernel: np.ndarray) -> np.ndarray:
+    return kernel.transpose(3, 2, 0, 1)
+
+
 _FORWARD: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "same": lambda x: x,
     "transpose": lambda x: x.T,
     "patch": _patches_to_ours,
+    "depthwise": _depthwise_to_ours,
 }
 _BACKWARD: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "same": lambda x: x,
     "transpose": lambda x: x.T,
     "patch": _patches_to_theirs,
+    "depthwise": _depthwise_to_theirs,
 }

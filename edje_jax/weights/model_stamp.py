@@ -45,6 +45,13 @@ def model_fingerprint(config: EdjeConfig, params: PyTree[np.ndarray]) -> str:
         del raw["first_stage"]
     if config.text_recipe == "published":
         del raw["text_recipe"]
+    for part, name, default in (
+        (raw, "captioner", None),
+        (raw["adapter"], "upsampling", 1),
+        (raw["backbone"], "earlier_layers", ()),
+    ):
+        if part[name] == default:
+            del part[name]
     shapes = json.dumps(raw, sort_keys=True)
     return hashlib.sha256(f"{params_fingerprint(params)} {shapes}".encode()).hexdigest()[:32]
 

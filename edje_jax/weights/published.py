@@ -111,6 +111,8 @@ def _unpublished(config: EdjeConfig) -> str | None:
         "attended vision": not joint.is_published_layout,
         "a similarity prior": config.similarity_prior is not None,
         "captions as written": config.text_recipe != "published",
+        "a captioner's decoders": config.captioner is not None,
+        "an adapter that upsamples": config.adapter.upsampling > 1,
     }
     return next((what for what, is_there in present.items() if is_there), None)
 

@@ -50,4 +50,4 @@ def _flops(config: EdjeConfig, loss: LossConfig) -> float:
     return flops.encode_text(config) + flops.fused(config)
 
 
-TERM = Term(_loss, _flops, target=_target, target_flops=_flops)
+TERM = Term(_loss, _flops, target=_target, target_flops=_flops, kinds=("edje",))

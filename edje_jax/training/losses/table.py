@@ -17,6 +17,27 @@ TERMS: dict[str, Term] = {
 """Terms by the name of their weight, in the order in which they are added up."""
 
 
+def check_terms(loss: LossConfig, config: EdjeConfig) -> None:
+    """Refuse weights of terms that a model of this kind does not have.
+
+    Raises:
+        ValueError: there are some, or a captioner's score needs a term that has no weight.
+    """
+    for name, term in TERMS.items():
+        if (weight := getattr(loss, name)) > 0 and config.kind not in term.kinds:
+            flag = f"--loss.{name.replace('_', '-')}"
+            raise ValueError(
+                f"{flag} {weight:g}: a model of the kind {config.kind} has no such loss; set it to"
+                f" 0, or train another with --model.kind {' or '.join(term.kinds)}"
+            )
+    scored = loss.captioning > 0 and config.captioner and config.captioner.score == "pmi"
+    if scored and not loss.unconditional_captioning > 0:
+        raise ValueError(
+            "--model.captioner.score pmi takes away what a caption scores without an image, which"
+            " nothing teaches here; set --loss.unconditional-captioning above 0"
+        )
+
+
 def active_terms(loss: LossConfig, phase: Phase, has_teacher: bool) -> dict[str, Term]:
     """Terms that a step of this phase trains."""
     return {

@@ -7,14 +7,14 @@ A term is the file of its name in this folder, with a `TERM`, and a weight of th
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from edje_jax.config.model import EdjeConfig
+from edje_jax.config.model import EdjeConfig, ModelKind
 from edje_jax.config.run import LossConfig
-from edje_jax.models.edje import Edje
+from edje_jax.models.pair_scorer import PairScorer
 from edje_jax.training.match_pairs import ScoredRows, match_pairs
 from edje_jax.training.negatives import Pairs
 from edje_jax.training.queue import Queue
@@ -29,13 +29,13 @@ Phase = Literal["masked_lm", "all"]
 class Objective:
     """Model, weights of the losses and devices of a training phase."""
 
-    model: Edje
+    model: PairScorer
     loss: LossConfig
     phase: Phase
     mask_id: int
     """Token that stands for a hidden one."""
     devices: Devices
-    teacher: Edje | None = None
+    teacher: PairScorer | None = None
 
     @property
     def auxiliary_stride(self) -> int:
@@ -48,7 +48,7 @@ class RowContext:
     """Some rows of a batch beside a model's parameters. Passes that several terms need run once."""
 
     objective: Objective
-    model: Edje
+    model: PairScorer
     """The model that is trained, or its teacher."""
     params: PyTree
     tokens: Float[Array, "b m d"]
@@ -67,7 +67,7 @@ class RowContext:
         """Whether dropout is drawn."""
         return self.dropout is not None
 
-    def bound(self) -> Edje:
+    def bound(self) -> Any:
         """The model with its parameters; anew for each call, as a module counts its draws."""
         rngs = None if self.dropout is None else {"dropout": self.dropout}
         return self.model.bind({"params": self.params}, rngs=rngs)
@@ -123,5 +123,7 @@ class Term(NamedTuple):
     target: Callable[[RowContext], PyTree] | None = None
     """A teacher's outputs for some rows, which the term finds in `rows.targets` under its name; a
     term that has this is left out where there is no teacher."""
+    kinds: tuple[ModelKind, ...] = ("edje", "captioner")
+    """Kinds of models that it can train."""
     target_flops: Callable[[EdjeConfig, LossConfig], float] = lambda config, loss: 0.0
     """As `flops`, of the teacher for `target`."""

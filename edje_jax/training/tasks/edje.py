@@ -14,7 +14,7 @@ from edje_jax.data.feature_cache import FeatureCache
 from edje_jax.data.loader import RowRecipe, TrainingBatches
 from edje_jax.data.text import BackboneTokenizer, JointTokenizer
 from edje_jax.evaluate.gallery import encode_gallery, evaluate
-from edje_jax.models.edje import Edje
+from edje_jax.models.scorers import make_scorer
 from edje_jax.runtimes.devices import Compute, compute_dtype
 from edje_jax.runtimes.jax import JaxRuntime
 from edje_jax.training.assemble import AssembledModel, assemble, open_sets
@@ -52,7 +52,7 @@ class EdjeTask:
         scan = config.scan_layers
         self.backbone = make_backbone(self.model_config.backbone, dtype, scan=scan)
         teacher = self.parts.teacher
-        self.teacher = Edje(teacher.config, dtype, scan=scan) if teacher else None
+        self.teacher = make_scorer(teacher.config, dtype, scan=scan) if teacher else None
         self.joint_tokenizer = JointTokenizer(
             self.parts.tokenizer, self.model_config.max_text_length, self.model_config.text_recipe
         )
@@ -79,7 +79,7 @@ class EdjeTask:
                 self.model_config.image,
             )  # fmt: skip
             self.model_config = dataclasses.replace(self.model_config, similarity_prior=prior)
-        self.model = Edje(self.model_config, dtype, config.model.dropout, config.remat, scan)
+        self.model = make_scorer(self.model_config, dtype, config.model.dropout, config.remat, scan)
 
     def _features(self, source: Source) -> FeatureCache:
         return FeaturePass(
