@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from sentence_transformers.base.modules import InputModule
 from torch import Tensor
+from transformers import PretrainedConfig
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 
@@ -31,7 +32,9 @@ class EdjeCrossEncoder(InputModule):
         kept = ("token", "cache_folder", "revision", "local_files_only")
         place = {name: options[name] for name in kept if options.get(name) is not None}
         place["cache_dir"] = place.pop("cache_folder", None)
-        kind = get_class_from_dynamic_module("modeling_edje.EdjeModel", model_name_or_path, **place)
+        config, _ = PretrainedConfig.get_config_dict(model_name_or_path, **place)
+        name = config["auto_map"]["AutoModel"]
+        kind = get_class_from_dynamic_module(name, model_name_or_path, **place)
         return cls(kind.from_pretrained(model_name_or_path, **place).eval())
 
     @property
@@ -92,9 +95,9 @@ class EdjeCrossEncoder(InputModule):
         # Pairs of one caption, as a ranking has them, read it once.
         texts = torch.stack([features["input_ids"], features["attention_mask"]], dim=1)
         texts, place = torch.unique(texts, dim=0, return_inverse=True)
-        rows, mask = self.model.read_text(texts[:, 0], texts[:, 1])
+        read = self.model.read_text(texts[:, 0], texts[:, 1])
         known = features.get("similarity")
-        logits = self.model.score_read(rows[place], mask[place], features["tokens"], known)
+        logits = self.model.score_read(*(x[place] for x in read), features["tokens"], known)
         if known is not None:
             logits = self.model.mixed(logits, known)
         return {**features, "scores": self.model.calibrated(logits)[:, None]}
