@@ -19,7 +19,7 @@ from jaxtyping import PyTree
 
 from edje_jax.config.calibration import UNTUNED, Calibration
 from edje_jax.config.captioner import CaptionerConfig
-from edje_jax.config.model import JOINT_HEADS, AdapterConfig, EdjeConfig, ModelKind
+from edje_jax.config.model import JOINT_HEADS, AdapterConfig, EdjeConfig
 from edje_jax.data.tokenizer import copy_joint_tokenizer, copy_tokenizer, padded_as_tokenized
 from edje_jax.system.files import read_json, write_json
 from edje_jax.weights import bert, edje, first_stage
@@ -43,10 +43,6 @@ FORMAT = 7
 on the joint encoder that a published checkpoint has not, 5 heads of the first stage, 6 another text
 recipe, 7 a captioner or an adapter that upsamples; a folder is written as the lowest that says what
 it has."""
-
-
-_TORCH: dict[ModelKind, str] = {"edje": "EdjeModel", "captioner": "CaptionerModel"}
-"""Classes of the PyTorch module."""
 
 
 @dataclass(frozen=True)
@@ -202,11 +198,11 @@ def save_model(folder: Path, model: Model, card: str) -> None:
         {
             "model_type": "edje",
             "format": _format(config),
-            "architectures": [_TORCH[config.kind]],
+            "architectures": ["EdjeModel"],
             # What transformers' Auto classes take from the file beside this one.
             "auto_map": {
                 "AutoConfig": f"{modeling_edje.stem}.EdjeConfig",
-                "AutoModel": f"{modeling_edje.stem}.{_TORCH[config.kind]}",
+                "AutoModel": f"{modeling_edje.stem}.EdjeModel",
             },
             "backbone": "backbone",
             "vision_tokens": _vision_tokens(config),

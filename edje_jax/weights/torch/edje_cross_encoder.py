@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from sentence_transformers.base.modules import InputModule
 from torch import Tensor
-from transformers import PretrainedConfig
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 
@@ -32,9 +31,7 @@ class EdjeCrossEncoder(InputModule):
         kept = ("token", "cache_folder", "revision", "local_files_only")
         place = {name: options[name] for name in kept if options.get(name) is not None}
         place["cache_dir"] = place.pop("cache_folder", None)
-        config, _ = PretrainedConfig.get_config_dict(model_name_or_path, **place)
-        name = config["auto_map"]["AutoModel"]
-        kind = get_class_from_dynamic_module(name, model_name_or_path, **place)
+        kind = get_class_from_dynamic_module("modeling_edje.EdjeModel", model_name_or_path, **place)
         return cls(kind.from_pretrained(model_name_or_path, **place).eval())
 
     @property

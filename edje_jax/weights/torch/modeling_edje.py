@@ -327,6 +327,11 @@ class EdjeModel(PreTrainedModel):
     base_model_prefix = "edje"
     main_input_name = "input_ids"
 
+    def __new__(cls, config: EdjeConfig | None = None, *args, **options):
+        """A `CaptionerModel` where the config says so: the Auto classes know one class of all
+        configs of this file."""
+        return super().__new__(CaptionerModel if config and config.captioner else cls)
+
     def __init__(self, config: EdjeConfig):
         super().__init__(config)
         self.vision_projection = make_adapter(config)
@@ -350,7 +355,7 @@ class EdjeModel(PreTrainedModel):
         with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
             config = EdjeConfig(**json.load(file))
         config._name_or_path = str(folder)
-        model = (CaptionerModel if config.captioner else cls)(config)
+        model = cls(config)
         model.load_state_dict(load_file(os.path.join(folder, "model.safetensors")))
         return model.eval()
 
