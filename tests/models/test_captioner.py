@@ -10,11 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from jaxtyping import Float, Int
 from scipy.special import erf, log_softmax, softmax
-from transformers import BertConfig as HubBertConfig
-from transformers import BertLMHeadModel
 
 from edje_jax.config.captioner import CaptionerConfig
 from edje_jax.config.model import (
@@ -193,39 +190,6 @@ def test_without_an_image_a_learned_vector_is_seen(config):
     expected = slowly(config, text_ids(), nothing)
     np.testing.assert_allclose(ours.values, expected, rtol=0, atol=1e-5)
     assert np.abs(ours.values - found(config).values).max() > 0.1
-
-
-@torch.no_grad()
-def test_layers_are_those_of_a_language_model_of_transformers_with_cross_attention():
-    """Both directions, each as a `BertLMHeadModel` of the exported tensors."""
-    kept = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
-    kept += ("num_attention_heads", "max_position_embeddings", "layer_norm_eps", "pad_token_id")
-    shape = {name: getattr(BERT, name) for name in kept}
-    config = HubBertConfig(
-        **shape, is_decoder=True, add_cross_attention=True, attn_implementation="eager"
-    )
-    tensors = to_theirs(edje.rules(SUM), weights())
-    for number, direction in enumerate(("forward", "backward")):
-        theirs = BertLMHeadModel(config).eval()
-        state = {}
-        for name, value in tensors.items():
-            for ours, hub in (
-                (f"{direction}_decoder.", "bert.encoder."),
-                ("language_model.", ""),
-            ):
-                if name.startswith(ours):
-                    state[hub + name.removeprefix(ours)] = torch.tensor(value)
-        state["cls.predictions.decoder.weight"] = state["bert.embeddings.word_embeddings.weight"]
-        state["cls.predictions.decoder.bias"] = state["cls.predictions.bias"]
-        theirs.load_state_dict(state)
-        for row, (ids, length) in enumerate(zip(text_ids(), LENGTHS, strict=True)):
-            caption = ids[:length] if direction == "forward" else ids[:length][::-1]
-            caption = torch.tensor(caption.copy()).long()[None]
-            image = torch.tensor(stored_tokens()[row : row + 1])
-            logits = theirs(caption[:, :-1], encoder_hidden_states=image).logits
-            expected = logits.log_softmax(-1).gather(2, caption[:, 1:, None])[0, :, 0]
-            ours = found().values[number, row, : length - 1]
-            np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5)
 
 
 def test_each_direction_sees_what_it_has_read_and_nothing_else():

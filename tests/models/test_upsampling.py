@@ -7,8 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
 from flax.traverse_util import flatten_dict
 
 from edje_jax.config.captioner import CaptionerConfig
@@ -21,7 +19,7 @@ from edje_jax.config.model import (
     VisionConfig,
 )
 from edje_jax.models.scorers import make_scorer
-from edje_jax.models.upsampling import STEPS, GridUpsampler, fold
+from edje_jax.models.upsampling import GridUpsampler, fold
 from edje_jax.weights import edje
 from edje_jax.weights.families.registry import make_backbone
 
@@ -117,26 +115,6 @@ def test_what_one_patch_knew_earlier_changes_the_fine_tokens_inside_it_and_next_
     rows, columns = (slice(k * factor - 1, (k + 1) * factor + 1) for k in (1, 2))
     expected[rows, columns] = True
     np.testing.assert_array_equal(moved[1], expected)
-
-
-@pytest.mark.parametrize("factor", [2, 4])
-def test_bilinear_upsampling_is_pytorch_s(factor):
-    """With nothing of the earlier map and no convolution, a step is the norm of `up`."""
-    steps = STEPS[factor]
-    params = jax.tree.map(np.zeros_like, upsampler_params(steps))
-    for step in range(1, steps + 1):
-        params[f"shares_{step}"] = np.array([1.0, 0.0], np.float32)
-        params[f"norm_{step}"]["scale"] = np.ones(WIDTH, np.float32)
-    tokens = maps(steps)
-    ours = upsampled(steps, params, tokens)
-    expected = torch.tensor(tokens[..., :WIDTH]).reshape(2, SIDE, SIDE, WIDTH).permute(0, 3, 1, 2)
-    for _ in range(steps):
-        expected = F.interpolate(expected, scale_factor=2, mode="bilinear", align_corners=False)
-        expected = expected * (1.0001 / 1.0002)
-        expected = F.layer_norm(expected.permute(0, 2, 3, 1), (WIDTH,), eps=1e-6)
-        expected = expected.permute(0, 3, 1, 2)
-    expected = expected.permute(0, 2, 3, 1).reshape(2, -1, WIDTH)
-    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [0.5, 3.0])
