@@ -5,8 +5,8 @@
             tokens [b, m, d],
             text [b] ──── decoders ──────────────────── logits: scores in nats [b]
 
-Captions of a call have one length t, without padding. In int8 the layers of the decoders are, as in
-`onnx_graph`, and the output layer over the vocabulary is not.
+Captions of a call have one length t, without padding. In int8, products of the decoders' layers are
+quantised as in `onnx_graph`; the output layer over the vocabulary stays float32.
 """
 
 from dataclasses import dataclass

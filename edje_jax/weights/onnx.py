@@ -129,13 +129,13 @@ def export_onnx(folder: Path, out: Path, note: Callable[[str], None] = lambda pa
     tokenizer and `preprocessor_config.json`. `note` is called with every file.
 
     Where layers are deferred there is a `text.onnx` too, run once per caption. `online.onnx` then
-    takes its two outputs in the place of ids and mask, and each pair's row in them. A captioner
-    that scores by "pmi" has one too, which gives `without_image`; its `online.onnx` takes that
-    beside ids and mask, and each pair's row in all three. Of a model with
-    a similarity prior it also takes `similarity`, each pair's cosine. `calibration.json` is copied:
-    the score is sigmoid((logit + similarity_weight * cosine) / temperature + bias). The first stage
-    is not exported: cosines are of what `Reranker` or `modeling_edje.py` embeds, by the heads of
-    the first stage where the model has some.
+    takes its two outputs in the place of ids and mask, and each pair's row in them. Of a model with
+    a similarity prior it also takes `similarity`, each pair's cosine. A captioner that scores by
+    "pmi" has a `text.onnx` too, which gives `without_image`; its `online.onnx` takes that beside
+    ids and mask, and each pair's row in all three. `calibration.json` is copied: the score is
+    sigmoid((logit + similarity_weight * cosine) / temperature + bias). The first stage is not
+    exported: cosines are of what `Reranker` or `modeling_edje.py` embeds, by the heads of the first
+    stage where the model has some.
 
     Raises:
         FileNotFoundError, ValueError: not a model folder.
@@ -170,7 +170,6 @@ def _graphs(model: EdjeModel) -> dict[str, Graph]:
 _ROWS = {0: "pairs"}
 _TEXT = {**_ROWS, 1: "length"}
 _CAPTIONS = {0: "captions", 1: "length"}
-_ONLY_CAPTIONS = {0: "captions"}
 
 
 def _ids(rows: int = 2) -> dict[str, Tensor]:
@@ -228,8 +227,8 @@ def _online_pmi(model: CaptionerModel) -> Graph:
         "caption": torch.zeros(2, dtype=torch.long),
         "tokens": _tokens(model),
     }
-    dynamic = {"input_ids": _CAPTIONS, "attention_mask": _CAPTIONS, "without_image": _ONLY_CAPTIONS}
-    dynamic |= {"caption": _ROWS, "tokens": _ROWS}
+    dynamic = {"input_ids": _CAPTIONS, "attention_mask": _CAPTIONS}
+    dynamic |= {"without_image": {0: "captions"}, "caption": _ROWS, "tokens": _ROWS}
     return Graph(OnlinePmi(model), inputs, ("logits",), dynamic)
 
 

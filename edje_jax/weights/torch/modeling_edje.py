@@ -173,9 +173,8 @@ def make_adapter(config: EdjeConfig) -> nn.Module:
     width, steps = config.vision_width, config.adapter.get("upsampling", 1).bit_length() - 1
     upsampling = GridUpsampler(width, steps) if steps else nn.Identity()
     if config.adapter["kind"] == "local":
-        local = nn.Sequential(nn.Linear(width, inner), nn.GELU(), nn.Linear(inner, out))
-        layers = {"upsampling": upsampling, **dict(local.named_children())}
-        return nn.Sequential(OrderedDict(layers))
+        layers = {"0": nn.Linear(width, inner), "1": nn.GELU(), "2": nn.Linear(inner, out)}
+        return nn.Sequential(OrderedDict(upsampling=upsampling, **layers))
     queries = config.adapter["num_tokens"]
     return TokenCompressor(width, config.vision_heads, queries, inner, out, upsampling)
 
