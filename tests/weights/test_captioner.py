@@ -22,14 +22,13 @@ from edje_jax.config.model import AdapterConfig, EdjeConfig
 from edje_jax.models.scorers import make_scorer
 from edje_jax.search.reranker import Reranker
 from edje_jax.training.losses.captioning import captioning_loss
-from edje_jax.weights import edje
+from edje_jax.weights import edje, onnx
 from edje_jax.weights.backbone import load_backbone
 from edje_jax.weights.bert import load_language_model
 from edje_jax.weights.captioner import from_language_model
 from edje_jax.weights.card import model_card
 from edje_jax.weights.folder import Model, load_model, save_model
 from edje_jax.weights.mapping import to_theirs
-from edje_jax.weights.onnx import run
 from edje_jax.weights.published import save_published
 from edje_jax.weights.tensors import Safetensors
 from edje_jax.weights.torch.modeling_edje import CaptionerModel, EdjeModel
@@ -288,46 +287,50 @@ def test_decoders_begin_as_an_encoder():
 # --- ONNX -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("ending, tolerance", [("", 2e-4), ("-fp16", 5e-2)])
-def test_onnxruntime(folder, pixels, onnx, ending, tolerance):
-    expected, scores = of_jax(folder, pixels)
-    model = EdjeModel.from_folder(folder)
-    dtype = np.float16 if ending else np.float32
-    (tokens,) = run(
-        onnx / f"offline{ending}.onnx", pixel_values=np.moveaxis(pixels, -1, 1).astype(dtype)
-    )
-    scale = np.abs(expected).max()
-    np.testing.assert_allclose(tokens / scale, expected / scale, rtol=0, atol=tolerance)
-    text = {name: value.numpy() for name, value in model.tokenize(CAPTIONS).items()}
-    if isinstance(model, CaptionerModel) and model.scored_by == "pmi":
-        (alone,) = run(onnx / f"text{ending}.onnx", **text)
-        text |= {"without_image": alone, "caption": np.arange(3)}
-    else:
-        assert not (onnx / "text.onnx").exists()
-    (found,) = run(onnx / f"online{ending}.onnx", **text, tokens=tokens)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, scores, rtol=tolerance, atol=tolerance)
-
-
-@pytest.fixture(scope="module")
-def onnx(folder, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("onnx") / "files"
+def exported(folder: Path, out: Path, monkeypatch, *endings: str) -> Path:
+    """ONNX files of some precisions, as each takes seconds to be traced."""
+    kept = {ending: onnx.PRECISIONS[ending] for ending in endings}
+    monkeypatch.setattr(onnx, "PRECISIONS", kept)
     convert(str(folder), str(out), "onnx")
     return out
 
 
 @pytest.mark.slow
-def test_onnxruntime_reads_a_caption_once_for_all_its_candidates(captioner, tmp_path):
-    convert(str(captioner), str(tmp_path / "onnx"), "onnx")
-    model = EdjeModel.from_folder(captioner)
+def test_onnxruntime_reads_a_caption_once_for_all_its_candidates(captioner, tmp_path, monkeypatch):
+    files = exported(captioner, tmp_path / "onnx", monkeypatch, "", "-fp16")
+    model, caption = EdjeModel.from_folder(captioner), np.array([1, 0, 1, 1, 0])
     two = model.tokenize(CAPTIONS[:2])
     text = {name: value.numpy() for name, value in two.items()}
-    (alone,) = run(tmp_path / "onnx" / "text.onnx", **text)
-    caption = np.array([1, 0, 1, 1, 0])
     tokens = np.random.default_rng(2).normal(size=(5, model.num_tokens, 32)).astype(np.float32)
-    online = tmp_path / "onnx" / "online.onnx"
-    (found,) = run(online, **text, without_image=alone, caption=caption, tokens=tokens)
     pairs = {name: value[caption] for name, value in two.items()}
-    whole = model.score(**pairs, tokens=torch.from_numpy(tokens)).detach()
-    np.testing.assert_allclose(found, whole, rtol=1e-5, atol=2e-4)
+    whole = model.score(**pairs, tokens=torch.from_numpy(tokens)).detach().numpy()
+    for ending, dtype, tolerance in (("", np.float32, 2e-4), ("-fp16", np.float16, 0.1)):
+        (alone,) = onnx.run(files / f"text{ending}.onnx", **text)
+        (found,) = onnx.run(
+            files / f"online{ending}.onnx",
+            **text,
+            without_image=alone,
+            caption=caption,
+            tokens=tokens.astype(dtype),
+        )
+        assert found.dtype == alone.dtype == np.float32
+        np.testing.assert_allclose(found, whole, rtol=0, atol=tolerance)
+
+
+@pytest.mark.slow
+def test_onnxruntime_makes_the_tokens_of_a_finer_grid(pixels, tmp_path, monkeypatch):
+    """And scores them by one direction, of which there is nothing to compute before."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    save_model(folder, made("backward"), "A card.\n")
+    files = exported(folder, tmp_path / "onnx", monkeypatch, "")
+    expected, scores = of_jax(folder, pixels)
+    (tokens,) = onnx.run(files / "offline.onnx", pixel_values=np.moveaxis(pixels, -1, 1))
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(tokens / scale, expected / scale, rtol=0, atol=2e-5)
+    text = EdjeModel.from_folder(folder).tokenize(CAPTIONS)
+    (found,) = onnx.run(
+        files / "online.onnx", **{name: ids.numpy() for name, ids in text.items()}, tokens=tokens
+    )
+    np.testing.assert_allclose(found, scores, rtol=1e-5, atol=2e-4)
+    assert not (files / "text.onnx").exists()
