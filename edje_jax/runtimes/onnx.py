@@ -26,6 +26,9 @@ GATHERED = 256
 
 T = TypeVar("T")
 
+Inputs = dict[str, np.ndarray]
+"""Inputs of a graph by name."""
+
 
 @dataclass(frozen=True)
 class OnnxRuntime:
@@ -137,14 +140,14 @@ class OnnxRuntime:
         """
         cosines, run = required_cosines(self.config, similarities), self._pairs.run
         logits = np.empty(len(text_index), np.float32)
-        texts: dict[int, np.ndarray] = {}
+        texts: dict[int, Inputs] = {}
         by_caption = np.argsort(text_index, kind="stable")
         for start in range(0, len(by_caption), GATHERED):
             pairs = by_caption[start : start + GATHERED]
             texts = self._read(ids, np.unique(text_index[pairs]).tolist(), texts)
             gathered = _as_float32(tokens[image_index[pairs]])
             calls = [
-                {"text": texts[caption], "tokens": gathered[i : i + 1]}
+                {**texts[caption], "tokens": gathered[i : i + 1]}
                 for i, caption in enumerate(text_index[pairs].tolist())
             ]
             if cosines is not None:
@@ -155,15 +158,18 @@ class OnnxRuntime:
         return logits
 
     def _read(
-        self, ids: Int[np.ndarray, "t l"], captions: list[int], texts: dict[int, np.ndarray]
-    ) -> dict[int, np.ndarray]:
-        """Captions before they meet images, [1, 1 + length, d] each, by their rows in `ids`;
-        `texts` are some that were read before."""
-        pad, run = self.config.joint_encoder.pad_token_id, self._text.run
+        self, ids: Int[np.ndarray, "t l"], captions: list[int], texts: dict[int, Inputs]
+    ) -> dict[int, Inputs]:
+        """Captions as pairs take them, by their rows in `ids`: `text`, which is computed before
+        they meet images, and of a captioner `ids`. `texts` are some that were read before."""
+        config, pad = self.config, self.config.joint_encoder.pad_token_id
+        run = self._text.run if config.encodes_captions or not config.captioner else None
 
-        def read(caption: int) -> np.ndarray:
+        def read(caption: int) -> Inputs:
             length = max(int((ids[caption] != pad).sum()), 1)
-            return run(["text"], {"ids": ids[caption, :length][None].astype(np.int64)})[0]
+            own = {"ids": ids[caption, :length][None].astype(np.int64)}
+            text = {"text": run(["text"], own)[0]} if run else {}
+            return {**own, **text} if config.captioner else text
 
         unread = [caption for caption in captions if caption not in texts]
         known = {caption: texts[caption] for caption in captions if caption in texts}

@@ -48,7 +48,7 @@ class Export:
 
     config: EdjeConfig
     params: PyTree[np.ndarray]
-    """Parameters of the joint encoder, float32."""
+    """Parameters of the joint encoder or of the captioner, float32."""
     precision: Literal["float32", "int8"]
     source: str
     """Path or name that the model was loaded by."""
@@ -56,9 +56,8 @@ class Export:
     @classmethod
     def of(cls, model: Model, precision: Literal["float32", "int8"]) -> "Export":
         """Export of a model that was loaded; nothing is made yet."""
-        params = jax.tree.map(
-            lambda leaf: np.asarray(leaf, np.float32), model.params["joint_encoder"]
-        )
+        part = "captioner" if model.config.captioner else "joint_encoder"
+        params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), model.params[part])
         return cls(model.config, params, precision, model.source)
 
     def session(self, part: Part) -> Any:
@@ -95,7 +94,8 @@ class Export:
     def fingerprint(self) -> str:
         """16 hex digits over the parameters and shapes, and over the version of the graphs."""
         config, params = self.config, params_fingerprint(self.params)
-        shapes = map(to_dict, (config.joint_encoder, *config.joint_heads.values()))
+        parts = [config.joint_encoder, *config.joint_heads.values()]
+        shapes = map(to_dict, [*parts, config.captioner] if config.captioner else parts)
         told = json.dumps(
             [VERSION, params, config.num_tokens, config.max_text_length, *shapes], sort_keys=True
         )
@@ -103,13 +103,14 @@ class Export:
 
     def _make(self, part: Part) -> bytes:
         try:
-            from edje_jax.runtimes import onnx_graph
+            from edje_jax.runtimes import onnx_captioner, onnx_graph
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
                 f"the first use of a model by the runtime onnx needs more ({error}): pip install"
                 " 'edje-jax[onnx]'"
             ) from error
-        graph = {"text": onnx_graph.text_graph, "pairs": onnx_graph.pairs_graph}[part]
+        graphs = onnx_captioner if self.config.captioner else onnx_graph
+        graph = {"text": graphs.text_graph, "pairs": graphs.pairs_graph}[part]
         made = graph(self.config, self.params, self.precision == "int8")
         return made.SerializeToString()
 

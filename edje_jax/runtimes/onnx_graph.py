@@ -43,7 +43,7 @@ Rows = tuple[int, int] | None
 
 def text_graph(config: EdjeConfig, params: Params, is_int8: bool) -> onnx.ModelProto:
     """Graph of captions up to where they meet images: "ids" -> "text" [b, 1 + t, d]."""
-    graph = _Graph(config, params, is_int8)
+    graph = Graph(config, params, is_int8)
     text = graph.embedded_text("ids")
     for number in range(config.joint_encoder.deferred_layers):
         text = graph.layer(number, text)
@@ -55,7 +55,7 @@ def text_graph(config: EdjeConfig, params: Params, is_int8: bool) -> onnx.ModelP
 def pairs_graph(config: EdjeConfig, params: Params, is_int8: bool) -> onnx.ModelProto:
     """Graph of pairs: "text", "tokens" and, of a model with a similarity prior, "similarities" ->
     "logits" [b]."""
-    joint, graph = config.joint_encoder, _Graph(config, params, is_int8)
+    joint, graph = config.joint_encoder, Graph(config, params, is_int8)
     vision = "tokens" if joint.deferred_layers else graph.embedded_vision("tokens", "text")
     cls = graph.op("Squeeze", graph.encoded(vision, "text"), graph.ints(1))
     if config.similarity_prior:
@@ -84,7 +84,7 @@ def quantise(
 
 
 @dataclass
-class _Graph:
+class Graph:
     """Graph under construction: methods add nodes, and return the names of their outputs."""
 
     config: EdjeConfig
@@ -221,11 +221,15 @@ class _Graph:
 
     def _inner(self, layer: Params, x: str) -> str:
         """Activations of the MLP."""
-        inner = self._linear(x, layer["intermediate"]["kernel"], layer["intermediate"]["bias"])
+        dense = layer["intermediate"]
+        return self._activated(self._linear(x, dense["kernel"], dense["bias"]))
+
+    def _activated(self, x: str) -> str:
+        """Activation that the config names."""
         kind = self.config.joint_encoder.hidden_act
         if kind == "quick_gelu":
-            return self.op("QuickGelu", inner, domain=MICROSOFT, alpha=1.702)
-        return self.op("Gelu", inner, approximate="none" if kind == "gelu" else "tanh")
+            return self.op("QuickGelu", x, domain=MICROSOFT, alpha=1.702)
+        return self.op("Gelu", x, approximate="none" if kind == "gelu" else "tanh")
 
     def _added(self, x: str, inner: str, dense: Params, norm: Params) -> str:
         """norm(x + dense(inner))."""

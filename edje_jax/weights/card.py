@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edje_jax.config.model import BertConfig, EdjeConfig, ImageRecipe
+from edje_jax.config.captioner import CaptionScore
+from edje_jax.config.model import BertConfig, EdjeConfig, ImageRecipe, ModelKind
 from edje_jax.config.run import EdjeRun, RunConfig
 from edje_jax.config.saved_run import run_to_dict
 from edje_jax.system.files import atomic_path
@@ -71,22 +72,63 @@ def _base_models(model: Model, run: RunConfig | None) -> list[str]:
 
 def _what_it_is(model: Model) -> str:
     c = model.config
-    vision, joint = c.backbone.vision, c.joint_encoder
-    store = c.num_tokens * joint.hidden_size * 2
-    return f"""# An EDJE reranker
+    vision, width = c.backbone.vision, c.joint_encoder.hidden_size
+    title, sentence, architecture = _KINDS[c.kind]
+    return f"""# {title}
 
-Scores a caption against an image from {c.num_tokens} stored tokens of {joint.hidden_size} numbers
-({store:,} bytes an image in 16 bits). Architecture: EDJE (arXiv 2510.06820), trained with
+{sentence} from {c.num_tokens} stored tokens of {width} numbers
+({c.num_tokens * width * 2:,} bytes an image in 16 bits). Architecture: {architecture}, trained with
 edje_jax.
 
 | part | shape |
 |---|---|
 | backbone | {c.backbone.kind}, {vision.num_hidden_layers} layers x {vision.hidden_size}, \
 {vision.image_size} px, patches of {vision.patch_size} px |
-| adapter | {c.adapter.kind}, {c.num_tokens} tokens |
-| joint encoder | BERT, {joint.num_hidden_layers} layers x {joint.hidden_size}\
-{_deferred(joint)} |
-{_reading(c.image)}{_captions(c)}{_first_stage(c)}"""
+| adapter | {c.adapter.kind}, {c.num_tokens} tokens{_upsampling(c)} |
+{_scorer(c)}{_reading(c.image)}{_captions(c)}{_first_stage(c)}"""
+
+
+_KINDS: dict[ModelKind, tuple[str, str, str]] = {
+    "edje": (
+        "An EDJE reranker",
+        "Scores a caption against an image",
+        "EDJE (arXiv 2510.06820)",
+    ),
+    "captioner": (
+        "A captioner that reranks",
+        "Scores a caption by how well an image explains it,",
+        "the slow model of Fast & Slow (arXiv 2103.16553), as edje_jax reconstructs it",
+    ),
+}
+"""Title, first words and architecture of a card."""
+
+
+def _upsampling(config: EdjeConfig) -> str:
+    """Words on the grid that the adapter reads, where it is finer than the backbone's."""
+    factor = config.adapter.upsampling
+    vision = config.backbone.vision
+    side = vision.image_size // vision.patch_size * factor
+    return f", of a grid upsampled {factor} times to {side} x {side}" if factor > 1 else ""
+
+
+def _scorer(config: EdjeConfig) -> str:
+    """Rows on what scores a pair."""
+    joint, captioner = config.joint_encoder, config.captioner
+    shape = f"BERT, {joint.num_hidden_layers} layers x {joint.hidden_size}"
+    if not captioner:
+        return f"| joint encoder | {shape}{_deferred(joint)} |\n"
+    cross = f"cross-attention to {captioner.cross_attention} keys and values"
+    return (
+        f"| decoders | {' and '.join(captioner.reads)}: {shape} each, {cross} |\n"
+        f"| score | {captioner.score}: {_SCORES[captioner.score]} |\n"
+    )
+
+
+_SCORES: dict[CaptionScore, str] = {
+    "sum": "log p of the caption's tokens, in nats",
+    "mean": "log p of the caption's tokens, by token, in nats",
+    "pmi": "log p of the caption's tokens, less that without an image, in nats",
+}
 
 
 def _reading(image: ImageRecipe) -> str:
@@ -122,7 +164,7 @@ def _deferred(joint: BertConfig) -> str:
 
 
 def _usage(name: str, model: Model) -> str:
-    deferred, prior = model.config.joint_encoder.deferred_layers > 0, model.config.similarity_prior
+    prior = model.config.similarity_prior
     return f"""## Use
 
 JAX:
@@ -144,7 +186,7 @@ model = AutoModel.from_pretrained("{name}", trust_remote_code=True)
 ```
 
 ONNX: `edje convert {name} onnx/ --to onnx` writes `offline.onnx` (pixel_values -> tokens) and
-{_ONLINE[deferred]}{"; it takes each pair's cosine as `similarity` too" if prior else ""}.
+{_online(model.config)}{"; it takes each pair's cosine as `similarity` too" if prior else ""}.
 {_CALIBRATED if model.calibration.is_fitted else ""}"""
 
 
@@ -163,11 +205,15 @@ probability of a match (in PyTorch `model.probability(model.mixed(logits, cosine
 """
 
 
-_ONLINE = {
-    False: "`online.onnx` (input_ids, attention_mask, tokens -> logits)",
-    True: """`text.onnx` (input_ids, attention_mask -> text, text_mask), once per caption, and
-`online.onnx` (text, text_mask, each pair's `caption` among them, tokens -> logits)""",
-}
+def _online(config: EdjeConfig) -> str:
+    """Files of the online part of an ONNX export."""
+    if not config.encodes_captions:
+        return "`online.onnx` (input_ids, attention_mask, tokens -> logits)"
+    made, taken = "text, text_mask", "text, text_mask"
+    if config.captioner:
+        made, taken = "without_image", "input_ids, attention_mask, without_image"
+    return f"""`text.onnx` (input_ids, attention_mask -> {made}), once per caption, and
+`online.onnx` ({taken}, each pair's `caption` among them, tokens -> logits)"""
 
 
 def _results(metrics: Mapping[str, Any]) -> str:

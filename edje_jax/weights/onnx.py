@@ -16,7 +16,7 @@ from edje_jax.data.tokenizer import copy_tokenizer
 from edje_jax.system.files import move
 from edje_jax.weights.calibration import NAME as CALIBRATION
 from edje_jax.weights.folder import read_model_config
-from edje_jax.weights.torch.modeling_edje import EdjeModel
+from edje_jax.weights.torch.modeling_edje import CaptionerModel, EdjeModel
 
 PRECISIONS = {"": torch.float32, "-fp16": torch.float16}
 """Suffix of a file's name -> dtype of its weights, pixels and tokens; logits are float32."""
@@ -54,6 +54,17 @@ class Text(nn.Module):
         return self.model.read_text(input_ids, attention_mask)
 
 
+class WithoutImage(nn.Module):
+    """Ids and mask -> log-probabilities of captions without an image."""
+
+    def __init__(self, model: CaptionerModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.model.read_text(input_ids, attention_mask)[2]
+
+
 class OnlineRead(nn.Module):
     """Captions after the deferred layers, each pair's caption by number, and what is stored of
     its image -> match logits."""
@@ -71,6 +82,26 @@ class OnlineRead(nn.Module):
         similarity: Tensor | None = None,
     ) -> Tensor:
         return self.model.score_read(text[caption], text_mask[caption], tokens, similarity)
+
+
+class OnlinePmi(nn.Module):
+    """Captions with their log-probabilities without an image, each pair's caption by number, and
+    what is stored of its image -> scores."""
+
+    def __init__(self, model: CaptionerModel):
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        without_image: Tensor,
+        caption: Tensor,
+        tokens: Tensor,
+    ) -> Tensor:
+        read = (x[caption] for x in (input_ids, attention_mask, without_image))
+        return self.model.score_read(*read, tokens)
 
 
 class Offline(nn.Module):
@@ -99,10 +130,12 @@ def export_onnx(folder: Path, out: Path, note: Callable[[str], None] = lambda pa
 
     Where layers are deferred there is a `text.onnx` too, run once per caption. `online.onnx` then
     takes its two outputs in the place of ids and mask, and each pair's row in them. Of a model with
-    a similarity prior it also takes `similarity`, each pair's cosine. `calibration.json` is copied:
-    the score is sigmoid((logit + similarity_weight * cosine) / temperature + bias). The first stage
-    is not exported: cosines are of what `Reranker` or `modeling_edje.py` embeds, by the heads of
-    the first stage where the model has some.
+    a similarity prior it also takes `similarity`, each pair's cosine. A captioner that scores by
+    "pmi" has a `text.onnx` too, which gives `without_image`; its `online.onnx` takes that beside
+    ids and mask, and each pair's row in all three. `calibration.json` is copied: the score is
+    sigmoid((logit + similarity_weight * cosine) / temperature + bias). The first stage is not
+    exported: cosines are of what `Reranker` or `modeling_edje.py` embeds, by the heads of the first
+    stage where the model has some.
 
     Raises:
         FileNotFoundError, ValueError: not a model folder.
@@ -126,6 +159,9 @@ def export_onnx(folder: Path, out: Path, note: Callable[[str], None] = lambda pa
 
 def _graphs(model: EdjeModel) -> dict[str, Graph]:
     """File name -> graph."""
+    if isinstance(model, CaptionerModel) and model.scored_by == "pmi":
+        text, online = _without_image(model), _online_pmi(model)
+        return {"text": text, "online": online, "offline": _offline(model)}
     if not model.deferred:
         return {"online": _online(model), "offline": _offline(model)}
     return {"text": _text(model), "online": _online_read(model), "offline": _offline(model)}
@@ -136,8 +172,8 @@ _TEXT = {**_ROWS, 1: "length"}
 _CAPTIONS = {0: "captions", 1: "length"}
 
 
-def _ids() -> dict[str, Tensor]:
-    ids = torch.ones(2, 7, dtype=torch.long)
+def _ids(rows: int = 2) -> dict[str, Tensor]:
+    ids = torch.ones(rows, 7, dtype=torch.long)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
@@ -177,6 +213,23 @@ def _online_read(model: EdjeModel) -> Graph:
     dynamic = {"text": _CAPTIONS, "text_mask": _CAPTIONS, "caption": _ROWS, "tokens": _ROWS}
     dynamic |= {name: _ROWS for name in _similarity(model)}
     return Graph(OnlineRead(model), inputs, ("logits",), dynamic)
+
+
+def _without_image(model: CaptionerModel) -> Graph:
+    dynamic = {"input_ids": _CAPTIONS, "attention_mask": _CAPTIONS}
+    return Graph(WithoutImage(model), _ids(), ("without_image",), dynamic)
+
+
+def _online_pmi(model: CaptionerModel) -> Graph:
+    inputs = {
+        **_ids(rows=3),
+        "without_image": torch.zeros(3),
+        "caption": torch.zeros(2, dtype=torch.long),
+        "tokens": _tokens(model),
+    }
+    dynamic = {"input_ids": _CAPTIONS, "attention_mask": _CAPTIONS}
+    dynamic |= {"without_image": {0: "captions"}, "caption": _ROWS, "tokens": _ROWS}
+    return Graph(OnlinePmi(model), inputs, ("logits",), dynamic)
 
 
 def _offline(model: EdjeModel) -> Graph:

@@ -60,8 +60,9 @@ def save_published(path: Path, model: Model) -> None:
     and a row for every position where those are more than a BERT's.
 
     Raises:
-        ValueError: the model has deferred layers, attended vision, a similarity prior or captions
-            as written, of which the published code knows nothing.
+        ValueError: the model has deferred layers, attended vision, a similarity prior, captions as
+            written, a captioner's decoders or an adapter that upsamples, of which the published
+            code knows nothing.
         BadWeights: PyTorch is not installed.
         OSError: the file could not be written; nothing is left of it.
     """

@@ -2,7 +2,10 @@
 
 import pytest
 
-from edje_jax.weights.card import state_calibration
+from edje_jax.config.captioner import CaptionerConfig
+from edje_jax.config.model import AdapterConfig, BackboneConfig, EdjeConfig
+from edje_jax.weights.card import model_card, state_calibration
+from edje_jax.weights.folder import Model
 
 CALIBRATED = "Scores are calibrated: `calibration.json`"
 
@@ -31,3 +34,34 @@ def test_a_calibration_is_stated_once_and_the_rest_of_the_card_stays(tmp_path, c
 def test_a_folder_without_a_card_gets_none(tmp_path):
     state_calibration(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def card_of(config: EdjeConfig) -> str:
+    """Card of a model of which only the shapes are read."""
+    return model_card(Model(config, {}, None, None, "made"))  # type: ignore[arg-type]
+
+
+def test_a_captioner_s_card_tells_its_decoders_and_its_score():
+    backbone = BackboneConfig()
+    config = EdjeConfig(
+        BackboneConfig(earlier_layers=backbone.layers_for(2)),
+        AdapterConfig("local", 0, 32, 2),
+        captioner=CaptionerConfig("both", "pmi", "stored"),
+    )
+    card = card_of(config)
+    assert "# A captioner that reranks" in card and "joint encoder" not in card
+    assert "| local, 256 tokens, of a grid upsampled 2 times to 16 x 16 |" in card
+    assert (
+        "| decoders | forward and backward: BERT, 12 layers x 384 each, cross-attention to stored"
+        " keys and values |" in card
+    )
+    assert "| score | pmi: log p of the caption's tokens, less that without an image" in card
+    assert "-> without_image), once per caption" in card
+    mean = card_of(EdjeConfig(captioner=CaptionerConfig("backward", "mean")))
+    assert "| decoders | backward: BERT" in mean and "text.onnx" not in mean
+
+
+def test_a_joint_encoder_s_card_knows_nothing_of_captioners():
+    card = card_of(EdjeConfig())
+    assert "# An EDJE reranker" in card and "| joint encoder | BERT, 12 layers x 384 |" in card
+    assert "decoders" not in card and "score |" not in card and "upsampled" not in card

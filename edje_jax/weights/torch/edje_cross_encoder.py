@@ -92,9 +92,9 @@ class EdjeCrossEncoder(InputModule):
         # Pairs of one caption, as a ranking has them, read it once.
         texts = torch.stack([features["input_ids"], features["attention_mask"]], dim=1)
         texts, place = torch.unique(texts, dim=0, return_inverse=True)
-        rows, mask = self.model.read_text(texts[:, 0], texts[:, 1])
+        read = self.model.read_text(texts[:, 0], texts[:, 1])
         known = features.get("similarity")
-        logits = self.model.score_read(rows[place], mask[place], features["tokens"], known)
+        logits = self.model.score_read(*(x[place] for x in read), features["tokens"], known)
         if known is not None:
             logits = self.model.mixed(logits, known)
         return {**features, "scores": self.model.calibrated(logits)[:, None]}

@@ -12,6 +12,8 @@ once for all its candidates:
     text = model.read_text(**model.tokenize(["two dogs"]))
     logits = model.score_read(*text, tokens)
 
+A captioner (`CaptionerModel`) is called in the same way; its scores are log-probabilities in nats.
+
 The first stage, which finds the candidates, compares embeddings or, of a model with a code head,
 packed codes by their Hamming distance:
 
@@ -25,10 +27,12 @@ read when it is first asked for: scoring stored tokens does not need it.
 import html
 import io
 import json
+import math
 import os
 import re
 import shutil
 import string
+from collections import OrderedDict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -72,6 +76,7 @@ class EdjeConfig(PretrainedConfig):
         similarity_prior=None,
         first_stage=None,
         text_recipe="published",
+        captioner=None,
         **rest,
     ):
         self.adapter = adapter or {}
@@ -86,6 +91,7 @@ class EdjeConfig(PretrainedConfig):
         self.similarity_prior = similarity_prior
         self.first_stage = first_stage
         self.text_recipe = text_recipe
+        self.captioner = captioner
         super().__init__(**rest)
 
 
@@ -99,11 +105,52 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
+class GridUpsampler(nn.Module):
+    """[last map, earlier maps] of a square grid -> a grid of 2^steps times the side, row by row.
+
+    A step doubles a grid u: f = a up(u) + b fold(W C) with a, b >= 0 and a + b = 1, then
+    norm(f + depthwise3x3(gelu(f))); C is the next earlier map.
+    """
+
+    def __init__(self, width: int, steps: int):
+        super().__init__()
+        self.steps = steps
+        for step in range(1, steps + 1):
+            depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width)
+            self.add_module(f"lateral_{step}", nn.Linear(width, 4**step * width))
+            self.register_parameter(f"shares_{step}", nn.Parameter(torch.ones(2)))
+            self.add_module(f"depthwise_{step}", depthwise)
+            self.add_module(f"norm_{step}", nn.LayerNorm(width, eps=1e-6))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Maps stand beside each other in the last axis."""
+        side = math.isqrt(tokens.shape[1])
+        grid, *earlier = tokens.unflatten(1, (side, side)).chunk(1 + self.steps, dim=-1)
+        for step, finer in enumerate(earlier, start=1):
+            grid = self._doubled(grid, finer, step)
+        return grid.flatten(1, 2)
+
+    def _doubled(self, grid: Tensor, earlier: Tensor, step: int) -> Tensor:
+        """A grid [N, g, g, w] at twice the side."""
+        names = ("lateral", "shares", "depthwise", "norm")
+        lateral, shares, depthwise, norm = (getattr(self, f"{name}_{step}") for name in names)
+        # The vectors of each place of the earlier map, laid out as a square of the finer one.
+        squares = lateral(earlier).unflatten(-1, (2**step, 2**step, -1))
+        folded = squares.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        a, b = (F.relu(shares) + 1e-4) / (F.relu(shares) + 1e-4).sum()
+        up = F.interpolate(grid.permute(0, 3, 1, 2), scale_factor=2.0, mode="bilinear")
+        fused = a * up + b * folded.permute(0, 3, 1, 2)
+        return norm((fused + depthwise(F.gelu(fused))).permute(0, 2, 3, 1))
+
+
 class TokenCompressor(nn.Module):
     """m learned queries attend to the vision tokens; H + MLP(norm(H)), projected."""
 
-    def __init__(self, width: int, heads: int, tokens: int, inner: int, out: int):
+    def __init__(
+        self, width: int, heads: int, tokens: int, inner: int, out: int, upsampling: nn.Module
+    ):
         super().__init__()
+        self.upsampling = upsampling
         self.query = nn.Parameter(torch.empty(1, tokens, width))
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
@@ -113,6 +160,7 @@ class TokenCompressor(nn.Module):
         self.projection = nn.Linear(width, out)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        tokens = self.upsampling(tokens)
         query = self.query.expand(tokens.shape[0], -1, -1)
         key, value = self.key(tokens), self.value(tokens)
         attended = self.attention(query, key, value, need_weights=False)[0]
@@ -120,13 +168,15 @@ class TokenCompressor(nn.Module):
 
 
 def make_adapter(config: EdjeConfig) -> nn.Module:
-    """Compressing, or token by token ("local")."""
+    """Compressing, or token by token ("local"); of the backbone's grid, or of a finer one."""
     inner, out = config.adapter["intermediate_size"], config.joint_encoder["hidden_size"]
+    width, steps = config.vision_width, config.adapter.get("upsampling", 1).bit_length() - 1
+    upsampling = GridUpsampler(width, steps) if steps else nn.Identity()
     if config.adapter["kind"] == "local":
-        first, second = nn.Linear(config.vision_width, inner), nn.Linear(inner, out)
-        return nn.Sequential(first, nn.GELU(), second)
+        layers = {"0": nn.Linear(width, inner), "1": nn.GELU(), "2": nn.Linear(inner, out)}
+        return nn.Sequential(OrderedDict(upsampling=upsampling, **layers))
     queries = config.adapter["num_tokens"]
-    return TokenCompressor(config.vision_width, config.vision_heads, queries, inner, out)
+    return TokenCompressor(width, config.vision_heads, queries, inner, out, upsampling)
 
 
 class Holder(nn.Module):
@@ -139,6 +189,12 @@ class Holder(nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         return super().__getattr__(name)
+
+
+def layer_shape(joint: dict) -> tuple:
+    """Width, heads, inner width and activation of a layer."""
+    names = ("hidden_size", "num_attention_heads", "intermediate_size", "hidden_act")
+    return tuple(joint[name] for name in names)
 
 
 class BertLayer(nn.Module):
@@ -157,20 +213,40 @@ class BertLayer(nn.Module):
         self.output = Holder(dense=linear(inner, width), LayerNorm=norm())
 
     def forward(self, x: Tensor, mask: Tensor, rows: slice = slice(None)) -> Tensor:
-        kept, projections = x[:, rows], self.attention.self
-        attended = F.scaled_dot_product_attention(
-            self._split(projections.query(kept)),
-            self._split(projections.key(x)),
-            self._split(projections.value(x)),
-            attn_mask=mask,
-        )
-        merged = self.attention.output.dense(attended.transpose(1, 2).flatten(2))
-        kept = self.attention.output.LayerNorm(kept + merged)
-        inner = self.activation(self.intermediate.dense(kept))
-        return self.output.LayerNorm(kept + self.output.dense(inner))
+        return self._mlp(self._attended(self.attention, x[:, rows], x, attn_mask=mask))
+
+    def _attended(self, part: Holder, x: Tensor, seen: Tensor, **options: Any) -> Tensor:
+        """norm(x + attention(x, seen)); without projections of keys and values `seen` is both."""
+        own = part.self
+        key, value = (own.key(seen), own.value(seen)) if hasattr(own, "key") else (seen, seen)
+        query, key, value = (self._split(rows) for rows in (own.query(x), key, value))
+        attended = F.scaled_dot_product_attention(query, key, value, **options)
+        return part.output.LayerNorm(x + part.output.dense(attended.transpose(1, 2).flatten(2)))
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        """norm(x + mlp(x))."""
+        inner = self.activation(self.intermediate.dense(x))
+        return self.output.LayerNorm(x + self.output.dense(inner))
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class DecoderLayer(BertLayer):
+    """norm(x + causal attention(x)), norm(x + attention(x, image)), then norm(x + mlp(x))."""
+
+    def __init__(self, shape: tuple, eps: float, projected: bool):
+        super().__init__(*shape, eps)
+        width = shape[0]
+        names = ("query", "key", "value") if projected else ("query",)
+        self.crossattention = Holder(
+            self=Holder(**{name: nn.Linear(width, width) for name in names}),
+            output=Holder(dense=nn.Linear(width, width), LayerNorm=nn.LayerNorm(width, eps=eps)),
+        )
+
+    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+        x = self._attended(self.attention, x, x, is_causal=True)
+        return self._mlp(self._attended(self.crossattention, x, tokens))
 
 
 class Bert(nn.Module):
@@ -186,10 +262,7 @@ class Bert(nn.Module):
             token_type_embeddings=nn.Embedding(config["type_vocab_size"], width),
             LayerNorm=nn.LayerNorm(width, eps=eps),
         )
-        shape = (width, config["num_attention_heads"], config["intermediate_size"])
-        layers = [
-            BertLayer(*shape, config["hidden_act"], eps) for _ in range(config["num_hidden_layers"])
-        ]
+        layers = [BertLayer(*layer_shape(config), eps) for _ in range(config["num_hidden_layers"])]
         self.encoder = Holder(layer=nn.ModuleList(layers))
 
     def embed(self, content: Tensor, positions: Tensor, segments: Tensor) -> Tensor:
@@ -202,6 +275,15 @@ class Bert(nn.Module):
         for layer in self.encoder.layer[layers]:
             x = layer(x, mask[:, None, None, :])
         return x
+
+
+def make_language_model(joint: dict) -> Holder:
+    """BERT with its masked-LM head, whose decoder is the word table."""
+    width, eps = joint["hidden_size"], joint["layer_norm_eps"]
+    transform = Holder(dense=nn.Linear(width, width), LayerNorm=nn.LayerNorm(width, eps=eps))
+    predictions = Holder(transform=transform)
+    predictions.bias = nn.Parameter(torch.zeros(joint["vocab_size"]))
+    return Holder(bert=Bert(joint), cls=Holder(predictions=predictions))
 
 
 class HeadLayers(nn.Module):
@@ -244,20 +326,25 @@ class EdjeModel(PreTrainedModel):
     base_model_prefix = "edje"
     main_input_name = "input_ids"
 
+    def __new__(cls, config: EdjeConfig | None = None, *args, **options):
+        """A `CaptionerModel` where the config says so: the Auto classes know one class of all
+        configs of this file."""
+        return super().__new__(CaptionerModel if config and config.captioner else cls)
+
     def __init__(self, config: EdjeConfig):
         super().__init__(config)
-        joint = config.joint_encoder
-        width, eps = joint["hidden_size"], joint["layer_norm_eps"]
         self.vision_projection = make_adapter(config)
-        transform = Holder(dense=nn.Linear(width, width), LayerNorm=nn.LayerNorm(width, eps=eps))
-        predictions = Holder(transform=transform)
-        predictions.bias = nn.Parameter(torch.zeros(joint["vocab_size"]))
-        self.language_model = Holder(bert=Bert(joint), cls=Holder(predictions=predictions))
+        self._make_scorer(config)
+        self._held = {}  # Not modules of ours: the frozen backbone, tokenizers, the image recipe
+        self.post_init()
+
+    def _make_scorer(self, config: EdjeConfig) -> None:
+        """Joint encoder and its heads."""
+        width = config.joint_encoder["hidden_size"]
+        self.language_model = make_language_model(config.joint_encoder)
         pooler = Holder(dense=nn.Linear(width, width))
         self.classification_head = nn.ModuleList([pooler, nn.Linear(width, 1)])
         self.text_projection = nn.Linear(width, config.embedding_size)
-        self._held = {}  # Not modules of ours: the frozen backbone, tokenizers, the image recipe
-        self.post_init()
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike) -> "EdjeModel":
@@ -310,10 +397,13 @@ class EdjeModel(PreTrainedModel):
         return pixels.to(self.device, self.dtype)
 
     def vision_tokens(self, pixel_values: Tensor) -> Tensor:
-        """Rows that the adapter reads: a layer of the frozen backbone, [N, n, w]."""
+        """Rows that the adapter reads, [N, n, w]: a layer of the frozen backbone, and beside it
+        those of the earlier layers that an adapter which upsamples asks for."""
         layer = self.config.vision_tokens.get("token_layer", -1)
+        earlier = self.config.vision_tokens.get("earlier_layers", ())
         out = self.backbone.vision_model(pixel_values, output_hidden_states=True)
-        rows = out.last_hidden_state if layer == -1 else out.hidden_states[layer]
+        last = out.last_hidden_state if layer == -1 else out.hidden_states[layer]
+        rows = torch.cat([last, *(out.hidden_states[one] for one in earlier)], dim=-1)
         return rows[:, rows.shape[1] - self.num_vision_tokens :]  # A class token stands first
 
     def encode_image(self, pixel_values: Tensor) -> Tensor:
@@ -647,6 +737,105 @@ class EdjeModel(PreTrainedModel):
             part = load(name, **place, **options)
             self._held[key] = part.eval() if isinstance(part, nn.Module) else part
         return self._held[key]
+
+
+READS = {
+    "both": ("forward", "backward"),
+    "forward": ("forward",),
+    "backward": ("backward",),
+}
+"""A captioner's directions -> its decoders."""
+
+
+class CaptionerModel(EdjeModel):
+    """Image -> compressed tokens, once; [text, tokens] -> how well the image explains the caption.
+
+    Decoders predict a caption's tokens from its first, from its last, or both, each from the tokens
+    read before and the image's; "captioner" in config.json holds the settings.
+    """
+
+    def _make_scorer(self, config: EdjeConfig) -> None:
+        """Decoders, and the embeddings and output layer that they share."""
+        joint, settings = config.joint_encoder, config.captioner
+        self.reads = READS[_known(settings, "directions", READS)]
+        self.scored_by = _known(settings, "score", ("sum", "mean", "pmi"))
+        keys = _known(settings, "cross_attention", ("projected", "stored"))
+        self.language_model = make_language_model({**joint, "num_hidden_layers": 0})
+        for name in self.reads:
+            layers = [
+                DecoderLayer(layer_shape(joint), joint["layer_norm_eps"], keys == "projected")
+                for _ in range(joint["num_hidden_layers"])
+            ]
+            self.add_module(f"{name}_decoder", Holder(layer=nn.ModuleList(layers)))
+        self.no_image = nn.Parameter(torch.zeros(1, 1, joint["hidden_size"]))
+
+    def read_text(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Captions before they meet an image: (ids, mask, sums of log p without an image [N]); the
+        last are zeros where the score is not "pmi"."""
+        if self.scored_by != "pmi":
+            without_image = torch.zeros_like(input_ids[:, 0], dtype=torch.float32)
+        else:
+            nothing = self.no_image.expand(input_ids.shape[0], -1, -1)
+            found = self.log_probabilities(input_ids, attention_mask, nothing)
+            without_image = found.sum(dim=(0, 2))
+        return input_ids, attention_mask, without_image
+
+    def score_read(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        without_image: Tensor,
+        tokens: Tensor,
+        similarity: Tensor | None = None,
+    ) -> Tensor:
+        """Scores in nats of what `read_text` gave, of one caption for all images or of one each:
+        "sum" of log p, "mean" by token, or "pmi", the sum less that without an image. `similarity`
+        is left aside."""
+        if input_ids.shape[0] == 1:
+            count = tokens.shape[0]
+            input_ids, attention_mask = (x.expand(count, -1) for x in (input_ids, attention_mask))
+        total = self.log_probabilities(input_ids, attention_mask, tokens).sum(dim=(0, 2))
+        if self.scored_by == "mean":
+            return total / attention_mask[:, 1:].sum(dim=1).clamp(min=1)
+        return total - without_image
+
+    def log_probabilities(
+        self, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor
+    ) -> Tensor:
+        """Log p of all tokens but the first that is read, float32 [directions, N, t - 1] in the
+        order of reading; 0 for padding, which stands behind."""
+        count = attention_mask.long().sum(dim=1, keepdim=True)
+        place = torch.arange(input_ids.shape[1], device=input_ids.device)
+        backward = input_ids.gather(1, torch.where(place < count, count - 1 - place, place))
+        orders = {"forward": input_ids, "backward": backward}
+        found = [self._read(name, orders[name], tokens) for name in self.reads]
+        return torch.where(attention_mask[:, 1:].bool(), torch.stack(found), 0.0)
+
+    def _read(self, direction: str, ids: Tensor, tokens: Tensor) -> Tensor:
+        """Log p of every token after the first, [N, t - 1]; padding sees what stands before it."""
+        bert, head = self.language_model.bert, self.language_model.cls.predictions
+        words, tokens = bert.embeddings.word_embeddings, tokens.to(self.dtype)
+        read, predicted = ids[:, :-1], ids[:, 1:]
+        place = torch.arange(read.shape[1], device=ids.device)
+        x = bert.embed(words(read), place, torch.zeros_like(read))
+        for layer in getattr(self, f"{direction}_decoder").layer:
+            x = layer(x, tokens)
+        activation = ACTIVATIONS[self.config.joint_encoder["hidden_act"]]
+        x = head.transform.LayerNorm(activation(head.transform.dense(x)))
+        logits = F.linear(x, words.weight, head.bias).float()
+        chosen = logits.gather(2, predicted[..., None])[..., 0]
+        return chosen - logits.logsumexp(dim=2)
+
+
+def _known(settings: dict, name: str, choices: Any) -> str:
+    """A captioner's setting.
+
+    Raises:
+        ValueError: this version does not know its value.
+    """
+    if (value := settings.get(name)) not in choices:
+        raise ValueError(f'config.json: captioner: {name} "{value}": {", ".join(choices)}')
+    return value
 
 
 def _rgb(image: Any, by_profile: bool, on_white: bool) -> Any:
