@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree, Shaped
+from jaxtyping import Array, Float, PyTree
 
 from edje_jax.config.model import ImageRecipe
 from edje_jax.config.run import BackboneRun
@@ -85,10 +85,9 @@ class BackboneTeacher:
         kinds = Kinds(run.distilled_candidates, run.distilled_candidates)
         # The key draws nothing: the very most similar are taken.
         chosen = choose_negatives(student, student, kinds, jax.random.key(0))
-        h = jax.lax.stop_gradient(lists_of(*self._scores(params, batch, chosen)))
-        f = lists_of(*pairs_of(self.devices.replicate(logits), chosen))
-        own = batch.valid[:, None]
-        usable = lists_of(batch.valid, chosen.images_usable & own, chosen.captions_usable & own)
+        h = jax.lax.stop_gradient(listwise.lists_of(*self._scores(params, batch, chosen)))
+        f = listwise.lists_of(*pairs_of(self.devices.replicate(logits), chosen))
+        usable = listwise.lists_of(*chosen.usable_of(batch.valid))
         if run.distillation_kind == "order":
             loss = listwise.order_likelihood(h, f, usable)
         else:
@@ -128,15 +127,6 @@ def pairs_of(logits: Float[Array, "b b"], chosen: Negatives) -> Pairs:
         jnp.take_along_axis(logits, chosen.images, axis=1),
         jnp.take_along_axis(logits.T, chosen.captions, axis=1),
     )
-
-
-def lists_of(
-    own: Shaped[Array, " b"], images: Shaped[Array, "b k"], captions: Shaped[Array, "b k"]
-) -> Shaped[Array, "l c"]:
-    """Lists of c = 1 + k values: the images of each caption, then the captions of each image, the
-    row's own first."""
-    rows = jnp.concatenate([own, own])[:, None]
-    return jnp.concatenate([rows, jnp.concatenate([images, captions])], axis=1)
 
 
 def check_teacher(

@@ -69,6 +69,12 @@ class Negatives(NamedTuple):
     images_usable: Bool[Array, "b k"]
     captions_usable: Bool[Array, "b k"]
 
+    def usable_of(
+        self, valid: Bool[Array, " b"]
+    ) -> tuple[Bool[Array, " b"], Bool[Array, "b k"], Bool[Array, "b k"]]:
+        """Which pairs of rows of which some are `valid` may be used, in the order of `Pairs`."""
+        return valid, self.images_usable & valid[:, None], self.captions_usable & valid[:, None]
+
 
 class Pairs(NamedTuple):
     """A value for each pair of some rows: their own pairs, and their K negatives of both kinds."""
