@@ -56,7 +56,7 @@ def check_scores(config: EdjeRun, teacher: Model) -> None:
     if not teacher.calibration.is_fitted:
         raise ValueError(
             f"{name}: a captioner, whose scores are no match logits: fit its calibration with edje"
-            f" tune {config.teacher} --save, or set --loss.distillation 0"
+            f" tune {config.teacher} --data SPEC --save, or set --loss.distillation 0"
             " --loss.listwise-distillation 1"
         )
     if teacher.calibration.similarity_weight and teacher.config.first_stage:
