@@ -248,7 +248,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class EdjeRun(RunConfig):
-    """Train an EDJE on a frozen backbone."""
+    """Train an EDJE or a captioner on a frozen backbone."""
 
     task: ClassVar[str] = "edje"
     model: ModelSpec = field(default_factory=ModelSpec)
@@ -277,15 +277,16 @@ class BackboneRun(RunConfig):
     """Dual encoder to start from: a Hugging Face SigLIP or CLIP folder or hub id, or the workdir of
     a run like this one. Shapes, tokenizer and image recipe are its own."""
     teacher: str | None = None
-    """EDJE to distil from: folder, workdir or hub id. It must read images as the dual encoder."""
+    """EDJE or captioner to distil from: folder, workdir or hub id. It must read images as the dual
+    encoder."""
     distillation: float = 1.0
-    """Weight of the distance to the match logits of a `teacher`, where one is named, over lists of
+    """Weight of the distance to the scores of a `teacher`, where one is named, over lists of
     candidates: Fast & Slow, as reconstructed in `edje_jax.training.backbone_teacher`."""
     distillation_kind: Literal["softmax", "order"] = "softmax"
     """"softmax" is the cross-entropy of the teacher's softmax and the student's, "order" the
     likelihood of the teacher's order alone."""
     distillation_temperature: float = 1.0
-    """Divisor of the teacher's match logits; `teacher_entropy` in the log tells what it leaves."""
+    """Divisor of the teacher's scores; `teacher_entropy` in the log tells what it leaves."""
     distilled_candidates: int = 8
     """Other images of a caption's list, and other captions of an image's: the most similar of the
     batch by the dual encoder itself."""

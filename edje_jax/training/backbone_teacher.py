@@ -1,9 +1,9 @@
-"""An EDJE that teaches a whole dual encoder what it thinks of lists of candidates.
+"""An EDJE or a captioner that teaches a whole dual encoder what it thinks of lists of candidates.
 
 Our reconstruction of the distillation of Fast & Slow (arXiv 2103.16553), which has no published
 code. A list is a caption, its own image and the K other images of the batch that the student holds
-for the most similar; and an image with captions likewise. With h the teacher's match logits, which
-get no gradient, and f.g the student's cosines times its trained scale, the loss is the
+for the most similar; and an image with captions likewise. With h the teacher's scores, which get
+no gradient, and f.g the student's cosines times its trained scale, the loss is the
 cross-entropy H(p, q), averaged over the lists of both directions, of
 
     p = softmax(h / temperature)        q = softmax(scale * f.g)
@@ -96,7 +96,7 @@ class BackboneTeacher:
         return loss, {"loss/distillation": loss, "teacher_entropy": entropy}
 
     def _scores(self, params: TeacherParams, batch: Batch, chosen: Negatives) -> Pairs:
-        """The teacher's match logits of the chosen pairs. Each image is encoded once."""
+        """The teacher's scores of the chosen pairs. Each image is encoded once."""
         assert batch.images is not None
         devices, recipe = self.devices, self.model.config.image
         towers = self.backbone.bind({"params": params.backbone})

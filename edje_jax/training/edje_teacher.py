@@ -1,4 +1,4 @@
-"""A model that teaches an EDJE or a captioner: whether it fits, and how its scores are taken."""
+"""Teachers of an EDJE or a captioner: refused where they do not fit, and calibrated."""
 
 import dataclasses
 from pathlib import Path
@@ -94,7 +94,8 @@ def check_texts(config: EdjeRun, teacher: Model, whole: EdjeConfig, tokenizer: P
 
 
 def calibration_of(teacher: Model | None) -> Calibration | None:
-    """How a teacher's scores become match logits; None where they are, as an EDJE's."""
+    """Calibration that makes match logits of a teacher's scores; None where they are such, as an
+    EDJE's."""
     return teacher.calibration if teacher and teacher.config.captioner else None
 
 

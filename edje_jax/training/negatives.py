@@ -72,7 +72,8 @@ class Negatives(NamedTuple):
     def usable_of(
         self, valid: Bool[Array, " b"]
     ) -> tuple[Bool[Array, " b"], Bool[Array, "b k"], Bool[Array, "b k"]]:
-        """Which pairs of rows of which some are `valid` may be used, in the order of `Pairs`."""
+        """Masks of the pairs that may be used, in the order of `Pairs`, of rows of which some are
+        `valid`."""
         return valid, self.images_usable & valid[:, None], self.captions_usable & valid[:, None]
 
 

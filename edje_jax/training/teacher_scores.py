@@ -185,7 +185,7 @@ def _score(
     queries: Int[np.ndarray, " q"],
     items: Int[np.ndarray, "q c"],
 ) -> Float32[np.ndarray, "q c"]:
-    """The teacher's match logits of some queries with their candidates."""
+    """The teacher's scores of some queries with their candidates."""
     asking = np.repeat(queries, items.shape[1])
     asked = items.reshape(-1)
     there = asked >= 0

@@ -31,7 +31,7 @@ def lists_of(
 
 
 def teaches(usable: Bool[Array, "r c"]) -> Bool[Array, " r"]:
-    """Which lists have something to teach."""
+    """Mask of the lists that have something to teach."""
     return jnp.sum(usable, axis=1) > 1
 
 

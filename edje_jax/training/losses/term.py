@@ -40,8 +40,8 @@ class Objective:
     devices: Devices
     teacher: PairScorer | None = None
     calibration: Calibration | None = None
-    """Calibration that makes match logits of a teacher's scores; None of a teacher whose scores are
-    such."""
+    """Calibration that makes match logits of a teacher's scores; None where they are match logits,
+    as an EDJE's."""
 
     @property
     def reads_similarities(self) -> bool:

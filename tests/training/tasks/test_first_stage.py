@@ -15,7 +15,6 @@ import pytest
 
 import train
 from edje_jax.config.first_stage_run import FirstStageLoss
-from edje_jax.config.saved_run import run_from_dict
 from edje_jax.index.shard_files import BadStore
 from edje_jax.index.store import Store
 from edje_jax.scenes.shapes import Shapes
@@ -231,12 +230,6 @@ def test_heads_learn_from_an_edje_and_a_captioner(workdir, trained, captioner, t
         teacher_scores(tmp_path / "teacher", store, teacher, 4)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["teacher"] == [str(trained), str(captioner)]
-
-
-def test_a_run_of_one_teacher_from_before_there_could_be_several_is_known(workdir):
-    raw = json.loads((workdir / "config.json").read_text())
-    assert raw["teacher"] == [] and run_from_dict(raw | {"teacher": None}) == run_from_dict(raw)
-    assert run_from_dict(raw | {"teacher": "runs/large"}).teacher == ("runs/large",)
 
 
 def test_a_captioner_gets_heads_from_its_own_scores(captioner, tmp_path):
