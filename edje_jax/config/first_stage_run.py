@@ -56,6 +56,9 @@ class FirstStageLoss:
     """Weight of following the teacher's scores of a query's candidates by codes."""
     temperature: float = 4.0
     """Divisor of the teacher's scores before their softmax: above 1 flattens what is too peaked."""
+    temperature_of_several: float = 0.5
+    """Divisor of the averaged scores of several teachers, in the place of `temperature`: they have
+    a standard deviation of at most 1, whatever the teachers' scales."""
     cosine_temperature: float = 0.05
     """Divisor of the backbone's cosines before their softmax."""
     teacher_stride: int = 8
@@ -65,7 +68,7 @@ class FirstStageLoss:
         flags = {name: f"--loss.{name.replace('_', '-')}" for name in self.weights()}
         at_least(0, {flag: getattr(self, name) for name, flag in flags.items()})
         at_least(1, {"--loss.teacher-stride": self.teacher_stride})
-        for name in ("temperature", "cosine_temperature"):
+        for name in ("temperature", "temperature_of_several", "cosine_temperature"):
             if not (value := getattr(self, name)) > 0:
                 raise ValueError(f"--loss.{name.replace('_', '-')} {value}: give more than 0")
 
@@ -88,8 +91,10 @@ class FirstStageRun(RunConfig):
     init: str | None = None
     """Model to train heads for: folder, workdir or hub id. It is exported with them; all else of it
     stays as it is."""
-    teacher: str | None = None
-    """EDJE whose scores the heads learn from (default: the model of --init)."""
+    teacher: tuple[str, ...] = ()
+    """Models whose scores the heads learn from, EDJEs or captioners (default: the model of --init).
+    Of several, each one's scores are brought to mean 0 and variance 1 within a list of candidates,
+    and then averaged."""
     index: str | None = None
     """Index of the training set by the model of --init, made if it is not there, which other runs
     can share (default: index/ in the workdir)."""

@@ -124,12 +124,20 @@ class LossConfig:
     """Weights of the losses, and what they are computed from. A weight of 0 skips the work too."""
 
     match: float = weight_of_a_loss(1.0)
-    """Weight of the softmax of each pair against its negatives, as the published code has it."""
+    """Weight of the softmax of each pair against its negatives, as the published code has it. A
+    captioner's scores go into it as they are, in nats: "pmi" and "sum" are sums over tokens and
+    directions, and differ by several nats from candidate to candidate, as match logits do; "mean"
+    is a token's share of them, which makes the softmax flatter by the caption's length."""
     binary_match: float = weight_of_a_loss(0.0)
     """Weight of classifying each pair on its own as a match or none, as the paper words it: logits
     of different queries become comparable, which calibration and `min_score` gain from."""
     distillation: float = weight_of_a_loss(1.0)
-    """Weight of the distance to the match logits of a `teacher`, where one is named."""
+    """Weight of the distance to the match logits of a `teacher`, where one is named, pair by pair.
+    A captioner's scores are none, and its calibration (`edje tune --save`) makes some of them."""
+    listwise_distillation: float = weight_of_a_loss(0.0)
+    """Weight of the distance between the softmax of a `teacher`'s scores and of this model's, where
+    one is named, over each pair and its negative images, and over it and its negative captions:
+    for teachers of any kind, as nothing but differences within a list count."""
     hidden_states: float = weight_of_a_loss(0.0)
     """Weight of the distance between the states of a caption's tokens and those of a `teacher` of
     the same width, where one is named, after the layers that both have online, counted from the
@@ -157,17 +165,26 @@ class LossConfig:
     they were then; 0 takes negatives from the batch alone. Every device holds all of it, and
     checkpoints do: a row is as large as its compressed tokens in float32 (98 kB at 64 x 384)."""
     auxiliary_stride: int = 1
-    """Masked LM and text recovery train on every so-many-th row of a batch while matching is
-    trained too: 2 takes half of their time. Alone they train on every row."""
+    """Masked LM, text recovery and captioning without an image train on every so-many-th row of a
+    batch while matching is trained too: 2 takes half of their time. Alone they train on every
+    row."""
+    distillation_temperature: float = 1.0
+    """Divisor of a teacher's scores before their softmax, in listwise distillation:
+    `teacher_entropy` in the log tells what it leaves, from 0 to ln(1 + negatives) nats."""
     mask_probability: float = 0.5
     masked_lm_first: float = 0.0
-    """Share of the steps, from the start, that train masked LM (and text recovery) alone."""
+    """Share of the steps, from the start, that train masked LM and text recovery alone, or a
+    captioner's captioning."""
 
     def __post_init__(self):
         at_least(1, {"--loss.negatives": self.negatives})
         at_least(1, {"--loss.auxiliary-stride": self.auxiliary_stride})
         flags = {name: f"--loss.{name.replace('_', '-')}" for name in self.weights()}
         at_least(0, {flag: getattr(self, name) for name, flag in flags.items()})
+        if not self.distillation_temperature > 0:
+            raise ValueError(
+                f"--loss.distillation-temperature {self.distillation_temperature}: must be above 0"
+            )
         if self.hardest_of is not None:
             at_least(self.negatives, {"--loss.hardest-of": self.hardest_of})
         at_least(0, {"--loss.random-negatives": self.random_negatives, "--loss.queue": self.queue})
@@ -231,7 +248,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class EdjeRun(RunConfig):
-    """Train an EDJE on a frozen backbone."""
+    """Train an EDJE or a captioner on a frozen backbone."""
 
     task: ClassVar[str] = "edje"
     model: ModelSpec = field(default_factory=ModelSpec)
@@ -260,15 +277,16 @@ class BackboneRun(RunConfig):
     """Dual encoder to start from: a Hugging Face SigLIP or CLIP folder or hub id, or the workdir of
     a run like this one. Shapes, tokenizer and image recipe are its own."""
     teacher: str | None = None
-    """EDJE to distil from: folder, workdir or hub id. It must read images as the dual encoder."""
+    """EDJE or captioner to distil from: folder, workdir or hub id. It must read images as the dual
+    encoder."""
     distillation: float = 1.0
-    """Weight of the distance to the match logits of a `teacher`, where one is named, over lists of
+    """Weight of the distance to the scores of a `teacher`, where one is named, over lists of
     candidates: Fast & Slow, as reconstructed in `edje_jax.training.backbone_teacher`."""
     distillation_kind: Literal["softmax", "order"] = "softmax"
     """"softmax" is the cross-entropy of the teacher's softmax and the student's, "order" the
     likelihood of the teacher's order alone."""
     distillation_temperature: float = 1.0
-    """Divisor of the teacher's match logits; `teacher_entropy` in the log tells what it leaves."""
+    """Divisor of the teacher's scores; `teacher_entropy` in the log tells what it leaves."""
     distilled_candidates: int = 8
     """Other images of a caption's list, and other captions of an image's: the most similar of the
     batch by the dual encoder itself."""

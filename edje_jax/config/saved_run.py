@@ -1,6 +1,7 @@
 """Settings of a run as its config.json keeps them, written and read back."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -67,8 +68,11 @@ def given(name: str, value: Any, default: Any) -> Any:
     """A setting of a config.json, as it is written today.
 
     Files of before "not given" was null have "" or 0 for it, or -1 where 0 is a value; files of
-    before the shipped backbone had a name have its path, which may be of another installation.
+    before the shipped backbone had a name have its path, which may be of another installation;
+    files of before a run could have several teachers have a name of one, or null.
     """
+    if name == "teacher" and isinstance(default, Sequence):
+        return [value] if value and isinstance(value, str) else value or []
     if name == "backbone" and str(value).endswith("/edje_jax/assets/shapes_backbone"):
         elsewhere = Path(value).is_dir() and not Path(value).samefile(_SHIPPED_BACKBONE)
         return value if elsewhere else "shapes-backbone"

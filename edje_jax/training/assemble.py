@@ -1,4 +1,4 @@
-"""Parts that an EDJE is assembled from: backbone, tokenizer, loaded parameters, teacher."""
+"""Parts of an EDJE or a captioner: backbone, tokenizer, loaded parameters, teacher."""
 
 import dataclasses
 import logging
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
@@ -29,7 +28,12 @@ from edje_jax.data.exclusion import without
 from edje_jax.data.sources.registry import open_captioned, open_source
 from edje_jax.data.sources.subset import Subset, joined
 from edje_jax.data.text import JointTokenizer, train_wordpiece
-from edje_jax.data.tokenizer import same_tokenizer
+from edje_jax.training.edje_teacher import (
+    check_scores,
+    check_texts,
+    check_vision,
+    with_layers_of_both,
+)
 from edje_jax.training.losses.table import check_terms
 from edje_jax.training.processes import is_first, main_process_first, wait_for_all
 from edje_jax.training.similarity_prior import known_prior
@@ -56,6 +60,11 @@ class AssembledModel:
     heads: PyTree[np.ndarray] | None = None
     """Heads of the first stage that --init has, which a run hands on as they are."""
 
+    @property
+    def step_backbone(self) -> Backbone:
+        """Backbone that a step runs: its vision tokens hold what the model and its teacher read."""
+        return with_layers_of_both(self.backbone, self.teacher)
+
 
 def assemble(config: EdjeRun, source: Source | None, workdir: Path) -> AssembledModel:
     """Load what the config names and make what it leaves out, from `source` if there is one.
@@ -75,7 +84,8 @@ def assemble(config: EdjeRun, source: Source | None, workdir: Path) -> Assembled
     backbone = _with_image_recipe(config.model, _backbone(config, init, teacher))
     backbone = _with_earlier_layers(backbone, adapter)
     if teacher:
-        _check_vision(config, teacher, backbone)
+        check_scores(config, teacher)
+        check_vision(config, teacher, backbone)
     captioner = _captioner(config.model, init)
     joint, tokenizer, params = _joint_encoder(config, init, teacher, source, workdir)
     joint = _with_layers_deferred(joint, config.model)
@@ -92,7 +102,7 @@ def assemble(config: EdjeRun, source: Source | None, workdir: Path) -> Assembled
         _text_recipe(config.model, init or teacher),
         captioner,
     )
-    check_terms(config.loss, whole)
+    check_terms(config.loss, whole, teacher is not None)
     if "joint_encoder" in params:
         unused = JOINT_HEADS.keys() - whole.joint_heads.keys()
         kept = {name: leaf for name, leaf in params["joint_encoder"].items() if name not in unused}
@@ -102,7 +112,7 @@ def assemble(config: EdjeRun, source: Source | None, workdir: Path) -> Assembled
         params = {**_adapter_params(config, init, whole), **params}
     _check_shapes(params, whole, config.init or config.model.joint_encoder or "")
     if teacher:
-        _check_texts(config, teacher, whole, tokenizer)
+        check_texts(config, teacher, whole, tokenizer)
     heads = init.heads if init and whole.first_stage else None
     return AssembledModel(whole, backbone, tokenizer, params, teacher, heads)
 
@@ -133,7 +143,7 @@ def _keeps_heads(config: EdjeRun, init: Model, backbone: Backbone) -> bool:
     if init.heads is None or init.config.first_stage is None:
         return False
     why = ""
-    if not _same_tree(init.backbone.params, backbone.params):
+    if not init.backbone.shares_params_of(backbone):
         why = "this run has another backbone"
     elif init.config.first_stage.reads_tokens:
         why = "they read compressed tokens, which this run changes"
@@ -177,44 +187,6 @@ def _adapter_params(config: EdjeRun, init: Model, whole: EdjeConfig) -> PyTree[n
         config.init, init.config.adapter, whole.adapter,
     )  # fmt: skip
     return {}
-
-
-def _check_vision(config: EdjeRun, teacher: Model, backbone: Backbone) -> None:
-    """Refuse a teacher of other vision tokens than those of this run's backbone."""
-    if _vision_tokens(teacher.backbone) != _vision_tokens(backbone):
-        raise ValueError(
-            f"--teacher {config.teacher}: reads other vision tokens of the backbone than this run;"
-            " set --model.token-layer and --model.class-token as its run did"
-        )
-    if not _same_tree(teacher.backbone.params, backbone.params):
-        raise ValueError(
-            f"--teacher {config.teacher}: its backbone is another than this run's. Both read the"
-            " same vision tokens, so train the teacher on this backbone or leave --model.backbone"
-            " out to use the teacher's"
-        )
-
-
-def _check_texts(config: EdjeRun, teacher: Model, whole: EdjeConfig, tokenizer: Path) -> None:
-    """Refuse a teacher that reads other captions, or whose hidden states cannot be followed."""
-    theirs, ours = teacher.config.joint_encoder.hidden_size, whole.joint_encoder.hidden_size
-    if config.loss.hidden_states > 0 and theirs != ours:
-        raise ValueError(
-            f"--loss.hidden-states {config.loss.hidden_states}: the teacher's states are"
-            f" {theirs} wide and this run's {ours}; set it to 0 to distil logits"
-        )
-    if teacher.config.text_recipe != whole.text_recipe:
-        raise ValueError(
-            f"--teacher {config.teacher}: reads captions of the text recipe"
-            f" {teacher.config.text_recipe}, and this run {whole.text_recipe}; set"
-            f" --model.text-recipe {teacher.config.text_recipe}"
-        )
-    longest = dataclasses.replace(teacher.config, max_text_length=whole.max_text_length)
-    longest.check_positions(f"--teacher {config.teacher}")
-    if not same_tokenizer(teacher.tokenizer, tokenizer):
-        raise ValueError(
-            f"--teacher {config.teacher}: its tokenizer is another than this run's, so the two"
-            " cannot read the same captions; leave --model.joint-encoder out to use the teacher's"
-        )
 
 
 def _check_shapes(params: PyTree[np.ndarray], config: EdjeConfig, source: str) -> None:
@@ -371,8 +343,7 @@ def _with_rows_for_every_position(
     if joint.max_position_embeddings >= rows:
         return config, params
     flat: dict[str, Any] = dict(flatten_dict(params, sep="/"))
-    part = "captioner" if config.captioner else "joint_encoder"
-    table = f"{part}/embeddings/position/embedding"
+    table = f"{config.scorer}/embeddings/position/embedding"
     if table in flat:
         config.check_positions("--model.max-text-length")
     joint = dataclasses.replace(joint, max_position_embeddings=rows)
@@ -390,14 +361,3 @@ def _language_params(language: bert.LanguageModel) -> PyTree[np.ndarray]:
     whole = flatten_dict(edje.expected_params(EdjeConfig(joint_encoder=language.config)), sep="/")
     expected = unflatten_dict({path: whole[path] for path in wanted}, sep="/")
     return to_ours(rules, language.tensors, expected, str(language.folder))
-
-
-def _vision_tokens(backbone: Backbone) -> tuple[int, bool, tuple[int, ...]]:
-    config = backbone.config
-    return config.token_layer, config.class_token, config.earlier_layers
-
-
-def _same_tree(a: PyTree, b: PyTree) -> bool:
-    if jax.tree.structure(a) != jax.tree.structure(b):
-        return False
-    return all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))

@@ -1,9 +1,9 @@
-"""An EDJE that teaches a whole dual encoder what it thinks of lists of candidates.
+"""An EDJE or a captioner that teaches a whole dual encoder what it thinks of lists of candidates.
 
 Our reconstruction of the distillation of Fast & Slow (arXiv 2103.16553), which has no published
 code. A list is a caption, its own image and the K other images of the batch that the student holds
-for the most similar; and an image with captions likewise. With h the teacher's match logits, which
-get no gradient, and f.g the student's cosines times its trained scale, the loss is the
+for the most similar; and an image with captions likewise. With h the teacher's scores, which get
+no gradient, and f.g the student's cosines times its trained scale, the loss is the
 cross-entropy H(p, q), averaged over the lists of both directions, of
 
     p = softmax(h / temperature)        q = softmax(scale * f.g)
@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree, Shaped
+from jaxtyping import Array, Float, PyTree
 
 from edje_jax.config.model import ImageRecipe
 from edje_jax.config.run import BackboneRun
@@ -85,10 +85,9 @@ class BackboneTeacher:
         kinds = Kinds(run.distilled_candidates, run.distilled_candidates)
         # The key draws nothing: the very most similar are taken.
         chosen = choose_negatives(student, student, kinds, jax.random.key(0))
-        h = jax.lax.stop_gradient(lists_of(*self._scores(params, batch, chosen)))
-        f = lists_of(*pairs_of(self.devices.replicate(logits), chosen))
-        own = batch.valid[:, None]
-        usable = lists_of(batch.valid, chosen.images_usable & own, chosen.captions_usable & own)
+        h = jax.lax.stop_gradient(listwise.lists_of(*self._scores(params, batch, chosen)))
+        f = listwise.lists_of(*pairs_of(self.devices.replicate(logits), chosen))
+        usable = listwise.lists_of(*chosen.usable_of(batch.valid))
         if run.distillation_kind == "order":
             loss = listwise.order_likelihood(h, f, usable)
         else:
@@ -97,7 +96,7 @@ class BackboneTeacher:
         return loss, {"loss/distillation": loss, "teacher_entropy": entropy}
 
     def _scores(self, params: TeacherParams, batch: Batch, chosen: Negatives) -> Pairs:
-        """The teacher's match logits of the chosen pairs. Each image is encoded once."""
+        """The teacher's scores of the chosen pairs. Each image is encoded once."""
         assert batch.images is not None
         devices, recipe = self.devices, self.model.config.image
         towers = self.backbone.bind({"params": params.backbone})
@@ -128,15 +127,6 @@ def pairs_of(logits: Float[Array, "b b"], chosen: Negatives) -> Pairs:
         jnp.take_along_axis(logits, chosen.images, axis=1),
         jnp.take_along_axis(logits.T, chosen.captions, axis=1),
     )
-
-
-def lists_of(
-    own: Shaped[Array, " b"], images: Shaped[Array, "b k"], captions: Shaped[Array, "b k"]
-) -> Shaped[Array, "l c"]:
-    """Lists of c = 1 + k values: the images of each caption, then the captions of each image, the
-    row's own first."""
-    rows = jnp.concatenate([own, own])[:, None]
-    return jnp.concatenate([rows, jnp.concatenate([images, captions])], axis=1)
 
 
 def check_teacher(

@@ -109,8 +109,7 @@ def edje_train_step(
         jnp.arange(len(batch.valid)), batch.joint_ids, masked, batch.valid,
         features.text_embeddings, negatives,
     )  # fmt: skip
-    models = (objective.model, objective.teacher)
-    if any(model is not None and model.config.similarity_prior for model in models):
+    if objective.reads_similarities:
         rows = rows._replace(similarities=pair_similarities(examples, pool, negatives))
     counts = Counts.of(rows, pad, objective.auxiliary_stride)
     rows = rows._replace(targets=targets_of(objective, frozen, features, rows, counts, chunks))
@@ -179,22 +178,23 @@ def targets_of(
     """Run the teacher, if there is one, for every term of the loss that follows it."""
     teacher, devices = objective.teacher, objective.devices
     terms = active_terms(objective.loss, objective.phase, teacher is not None)
-    targets = {name: term.target for name, term in terms.items() if term.target}
-    if teacher is None or not targets:
+    wanted = {name: term.target for name, term in terms.items() if term.target}
+    if teacher is None or not wanted:
         return None
     compress = partial(_compress, teacher, frozen.teacher)
     tokens = in_chunks(compress, features.vision_tokens, chunks, devices)
 
-    def context(part: Rows) -> RowContext:
-        return RowContext(objective, teacher, frozen.teacher, tokens, rows.ids, part, counts)
+    def targets(part: Rows) -> dict[str, PyTree]:
+        context = RowContext(objective, teacher, frozen.teacher, tokens, rows.ids, part, counts)
+        return {name: target(context) for name, target in wanted.items()}
 
-    return {
-        name: in_chunks(lambda part, of=target: of(context(part)), rows, chunks, devices)
-        for name, target in targets.items()
-    }
+    return in_chunks(targets, rows, chunks, devices)
 
 
 def _compress(
     model: PairScorer, params: PyTree, vision_tokens: Float[Array, "b n w"]
 ) -> Float[Array, "b m d"]:
-    return model.bind({"params": params}).compress(vision_tokens)
+    """Compressed tokens of a model; further layers that only another one reads stand behind its
+    own in the vision tokens."""
+    own = vision_tokens[..., : model.config.backbone.token_width]
+    return model.bind({"params": params}).compress(own)

@@ -18,7 +18,7 @@ def load_checkpoint(path: Path) -> tuple[Model, str]:
     Neither the training set nor the devices of the run are needed.
 
     Raises:
-        CheckpointError: there is none, it is damaged, or it is no EDJE's.
+        CheckpointError: there is none, it is damaged, or it is no EDJE's or captioner's.
         ValueError: the run's config.json is not one that this version knows.
     """
     workdir, step = _where(path)
@@ -31,7 +31,7 @@ def load_checkpoint(path: Path) -> tuple[Model, str]:
     parts = assemble(config, None, workdir)
     params = read_params(workdir / "checkpoints" / str(step))
     # A run of an earlier version may have fewer rows of positions than one begins with today.
-    rows = len(params["joint_encoder"]["embeddings"]["position"]["embedding"])
+    rows = len(params[parts.config.scorer]["embeddings"]["position"]["embedding"])
     joint = dataclasses.replace(parts.config.joint_encoder, max_position_embeddings=rows)
     whole = dataclasses.replace(parts.config, joint_encoder=joint)
     model = Model(whole, params, parts.backbone, parts.tokenizer, str(path), heads=parts.heads)

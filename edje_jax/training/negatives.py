@@ -69,6 +69,13 @@ class Negatives(NamedTuple):
     images_usable: Bool[Array, "b k"]
     captions_usable: Bool[Array, "b k"]
 
+    def usable_of(
+        self, valid: Bool[Array, " b"]
+    ) -> tuple[Bool[Array, " b"], Bool[Array, "b k"], Bool[Array, "b k"]]:
+        """Masks of the pairs that may be used, in the order of `Pairs`, of rows of which some are
+        `valid`."""
+        return valid, self.images_usable & valid[:, None], self.captions_usable & valid[:, None]
+
 
 class Pairs(NamedTuple):
     """A value for each pair of some rows: their own pairs, and their K negatives of both kinds."""

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from edje_jax.training.losses.listwise import lists_of, teaches
 from edje_jax.training.negatives import Negatives, Pairs
 
 Tree = TypeVar("Tree")
@@ -42,6 +43,8 @@ class Counts(NamedTuple):
     """Negative images that can be used."""
     captions: Int[Array, ""]
     """Negative captions that can be used."""
+    lists: Int[Array, ""]
+    """Lists of candidates, of captions and of images, that have a negative."""
     predicted: Int[Array, ""]
     """Tokens that a captioner predicts in one direction."""
     auxiliary_predicted: Int[Array, ""]
@@ -50,14 +53,15 @@ class Counts(NamedTuple):
     @classmethod
     def of(cls, rows: Rows, pad: int, auxiliary_stride: int = 1) -> "Counts":
         """Count a whole batch, of captions padded with `pad`."""
-        valid = rows.valid[:, None]
+        own, images, captions = rows.negatives.usable_of(rows.valid)
         some = every_nth(rows, auxiliary_stride)
         return cls(
-            jnp.sum(rows.valid),
+            jnp.sum(own),
             jnp.sum(some.valid),
             jnp.sum(some.masked),
-            jnp.sum(rows.negatives.images_usable & valid),
-            jnp.sum(rows.negatives.captions_usable & valid),
+            jnp.sum(images),
+            jnp.sum(captions),
+            jnp.sum(teaches(lists_of(own, images, captions))),
             _predicted(rows, pad),
             _predicted(some, pad),
         )

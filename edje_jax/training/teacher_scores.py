@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,6 +94,37 @@ def teacher_scores(folder: Path, store: Store, teacher: Teacher, candidates: int
     )
 
 
+def averaged(teachers: Sequence[TeacherScores]) -> TeacherScores:
+    """Scores of several teachers of the same candidates, brought to one scale and averaged.
+
+    Each list of candidates has mean 0 and variance 1 by each teacher before the mean is taken, as
+    match logits and sums of log-probabilities have neither zero nor unit in common; scores that
+    are all alike become 0.
+    """
+    return TeacherScores(
+        *(
+            ScoredCandidates(
+                of_each[0].candidates,
+                np.mean([_normalised(each) for each in of_each], axis=0, dtype=np.float32),
+            )
+            for of_each in (
+                [teacher.t2i for teacher in teachers],
+                [teacher.i2t for teacher in teachers],
+            )
+        )
+    )
+
+
+def _normalised(each: ScoredCandidates) -> Float32[np.ndarray, "q c"]:
+    """Scores of mean 0 and variance 1 over the candidates of each list that are there."""
+    there = each.candidates >= 0
+    counts = np.maximum(there.sum(axis=1, keepdims=True), 1)
+    scores = np.where(there, each.scores, 0).astype(np.float64)
+    centred = np.where(there, scores - scores.sum(axis=1, keepdims=True) / counts, 0)
+    deviation = np.sqrt(np.square(centred).sum(axis=1, keepdims=True) / counts)
+    return (centred / np.maximum(deviation, 1e-6)).astype(np.float32)
+
+
 def _scored(
     folder: Path, direction: str, store: Store, teacher: Teacher, count: int
 ) -> ScoredCandidates:
@@ -154,7 +185,7 @@ def _score(
     queries: Int[np.ndarray, " q"],
     items: Int[np.ndarray, "q c"],
 ) -> Float32[np.ndarray, "q c"]:
-    """The teacher's match logits of some queries with their candidates."""
+    """The teacher's scores of some queries with their candidates."""
     asking = np.repeat(queries, items.shape[1])
     asked = items.reshape(-1)
     there = asked >= 0

@@ -66,6 +66,12 @@ class Backbone:
         )
         return dataclasses.replace(self, config=config)
 
+    def shares_params_of(self, other: "Backbone") -> bool:
+        """Whether both have the very same parameters, whatever folders they come from."""
+        if jax.tree.structure(self.params) != jax.tree.structure(other.params):
+            return False
+        return all(map(np.array_equal, jax.tree.leaves(self.params), jax.tree.leaves(other.params)))
+
 
 def load_backbone(name: str) -> Backbone:
     """Read a Hugging Face SigLIP, SigLIP2 or CLIP folder or the workdir of a training run that made

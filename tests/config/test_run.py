@@ -8,6 +8,7 @@ import json
 import pytest
 
 from edje_jax.cli.named_configs import config_names, load_config
+from edje_jax.config.first_stage_run import FirstStageLoss, FirstStageRun
 from edje_jax.config.run import BackboneRun, DataConfig, EdjeRun, LossConfig, OptimConfig, RunConfig
 from edje_jax.config.saved_run import RUNS, read_run, run_from_dict, run_to_dict
 from edje_jax.training.tasks.registry import find_task
@@ -56,6 +57,21 @@ def test_values_that_look_like_not_given_are_kept_where_they_are_values():
     assert (read.process_id, read.seed) == (0, 0)
     spec = read.model
     assert (spec.deferred_layers, spec.similarity_prior, spec.token_layer) == (0, False, -1)
+
+
+def test_a_first_stage_may_have_several_teachers_and_older_files_one_or_null():
+    raw = in_json(FirstStageRun(teacher=("runs/large", "runs/captioner")))
+    assert raw["teacher"] == ["runs/large", "runs/captioner"]
+    assert run_from_dict(raw).teacher == ("runs/large", "runs/captioner")
+    assert run_from_dict(raw | {"teacher": "runs/large"}).teacher == ("runs/large",)
+    assert run_from_dict(raw | {"teacher": None}) == FirstStageRun()
+
+
+@pytest.mark.parametrize("name", ["temperature", "temperature_of_several"])
+def test_a_temperature_of_the_first_stage_is_above_0(name):
+    flag = f"--loss.{name.replace('_', '-')}"
+    with pytest.raises(ValueError, match=f"{flag} 0.0: give more than 0"):
+        FirstStageLoss(**{name: 0.0})
 
 
 def test_every_kind_of_run_has_a_task():

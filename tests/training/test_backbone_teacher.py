@@ -12,7 +12,7 @@ import pytest
 from edje_jax.config.model import EdjeConfig, SimilarityPrior
 from edje_jax.config.run import BackboneRun, DataConfig, MeshConfig, OptimConfig
 from edje_jax.data.images import normalise
-from edje_jax.models.edje import Edje
+from edje_jax.models.scorers import make_scorer
 from edje_jax.training.loop import run
 from edje_jax.training.losses import listwise
 from edje_jax.training.negatives import positive_pairs
@@ -24,6 +24,7 @@ from edje_jax.weights.families.registry import make_backbone
 from edje_jax.weights.folder import load_model, save_model
 from edje_jax.weights.published import load_published
 from tests.small_runs import TINY, read_log
+from tests.training.captioner_runs import captioner as captioner  # a fixture
 from tests.training.tasks.test_tasks import MESHES, taken
 
 K = 3
@@ -41,9 +42,9 @@ RUN = BackboneRun(
 
 
 @pytest.fixture(scope="module")
-def teachers(tmp_path_factory) -> dict[str, Path]:
+def teachers(captioner, tmp_path_factory) -> dict[str, Path]:
     """Model folders of random weights: one as published, one with a similarity prior and a deferred
-    layer."""
+    layer; and a captioner that reads an earlier layer too."""
     published = load_published(
         str(TINY / "compressed.pth"), str(TINY / "siglip"), str(TINY / "bert")
     )
@@ -61,7 +62,7 @@ def teachers(tmp_path_factory) -> dict[str, Path]:
     other = dataclasses.replace(
         published, config=config, params={**published.params, "joint_encoder": joint}
     )
-    folders = {}
+    folders = {"captioner": captioner}
     for name, model in (("published", published), ("prior", other)):
         folders[name] = tmp_path_factory.mktemp(name)
         save_model(folders[name], model, "A card.\n")
@@ -82,7 +83,7 @@ def all_scores(config: EdjeConfig, rows: int, params, backbone, batch: Batch) ->
     towers = make_backbone(config.backbone).bind({"params": backbone})
     image = towers.encode_image(normalise(batch.images, config.image))
     cosines = towers.encode_text(batch.backbone_ids) @ image.embedding.T
-    model = Edje(config).bind({"params": params})
+    model = make_scorer(config).bind({"params": params})
     tokens = jnp.tile(model.compress(image.tokens), (rows, 1, 1))
     ids = jnp.repeat(batch.joint_ids, rows, axis=0)
     return model.match(ids, tokens, similarity=cosines.reshape(-1)).reshape(rows, rows)
@@ -105,7 +106,9 @@ def hardest(logits: np.ndarray, batch: Batch) -> np.ndarray:
     return np.concatenate([np.arange(len(logits))[:, None], ranked], axis=1)
 
 
-@pytest.mark.parametrize(("kind", "teacher"), [("softmax", "published"), ("order", "prior")])
+@pytest.mark.parametrize(
+    ("kind", "teacher"), [("softmax", "published"), ("order", "prior"), ("softmax", "captioner")]
+)
 def test_the_loss_is_that_of_the_hardest_candidates_of_both_directions(
     kind, teacher, teachers, tmp_path
 ):

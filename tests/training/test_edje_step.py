@@ -299,7 +299,7 @@ def test_a_student_that_equals_its_teacher_has_nothing_to_learn():
 def match_pairs(edje: Edje, params: Any, tokens: jax.Array, rows: Rows) -> Pairs:
     """Match logits of all pairs of the rows of a whole batch."""
     objective = Objective(edje, ALL, "all", MASK, ONE)
-    return RowContext(objective, edje, params, tokens, rows.ids, rows, Counts.of(rows)).pairs
+    return RowContext(objective, edje, params, tokens, rows.ids, rows, Counts.of(rows, PAD)).pairs
 
 
 @jax.jit
@@ -319,7 +319,7 @@ def context_of(batch: Batch, loss: LossConfig) -> RowContext:
     rows = Rows(index, batch.joint_ids, nobody, batch.valid, features.text_embeddings, negatives)
     edje = Edje(CONFIG)
     objective = Objective(edje, loss, "all", MASK, ONE)
-    counts = Counts.of(rows)
+    counts = Counts.of(rows, PAD)
     return RowContext(objective, edje, fresh_params(), tokens, rows.ids, rows, counts)
 
 

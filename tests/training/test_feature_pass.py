@@ -87,6 +87,8 @@ def test_rows_are_those_of_the_captions_asked_for(tmp_path):
     data = write_set(tmp_path / "set", bad=[4])
     task = cached_task(data, tmp_path / "features")
     cache = FeatureCache(tmp_path / "features")
+    stamp = json.loads((tmp_path / "features" / "manifest.json").read_text())["stamp"]
+    assert "earlier_layers" not in stamp["vision_tokens"], "caches made before would be refused"
     features, valid = cache.rows([Caption(2, 0), Caption(2, 2), Caption(4, 1), Caption(20, 0)])
     assert valid.tolist() == [True, True, False, True]
     assert not features.vision_tokens[2].any() and not features.image_embeddings[2].any()

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from edje_jax.config.captioner import CaptionerConfig
 from edje_jax.config.model import (
     AdapterConfig,
     BackboneConfig,
@@ -15,6 +16,7 @@ from edje_jax.config.model import (
     VisionConfig,
 )
 from edje_jax.config.run import LossConfig
+from edje_jax.models.captioner import Captioner
 from edje_jax.models.edje import Edje
 from edje_jax.training import flops
 from edje_jax.training.losses.table import step_flops
@@ -99,6 +101,41 @@ def test_they_are_those_of_the_model(kind):
     )
     rows = config.num_tokens + 1 + config.max_text_length
     assert flops.layers(config.joint_encoder, rows) == pytest.approx(states, rel=0.1)
+
+
+@pytest.mark.parametrize("attention", ["projected", "stored"])
+def test_a_captioner_is_counted_too(attention):
+    """Decoders beside an image and without one, and an adapter on a finer grid."""
+    captioner = CaptionerConfig(cross_attention=attention)
+    adapter = AdapterConfig("local", 0, 512, upsampling=2)
+    backbone = dataclasses.replace(CONFIG.backbone, earlier_layers=(-2,))
+    config = dataclasses.replace(CONFIG, backbone=backbone, adapter=adapter, captioner=captioner)
+    model, ids = Captioner(config), jnp.ones((1, config.max_text_length), jnp.int32)
+    vision, tokens = jnp.zeros((1, 64, 256)), jnp.zeros((1, 256, 128))
+    params = shapes(model, vision, jnp.ones((1, 3), jnp.int32))
+
+    def predicted(tokens):
+        return counted(
+            lambda p, i: model.bind({"params": p}).log_probabilities(i, tokens).sum, params, ids
+        )
+
+    assert flops.fused(config) == pytest.approx(predicted(tokens), rel=0.1)
+    assert flops.encode_text(config) == pytest.approx(predicted(None), rel=0.1)
+    kept = counted(lambda p, x: model.bind({"params": p}).compress(x), params, vision)
+    assert flops.stored(config) == pytest.approx(kept, rel=0.15)
+    loss = LossConfig(
+        **dict.fromkeys(LossConfig.weights(), 0.0)
+        | {"captioning": 1.0, "unconditional_captioning": 1.0},
+        auxiliary_stride=2,
+    )
+    row = flops.stored(config) + flops.fused(config) + flops.encode_text(config) / 2
+    assert step_flops(config, loss, 4, None, cached=True) == pytest.approx(4 * 3 * row)
+
+
+def test_terms_that_follow_the_same_scores_of_a_teacher_cost_them_once():
+    loss = LossConfig()
+    both = dataclasses.replace(loss, listwise_distillation=1.0)
+    assert step_flops(CONFIG, both, 1, CONFIG) == step_flops(CONFIG, loss, 1, CONFIG)
 
 
 def test_what_is_left_out_is_not_counted():

@@ -35,4 +35,4 @@ def _loss(context: RowContext) -> Float[Array, ""]:
     return sum(losses, jnp.zeros(())) / 3
 
 
-TERM = Term(_loss, needs_pairs=True)
+TERM = Term(_loss, needs_pairs=True, is_binary=True)

@@ -32,4 +32,4 @@ def _flops(config: EdjeConfig, loss: LossConfig) -> float:
     return flops.fused(config)
 
 
-TERM = Term(_loss, _flops, kinds=("captioner",))
+TERM = Term(_loss, _flops, comes_first=True, kinds=("captioner",))

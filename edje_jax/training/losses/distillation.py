@@ -6,7 +6,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from edje_jax.training import flops
 from edje_jax.training.losses.masked_mean import masked_mean
-from edje_jax.training.losses.term import RowContext, Term
+from edje_jax.training.losses.term import RowContext, Term, pairs_of_teacher
 from edje_jax.training.negatives import Pairs
 
 
@@ -22,10 +22,22 @@ def distillation_loss(
     return masked_mean(per_pair, mask, count)
 
 
+def _match_logits(context: RowContext, scores: Pairs) -> Pairs:
+    """Logits of a match of a teacher's scores: calibrated, of a teacher that needs it."""
+    calibration = context.objective.calibration
+    if calibration is None:
+        return scores
+    if (weight := calibration.similarity_weight) and context.rows.similarities is not None:
+        scores = Pairs(
+            *(h + weight * c for h, c in zip(scores, context.rows.similarities, strict=True))
+        )
+    return Pairs(*(h / calibration.temperature + calibration.bias for h in scores))
+
+
 def _loss(context: RowContext) -> Float[Array, ""]:
     """The mean over positives, negative images and negative captions."""
     assert context.rows.targets is not None
-    teacher: Pairs = context.rows.targets["distillation"]
+    teacher = _match_logits(context, context.rows.targets["distillation"])
     losses = [
         distillation_loss(student, target, mask, count)
         for student, target, (mask, count) in zip(
@@ -38,6 +50,7 @@ def _loss(context: RowContext) -> Float[Array, ""]:
 TERM = Term(
     _loss,
     needs_pairs=True,
-    target=lambda context: context.pairs,
+    target=pairs_of_teacher,
     target_flops=flops.matching,
+    is_binary=True,
 )

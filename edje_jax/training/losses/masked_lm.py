@@ -43,4 +43,4 @@ def _flops(config: EdjeConfig, loss: LossConfig) -> float:
     return (encoder + hidden * head) / loss.auxiliary_stride
 
 
-TERM = Term(_loss, _flops, auxiliary=True, kinds=("edje",))
+TERM = Term(_loss, _flops, comes_first=True, kinds=("edje",))

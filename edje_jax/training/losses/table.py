@@ -17,21 +17,28 @@ TERMS: dict[str, Term] = {
 """Terms by the name of their weight, in the order in which they are added up."""
 
 
-def check_terms(loss: LossConfig, config: EdjeConfig) -> None:
+def check_terms(loss: LossConfig, config: EdjeConfig, has_teacher: bool) -> None:
     """Refuse weights of terms that a model of this kind does not have.
 
     Raises:
-        ValueError: there are some, or a captioner's score needs a term that has no weight.
+        ValueError: there are some, or a captioner's score needs a term that has no weight, or
+            cannot be what a term takes it for.
     """
-    for name, term in TERMS.items():
-        if (weight := getattr(loss, name)) > 0 and config.kind not in term.kinds:
-            flag = f"--loss.{name.replace('_', '-')}"
+    score = config.captioner.score if config.captioner else None
+    for name, term in active_terms(loss, "all", has_teacher).items():
+        asked = f"--loss.{name.replace('_', '-')} {getattr(loss, name):g}"
+        if config.kind not in term.kinds:
             raise ValueError(
-                f"{flag} {weight:g}: a model of the kind {config.kind} has no such loss; set it to"
+                f"{asked}: a model of the kind {config.kind} has no such loss; set it to"
                 f" 0, or train another with --model.kind {' or '.join(term.kinds)}"
             )
-    scored = loss.captioning > 0 and config.captioner and config.captioner.score == "pmi"
-    if scored and not loss.unconditional_captioning > 0:
+        if term.is_binary and score in ("sum", "mean"):
+            raise ValueError(
+                f"{asked}: takes scores for logits of a match, and log-probabilities are never"
+                f" above 0; set --model.captioner.score to pmi instead of {score}, or the weight"
+                " to 0"
+            )
+    if loss.captioning > 0 and score == "pmi" and not loss.unconditional_captioning > 0:
         raise ValueError(
             "--model.captioner.score pmi takes away what a caption scores without an image, which"
             " nothing teaches here; set --loss.unconditional-captioning above 0"
@@ -44,7 +51,7 @@ def active_terms(loss: LossConfig, phase: Phase, has_teacher: bool) -> dict[str,
         name: term
         for name, term in TERMS.items()
         if getattr(loss, name) > 0
-        and (term.auxiliary or phase == "all")
+        and (term.comes_first or phase == "all")
         and (has_teacher or term.target is None)
     }
 
@@ -59,6 +66,8 @@ def loss_of_rows(context: RowContext) -> tuple[Float[Array, ""], Metrics]:
     terms = active_terms(objective.loss, objective.phase, objective.teacher is not None)
     if any(term.needs_pairs for term in terms.values()):
         metrics["match_accuracy"] = match_accuracy(context)
+    for term in terms.values():
+        metrics |= term.metrics(context)
     losses = {name: term.loss(context) for name, term in terms.items()}
     weighted = (getattr(objective.loss, name) * loss for name, loss in losses.items())
     total = sum(weighted, jnp.zeros(()))
@@ -102,6 +111,7 @@ def step_flops(
     taught = 0.0
     if teacher is not None and followed:
         taught = flops.stored(teacher)
-        taught += sum(term.target_flops(teacher, loss) for term in followed)
+        passes = {term.target: term.target_flops(teacher, loss) for term in followed}
+        taught += sum(passes.values())
     seen = 0.0 if cached else flops.backbone(config)
     return batch * (seen + 3 * trained + taught)

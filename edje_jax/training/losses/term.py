@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from edje_jax.config.calibration import Calibration
 from edje_jax.config.model import EdjeConfig, ModelKind
 from edje_jax.config.run import LossConfig
 from edje_jax.models.pair_scorer import PairScorer
@@ -20,9 +21,11 @@ from edje_jax.training.negatives import Pairs
 from edje_jax.training.queue import Queue
 from edje_jax.training.rows import Counts, Rows, every_nth
 from edje_jax.training.sharding import Devices
+from edje_jax.training.state import Metrics
 
 Phase = Literal["masked_lm", "all"]
-"""Terms that a step trains: the auxiliary ones alone (masked LM and text recovery), or all."""
+"""Terms that a step trains: those that come first alone (masked LM and text recovery, or
+captioning), or all."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,18 @@ class Objective:
     """Token that stands for a hidden one."""
     devices: Devices
     teacher: PairScorer | None = None
+    calibration: Calibration | None = None
+    """Calibration that makes match logits of a teacher's scores; None where they are match logits,
+    as an EDJE's."""
+
+    @property
+    def reads_similarities(self) -> bool:
+        """Whether a model, or the teacher's calibration, is given the backbone's cosine of a
+        pair."""
+        if self.calibration and self.calibration.similarity_weight:
+            return True
+        models = (self.model, self.teacher)
+        return any(model is not None and model.config.similarity_prior for model in models)
 
     @property
     def auxiliary_stride(self) -> int:
@@ -100,11 +115,11 @@ class RowContext:
 
     def pair_masks(self) -> tuple[tuple[Bool[Array, "..."], Int[Array, ""]], ...]:
         """(which pairs exist, how many the whole batch has) of each field of `Pairs`."""
-        valid, negatives = self.rows.valid, self.rows.negatives
+        own, images, captions = self.rows.negatives.usable_of(self.rows.valid)
         return (
-            (valid, self.counts.rows),
-            (negatives.images_usable & valid[:, None], self.counts.images),
-            (negatives.captions_usable & valid[:, None], self.counts.captions),
+            (own, self.counts.rows),
+            (images, self.counts.images),
+            (captions, self.counts.captions),
         )
 
 
@@ -117,13 +132,21 @@ class Term(NamedTuple):
     """Multiplications and additions of a row's forward pass, apart from those of `needs_pairs`."""
     needs_pairs: bool = False
     """Whether it reads `RowContext.pairs`."""
-    auxiliary: bool = False
-    """Whether it needs no negatives: it is trained in the first phase too, and takes every
-    `auxiliary_stride`-th row."""
+    comes_first: bool = False
+    """Whether the first phase trains it too: it needs no negatives."""
     target: Callable[[RowContext], PyTree] | None = None
     """A teacher's outputs for some rows, which the term finds in `rows.targets` under its name; a
     term that has this is left out where there is no teacher."""
+    metrics: Callable[[RowContext], Metrics] = lambda context: {}
+    """Further metrics to log: the rows' shares, as of the loss."""
+    is_binary: bool = False
+    """Whether it reads a pair's score as the logit of the probability of a match."""
     kinds: tuple[ModelKind, ...] = ("edje", "captioner")
     """Kinds of models that it can train."""
     target_flops: Callable[[EdjeConfig, LossConfig], float] = lambda config, loss: 0.0
-    """As `flops`, of the teacher for `target`."""
+    """As `flops`, of the teacher for `target`; terms with one target have one count."""
+
+
+def pairs_of_teacher(context: RowContext) -> Pairs:
+    """A teacher's scores of all pairs of the rows: the target of terms that follow them."""
+    return context.pairs

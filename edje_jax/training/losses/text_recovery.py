@@ -34,4 +34,4 @@ def _flops(config: EdjeConfig, loss: LossConfig) -> float:
     return flops.layers(config.joint_encoder, config.max_text_length) / loss.auxiliary_stride
 
 
-TERM = Term(_loss, _flops, auxiliary=True, kinds=("edje",))
+TERM = Term(_loss, _flops, comes_first=True, kinds=("edje",))

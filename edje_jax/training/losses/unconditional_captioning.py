@@ -19,4 +19,4 @@ def _flops(config: EdjeConfig, loss: LossConfig) -> float:
     return flops.encode_text(config) / loss.auxiliary_stride
 
 
-TERM = Term(_loss, _flops, kinds=("captioner",))
+TERM = Term(_loss, _flops, comes_first=True, kinds=("captioner",))

@@ -1,4 +1,5 @@
-"""The task of training an EDJE on a frozen backbone: pre-training, fine-tuning, distillation."""
+"""The task of training an EDJE or a captioner on a frozen backbone: pre-training, fine-tuning,
+distillation."""
 
 import dataclasses
 import logging
@@ -19,6 +20,7 @@ from edje_jax.runtimes.devices import Compute, compute_dtype
 from edje_jax.runtimes.jax import JaxRuntime
 from edje_jax.training.assemble import AssembledModel, assemble, open_sets
 from edje_jax.training.edje_step import Frozen, StepSetup, fresh_state, jit_step
+from edje_jax.training.edje_teacher import calibration_of
 from edje_jax.training.feature_pass import FeaturePass
 from edje_jax.training.losses.table import step_flops
 from edje_jax.training.losses.term import Objective, Phase
@@ -37,7 +39,8 @@ log = logging.getLogger(__name__)
 
 
 class EdjeTask:
-    """Matching, masked LM, text recovery and distillation, as the config weighs them."""
+    """Matching, masked LM, text recovery, captioning and distillation, as the config weighs
+    them."""
 
     def __init__(self, config: EdjeRun, workdir: Path):
         _check_negatives(config)
@@ -50,7 +53,7 @@ class EdjeTask:
         dtype = compute_dtype(config.precision)
         self.dtype = dtype
         scan = config.scan_layers
-        self.backbone = make_backbone(self.model_config.backbone, dtype, scan=scan)
+        self.backbone = make_backbone(self.parts.step_backbone.config, dtype, scan=scan)
         teacher = self.parts.teacher
         self.teacher = make_scorer(teacher.config, dtype, scan=scan) if teacher else None
         self.joint_tokenizer = JointTokenizer(
@@ -85,7 +88,7 @@ class EdjeTask:
         return FeaturePass(
             source,
             self.config.data,
-            self.parts.backbone,
+            self.parts.step_backbone,
             self.backbone_tokenizer,
             self.backbone,
             self.frozen.backbone,
@@ -101,7 +104,15 @@ class EdjeTask:
     def _setup(self, phase: Phase) -> StepSetup:
         loss, mask_id = self.config.loss, self.joint_tokenizer.mask_id
         return StepSetup(
-            Objective(self.model, loss, phase, mask_id, self.devices, self.teacher),
+            Objective(
+                self.model,
+                loss,
+                phase,
+                mask_id,
+                self.devices,
+                self.teacher,
+                calibration_of(self.parts.teacher),
+            ),
             self.backbone,
             self.model_config.image,
             self.joint_tokenizer.special_ids,
@@ -183,11 +194,11 @@ def _check_negatives(config: EdjeRun) -> None:
         raise ValueError(
             f"{asked} cannot be found in {where}; raise --data.batch-size above {most - loss.queue}"
         )
-    if loss.queue and config.teacher and loss.distillation > 0:
+    if loss.queue and config.teacher and (loss.distillation > 0 or loss.listwise_distillation > 0):
         raise ValueError(
             f"--loss.queue {loss.queue} with --teacher {config.teacher}: the queue keeps no tokens"
             " of a teacher, which could not score its images; leave one of them out, or set"
-            " --loss.distillation to 0"
+            " --loss.distillation and --loss.listwise-distillation to 0"
         )
 
 

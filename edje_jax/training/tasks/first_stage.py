@@ -35,7 +35,7 @@ from edje_jax.training.optim import optimiser, schedule
 from edje_jax.training.processes import part_of_this_process, wait_for_all
 from edje_jax.training.sharding import Devices
 from edje_jax.training.state import Metrics, TrainState, init_state
-from edje_jax.training.teacher_scores import Teacher, TeacherScores, teacher_scores
+from edje_jax.training.teacher_scores import Teacher, TeacherScores, averaged, teacher_scores
 from edje_jax.types import Source
 from edje_jax.weights.card import model_card
 from edje_jax.weights.folder import Model, load_model, save_model
@@ -48,12 +48,16 @@ SCALE = 20.0
 
 
 class FirstStageTask:
-    """Contrastive losses, and distillation from a teacher, as the config weighs them."""
+    """Contrastive losses, and distillation from teachers, as the config weighs them."""
 
     def __init__(self, config: FirstStageRun, workdir: Path):
         if not config.init:
             raise ValueError("which model are the heads for? Name it: --init MODEL")
         self.config = config
+        self.loss = config.loss
+        if len(config.teacher) > 1:
+            own = config.loss.temperature_of_several
+            self.loss = dataclasses.replace(config.loss, temperature=own)
         self.devices = Devices.of(config.mesh, config.data.batch_size, config.loss.teacher_stride)
         model = load_model(config.init)
         _check_prior(model, config)
@@ -66,7 +70,7 @@ class FirstStageTask:
         folder = Path(config.index).expanduser() if config.index else workdir / "index"
         self.store = _index(self.runtime, self.model, source, config, folder)
         _check_captions(self.store, config)
-        teacher = self._teacher(workdir, source) if config.loss.follows_teacher else None
+        teacher = self._scores(workdir, source) if config.loss.follows_teacher else None
         per_epoch = max(len(self.store) // config.data.batch_size, 1)
         steps = config.steps or max(round(config.epochs * per_epoch), 1)
         self.reader = EmbeddingBatches(
@@ -81,15 +85,25 @@ class FirstStageTask:
         self.optimiser = optimiser(optim, steps, per_epoch)
         self.learning_rate = schedule(config.optim, steps, per_epoch)
 
-    def _teacher(self, workdir: Path, source: Source) -> TeacherScores:
-        """Scores of the teacher, which is the model itself where no other is named."""
-        teacher = Teacher(self.runtime, self.store)
-        if self.config.teacher:
-            model = without_heads(load_model(self.config.teacher))
-            runtime = JaxRuntime.of(model, self.config.precision)
-            folder = workdir / "teacher-index"
-            teacher = Teacher(runtime, _index(runtime, model, source, self.config, folder))
-        return teacher_scores(workdir / "teacher", self.store, teacher, self.config.candidates)
+    def _scores(self, workdir: Path, source: Source) -> TeacherScores:
+        """Scores of the teachers, of which the model itself is one where no other is named."""
+        names = self.config.teacher or (str(self.config.init),)
+        found = []
+        for number, name in enumerate(names, start=1):
+            suffix = f"-{number}" if number > 1 else ""
+            teacher = Teacher(self.runtime, self.store)
+            if name != self.config.init:
+                model = without_heads(load_model(name))
+                runtime = JaxRuntime.of(model, self.config.precision)
+                folder = workdir / f"teacher-index{suffix}"
+                teacher = Teacher(runtime, _index(runtime, model, source, self.config, folder))
+            kept = workdir / f"teacher{suffix}"
+            found.append(teacher_scores(kept, self.store, teacher, self.config.candidates))
+        log.info(
+            "distilling from %s at temperature %g; teacher_entropy tells what it leaves",
+            ", ".join(names), self.loss.temperature,
+        )  # fmt: skip
+        return found[0] if len(found) == 1 else averaged(found)
 
     @property
     def step_flops(self) -> float:
@@ -124,7 +138,7 @@ class FirstStageTask:
     @cached_property
     def _step(self):
         setup = FirstStageSetup(
-            self.heads, self.config.loss, self.devices, self.optimiser, self.learning_rate,
+            self.heads, self.loss, self.devices, self.optimiser, self.learning_rate,
             self.config.optim.ema,
         )  # fmt: skip
         step = partial(first_stage_train_step, setup=setup)

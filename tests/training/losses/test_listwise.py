@@ -96,3 +96,18 @@ def test_a_batch_without_a_list_to_learn_from_costs_nothing():
     nobody = jnp.zeros_like(usable)
     assert float(listwise.softmax_cross_entropy(teacher, student, nobody, 1.0)) == 0.0
     assert float(listwise.order_likelihood(teacher, student, nobody)) == 0.0
+
+
+def test_lists_are_the_own_pair_before_its_negatives_of_either_kind():
+    own, images, captions = jnp.arange(2), jnp.array([[2, 3], [4, 5]]), jnp.array([[6, 7], [8, 9]])
+    found = listwise.lists_of(own, images, captions)
+    assert found.tolist() == [[0, 2, 3], [1, 4, 5], [0, 6, 7], [1, 8, 9]]
+
+
+@pytest.mark.parametrize("loss", ["softmax_cross_entropy", "teacher_entropy"])
+def test_parts_of_the_lists_add_up_to_all_of_them(loss):
+    arrays = ARRAYS if loss == "softmax_cross_entropy" else (teacher, usable)
+    function, count = getattr(listwise, loss), jnp.sum(listwise.teaches(usable))
+    assert int(count) == len(LISTS)
+    parts = [function(*(x[rows] for x in arrays), 2.0, count) for rows in (slice(1), slice(1, 4))]
+    np.testing.assert_allclose(sum(parts), function(*arrays, 2.0), rtol=1e-6)

@@ -21,10 +21,18 @@ from edje_jax.scenes.shapes import Shapes
 from edje_jax.search.reranker import Reranker
 from edje_jax.training.embedding_batches import EmbeddingBatches, pooled_tokens
 from edje_jax.training.loop import OtherRun
-from edje_jax.training.teacher_scores import Teacher, teacher_scores
+from edje_jax.training.teacher_scores import (
+    ScoredCandidates,
+    Teacher,
+    TeacherScores,
+    averaged,
+    teacher_scores,
+)
 from edje_jax.weights.first_stage import WEIGHTS
+from edje_jax.weights.folder import load_model
 from tests.small_runs import read_log
 from tests.small_runs import trained as trained  # a fixture
+from tests.training.captioner_runs import captioner as captioner  # a fixture
 
 COMMAND = (
     "first_stage", "--data.train", "shapes:train", "--data.limit", "48", "--data.batch-size", "16",
@@ -171,3 +179,61 @@ def test_a_run_without_a_model_or_captions_says_so(trained, tmp_path):
     args = [*COMMAND, "--init", str(trained), "--data.train", spec]
     with pytest.raises(ValueError, match="no captions"):
         train.main([*args, "--data.limit", "1", "--workdir", str(tmp_path / "b")])
+
+
+# --- several teachers -----------------------------------------------------------------------------
+
+
+def test_scores_of_several_teachers_are_averaged_on_one_scale():
+    """Lists have mean 0 and variance 1 by each teacher; what is not there counts for nothing."""
+    candidates = np.array([[3, 1, 0, 2], [5, 4, 2, -1], [6, 7, 8, 9]], np.int32)
+    logits = np.array([[4.0, 2.0, 0.0, -6.0], [1.0, 2.0, 3.0, 99.0], [2.0] * 4], np.float32)
+    nats = np.array([[-80.0, -20, -40, -60], [-9, -12, -30, 7], [1, 2, 3, 4]], np.float32)
+    one, other = (ScoredCandidates(candidates, scores) for scores in (logits, nats))
+    found = averaged([TeacherScores(one, other), TeacherScores(other, other)])
+    np.testing.assert_array_equal(found.t2i.candidates, candidates)
+
+    def z(values: np.ndarray) -> np.ndarray:
+        return (values - values.mean()) / values.std()
+
+    expected = (z(logits[0]) + z(nats[0])) / 2
+    np.testing.assert_allclose(found.t2i.scores[0], expected, rtol=1e-5)
+    three = (z(logits[1, :3]) + z(nats[1, :3])) / 2
+    np.testing.assert_allclose(found.t2i.scores[1], [*three, 0.0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.t2i.scores[2], z(nats[2]) / 2, rtol=1e-5)
+    np.testing.assert_allclose(found.i2t.scores[0], z(nats[0]), rtol=1e-5)
+    assert found.t2i.scores.dtype == np.float32
+
+
+def test_heads_learn_from_an_edje_and_a_captioner(workdir, trained, captioner, tmp_path, caplog):
+    """Each one's scores are kept for themselves, and never taken for another's."""
+    caplog.set_level("INFO")
+    command = [*COMMAND, "--init", str(trained), "--index", str(workdir / "index"), "--steps", "2"]
+    both = ["--teacher", str(trained), str(captioner), "--workdir", str(tmp_path)]
+    assert train.main([*command, *both]) == 0
+    assert f"distilling from {trained}, {captioner} at temperature 0.5" in caplog.text
+    told = read_log(tmp_path)
+    assert 0 < told[-1]["teacher_entropy"] < np.log(4)
+    stamps = [
+        json.loads((tmp_path / name / "stamp.json").read_text())
+        for name in ("teacher", "teacher-2")
+    ]
+    assert stamps[0]["teacher"] != stamps[1]["teacher"]
+    # The model itself is a teacher without another index.
+    assert not (tmp_path / "teacher-index").exists() and (tmp_path / "teacher-index-2").exists()
+    store = Store(workdir / "index")
+    runtime = Reranker.from_pretrained(captioner, precision="float32").runtime
+    teacher = Teacher(runtime, Store(tmp_path / "teacher-index-2"))
+    kept = teacher_scores(tmp_path / "teacher-2", store, teacher, 4)
+    assert np.isfinite(kept.t2i.scores).all() and kept.t2i.scores.std() > 0
+    with pytest.raises(ValueError, match=r"keeps scores of another kind \(teacher differ"):
+        teacher_scores(tmp_path / "teacher", store, teacher, 4)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["teacher"] == [str(trained), str(captioner)]
+
+
+def test_a_captioner_gets_heads_from_its_own_scores(captioner, tmp_path):
+    command = [*COMMAND, "--init", str(captioner), "--steps", "1", "--workdir", str(tmp_path)]
+    assert train.main(command) == 0
+    model = load_model(str(tmp_path))
+    assert model.config.kind == "captioner" and model.config.first_stage.code_lengths == (8, 64)
