@@ -20,9 +20,10 @@ from edje_jax.runtimes.base import Embedded, Encoded, Runtime
 from edje_jax.runtimes.registry import open_runtime
 from edje_jax.search.cascade import search_texts
 from edje_jax.search.composed import rank_composed, search_queries
-from edje_jax.search.inputs import Pair, as_pairs, as_texts, as_tokens, decode_images
+from edje_jax.search.inputs import Pair, as_pairs, as_text, as_texts, as_tokens, decode_images
 from edje_jax.search.query import Query, as_query
-from edje_jax.search.results import Timings, to_results
+from edje_jax.search.results import check_min_score, to_results
+from edje_jax.search.second_reranker import SecondReranker
 from edje_jax.weights.folder import Model, load_model
 from edje_jax.weights.model_stamp import model_stamp
 
@@ -226,6 +227,7 @@ class Reranker:
         ids: Iterable[str] | None = None,
         where: str | None = None,
         details: bool = False,
+        then: SecondReranker | None = None,
     ) -> list[list[dict[str, Any]]]:
         """The images of an index that texts describe, or that fit queries of several parts.
 
@@ -236,18 +238,23 @@ class Reranker:
         the index matches. With `ids` or `where`, a filter such as "year >= 2010" (`index.where`),
         only those images are searched. The first stage's cosine counts as `edje tune` chose. With
         `details` results also carry "first_stage", its name, and "seconds", the time of each part
-        of the search, for all queries together.
+        of the search, for all queries together. With `then`, another model's `second`, that model
+        reranks the best of the k, and these alone come back; queries are texts then.
 
         Raises:
             BadStore: the index was built with another model.
             BadImage: the image of a query cannot be read.
-            ValueError: `min_score` is not from 0 to 1, `where` cannot be read (`BadWhere`), or a
-                query asks for what is like an image that the index has not.
+            ValueError: `min_score` is not from 0 to 1, `where` cannot be read (`BadWhere`), a
+                query asks for what is like an image that the index has not, or the index of `then`
+                lacks an image.
         """
         check_model(index.store, self.stamp)
         check_min_score(min_score)
-        chosen, asked = index.select(ids, where), as_texts(queries, as_query)
-        found, seconds = search_queries(self.runtime, index, asked, k, self.calibration, chosen)
+        chosen, asked = index.select(ids, where), as_texts(queries, as_text if then else as_query)
+        found, timings = search_queries(self.runtime, index, asked, k, self.calibration, chosen)
+        seconds = dataclasses.asdict(timings)
+        if then:
+            found, seconds["then"] = then.rerank(asked, index, found, self.calibration)
         out = [
             [
                 {"id": index.store.row(image).id, **scores}
@@ -256,6 +263,17 @@ class Reranker:
             for one in found
         ]
         return _with_details(out, index, seconds) if details else out
+
+    def second(self, index: ImageIndex, *, k: int = 20, weight: float = 1.0) -> SecondReranker:
+        """This model as the last step of another one's `search`, with an index of its own over the
+        same images: it reranks the best k, by (1 - weight) first + weight second logit.
+
+        Raises:
+            BadStore: the index was built with another model.
+            ValueError: `k` or `weight` is out of range.
+        """
+        check_model(index.store, self.stamp)
+        return SecondReranker(self.runtime, index, self.calibration, k, weight)
 
     def search_captions(
         self,
@@ -282,7 +300,7 @@ class Reranker:
         check_min_score(min_score)
         encoded = self._encode(images, None)
         queries = Embedded(encoded.embeddings, encoded.projections)
-        found, seconds = search_texts(
+        found, timings = search_texts(
             self.runtime, index, encoded.tokens, queries, k, self.calibration,
             index.select(ids, where),
         )  # fmt: skip
@@ -293,7 +311,7 @@ class Reranker:
                 image, caption = index.store.captions[row]
                 results.append({"id": index.store.row(image).id, "caption": caption, **scores})
             out.append(results)
-        return _with_details(out, index, seconds) if details else out
+        return _with_details(out, index, dataclasses.asdict(timings)) if details else out
 
     @property
     def stamp(self) -> dict[str, Any]:
@@ -369,19 +387,9 @@ def _ranked(
 
 
 def _with_details(
-    results: list[list[dict[str, Any]]], index: ImageIndex, seconds: Timings
+    results: list[list[dict[str, Any]]], index: ImageIndex, seconds: dict[str, float]
 ) -> list[list[dict[str, Any]]]:
     """Results that also tell how they were found."""
     name = f"{index.first_stage}-{index.bits}" if index.bits else index.first_stage
-    told = {"first_stage": name, "seconds": dataclasses.asdict(seconds)}
+    told = {"first_stage": name, "seconds": seconds}
     return [[{**one, **told} for one in found] for found in results]
-
-
-def check_min_score(min_score: float | None) -> None:
-    """Raise an error if a least score is given that no score can be compared with.
-
-    Raises:
-        ValueError: it is not from 0 to 1.
-    """
-    if min_score is not None and not 0 <= min_score <= 1:
-        raise ValueError(f"min_score {min_score}: scores lie from 0 to 1")
