@@ -24,6 +24,7 @@ from edje_jax.reports.compositional import compositional_table, write_compositio
 from edje_jax.reports.evaluation_files import read_evaluation, write_metrics
 from edje_jax.reports.report import Heading, write_report
 from edje_jax.reports.tables import comparison_table, evaluation_tables
+from edje_jax.runtimes.base import Runtime
 from edje_jax.search.reranker import Reranker
 from edje_jax.system.files import errors_name, write_json
 from edje_jax.types import Source
@@ -107,31 +108,37 @@ def evaluate_model(
     with print_tables_after(evaluation_tables(metrics)):
         if out is None:
             return metrics
-        gallery, record = found.encoded.gallery, found.encoded.record
+        facts = {"model": model, "data": data, **({"pool": pool} if pool else {})}
+        told = {name: round(value, 3) for name, value in seconds.items()}
         with errors_name(out):
             metrics = write_metrics(
-                out,
-                found.retrieval,
-                gallery,
-                model=model,
-                data=data,
-                seconds={name: round(value, 3) for name, value in seconds.items()},
-                extra=extra,
-            )
-            page = write_report(
-                out,
-                found.retrieval,
-                gallery,
-                lambda i: source.image(record[i]),
-                Heading(
-                    f"{data}, reranked by {model}",
-                    {"model": model, "data": data, **({"pool": pool} if pool else {})},
-                ),
-                metrics=metrics,
-                word_maps=partial(caption_word_maps, runtime, found.encoded, source),
-            )
+                out, found.retrieval, found.encoded.gallery,
+                model=model, data=data, seconds=told, extra=extra,
+            )  # fmt: skip
+            page = _write_page(out, runtime, source, found, facts, metrics)
     Console().print(f"report: {page}", markup=False)
     return metrics
+
+
+def _write_page(
+    out: Path,
+    runtime: Runtime,
+    source: Source,
+    found: Measurement,
+    facts: dict[str, str],
+    metrics: dict[str, Any],
+) -> Path:
+    """Write report.html."""
+    record = found.encoded.record
+    return write_report(
+        out,
+        found.retrieval,
+        found.encoded.gallery,
+        lambda i: source.image(record[i]),
+        Heading(f"{facts['data']}, reranked by {facts['model']}", facts),
+        metrics=metrics,
+        word_maps=partial(caption_word_maps, runtime, found.encoded, source),
+    )
 
 
 def compare_evaluations(a: Path, b: Path, out: Path | None = None) -> dict[str, Any]:

@@ -50,8 +50,8 @@ def search(asked: Any) -> None:
     if query is None:
         found = reranker.search_captions(index, [asked.image], **depth)[0]
     elif asked.then:
-        then = open_second(asked)
-        found = reranker.search(index, [query.text], **depth, then=then)[0]
+        both = reranker.followed_by(open_second(asked))
+        found = both.search(index, [query.text], **depth)[0]
     else:
         found = reranker.search(index, [query], **depth)[0]
     if asked.json:

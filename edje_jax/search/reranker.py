@@ -1,5 +1,6 @@
 """`Reranker`: the model as users hold it. Images, texts, and the scores between them."""
 
+import copy
 import dataclasses
 import os
 from collections.abc import Iterable
@@ -22,7 +23,7 @@ from edje_jax.search.cascade import search_texts
 from edje_jax.search.composed import rank_composed, search_queries
 from edje_jax.search.inputs import Pair, as_pairs, as_text, as_texts, as_tokens, decode_images
 from edje_jax.search.query import Query, as_query
-from edje_jax.search.results import check_min_score, to_results
+from edje_jax.search.results import check_min_score, ranked, to_results
 from edje_jax.search.second_reranker import SecondReranker
 from edje_jax.weights.folder import Model, load_model
 from edje_jax.weights.model_stamp import model_stamp
@@ -56,6 +57,7 @@ class Reranker:
         self.runtime: Runtime = open_runtime(model, precision, runtime, encoder_precision)
         self.source = model.source
         self.calibration: Calibration = model.calibration
+        self.then: SecondReranker | None = None
 
     @classmethod
     def from_pretrained(
@@ -207,14 +209,14 @@ class Reranker:
         asked, encoded = as_query(text, "text"), self._encode(images, None)
         if isinstance(asked, Query):
             combined = rank_composed(self.runtime, asked, encoded, self.calibration)
-            return _ranked(combined, sigmoid(combined.astype(np.float32)), top_k)
+            return ranked(combined, sigmoid(combined.astype(np.float32)), top_k)
         texts = [asked]
         image_index = np.arange(len(encoded.tokens))
         text_index = np.zeros_like(image_index)
         known = self._cosines(texts, encoded, text_index, image_index)
         logits = self._score(texts, encoded.tokens, text_index, image_index, known)
         combined = self._combined(logits, known)
-        return _ranked(combined, probability(combined, self.calibration), top_k)
+        return ranked(combined, probability(combined, self.calibration), top_k)
 
     def search(
         self,
@@ -227,7 +229,6 @@ class Reranker:
         ids: Iterable[str] | None = None,
         where: str | None = None,
         details: bool = False,
-        then: SecondReranker | None = None,
     ) -> list[list[dict[str, Any]]]:
         """The images of an index that texts describe, or that fit queries of several parts.
 
@@ -238,19 +239,20 @@ class Reranker:
         the index matches. With `ids` or `where`, a filter such as "year >= 2010" (`index.where`),
         only those images are searched. The first stage's cosine counts as `edje tune` chose. With
         `details` results also carry "first_stage", its name, and "seconds", the time of each part
-        of the search, for all queries together. With `then`, another model's `second`, that model
+        of the search, for all queries together. Where a second model follows (`followed_by`), it
         reranks the best of the k, and these alone come back; queries are texts then.
 
         Raises:
             BadStore: the index was built with another model.
             BadImage: the image of a query cannot be read.
             ValueError: `min_score` is not from 0 to 1, `where` cannot be read (`BadWhere`), a
-                query asks for what is like an image that the index has not, or the index of `then`
-                lacks an image.
+                query asks for what is like an image that the index has not, or the second model's
+                index lacks an image.
         """
         check_model(index.store, self.stamp)
         check_min_score(min_score)
-        chosen, asked = index.select(ids, where), as_texts(queries, as_text if then else as_query)
+        then, chosen = self.then, index.select(ids, where)
+        asked = as_texts(queries, as_text if then else as_query)
         found, timings = search_queries(self.runtime, index, asked, k, self.calibration, chosen)
         seconds = dataclasses.asdict(timings)
         if then:
@@ -265,8 +267,9 @@ class Reranker:
         return _with_details(out, index, seconds) if details else out
 
     def second(self, index: ImageIndex, *, k: int = 20, weight: float = 1.0) -> SecondReranker:
-        """This model as the last step of another one's `search`, with an index of its own over the
-        same images: it reranks the best k, by (1 - weight) first + weight second logit.
+        """This model as the last step of another one's searches (`followed_by`), with an index of
+        its own over the same images: it reranks the best k, by (1 - weight) first + weight second
+        logit.
 
         Raises:
             BadStore: the index was built with another model.
@@ -274,6 +277,12 @@ class Reranker:
         """
         check_model(index.store, self.stamp)
         return SecondReranker(self.runtime, index, self.calibration, k, weight)
+
+    def followed_by(self, then: SecondReranker) -> "Reranker":
+        """This model, whose `search` has the best images reranked by a second one."""
+        followed = copy.copy(self)
+        followed.then = then
+        return followed
 
     def search_captions(
         self,
@@ -376,14 +385,6 @@ class Reranker:
     def _score(self, texts, tokens, text_index, image_index, similarities) -> np.ndarray:
         ids = self.runtime.joint_tokenizer(texts)
         return self.runtime.score_pairs(ids, tokens, text_index, image_index, similarities)
-
-
-def _ranked(
-    combined: Float[np.ndarray, " n"], scores: Float32[np.ndarray, " n"], top_k: int | None
-) -> list[dict[str, Any]]:
-    """Results of `rank`, by falling logit."""
-    order = np.argsort(-combined, kind="stable")[:top_k]
-    return [{"corpus_id": int(i), "score": float(scores[i])} for i in order]
 
 
 def _with_details(

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int
+from jaxtyping import Float, Float32, Int
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,14 @@ def to_results(
         )
         for i in range(count)
     ]
+
+
+def ranked(
+    combined: Float[np.ndarray, " n"], scores: Float32[np.ndarray, " n"], top_k: int | None
+) -> list[dict[str, Any]]:
+    """Results of `Reranker.rank`, by falling logit."""
+    order = np.argsort(-combined, kind="stable")[:top_k]
+    return [{"corpus_id": int(i), "score": float(scores[i])} for i in order]
 
 
 def check_min_score(min_score: float | None) -> None:

@@ -23,7 +23,7 @@ from edje_jax.search.results import RankedCandidates
 
 @dataclass(frozen=True)
 class SecondReranker:
-    """Model and index of a search's last step, as `Reranker.second` makes them."""
+    """Model and index of a search's last step, which `Reranker.second` puts together."""
 
     runtime: Runtime
     index: ImageIndex
@@ -56,7 +56,8 @@ class SecondReranker:
         """
         began = time.perf_counter()
         best = [one.first(self.k) for one in found]
-        owner = np.repeat(np.arange(len(best)), [len(one.rows) for one in best])
+        counts = np.array([len(one.rows) for one in best], np.int64)
+        owner = np.repeat(np.arange(len(best)), counts)
         rows = np.concatenate([np.zeros(0, np.int64), *(one.rows for one in best)])
         logits = self._logits(texts, owner, self._find(index, rows))
         weight, out = calibration.similarity_weight, []

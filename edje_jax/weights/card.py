@@ -73,10 +73,11 @@ def _what_it_is(model: Model) -> str:
     c = model.config
     vision, joint = c.backbone.vision, c.joint_encoder
     store = c.num_tokens * joint.hidden_size * 2
-    return f"""# An EDJE reranker
+    title, architecture, reader = _kind(c)
+    return f"""# {title}
 
 Scores a caption against an image from {c.num_tokens} stored tokens of {joint.hidden_size} numbers
-({store:,} bytes an image in 16 bits). Architecture: EDJE (arXiv 2510.06820), trained with
+({store:,} bytes an image in 16 bits). Architecture: {architecture}, trained with
 edje_jax.
 
 | part | shape |
@@ -84,9 +85,19 @@ edje_jax.
 | backbone | {c.backbone.kind}, {vision.num_hidden_layers} layers x {vision.hidden_size}, \
 {vision.image_size} px, patches of {vision.patch_size} px |
 | adapter | {c.adapter.kind}, {c.num_tokens} tokens |
-| joint encoder | BERT, {joint.num_hidden_layers} layers x {joint.hidden_size}\
+| {reader} | BERT, {joint.num_hidden_layers} layers x {joint.hidden_size}\
 {_deferred(joint)} |
 {_reading(c.image)}{_captions(c)}{_first_stage(c)}"""
+
+
+def _kind(config: EdjeConfig) -> tuple[str, str, str]:
+    """Title of a model, its architecture, and the name of the part that reads captions."""
+    if not (captioner := config.captioner):
+        return "An EDJE reranker", "EDJE (arXiv 2510.06820)", "joint encoder"
+    slow = "the slow model of Fast & Slow\n(arXiv 2103.16553), reconstructed"
+    read = "in both directions" if captioner.directions == "both" else captioner.directions
+    architecture = f'{slow}: captions are predicted {read},\nand the score is "{captioner.score}"'
+    return "A captioner that ranks", architecture, "decoders"
 
 
 def _reading(image: ImageRecipe) -> str:

@@ -60,7 +60,7 @@ def ids_of(found) -> list[list[str]]:
 def test_weight_0_is_the_first_order(first, second, indexes):
     alone = first.search(indexes["first"], TEXTS, k=8, top_k=8)
     then = second.second(indexes["second"], k=5, weight=0.0)
-    both = first.search(indexes["first"], TEXTS, k=8, top_k=8, then=then)
+    both = first.followed_by(then).search(indexes["first"], TEXTS, k=8, top_k=8)
     assert ids_of(both) == [ids[:5] for ids in ids_of(alone)]
     for one, other in zip(both, alone, strict=True):
         for result, expected in zip(one, other, strict=False):
@@ -69,7 +69,7 @@ def test_weight_0_is_the_first_order(first, second, indexes):
 
 def test_weight_1_is_the_second_model_alone_on_the_same_candidates(first, second, indexes):
     then = second.second(indexes["second"], k=7)
-    both = first.search(indexes["first"], TEXTS, k=7, top_k=7, then=then)
+    both = first.followed_by(then).search(indexes["first"], TEXTS, k=7, top_k=7)
     # Both have one backbone, so that the second model's own search has the same candidates.
     alone = second.search(indexes["second"], TEXTS, k=7, top_k=7)
     assert ids_of(both) == ids_of(alone)
@@ -105,10 +105,10 @@ def test_logits_are_pooled_as_each_model_was_tuned(first, second, indexes):
 def test_fewer_candidates_and_equal_ones(first, second, indexes):
     """Candidates that a filter leaves are all; a runtime that cannot tell keeps the order."""
     then = second.second(indexes["second"], k=5)
-    some = first.search(indexes["first"], TEXTS, ids=["1.png", "4.png"], then=then)
+    some = first.followed_by(then).search(indexes["first"], TEXTS, ids=["1.png", "4.png"])
     assert [sorted(ids) for ids in ids_of(some)] == [["1.png", "4.png"]] * 2
-    assert first.search(indexes["first"], TEXTS, ids=["none"], then=then) == [[], []]
-    assert first.search(indexes["first"], [], then=then) == []
+    assert first.followed_by(then).search(indexes["first"], TEXTS, ids=["none"]) == [[], []]
+    assert first.followed_by(then).search(indexes["first"], []) == []
 
     class Flat:
         config, joint_tokenizer = second.config, second.runtime.joint_tokenizer
@@ -117,7 +117,7 @@ def test_fewer_candidates_and_equal_ones(first, second, indexes):
             return np.zeros(len(text_index), np.float32)
 
     flat = SecondReranker(Flat(), indexes["second"], Calibration(), 9)
-    same = first.search(indexes["first"], TEXTS, k=9, top_k=9, then=flat)
+    same = first.followed_by(flat).search(indexes["first"], TEXTS, k=9, top_k=9)
     assert ids_of(same) == ids_of(first.search(indexes["first"], TEXTS, k=9, top_k=9))
 
 
@@ -130,13 +130,13 @@ def test_what_does_not_fit_is_told(first, second, indexes, photos, captioner, tm
         second.second(indexes["second"], k=0)
     then = second.second(indexes["second"])
     with pytest.raises(ValueError, match="give a string"):
-        first.search(indexes["first"], [Query("a dog", negatives=["a cat"])], then=then)
+        first.followed_by(then).search(indexes["first"], [Query("a dog", negatives=["a cat"])])
     (tmp_path / "few").mkdir()
     Shapes("val").image(0).save(tmp_path / "few" / "0.png")
     out = tmp_path / "few.index"
     edje(["index", "build", str(captioner), str(tmp_path / "few"), "--out", str(out)])
     with pytest.raises(ValueError, match=r"has no image \d.png, which .*first has; build both"):
-        first.search(indexes["first"], TEXTS, then=second.second(ImageIndex.open(out)))
+        first.followed_by(second.second(ImageIndex.open(out))).search(indexes["first"], TEXTS)
 
 
 def test_the_command(first, second, indexes, capsys):
@@ -146,9 +146,8 @@ def test_the_command(first, second, indexes, capsys):
     capsys.readouterr()
     assert edje([*arguments, *then]) == 0
     told = json.loads(capsys.readouterr().out)
-    expected = first.search(
-        indexes["first"], TEXTS[:1], k=8, then=second.second(indexes["second"], k=4, weight=0.25)
-    )
+    both = first.followed_by(second.second(indexes["second"], k=4, weight=0.25))
+    expected = both.search(indexes["first"], TEXTS[:1], k=8)
     assert [result["id"] for result in told] == ids_of(expected)[0] and len(told) == 4
     assert told[0]["seconds"]["then"] > 0 and told[0]["seconds"]["rerank"] > 0
     for wrong, message in (
