@@ -104,7 +104,7 @@ def decoder_attention(
     model: Captioner, params: PyTree, ids: Int[Array, "b t"], tokens: Float[Array, "b m d"]
 ) -> Float[Array, "b t m"]:
     """Cross-attention by which a captioner predicts each token: the mean over heads, layers and
-    directions. [CLS] and [SEP], which one direction alone predicts, are not exact."""
+    directions. Rows of [CLS] and [SEP], which one direction alone predicts, do not sum to 1."""
     captioner, bert = model.config.captioner, model.config.joint_encoder
     assert captioner is not None
     heads, names = bert.num_attention_heads, {"cross_query", "cross_key"}
