@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 
 import train
-from edje_jax.config.model import FirstStageConfig
+from edje_jax.config.captioner import CaptionerConfig
+from edje_jax.config.model import AdapterConfig, FirstStageConfig
 from edje_jax.models.heads.first_stage import fresh_heads
 from edje_jax.runtimes.jax import JaxRuntime
 from edje_jax.search.reranker import Reranker
+from edje_jax.weights.edje import expected_params
 from edje_jax.weights.folder import load_model, save_model
 
 TINY = Path(__file__).parent / "goldens" / "reference_tiny"
@@ -61,6 +63,30 @@ def coded(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model folder of that run with codes of 8 and of 64 bits; to be read only."""
     out = tmp_path_factory.getbasetemp() / "coded"
     return out if out.exists() else save_with_heads(trained, FirstStageConfig((8, 64)), out)
+
+
+@pytest.fixture(scope="session")
+def captioner(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model folder of a captioner of large random weights, which reads a grid of twice the side
+    on that run's backbone; to be read only."""
+    out = tmp_path_factory.getbasetemp() / "captioner"
+    if not out.exists():
+        model, rng = load_model(str(trained)), np.random.default_rng(0)
+        backbone = model.config.backbone
+        config = dataclasses.replace(
+            model.config,
+            backbone=dataclasses.replace(backbone, earlier_layers=backbone.layers_for(2)),
+            adapter=AdapterConfig("local", intermediate_size=32, upsampling=2),
+            captioner=CaptionerConfig(),
+        )
+        params = jax.tree.map(
+            lambda leaf: rng.normal(0, 0.2, leaf.shape).astype(np.float32), expected_params(config)
+        )
+        with_layers = dataclasses.replace(model.backbone, config=config.backbone)
+        out.mkdir()
+        made = dataclasses.replace(model, config=config, params=params, backbone=with_layers)
+        save_model(out, made, "A card.\n")
+    return out
 
 
 @pytest.fixture(scope="session", params=[0, 1], ids=["published", "deferred"])

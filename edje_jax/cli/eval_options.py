@@ -7,6 +7,7 @@ Examples:
     {program} runs/coco --data blip:test.json --pool blip:train.json
     {program} runs/coco --compositional sugarcrepe/swap_obj.json --image-root val2017
     {program} runs/coco --data blip:test.json --first-stage codes --bits 256 --k 50
+    {program} runs/coco --data blip:test.json --k 50 --then runs/captioner --choose-on blip:val.json
     {program} --compare runs/a/eval runs/b/eval
 """
 
@@ -21,8 +22,10 @@ import tyro
 
 from edje_jax.cli.commands.search import FirstStageName
 from edje_jax.cli.program import UsageError
+from edje_jax.config.captioner import CaptionScore
 
 if TYPE_CHECKING:
+    from edje_jax.cli.evaluate import SecondChoice
     from edje_jax.evaluate.first_stage import StageChoice
 
 
@@ -75,6 +78,17 @@ class Options:
     categories: str | None = None
     """Labels of the images: COCO's instances_*.json, or JSON {id: [label, ...]}; mean average
     precision by categories as well (default: none)."""
+    caption_score: CaptionScore | None = None
+    """Score of a captioner: sum, mean or pmi (default: the model's own)."""
+    then: str | None = None
+    """Second model, which reranks the best candidates of the first one's order (default: none)."""
+    then_k: int = 20
+    """Candidates that --then reranks; as many as --k make an ensemble."""
+    then_weight: float | None = None
+    """Weight of the scores of --then beside the first model's, from 0 to 1 (default: 1, which
+    leaves the first model's aside)."""
+    choose_on: str | None = None
+    """SPEC of other images to choose that weight on (default: none)."""
     compositional: tuple[str, ...] = ()
     """Files in SugarCrepe's, ARO's or Winoground's form: text, image and group scores instead."""
     compare: Annotated[tuple[str, str] | None, tyro.conf.arg(metavar="A B")] = None
@@ -123,11 +137,13 @@ def main(arguments: list[str], program: str = "edje eval") -> int:
                 _stage(options),
                 categories,
                 eccv,
+                options.caption_score,
             ),
             pool=options.pool,
             out=out,
             image_root=options.image_root,
             max_bad=options.max_bad,
+            then=_second(options),
         )
     sys.stdout.flush()
     return 0
@@ -151,6 +167,16 @@ def _stage(options: Options) -> "StageChoice | None":
     choice = StageChoice(options.first_stage, options.bits, screening)
     check_codes(options.model, [choice])
     return choice
+
+
+def _second(options: Options) -> "SecondChoice | None":
+    """Second model that the options name."""
+    from edje_jax.cli.evaluate import SecondChoice
+
+    if options.then is None:
+        return None
+    weight = 1.0 if options.then_weight is None else options.then_weight
+    return SecondChoice(options.then, options.then_k, weight, options.choose_on)
 
 
 def check(options: Options) -> None:
@@ -181,8 +207,23 @@ def check(options: Options) -> None:
         raise UsageError("--folds takes no --first-stage: each fold is searched exactly")
     if o.similarity_weight is not None and not math.isfinite(o.similarity_weight):
         raise UsageError(f"--similarity-weight {o.similarity_weight}: give a finite number")
+    _check_then(o)
     if not 0 <= o.max_bad <= 1:
         raise UsageError(f"--max-bad {o.max_bad:g}: a share from 0 to 1")
+
+
+def _check_then(o: Options) -> None:
+    """Refuse options of a second model that do not go together, or are out of range."""
+    if o.then is None:
+        if (o.then_k, o.then_weight, o.choose_on) != (Options.then_k, None, None):
+            raise UsageError("--then-k, --then-weight and --choose-on go with --then MODEL")
+        return
+    if o.then_k < 1:
+        raise UsageError(f"--then-k {o.then_k}: the least is 1")
+    if o.then_weight is not None and o.choose_on is not None:
+        raise UsageError("--then-weight gives the weight that --choose-on would choose; take one")
+    if o.then_weight is not None and not 0 <= o.then_weight <= 1:
+        raise UsageError(f"--then-weight {o.then_weight}: give a number from 0 to 1")
 
 
 def _others(options: Options, *taken: str) -> str:

@@ -15,6 +15,7 @@ from edje_jax.index.store import Store
 from edje_jax.runtimes import onnx
 from edje_jax.search.query import Query
 from edje_jax.search.reranker import Reranker
+from edje_jax.search.second_reranker import SecondReranker
 
 
 def search(asked: Any) -> None:
@@ -29,6 +30,13 @@ def search(asked: Any) -> None:
         raise UsageError(f"--k {asked.k} --top {asked.top}: both count from 1")
     if asked.min_score is not None and not 0 <= asked.min_score <= 1:
         raise UsageError(f"--min-score {asked.min_score}: scores lie from 0 to 1")
+    if asked.then_k < 1 or not 0 <= asked.then_weight <= 1:
+        raise UsageError(
+            f"--then-k {asked.then_k} --then-weight {asked.then_weight:g}: a number from 1 on, and"
+            " one from 0 to 1"
+        )
+    if asked.then and not (query and query.is_text):
+        raise UsageError("--then reranks the images of a text; leave --not, --image and --like out")
     index = open_index(asked)
     reranker = model_of(index.store, asked)
     depth = {
@@ -41,6 +49,9 @@ def search(asked: Any) -> None:
     }
     if query is None:
         found = reranker.search_captions(index, [asked.image], **depth)[0]
+    elif asked.then:
+        both = reranker.followed_by(open_second(asked))
+        found = both.search(index, [query.text], **depth)[0]
     else:
         found = reranker.search(index, [query], **depth)[0]
     if asked.json:
@@ -108,16 +119,33 @@ def open_index(asked: Any) -> ImageIndex:
     )
 
 
-def model_of(store: Store, asked: Any) -> Reranker:
-    """The model that an index was built with, from where it was then or is now, with the runtime
-    and the precision of `edje search` or `edje serve`.
+def open_second(asked: Any) -> SecondReranker:
+    """The second model of `edje search`, with its index.
+
+    Raises:
+        BadStore, FileNotFoundError: the index or its model cannot be opened.
+    """
+    index = ImageIndex.open(
+        asked.then,
+        tokens_on=asked.tokens_on,
+        cache=asked.cache,
+        cache_gigabytes=asked.cache_gigabytes,
+    )
+    reranker = model_of(index.store, asked, "then_model")
+    return reranker.second(index, k=asked.then_k, weight=asked.then_weight)
+
+
+def model_of(store: Store, asked: Any, moved: str = "model") -> Reranker:
+    """The model that an index was built with, from where it was then or, as the option `moved`
+    says, is now, with the runtime and the precision of `edje search` or `edje serve`.
 
     Raises:
         FileNotFoundError: it is not there any more; the message says what to give.
         UsageError: the runtime has not that precision.
         ModuleNotFoundError: the runtime is not installed.
     """
-    source = asked.model or store.manifest.model["source"]
+    given = getattr(asked, moved)
+    source = given or store.manifest.model["source"]
     if asked.runtime == "onnx" and asked.precision not in onnx.PRECISIONS:
         raise UsageError(
             f"--runtime onnx --precision {asked.precision}: give {', '.join(onnx.PRECISIONS)}"
@@ -125,11 +153,11 @@ def model_of(store: Store, asked: Any) -> Reranker:
     try:
         return Reranker.from_pretrained(source, precision=asked.precision, runtime=asked.runtime)
     except FileNotFoundError as error:
-        if asked.model:
+        if given:
             raise
         raise FileNotFoundError(
             f"{store.files}: was built with the model {source}, which is not there"
-            " (any more); say where it is with --model"
+            f" (any more); say where it is with --{moved.replace('_', '-')}"
         ) from error
 
 

@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edje_jax.config.calibration import UNTUNED, Calibration
+from edje_jax.config.captioner import CaptionScore
 from edje_jax.data.labels import ImageLabels, read_labels
 from edje_jax.evaluate.coco_ids import coco_ids
 from edje_jax.evaluate.first_stage import (
@@ -25,6 +26,7 @@ from edje_jax.evaluation.intervals import gain_intervals
 from edje_jax.evaluation.protocols import Timed, folds_summary, k_sweep, rerank_folds, weight_sweep
 from edje_jax.evaluation.retrieval import DIRECTIONS, Gallery, Retrieval, rerank
 from edje_jax.runtimes.base import Runtime
+from edje_jax.runtimes.jax import JaxRuntime
 from edje_jax.types import Source
 
 
@@ -48,6 +50,9 @@ class Protocol:
     """Labels of the images, to measure mean average precision by categories as well."""
     eccv: Path | None = None
     """COCO's captions_val2014.json, to judge by CxC and ECCV Caption as well."""
+    caption_score: CaptionScore | None = None
+    """Score of a captioner; None for the model's own. A calibration of another score is left
+    out."""
 
     @property
     def depth(self) -> int:
@@ -65,6 +70,8 @@ class Measurement:
     """Further measurements that the protocol asked for, as metrics.json holds them."""
     seconds: dict[str, float]
     """Seconds that the parts took: {"encode", "rerank"}."""
+    calibration: Calibration = UNTUNED
+    """Calibration of the scores that were measured."""
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -85,14 +92,31 @@ def measure_source(
 
     Raises:
         TooManyBadRecords: more than `max_bad` of the records are bad.
-        ValueError: the set has no captions, or is not what the protocol needs.
+        ValueError: the set has no captions, or set or model is not what the protocol needs.
     """
     started = time.perf_counter()
+    if (score := protocol.caption_score) is not None:
+        changed = with_caption_score(runtime, score)
+        calibration = calibration if changed.config == runtime.config else UNTUNED
+        runtime = changed
     encoded = encode_gallery(runtime, source, max_bad, progress)
     encoded_at = time.perf_counter()
     retrieval, extra = measure(runtime, encoded, protocol, progress, calibration)
     seconds = {"encode": encoded_at - started, "rerank": time.perf_counter() - encoded_at}
-    return Measurement(encoded, retrieval, extra, seconds)
+    return Measurement(encoded, retrieval, extra, seconds, calibration)
+
+
+def with_caption_score(runtime: Runtime, score: CaptionScore) -> Runtime:
+    """Runtime of a captioner whose pairs get another score of the same decoders.
+
+    Raises:
+        ValueError: the model is no captioner, or another runtime than JAX's scores its pairs.
+    """
+    captioner = runtime.config.captioner
+    if captioner is None or not isinstance(runtime, JaxRuntime):
+        raise ValueError(f"caption score {score}: only a captioner in JAX has a choice of scores")
+    config = replace(runtime.config, captioner=replace(captioner, score=score))
+    return replace(runtime, config=config)
 
 
 def measure(
@@ -127,6 +151,8 @@ def measure(
         "interval": gain_intervals(retrieval, gallery),
         **calibration_metrics(retrieval, calibration),
     }
+    if captioner := runtime.config.captioner:
+        extra["caption_score"] = captioner.score
     if stage:
         extra["first_stage"] = stage_metrics(stage, encoded, embedded)
     if labels:

@@ -1,4 +1,4 @@
-"""Attention of each word of a caption over the patches of an image."""
+"""Attention of each word of a caption over an image: its patches, or the places of a finer grid."""
 
 from functools import partial
 
@@ -16,7 +16,8 @@ from edje_jax.types import Source
 
 
 def word_maps(runtime: JaxRuntime, image: Image.Image, caption: str) -> WordMaps:
-    """Attention maps of each word: the mean over its pieces, without a class token's share."""
+    """Attention maps of each word over the grid that the adapter reads: the mean over its pieces,
+    without a class token's share."""
     pixels = resize(image, runtime.config.image)
     places = runtime.joint_tokenizer.words(caption)
     rows = _patch_attention(
@@ -28,8 +29,10 @@ def word_maps(runtime: JaxRuntime, image: Image.Image, caption: str) -> WordMaps
         runtime.joint_tokenizer([caption]),
         pixels[None],
     )[0]
-    patches = np.asarray(rows, np.float32)[:, -runtime.config.backbone.vision.num_patches :]
-    side = round(patches.shape[1] ** 0.5)
+    config = runtime.config
+    places_of_grid = config.backbone.vision.num_patches * config.adapter.upsampling**2
+    patches = np.asarray(rows, np.float32)[:, -places_of_grid:]
+    side = round(places_of_grid**0.5)
     words = np.array([patches[pieces].mean(axis=0) for _, pieces in places])
     words = words.reshape(len(places), side, side)
     shares = words.sum(axis=(1, 2), keepdims=True)

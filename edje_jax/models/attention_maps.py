@@ -1,18 +1,23 @@
-"""Attention maps of words: attention probabilities of the adapter and of the joint encoder.
+"""Attention maps of words: attention probabilities of the adapter and of what scores pairs.
 
 Recomputed from the same parameters beside the forward pass, which never forms them all. Text rows
-of the joint encoder attend to compressed tokens, and each compressed token has attended to the
-vision tokens; the product tells how much of a word's view each patch holds. It is a view of where
-information may flow, not of what decides the score.
+of the joint encoder, and the words that a captioner's decoders predict, attend to compressed
+tokens, and each compressed token has attended to the vision tokens; the product tells how much of a
+word's view each patch holds. It is a view of where information may flow, not of what decides the
+score.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from edje_jax.models.attention_plain import HIDDEN
+from edje_jax.models.captioner import Captioner, reversed_places
 from edje_jax.models.edje import Edje
 from edje_jax.models.layers import split_heads
+from edje_jax.models.pair_scorer import PairScorer
 
 
 def probabilities(
@@ -50,15 +55,35 @@ def layer_attention(
 
 
 def patch_attention(
-    model: Edje, params: PyTree, ids: Int[Array, "b t"], vision_tokens: Float[Array, "b n d"]
-) -> Float[Array, "b t n"]:
-    """How a text row's view of the image is spread over the vision tokens; rows sum to 1.
+    model: PairScorer, params: PyTree, ids: Int[Array, "b t"], vision_tokens: Float[Array, "b n w"]
+) -> Float[Array, "b t g"]:
+    """How a token's view of the image is spread over the grid that the adapter reads: the vision
+    tokens, or those of a finer grid; rows sum to 1.
 
-    The mean over heads and over the layers that see both sides, through the mean over the heads of
-    a compressing adapter; a local one has a token for every patch. Rows of padding mean nothing.
+    The mean over heads and layers, through the mean over the heads of a compressing adapter; a
+    local one has a token for every place of the grid. Rows of padding mean nothing.
     """
     config = model.config
-    tokens = model.bind({"params": params}).compress(vision_tokens)
+    tokens, inside = _captured(model, params, "compress", {"upsampling"}, vision_tokens)
+    if isinstance(model, Captioner):
+        seen = decoder_attention(model, params, ids, tokens)
+    else:
+        assert isinstance(model, Edje)
+        seen = joint_attention(model, params, ids, tokens)
+    if config.adapter.kind == "local":
+        return seen
+    grid = inside["adapter"]["upsampling"] if inside else vision_tokens
+    vision_heads = config.backbone.vision.num_attention_heads
+    drawn = compressor_attention(params["adapter"], grid, vision_heads)
+    return seen @ jnp.mean(drawn, axis=1)
+
+
+def joint_attention(
+    model: Edje, params: PyTree, ids: Int[Array, "b t"], tokens: Float[Array, "b m d"]
+) -> Float[Array, "b t m"]:
+    """How a text row of the joint encoder looks at the compressed tokens: the mean over heads and
+    over the layers that see both sides."""
+    config = model.config
     states = model.bind({"params": params}).hidden_states(ids, tokens)
     m = tokens.shape[1]
     mask = jnp.pad(
@@ -72,12 +97,45 @@ def patch_attention(
         for i, x in enumerate(states[:-1], start=first)
     ]
     seen = jnp.mean(jnp.stack(layers), axis=(0, 2))
-    seen /= jnp.sum(seen, axis=-1, keepdims=True)
-    if config.adapter.kind == "local":
-        return seen
-    vision_heads = config.backbone.vision.num_attention_heads
-    drawn = compressor_attention(params["adapter"], vision_tokens, vision_heads)
-    return seen @ jnp.mean(drawn, axis=1)
+    return seen / jnp.sum(seen, axis=-1, keepdims=True)
+
+
+def decoder_attention(
+    model: Captioner, params: PyTree, ids: Int[Array, "b t"], tokens: Float[Array, "b m d"]
+) -> Float[Array, "b t m"]:
+    """Cross-attention by which a captioner predicts each token: the mean over heads, layers and
+    directions. Rows of [CLS] and [SEP], which one direction alone predicts, do not sum to 1."""
+    captioner, bert = model.config.captioner, model.config.joint_encoder
+    assert captioner is not None
+    heads, names = bert.num_attention_heads, {"cross_query", "cross_key"}
+    _, inside = _captured(model, params, "log_probabilities", names, ids, tokens)
+    seen = []
+    for name in captioner.reads:
+        layers = [
+            probabilities(layer["cross_query"], layer.get("cross_key", tokens), heads)
+            for layer in inside["captioner"][name].values()
+        ]
+        # The row that reads a token predicts the one after it.
+        read = jnp.pad(jnp.mean(jnp.stack(layers), axis=(0, 2)), ((0, 0), (1, 0), (0, 0)))
+        if name == "backward":
+            places = reversed_places(ids != bert.pad_token_id)
+            read = jnp.take_along_axis(read, places[..., None], axis=1)
+        seen.append(read)
+    return jnp.mean(jnp.stack(seen), axis=0)
+
+
+def _captured(
+    model: PairScorer, params: PyTree, method: str, names: set[str], *inputs: Array
+) -> tuple[Any, dict[str, Any]]:
+    """Output of a method, and the outputs inside it of modules of these names, by their paths."""
+    out, state = model.apply(
+        {"params": params}, *inputs, method=method, mutable=["intermediates"],
+        capture_intermediates=lambda module, _: module.name in names,
+    )  # fmt: skip
+    found = state.get("intermediates", {})
+    return out, jax.tree.map(
+        lambda calls: calls["__call__"][0], found, is_leaf=lambda node: "__call__" in node
+    )
 
 
 def _dense(params: PyTree, x: Float[Array, "b n d"]) -> Float[Array, "b n e"]:

@@ -207,6 +207,11 @@ class Decoder(nn.Module):
 
 def reverse(ids: Int[Array, "b t"], present: Bool[Array, "b t"]) -> Int[Array, "b t"]:
     """Reverse each row's tokens; padding stays behind them."""
+    return jnp.take_along_axis(ids, reversed_places(present), axis=1)
+
+
+def reversed_places(present: Bool[Array, "b t"]) -> Int[Array, "b t"]:
+    """Place of each row's tokens when the row is reversed; padding keeps its own."""
     count = jnp.sum(present.astype(jnp.int32), axis=1, keepdims=True)
-    place = jnp.arange(ids.shape[1], dtype=jnp.int32)[None]
-    return jnp.take_along_axis(ids, jnp.where(place < count, count - 1 - place, place), axis=1)
+    place = jnp.arange(present.shape[1], dtype=jnp.int32)[None]
+    return jnp.where(place < count, count - 1 - place, place)

@@ -79,17 +79,24 @@ def metrics_table(metrics: Mapping[str, Any], title: str = "Base and reranked") 
     """Table of base beside reranked in both directions, with k, the ceiling and the gain.
 
     `metrics` is `Retrieval.metrics()` or the content of a `metrics.json`; where it has intervals,
-    they stand beside the gains.
+    they stand beside the gains, and where a second model has reranked the best, its measures stand
+    beside the first one's.
     """
-    k = metrics["k"]
+    k, then = metrics["k"], metrics.get("then")
     intervals = metrics.get("interval")
     out = Table(title=f"{title}, k = {k} (percent)", title_justify="left")
     # On a narrow terminal the words of a line are wrapped, as no digit must be lost.
     out.add_column("")
     out.add_column("", justify="right")
     interval = [f"{intervals['level']}% interval"] if intervals else []
-    for name in ("base", "reranked", "gain", *interval, f"ceiling\nhit@{k}"):
+    second = ["then"] if then else []
+    for name in ("base", "reranked", "gain", *interval, *second, f"ceiling\nhit@{k}"):
         out.add_column(name, justify="right", no_wrap=True)
+    if then:
+        out.caption = escape(
+            f"then: {then['model']} reranks the best {then['k']}, weight {then['weight']:g}"
+        )
+        out.caption_justify = "left"
     for key, direction in DIRECTIONS.items():
         result = metrics[key]
         for number, measure in enumerate(MEASURES):
@@ -101,6 +108,7 @@ def metrics_table(metrics: Mapping[str, Any], title: str = "Base and reranked") 
                 f"{reranked:.2f}",
                 f"{reranked - base:+.2f}",
                 *([format_interval(intervals[key][measure.name])] if intervals else []),
+                *([f"{then[key][measure.name]:.2f}"] if then else []),
                 "" if number else f"{result['ceiling']:.2f}",
                 end_section=measure is MEASURES[-1],
             )

@@ -146,7 +146,10 @@ class JaxRuntime:
 
         heads = self.heads or {}
         offline = (self.backbone_params, self.params["adapter"], heads.get("image"))
-        online = (self.params["joint_encoder"], heads.get("text"))
+        online = (
+            [part for name, part in self.params.items() if name != "adapter"],
+            heads.get("text"),
+        )
         return {"offline": count(offline), "online": count(online)}
 
     # --- images and texts -------------------------------------------------------------------------

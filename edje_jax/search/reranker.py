@@ -1,5 +1,6 @@
 """`Reranker`: the model as users hold it. Images, texts, and the scores between them."""
 
+import copy
 import dataclasses
 import os
 from collections.abc import Iterable
@@ -20,9 +21,10 @@ from edje_jax.runtimes.base import Embedded, Encoded, Runtime
 from edje_jax.runtimes.registry import open_runtime
 from edje_jax.search.cascade import search_texts
 from edje_jax.search.composed import rank_composed, search_queries
-from edje_jax.search.inputs import Pair, as_pairs, as_texts, as_tokens, decode_images
+from edje_jax.search.inputs import Pair, as_pairs, as_text, as_texts, as_tokens, decode_images
 from edje_jax.search.query import Query, as_query
-from edje_jax.search.results import Timings, to_results
+from edje_jax.search.results import check_min_score, ranked, to_results
+from edje_jax.search.second_reranker import SecondReranker
 from edje_jax.weights.folder import Model, load_model
 from edje_jax.weights.model_stamp import model_stamp
 
@@ -55,6 +57,7 @@ class Reranker:
         self.runtime: Runtime = open_runtime(model, precision, runtime, encoder_precision)
         self.source = model.source
         self.calibration: Calibration = model.calibration
+        self.then: SecondReranker | None = None
 
     @classmethod
     def from_pretrained(
@@ -206,14 +209,14 @@ class Reranker:
         asked, encoded = as_query(text, "text"), self._encode(images, None)
         if isinstance(asked, Query):
             combined = rank_composed(self.runtime, asked, encoded, self.calibration)
-            return _ranked(combined, sigmoid(combined.astype(np.float32)), top_k)
+            return ranked(combined, sigmoid(combined.astype(np.float32)), top_k)
         texts = [asked]
         image_index = np.arange(len(encoded.tokens))
         text_index = np.zeros_like(image_index)
         known = self._cosines(texts, encoded, text_index, image_index)
         logits = self._score(texts, encoded.tokens, text_index, image_index, known)
         combined = self._combined(logits, known)
-        return _ranked(combined, probability(combined, self.calibration), top_k)
+        return ranked(combined, probability(combined, self.calibration), top_k)
 
     def search(
         self,
@@ -236,18 +239,24 @@ class Reranker:
         the index matches. With `ids` or `where`, a filter such as "year >= 2010" (`index.where`),
         only those images are searched. The first stage's cosine counts as `edje tune` chose. With
         `details` results also carry "first_stage", its name, and "seconds", the time of each part
-        of the search, for all queries together.
+        of the search, for all queries together. Where a second model follows (`followed_by`), it
+        reranks the best of the k, and these alone come back; queries are texts then.
 
         Raises:
             BadStore: the index was built with another model.
             BadImage: the image of a query cannot be read.
-            ValueError: `min_score` is not from 0 to 1, `where` cannot be read (`BadWhere`), or a
-                query asks for what is like an image that the index has not.
+            ValueError: `min_score` is not from 0 to 1, `where` cannot be read (`BadWhere`), a
+                query asks for what is like an image that the index has not, or the second model's
+                index lacks an image.
         """
         check_model(index.store, self.stamp)
         check_min_score(min_score)
-        chosen, asked = index.select(ids, where), as_texts(queries, as_query)
-        found, seconds = search_queries(self.runtime, index, asked, k, self.calibration, chosen)
+        then, chosen = self.then, index.select(ids, where)
+        asked = as_texts(queries, as_text if then else as_query)
+        found, timings = search_queries(self.runtime, index, asked, k, self.calibration, chosen)
+        seconds = dataclasses.asdict(timings)
+        if then:
+            found, seconds["then"] = then.rerank(asked, index, found, self.calibration)
         out = [
             [
                 {"id": index.store.row(image).id, **scores}
@@ -256,6 +265,24 @@ class Reranker:
             for one in found
         ]
         return _with_details(out, index, seconds) if details else out
+
+    def second(self, index: ImageIndex, *, k: int = 20, weight: float = 1.0) -> SecondReranker:
+        """This model as the last step of another one's searches (`followed_by`), with an index of
+        its own over the same images: it reranks the best k, by (1 - weight) first + weight second
+        logit.
+
+        Raises:
+            BadStore: the index was built with another model.
+            ValueError: `k` or `weight` is out of range.
+        """
+        check_model(index.store, self.stamp)
+        return SecondReranker(self.runtime, index, self.calibration, k, weight)
+
+    def followed_by(self, then: SecondReranker) -> "Reranker":
+        """This model, whose `search` has the best images reranked by a second one."""
+        followed = copy.copy(self)
+        followed.then = then
+        return followed
 
     def search_captions(
         self,
@@ -282,7 +309,7 @@ class Reranker:
         check_min_score(min_score)
         encoded = self._encode(images, None)
         queries = Embedded(encoded.embeddings, encoded.projections)
-        found, seconds = search_texts(
+        found, timings = search_texts(
             self.runtime, index, encoded.tokens, queries, k, self.calibration,
             index.select(ids, where),
         )  # fmt: skip
@@ -293,7 +320,7 @@ class Reranker:
                 image, caption = index.store.captions[row]
                 results.append({"id": index.store.row(image).id, "caption": caption, **scores})
             out.append(results)
-        return _with_details(out, index, seconds) if details else out
+        return _with_details(out, index, dataclasses.asdict(timings)) if details else out
 
     @property
     def stamp(self) -> dict[str, Any]:
@@ -360,28 +387,10 @@ class Reranker:
         return self.runtime.score_pairs(ids, tokens, text_index, image_index, similarities)
 
 
-def _ranked(
-    combined: Float[np.ndarray, " n"], scores: Float32[np.ndarray, " n"], top_k: int | None
-) -> list[dict[str, Any]]:
-    """Results of `rank`, by falling logit."""
-    order = np.argsort(-combined, kind="stable")[:top_k]
-    return [{"corpus_id": int(i), "score": float(scores[i])} for i in order]
-
-
 def _with_details(
-    results: list[list[dict[str, Any]]], index: ImageIndex, seconds: Timings
+    results: list[list[dict[str, Any]]], index: ImageIndex, seconds: dict[str, float]
 ) -> list[list[dict[str, Any]]]:
     """Results that also tell how they were found."""
     name = f"{index.first_stage}-{index.bits}" if index.bits else index.first_stage
-    told = {"first_stage": name, "seconds": dataclasses.asdict(seconds)}
+    told = {"first_stage": name, "seconds": seconds}
     return [[{**one, **told} for one in found] for found in results]
-
-
-def check_min_score(min_score: float | None) -> None:
-    """Raise an error if a least score is given that no score can be compared with.
-
-    Raises:
-        ValueError: it is not from 0 to 1.
-    """
-    if min_score is not None and not 0 <= min_score <= 1:
-        raise ValueError(f"min_score {min_score}: scores lie from 0 to 1")

@@ -1,10 +1,10 @@
 """Reranked candidates of a query, and the form in which users get them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int
+from jaxtyping import Float, Float32, Int
 
 
 @dataclass(frozen=True)
@@ -15,12 +15,16 @@ class RankedCandidates:
     """Rows of images; rows of captions if the query was an image."""
     logits: Float32[np.ndarray, " k"]
     """Match logits, before the first stage's cosine is mixed in; combined logits of a query of
-    several parts."""
+    several parts, and of two models."""
     scores: Float32[np.ndarray, " k"]
     """Falling, from 0 to 1: the sigmoid of what candidates are ordered by, once calibrated."""
     similarities: Float32[np.ndarray, " k"]
     base_ranks: Int[np.ndarray, " k"]
     """Ranks in the first stage, from 1."""
+
+    def first(self, count: int) -> "RankedCandidates":
+        """The best candidates."""
+        return RankedCandidates(*(getattr(self, one.name)[:count] for one in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -69,3 +73,21 @@ def to_results(
         )
         for i in range(count)
     ]
+
+
+def ranked(
+    combined: Float[np.ndarray, " n"], scores: Float32[np.ndarray, " n"], top_k: int | None
+) -> list[dict[str, Any]]:
+    """Results of `Reranker.rank`, by falling logit."""
+    order = np.argsort(-combined, kind="stable")[:top_k]
+    return [{"corpus_id": int(i), "score": float(scores[i])} for i in order]
+
+
+def check_min_score(min_score: float | None) -> None:
+    """Raise an error if a least score is given that no score can be compared with.
+
+    Raises:
+        ValueError: it is not from 0 to 1.
+    """
+    if min_score is not None and not 0 <= min_score <= 1:
+        raise ValueError(f"min_score {min_score}: scores lie from 0 to 1")

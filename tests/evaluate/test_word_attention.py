@@ -5,6 +5,7 @@ import numpy as np
 from edje_jax.data.images import resize
 from edje_jax.evaluate.word_attention import _patch_attention, word_maps
 from edje_jax.scenes.shapes import Shapes
+from edje_jax.search.reranker import Reranker
 
 
 def test_a_map_for_each_word(runtime):
@@ -35,3 +36,13 @@ def test_a_word_of_many_pieces_is_their_mean(runtime):
         np.testing.assert_allclose(
             patches.ravel(), np.asarray(rows)[pieces].mean(axis=0), rtol=1e-4
         )
+
+
+def test_maps_are_as_fine_as_the_grid_of_the_adapter(captioner):
+    runtime = Reranker.from_pretrained(captioner).runtime
+    found = word_maps(runtime, Shapes("val", image_size=48).image(0), "A large red_square")
+    vision = runtime.config.backbone.vision
+    side = 2 * vision.image_size // vision.patch_size
+    assert found.words == ["a", "large", "red", "square"]
+    assert found.maps.shape == (4, side, side) and side**2 == runtime.config.num_tokens
+    np.testing.assert_allclose(found.maps.sum(axis=(1, 2)), 1, atol=1e-5)

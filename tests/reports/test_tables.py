@@ -4,6 +4,7 @@ import re
 from rich.console import Console
 from rich.table import Table
 
+from edje_jax.evaluation.intervals import gain_intervals
 from edje_jax.evaluation.protocols import folds_summary, k_sweep, weight_sweep
 from edje_jax.reports import tables
 
@@ -30,6 +31,20 @@ def test_table_shows_base_reranked_gain_k_and_ceiling(make_case):
         assert shown[:3] == [f"{base:.2f}", f"{after:.2f}", f"{after - base:+.2f}"]
         if at == "R@1":
             assert shown[3] == f"{metrics[direction]['ceiling']:.2f}"
+
+
+def test_a_second_model_stands_beside_the_first(make_case):
+    case = make_case(k=7)
+    found = {name: 97.37 + i for i, name in enumerate(("R@1", "R@5", "R@10"))}
+    then = {"model": "runs/[b]captioner", "k": 3, "weight": 0.35, "t2i": found, "i2t": found}
+    metrics = case.retrieval.metrics() | {
+        "interval": gain_intervals(case.retrieval, case.gallery), "then": then
+    }  # fmt: skip
+    lines = lines_of(tables.metrics_table(metrics), 80)
+    assert max(map(len, lines)) <= 80
+    for value in found.values():
+        assert sum(f"{value:.2f}" in line for line in lines) == 2
+    assert "runs/[b]captioner reranks the best 3, weight 0.35" in " ".join(lines)
 
 
 def test_tables_show_every_setting(make_case):

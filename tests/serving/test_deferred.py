@@ -1,4 +1,5 @@
-"""A service of a model with deferred layers answers with what the model gives."""
+"""A service of a model with deferred layers, and of a captioner, answers with what the model
+gives."""
 
 import json
 import shutil
@@ -18,31 +19,34 @@ from edje_jax.serving.service import Service
 TEXTS = ["a red circle", "a small striped green star left of a large dotted blue square"]
 
 
-@pytest.fixture(scope="module")
-def deferred(trained, indexed, tmp_path_factory) -> Service:
-    """Service of the same images with the trained model, as if its first layer were deferred."""
-    folder = tmp_path_factory.mktemp("deferred")
-    shutil.copytree(trained / "model", folder / "model")
-    config = json.loads((folder / "model" / "config.json").read_text())
-    config["joint_encoder"]["deferred_layers"] = 1
-    (folder / "model" / "config.json").write_text(json.dumps(config))
-    reranker = Reranker.from_pretrained(folder / "model", precision="float32")
+@pytest.fixture(scope="module", params=["deferred", "captioner"])
+def encodes_captions(trained, captioner, indexed, tmp_path_factory, request) -> Service:
+    """Service of the same images with a model that reads captions before they meet images: the
+    trained one, as if its first layer were deferred, or a captioner."""
+    folder, model = tmp_path_factory.mktemp(request.param), captioner
+    if request.param == "deferred":
+        model = folder / "model"
+        shutil.copytree(trained / "model", model)
+        config = json.loads((model / "config.json").read_text())
+        config["joint_encoder"]["deferred_layers"] = 1
+        (model / "config.json").write_text(json.dumps(config))
+    reranker = Reranker.from_pretrained(model, precision="float32")
     source = BlipJson(str(indexed.parent / "set.json"))
     assert build(reranker.runtime, reranker.stamp, source, "blip:set", folder / "index")
     return Service(reranker, ImageIndex.open(folder / "index"))
 
 
-def test_every_kind_of_request(deferred, service):
-    reranker, index = deferred.reranker, deferred.index
+def test_every_kind_of_request(encodes_captions, service):
+    reranker, index = encodes_captions.reranker, encodes_captions.index
     images = len(index)
     stored = np.asarray(unpack(index.tokens[np.arange(images)]), np.float32)
     expected = reranker.score_matrix(TEXTS, stored)
-    deferred.warm(ks=(images,))
+    encodes_captions.warm(ks=(images,))
     programs = (scoring.score, scoring.encode_captions, scoring.gather_captions)
     warm = [program._cache_size() for program in programs]
 
     for row, answer in zip(
-        expected, deferred.run([SearchJob(text, images) for text in TEXTS]), strict=True
+        expected, encodes_captions.run([SearchJob(text, images) for text in TEXTS]), strict=True
     ):
         np.testing.assert_allclose(answer.found.logits, row[answer.found.rows], atol=1e-5)
 
@@ -50,12 +54,12 @@ def test_every_kind_of_request(deferred, service):
     sent = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), np.uint8)
     fresh = reranker.score_matrix(TEXTS, reranker.runtime.encode_images(sent).tokens)
     jobs = [RerankJob(text, Images({0: 4, 2: 7}, {1: sent[0], 3: sent[1]})) for text in TEXTS]
-    for number, found in enumerate(deferred.run(jobs)):
+    for number, found in enumerate(encodes_captions.run(jobs)):
         wanted = [expected[number, 4], fresh[number, 0], expected[number, 7], fresh[number, 1]]
         np.testing.assert_allclose(found.logits, wanted, atol=1e-5)
         np.testing.assert_array_equal(found.combined, found.logits)
 
-    (answer,) = deferred.run([CaptionsJob(3, 5)])
+    (answer,) = encodes_captions.run([CaptionsJob(3, 5)])
     captions = [index.store.captions[row][1] for row in answer.found.rows]
     wanted = reranker.score_matrix(captions, stored[3:4])[:, 0]
     np.testing.assert_allclose(answer.found.logits, wanted, atol=1e-5)

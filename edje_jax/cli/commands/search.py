@@ -77,6 +77,7 @@ class Search(CacheOptions, RuntimeOptions):
         edje search photos.index --image dog.jpg --among images
         edje search coco.index --image dog.jpg
         edje search s3://bucket/photos.index "two dogs on a beach" --cache /fast/disk
+        edje search photos.index "two dogs on a beach" --then captioner.index --then-weight 0.5
     """
 
     index: tyro.conf.Positional[str]
@@ -109,6 +110,15 @@ class Search(CacheOptions, RuntimeOptions):
     """Write results as JSON and nothing else."""
     details: bool = False
     """Have each result of --json tell the first stage and the seconds of every part."""
+    then: str | None = None
+    """Index of a second model over the same images, which reranks the best candidates (default:
+    none)."""
+    then_k: int = 20
+    """Candidates that the model of --then reranks."""
+    then_weight: float = 1.0
+    """Weight of its scores beside the first model's, from 0 to 1; 1 leaves those aside."""
+    then_model: str | None = None
+    """Present path of the model of --then, if it was moved (default: where it was then)."""
     model: str | None = None
     """Present path of the index's model, if it was moved (default: where it was then)."""
     tokens_on: Literal["disk", "host", "device"] = "disk"
