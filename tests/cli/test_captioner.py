@@ -74,7 +74,7 @@ def test_tuning_tells_the_bytes_of_each_token_dtype(captioner, data, tmp_path):
 
 def test_the_card_calls_it_a_captioner(captioner):
     card = push(str(captioner), "me/mine", dry_run=str(captioner.parent / "card.md"))
-    assert "# A captioner that ranks" in card and "both directions" in card
+    assert "# A captioner that reranks" in card and "forward and backward" in card
     assert "EDJE reranker" not in card
 
 
