@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 
 from edje_jax.config.captioner import CaptionerConfig
 from edje_jax.config.model import EdjeConfig
-from edje_jax.runtimes.onnx_graph import MICROSOFT, Graph, Params
+from edje_jax.runtimes.onnx_graph import MICROSOFT, GraphWriter, Params
 
 LAST, BEFORE_FIRST = 2**31 - 1, -(2**31)
 """Ends of slices that go to the end of an axis, and backwards to its beginning."""
@@ -26,7 +26,7 @@ LAST, BEFORE_FIRST = 2**31 - 1, -(2**31)
 
 def text_graph(config: EdjeConfig, params: Params, is_int8: bool) -> onnx.ModelProto:
     """Graph of captions without an image: "ids" -> "text" [b]."""
-    graph = CaptionerGraph(config, params, is_int8)
+    graph = CaptionerGraphWriter(config, params, is_int8)
     rows = graph.op("Shape", "ids", start=0, end=1)
     shape = graph.op("Concat", rows, graph.ints(1, config.joint_encoder.hidden_size), axis=0)
     tokens = graph.op("Expand", graph.constant(params["no_image"]), shape)
@@ -37,7 +37,7 @@ def text_graph(config: EdjeConfig, params: Params, is_int8: bool) -> onnx.ModelP
 
 def pairs_graph(config: EdjeConfig, params: Params, is_int8: bool) -> onnx.ModelProto:
     """Graph of pairs: "ids", "tokens" and, for "pmi", "text" -> "logits" [b]."""
-    graph, width = CaptionerGraph(config, params, is_int8), config.joint_encoder.hidden_size
+    graph, width = CaptionerGraphWriter(config, params, is_int8), config.joint_encoder.hidden_size
     inputs = {
         "ids": (TensorProto.INT64, ["pairs", "length"]),
         "tokens": (TensorProto.FLOAT, ["pairs", config.num_tokens, width]),
@@ -56,7 +56,7 @@ def pairs_graph(config: EdjeConfig, params: Params, is_int8: bool) -> onnx.Model
 
 
 @dataclass
-class CaptionerGraph(Graph):
+class CaptionerGraphWriter(GraphWriter):
     """Graph of decoders under construction; `params` are those of `captioner`."""
 
     @property

@@ -43,7 +43,7 @@ Rows = tuple[int, int] | None
 
 def text_graph(config: EdjeConfig, params: Params, is_int8: bool) -> onnx.ModelProto:
     """Graph of captions up to where they meet images: "ids" -> "text" [b, 1 + t, d]."""
-    graph = Graph(config, params, is_int8)
+    graph = GraphWriter(config, params, is_int8)
     text = graph.embedded_text("ids")
     for number in range(config.joint_encoder.deferred_layers):
         text = graph.layer(number, text)
@@ -55,7 +55,7 @@ def text_graph(config: EdjeConfig, params: Params, is_int8: bool) -> onnx.ModelP
 def pairs_graph(config: EdjeConfig, params: Params, is_int8: bool) -> onnx.ModelProto:
     """Graph of pairs: "text", "tokens" and, of a model with a similarity prior, "similarities" ->
     "logits" [b]."""
-    joint, graph = config.joint_encoder, Graph(config, params, is_int8)
+    joint, graph = config.joint_encoder, GraphWriter(config, params, is_int8)
     vision = "tokens" if joint.deferred_layers else graph.embedded_vision("tokens", "text")
     cls = graph.op("Squeeze", graph.encoded(vision, "text"), graph.ints(1))
     if config.similarity_prior:
@@ -84,7 +84,7 @@ def quantise(
 
 
 @dataclass
-class Graph:
+class GraphWriter:
     """Graph under construction: methods add nodes, and return the names of their outputs."""
 
     config: EdjeConfig

@@ -56,7 +56,7 @@ def from_language_model(
         params: `embeddings`, `layers_i` and, if it has one, `masked_lm_head` of a joint encoder;
             further heads are left behind. Cross-attention is not among the result.
     """
-    flat: dict[str, np.ndarray] = {}
+    flat: dict[str, Any] = {}
     for path, leaf in flatten_dict(dict(params), sep="/").items():
         part, _, rest = str(path).partition("/")
         if part == "embeddings":

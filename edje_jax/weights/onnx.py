@@ -100,8 +100,8 @@ class OnlinePmi(nn.Module):
         caption: Tensor,
         tokens: Tensor,
     ) -> Tensor:
-        read = (x[caption] for x in (input_ids, attention_mask, without_image))
-        return self.model.score_read(*read, tokens)
+        ids, mask, alone = (x[caption] for x in (input_ids, attention_mask, without_image))
+        return self.model.score_read(ids, mask, alone, tokens)
 
 
 class Offline(nn.Module):

@@ -14,7 +14,7 @@ CAPTIONER = EdjeConfig(captioner=CaptionerConfig())
 @pytest.mark.parametrize("field", ["directions", "score", "cross_attention"])
 def test_an_unknown_value_is_told_with_those_there_are(field):
     with pytest.raises(ValueError, match=rf'captioner: {field} "sideways": \w+, \w+'):
-        CaptionerConfig(**{field: "sideways"})
+        CaptionerConfig(**{field: "sideways"})  # type: ignore[arg-type]
 
 
 def test_directions_name_the_decoders():

@@ -5,6 +5,7 @@ Covers models/decoder.py, models/pair_scorer.py and models/scorers.py.
 
 import functools
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import pytest
 from jaxtyping import Float, Int
 from scipy.special import erf, log_softmax, softmax
 
-from edje_jax.config.captioner import CaptionerConfig
+from edje_jax.config.captioner import CaptionerConfig, CaptionScore
 from edje_jax.config.model import (
     AdapterConfig,
     BackboneConfig,
@@ -62,8 +63,9 @@ def weights(config: EdjeConfig = SUM) -> dict:
 def text_ids(length: int = 16) -> np.ndarray:
     """Captions of different lengths, padded with 0."""
     ids = np.random.default_rng(1).integers(1, BERT.vocab_size, (4, 16))
-    ids = np.where(np.arange(16) < np.array(LENGTHS)[:, None], ids, 0)
-    return np.pad(ids, ((0, 0), (0, length - 16))).astype(np.int32)
+    out = np.zeros((4, length), np.int32)
+    out[:, :16] = np.where(np.arange(16) < np.array(LENGTHS)[:, None], ids, 0)
+    return out
 
 
 @functools.cache
@@ -72,7 +74,7 @@ def stored_tokens() -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def run(model: Captioner, method: str, params, *args):
+def run(model: Captioner, method: str, params, *args) -> Any:
     return model.apply({"params": params}, *args, method=method)
 
 
@@ -88,8 +90,9 @@ class SlowReader:
 
     def __init__(self, config: EdjeConfig, direction: str, image: Float[np.ndarray, "m d"]):
         tensors = to_theirs(edje.rules(config), weights(config))
-        self.tensors = {name: np.float64(value) for name, value in tensors.items()}
-        self.config, self.image, self.place = config.joint_encoder, np.float64(image), 0
+        self.tensors = {name: np.asarray(value, np.float64) for name, value in tensors.items()}
+        self.image = np.asarray(image, np.float64)
+        self.config, self.place = config.joint_encoder, 0
         self.prefix = f"{direction}_decoder.layer."
         self.kept = [([], []) for _ in range(self.config.num_hidden_layers)]
 
@@ -235,7 +238,11 @@ def test_the_scores_are_what_the_settings_say():
         run(Captioner(SUM), "log_probabilities", weights(), text_ids(), None).values
     )
     total, alone = values.sum(axis=(0, 2)), without.sum(axis=(0, 2))
-    expected = {"sum": total, "mean": total / (np.array(LENGTHS) - 1), "pmi": total - alone}
+    expected: dict[CaptionScore, np.ndarray] = {
+        "sum": total,
+        "mean": total / (np.array(LENGTHS) - 1),
+        "pmi": total - alone,
+    }
     for score, wanted in expected.items():
         config = replace(SUM, captioner=CaptionerConfig(score=score))
         ours = run(Captioner(config), "match", weights(), text_ids(), stored_tokens())
@@ -289,7 +296,7 @@ def test_dropout_is_drawn_anew_in_training_and_never_elsewhere():
     model = Captioner(SUM, dropout=0.5)
     ids, tokens = jnp.asarray(text_ids()), jnp.asarray(stored_tokens())
 
-    def match(seed: int, train: bool):
+    def match(seed: int, train: bool) -> Any:
         rngs = {"dropout": jax.random.key(seed)}
         return model.apply({"params": weights()}, ids, tokens, train, method="match", rngs=rngs)
 

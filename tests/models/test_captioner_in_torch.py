@@ -1,5 +1,7 @@
 """Decoders and finer grids beside PyTorch's and transformers' own layers."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -20,10 +22,9 @@ def test_layers_are_those_of_a_language_model_of_transformers_with_cross_attenti
     """Both directions, each as a `BertLMHeadModel` of the exported tensors."""
     kept = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
     kept += ("num_attention_heads", "max_position_embeddings", "layer_norm_eps", "pad_token_id")
-    shape = {name: getattr(BERT, name) for name in kept}
-    config = HubBertConfig(
-        **shape, is_decoder=True, add_cross_attention=True, attn_implementation="eager"
-    )
+    shape: dict[str, Any] = {name: getattr(BERT, name) for name in kept}
+    shape["attn_implementation"] = "eager"
+    config = HubBertConfig(**shape, is_decoder=True, add_cross_attention=True)
     tensors = to_theirs(edje.rules(SUM), weights())
     for number, direction in enumerate(("forward", "backward")):
         theirs = BertLMHeadModel(config).eval()

@@ -5,6 +5,7 @@ import functools
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,7 @@ from edje_jax.weights.folder import Model, load_model, save_model
 from edje_jax.weights.mapping import to_theirs
 from edje_jax.weights.published import save_published
 from edje_jax.weights.tensors import Safetensors
+from edje_jax.weights.torch import modeling_edje
 from edje_jax.weights.torch.modeling_edje import CaptionerModel, EdjeModel
 
 TINY = Path(__file__).parents[1] / "goldens" / "reference_tiny"
@@ -112,10 +114,11 @@ def test_a_folder_is_the_same_model_again(folder, tmp_path):
 def test_the_pytorch_module_gives_tokens_and_scores_of_jax(folder, pixels):
     tokens, scores = of_jax(folder, pixels)
     images = torch.from_numpy(np.moveaxis(pixels, -1, 1).copy())
-    for model in (
+    models: list[Any] = [
         EdjeModel.from_folder(folder),
         AutoModel.from_pretrained(folder, trust_remote_code=True).eval(),
-    ):
+    ]
+    for model in models:
         theirs, text = model.encode_image(images), model.tokenize(CAPTIONS)
         assert theirs.shape[1] == model.num_tokens
         scale = np.abs(tokens).max()
@@ -171,13 +174,11 @@ def test_gradients_of_the_captioning_loss_are_those_of_pytorch(variant):
     mask = (text != 0).long()
     tokens = theirs.vision_projection(torch.from_numpy(vision))
     count = mask[:, 1:].sum()
-    total = -sum(
-        theirs.log_probabilities(text, mask, seen).sum() / count
-        for seen in (tokens, theirs.no_image.expand(3, -1, -1))
-    )
+    without = theirs.log_probabilities(text, mask, theirs.no_image.expand(3, -1, -1))
+    total = -(theirs.log_probabilities(text, mask, tokens).sum() + without.sum()) / count
     total.backward()
     assert float(value) == pytest.approx(total.item(), rel=1e-6)
-    gradients = {name: p.grad for name, p in theirs.named_parameters()}
+    gradients: dict[str, Any] = {name: p.grad for name, p in theirs.named_parameters()}
     assert gradients.keys() == ours.keys()
     largest = max(np.abs(one).max() for one in ours.values())
     for name, one in gradients.items():
@@ -190,7 +191,7 @@ def torch_model(model: Model) -> CaptionerModel:
     config, captioner = model.config, model.config.captioner
     assert captioner is not None
     made = CaptionerModel(
-        CaptionerModel.config_class(
+        modeling_edje.EdjeConfig(
             adapter=dataclasses.asdict(config.adapter),
             joint_encoder=dataclasses.asdict(config.joint_encoder),
             vision_width=config.backbone.vision.hidden_size,
@@ -271,7 +272,7 @@ def test_decoders_begin_as_an_encoder():
         "pooler": {"kernel": np.zeros(1)},
     }
     found = from_language_model(trunk, CaptionerConfig())
-    flat = flatten_dict(found, sep="/")
+    flat: dict[str, Any] = dict(flatten_dict(found, sep="/"))
     assert set(flat) == {
         "captioner/embeddings/word/embedding",
         "captioner/forward/layers_0/query/kernel",

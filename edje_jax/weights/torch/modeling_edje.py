@@ -191,10 +191,10 @@ class Holder(nn.Module):
         return super().__getattr__(name)
 
 
-def layer_shape(joint: dict) -> tuple:
-    """Width, heads, inner width and activation of a layer."""
-    names = ("hidden_size", "num_attention_heads", "intermediate_size", "hidden_act")
-    return tuple(joint[name] for name in names)
+def layer_shape(joint: dict) -> tuple[int, int, int, str, float]:
+    """Width, heads, inner width, activation and epsilon of a layer."""
+    heads, inner = joint["num_attention_heads"], joint["intermediate_size"]
+    return joint["hidden_size"], heads, inner, joint["hidden_act"], joint["layer_norm_eps"]
 
 
 class BertLayer(nn.Module):
@@ -235,9 +235,9 @@ class BertLayer(nn.Module):
 class DecoderLayer(BertLayer):
     """norm(x + causal attention(x)), norm(x + attention(x, image)), then norm(x + mlp(x))."""
 
-    def __init__(self, shape: tuple, eps: float, projected: bool):
-        super().__init__(*shape, eps)
-        width = shape[0]
+    def __init__(self, joint: dict, projected: bool):
+        super().__init__(*layer_shape(joint))
+        width, eps = joint["hidden_size"], joint["layer_norm_eps"]
         names = ("query", "key", "value") if projected else ("query",)
         self.crossattention = Holder(
             self=Holder(**{name: nn.Linear(width, width) for name in names}),
@@ -262,7 +262,7 @@ class Bert(nn.Module):
             token_type_embeddings=nn.Embedding(config["type_vocab_size"], width),
             LayerNorm=nn.LayerNorm(width, eps=eps),
         )
-        layers = [BertLayer(*layer_shape(config), eps) for _ in range(config["num_hidden_layers"])]
+        layers = [BertLayer(*layer_shape(config)) for _ in range(config["num_hidden_layers"])]
         self.encoder = Holder(layer=nn.ModuleList(layers))
 
     def embed(self, content: Tensor, positions: Tensor, segments: Tensor) -> Tensor:
@@ -329,7 +329,8 @@ class EdjeModel(PreTrainedModel):
     def __new__(cls, config: EdjeConfig | None = None, *args, **options):
         """A `CaptionerModel` where the config says so: the Auto classes know one class of all
         configs of this file."""
-        return super().__new__(CaptionerModel if config and config.captioner else cls)
+        kind: Any = CaptionerModel if config and config.captioner else cls
+        return super().__new__(kind)
 
     def __init__(self, config: EdjeConfig):
         super().__init__(config)
@@ -756,15 +757,14 @@ class CaptionerModel(EdjeModel):
 
     def _make_scorer(self, config: EdjeConfig) -> None:
         """Decoders, and the embeddings and output layer that they share."""
-        joint, settings = config.joint_encoder, config.captioner
+        joint, settings = config.joint_encoder, config.captioner or {}
         self.reads = READS[_known(settings, "directions", READS)]
         self.scored_by = _known(settings, "score", ("sum", "mean", "pmi"))
         keys = _known(settings, "cross_attention", ("projected", "stored"))
         self.language_model = make_language_model({**joint, "num_hidden_layers": 0})
         for name in self.reads:
             layers = [
-                DecoderLayer(layer_shape(joint), joint["layer_norm_eps"], keys == "projected")
-                for _ in range(joint["num_hidden_layers"])
+                DecoderLayer(joint, keys == "projected") for _ in range(joint["num_hidden_layers"])
             ]
             self.add_module(f"{name}_decoder", Holder(layer=nn.ModuleList(layers)))
         self.no_image = nn.Parameter(torch.zeros(1, 1, joint["hidden_size"]))
@@ -833,7 +833,7 @@ def _known(settings: dict, name: str, choices: Any) -> str:
     Raises:
         ValueError: this version does not know its value.
     """
-    if (value := settings.get(name)) not in choices:
+    if (value := str(settings.get(name))) not in choices:
         raise ValueError(f'config.json: captioner: {name} "{value}": {", ".join(choices)}')
     return value
 
