@@ -324,7 +324,7 @@ def test_folder_mistakes_are_named(tmp_path):
     write(tmp_path / "notes.txt", "x")
     with pytest.raises(ValueError, match=r"no image in it or below \(1 passed over: 1 \.txt"):
         Folder(tmp_path)
-    with pytest.raises(NotADirectoryError, match=r"notes\.txt: a file; folder: takes a folder"):
+    with pytest.raises(NotADirectoryError, match=r"notes\.txt: a file; give a folder of images"):
         Folder(tmp_path / "notes.txt")
 
 
