@@ -3,14 +3,14 @@
 A file is read twice. The first pass decodes nothing and notes when each frame is shown, so that
 frames are chosen by time whatever the frame rate, and a file that is cut short shows how much of it
 is there. The second pass seeks to the keyframe before each chosen frame and decodes from there.
-Memory holds one frame as it is shot, and 16 bytes for every frame of the video.
+Memory holds one frame as it is shot, and a few bytes for every frame of the video.
 """
 
 import io
 import logging
 import os
 from array import array
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -237,7 +237,7 @@ def _decoded(
         key, target = keys[max(np.searchsorted(keys[:, 0], time, side="right") - 1, 0)].tolist()
         if last is None or key > last:
             container.seek(target, stream=stream)
-            frames = _frames_from_here(av, container, stream)
+            frames = _frames_from_here(av, container, stream, set(wanted.tolist()))
         elif last >= time:  # Shown already, in the place of a damaged one
             continue
         for frame in frames:
@@ -248,10 +248,14 @@ def _decoded(
                 break
 
 
-def _frames_from_here(av: Any, container: Any, stream: Any) -> Iterator[Any]:
-    """All frames from where a container stands, but for those that are damaged."""
+def _frames_from_here(
+    av: Any, container: Any, stream: Any, wanted: Collection[int]
+) -> Iterator[Any]:
+    """Frames from where a container stands, but for damaged ones and those that are neither wanted
+    nor needed to decode others."""
     try:
         for packet in container.demux(stream):
+            stream.codec_context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
             try:
                 yield from packet.decode()
             except av.FFmpegError as error:

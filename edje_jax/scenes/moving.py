@@ -65,7 +65,7 @@ class Event:
 
 
 @dataclass(frozen=True)
-class Clip:
+class MovingClip:
     """Pair of events in one of the `ORDERS`."""
 
     events: tuple[Event, Event]
@@ -135,19 +135,19 @@ class MovingShapes(Grouped):
         """Frame in the middle of the first event, RGB."""
         return next(self.frames(index, FrameSampling(1)))
 
-    def clip(self, index: int) -> tuple[Clip, int]:
+    def clip(self, index: int) -> tuple[MovingClip, int]:
         """(clip of a record, number of its drawing, which the clips of a group share)."""
         start, member, size = self._group(index)
         if self.split == "train":
             rng = generator(self.seed, self.split, 0, start)
             if rng.random() < 0.25:
                 rng = generator(self.seed, self.split, 1, index)
-                return Clip(random_events(rng), ORDERS[rng.integers(len(ORDERS))]), index
+                return MovingClip(random_events(rng), ORDERS[rng.integers(len(ORDERS))]), index
             events = random_events(rng)
         else:
             events = self._events[start]
         rng = generator(self.seed, self.split, 1, start)
-        return Clip(events, ORDERS[rng.permutation(len(ORDERS))[:size][member]]), start
+        return MovingClip(events, ORDERS[rng.permutation(len(ORDERS))[:size][member]]), start
 
     @cached_property
     def _events(self) -> dict[int, tuple[Event, Event]]:

@@ -4,6 +4,7 @@ Covers config/frames.py.
 """
 
 import os
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from edje_jax.config.model import ImageRecipe
 from edje_jax.data import frames as frames_module
 from edje_jax.data.frames import decode_frames, middle_frame, read_frames
 from edje_jax.data.images import BadImage, resize
-from tests.videos import number_of, set_display_matrix, write_video
+from tests.videos import grey, number_of, set_display_matrix, write_video
 
 RECIPE = ImageRecipe(size=16)
 KINDS = [
@@ -52,7 +53,8 @@ def test_frames_are_those_of_a_plain_loop_in_every_container(tmp_path, ending, c
     assert len(plain) == 20
     found = [np.asarray(frame) for frame in read_frames(path, FrameSampling(20))]
     np.testing.assert_array_equal(found, plain)
-    assert numbers(path, 4) == [2, 7, 12, 17]
+    few = [np.asarray(frame) for frame in read_frames(path, FrameSampling(4))]
+    np.testing.assert_array_equal(few, [plain[number] for number in (2, 7, 12, 17)])
     assert numbers(path.read_bytes(), 4) == [2, 7, 12, 17]
     assert number_of(middle_frame(path)) == 10
 
@@ -158,6 +160,25 @@ def test_4k_frames_are_read_one_at_a_time(tmp_path):
     ]
     frames = read_frames(path, FrameSampling(4))
     assert next(frames).size == (3840, 2160)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells the memory that is held")
+def test_one_frame_is_held_at_a_time(tmp_path):
+    """As bytes, all frames of the video would be 276 MB, and a tenth of them 27 MB."""
+    images = [grey(i, (640, 480)) for i in range(3)] * 100
+    path = write_video(tmp_path / "long.mkv", frames=images, rate=25)
+    middle_frame(path)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident_peak()
+    assert sum(1 for _ in read_frames(path, FrameSampling(300))) == 300
+    assert resident_peak() - before < 60e6
+    assert decode_frames(path, FrameSampling(30), RECIPE).nbytes == 30 * 16 * 16 * 3
+    assert resident_peak() - before < 60e6
+
+
+def resident_peak() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
 
 
 def test_sound_is_not_needed_and_may_outlast_the_frames(tmp_path):

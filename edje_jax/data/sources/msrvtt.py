@@ -9,7 +9,6 @@ of 9,000 and 7,000 videos that go with it, names a split of the JSON beside it.
 """
 
 import csv
-import difflib
 import io
 import os
 from collections import Counter, defaultdict
@@ -54,10 +53,14 @@ def _is_annotations(value: Any) -> bool:
 
 
 def _of_split(file: str, value: dict[str, Any], split: str) -> list[VideoEntry]:
-    captions: dict[Any, list[Any]] = defaultdict(list)
-    for sentence in value["sentences"]:
-        if isinstance(sentence, dict) and isinstance(name := sentence.get("video_id"), str):
+    captions: dict[str, list[Any]] = defaultdict(list)
+    lost = []
+    for number, sentence in enumerate(value["sentences"]):
+        name = sentence.get("video_id") if isinstance(sentence, dict) else None
+        if isinstance(name, str):
             captions[name].append(sentence.get("caption"))
+        else:
+            lost.append(VideoEntry(f"{file}: sentence {number}", name, ()))
     videos = [
         (f"{file}: video {number}", video if isinstance(video, dict) else {})
         for number, video in enumerate(value["videos"])
@@ -65,17 +68,15 @@ def _of_split(file: str, value: dict[str, Any], split: str) -> list[VideoEntry]:
     if split.lower().endswith(".csv"):
         rows = _rows(os.path.join(os.path.dirname(file), split))
         listed = {row["video_id"] for _, row in rows}
-        chosen = [(where, video) for where, video in videos if video.get("video_id") in listed]
+        chosen = [(where, video) for where, video in videos if str(video.get("video_id")) in listed]
     else:
         chosen = [(where, video) for where, video in videos if video.get("split") == split]
     if not chosen:
         there = Counter(str(video.get("split")) for _, video in videos)
-        near = difflib.get_close_matches(split, there, n=1)
-        guess = f'did you mean "#{near[0]}"? ' if near else ""
         told = ", ".join(f"{name} ({count:,})" for name, count in there.items())
         raise ValueError(
-            f'{file}: no video of split "{split}"; {guess}There are {printable(told) or "none"},'
-            " and CSV files beside it"
+            f'{file}: no video of split "{split}"; there are {printable(told) or "none"}, and'
+            " any CSV beside it that lists videos"
         )
     return [
         VideoEntry(
@@ -85,7 +86,7 @@ def _of_split(file: str, value: dict[str, Any], split: str) -> list[VideoEntry]:
             scalars(video, ("video_id", "id")),
         )
         for where, video in chosen
-    ]
+    ] + lost
 
 
 def _captioned_rows(file: str) -> Iterator[VideoEntry]:
