@@ -6,16 +6,18 @@ Synthetic H.264 videos of 640 x 360 pixels and 25 frames a second are written, w
 250 frames as x264 has it, and a tenth as many that are ten times as long. Each side then reads
 --frames frames of every video, uniformly, resized to 224 px by Pillow, files in the page cache. A
 plain loop decodes all frames up to the last one that is wanted and keeps those, in one thread or in
-FFmpeg's own. Sides take turns. Memory is the most that the process holds while it reads a video,
-less than what it held before it read any; this is measured first (Linux).
+FFmpeg's own. Sides take turns. Memory is the most that a new process holds while it reads a video,
+more than after it has read one of a second (Linux).
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import statistics
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import av
@@ -54,8 +56,11 @@ def main() -> None:
             seconds: write_videos(Path(temporary) / f"{seconds}", count, seconds)
             for seconds, count in lengths.items()
         }
-        tiny = write_videos(Path(temporary) / "tiny", 1, 1)
-        memory = peaks(tiny, folders, sampling)
+        (tiny,) = write_videos(Path(temporary) / "tiny", 1, 1).iterdir()
+        memory = {
+            f"{seconds} s": memory_of(tiny, min(folder.iterdir()), sampling)
+            for seconds, folder in folders.items()
+        }
         rates = {
             f"{seconds} s": {
                 name: rate(lengths[seconds] * options.frames, taken)
@@ -140,23 +145,21 @@ def plain(path: Path, wanted: int, threads: str) -> np.ndarray:
     return np.stack(kept)
 
 
-def peaks(
-    tiny: Path, folders: dict[int, Path], sampling: FrameSampling
-) -> dict[str, dict[str, int]]:
-    """{length: bytes of a video's file, and those that are held to read it}."""
-    (path,) = tiny.iterdir()
-    decode_frames(path, sampling, RECIPE)  # Libraries are loaded
+def memory_of(tiny: Path, path: Path, sampling: FrameSampling) -> dict[str, int]:
+    """Bytes of a video's file, and those that a new process holds to read it."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawn) as process:
+        held = process.submit(bytes_held, tiny, path, sampling).result()
+    return {"bytes of the file": path.stat().st_size, "bytes held": held}
+
+
+def bytes_held(tiny: Path, path: Path, sampling: FrameSampling) -> int:
+    """Most bytes that this process holds while it reads a video more than after a tiny one."""
+    decode_frames(tiny, sampling, RECIPE)  # Libraries are loaded
     forget_peak()
-    before, found = resident_peak(), {}
-    for seconds, folder in folders.items():
-        path = min(folder.iterdir())
-        forget_peak()
-        decode_frames(path, sampling, RECIPE)
-        found[f"{seconds} s"] = {
-            "bytes of the file": path.stat().st_size,
-            "bytes held": resident_peak() - before,
-        }
-    return found
+    before = resident_peak()
+    decode_frames(path, sampling, RECIPE)
+    return resident_peak() - before
 
 
 def rate(count: int, seconds: list[float]) -> dict[str, float]:

@@ -180,11 +180,11 @@ def read_frames(
 ) -> Iterator[FrameBatch]:
     """Resized frames of the items of a source, batch by batch, in order; see `read_batches`.
 
-    Threads read no more frames ahead than `read_images` does images, and one record each at least.
+    A thread reads one record after the other, as a video takes long, and `PIECES_AHEAD` are read
+    before they are asked for.
     """
     read = partial(record_frames, source, sampling=sampling, recipe=recipe)
-    piece = max(PIECE // sampling.frames, 1)
-    for batch in read_batches(read, batches, workers, piece):
+    for batch in read_batches(read, batches, workers, piece=1):
         shape = (len(batch.records), sampling.frames, recipe.size, recipe.size, 3)
         frames, present = np.zeros(shape, np.uint8), np.zeros(shape[:2], bool)
         for row, found in enumerate(batch.values):
