@@ -34,7 +34,7 @@ ENOUGH = 0.5
 """Share of a video that has to be there: of the seconds that the file says it has, and of the
 frames that are wanted of it."""
 
-_FORMATS = "3gp,asf,avi,flv,gif,matroska,mov,mp4,mpeg,mpegts,ogg,webm"
+_FORMATS = "3gp,asf,avi,flv,matroska,mov,mp4,mpeg,mpegts,ogg,webm"
 """FFmpeg's names of the containers that are opened. Playlists, which make it open other files and
 addresses, are none."""
 _TURNS = {
@@ -83,7 +83,7 @@ def read_frames(video: VideoLike, sampling: FrameSampling, name: str = "") -> It
     name = name or ("video in memory" if isinstance(video, bytes) else os.fspath(video))
     try:
         with _open(av, video) as container:
-            stream = _video_stream(container)
+            stream = _video_stream(av, container)
             timeline = _timeline(av, container, stream)
             wanted = _choose(timeline, sampling)
             count = 0
@@ -147,13 +147,12 @@ def _open(av: Any, video: VideoLike) -> Any:
     return av.open(f"file:{path}", container_options=options)
 
 
-def _video_stream(container: Any) -> Any:
+def _video_stream(av: Any, container: Any) -> Any:
     """The first stream of moving images; covers of music are none."""
-    covers = container.streams.video and type(container.streams.video[0].disposition).attached_pic
-    streams = [one for one in container.streams.video if not one.disposition & covers]
-    if not streams:
+    cover = av.stream.Disposition.attached_pic
+    stream = next((one for one in container.streams.video if not one.disposition & cover), None)
+    if stream is None:
         raise BadImage("no video in it")
-    (stream, *_) = streams
     if stream.width * stream.height > MAX_PIXELS:
         told = f"{stream.width} x {stream.height} pixels, more than {MAX_PIXELS:,}"
         raise BadImage(f"{told}; make it smaller")
@@ -279,5 +278,5 @@ def _reason(av: Any, error: Exception, name: str) -> str:
     if isinstance(error, EOFError):
         return "no frame in it"
     if isinstance(error, av.FFmpegError) and not isinstance(error, OSError):
-        return f"broken, truncated or no video ({error.strerror})"
+        return f"broken, truncated or no video ({error.strerror})"  # type: ignore[attr-defined]
     return reason_of(error, name)

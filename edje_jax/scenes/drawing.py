@@ -36,7 +36,8 @@ def render(scene: Scene, side: int, rng: np.random.Generator) -> tuple[np.ndarra
 
 def new_canvas(side: int, shade: int) -> Image.Image:
     """Grey canvas for an image of side x side, larger, so that edges become smooth."""
-    return Image.new("RGB", (side * _SUPERSAMPLE,) * 2, (shade,) * 3)
+    fine = side * _SUPERSAMPLE
+    return Image.new("RGB", (fine, fine), (shade, shade, shade))
 
 
 def paint(

@@ -25,7 +25,7 @@ from edje_jax.scenes.shapes import Grouped, generator
 
 SECONDS = 4.0
 """Length that a clip counts as, where frames are read by their rate."""
-ORDERS = tuple(product((False, True), repeat=3))
+ORDERS = tuple((a, b, c) for a, b, c in product((False, True), repeat=3))
 """Whether two events change places, and whether each of them runs backwards."""
 KINDS = ("across", "along", "behind", "presence", "colour")
 """Kinds of events: along the rows, along the columns, behind another object, and so on."""
@@ -221,4 +221,5 @@ def _paint_event(
             (colour,) = event.other
     paint(canvas, event.shape, colour, np.array([x, y]), _RADIUS * scale)
     if event.kind == "behind":
-        paint(canvas, *event.other, np.array([0.5, y]), _COVER * scale)
+        shape, colour = event.other
+        paint(canvas, shape, colour, np.array([0.5, y]), _COVER * scale)

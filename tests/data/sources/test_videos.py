@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import logging
+import sys
 import tarfile
 from pathlib import Path
 
@@ -76,6 +77,15 @@ def test_a_folder_of_videos(folder, tmp_path, caplog):
         source.frames(3, FOUR)
     with pytest.raises(ValueError, match=r"no video in it or below$"):
         open_source(f"video:{tmp_path}")
+
+
+def test_without_pyav_a_set_says_what_to_install(folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    list_of_one = write(tmp_path / "a.json", [{"video": "video0.mp4", "caption": "x"}])
+    for spec in (f"video:{folder}", f"blip:{list_of_one}", f"didemo:{list_of_one}"):
+        with pytest.raises(ImportError, match=r"pip install 'edje-jax\[video\]'"):
+            open_source(spec)
+    assert open_source("moving-shapes:val").is_video(0)
 
 
 def test_bad_videos_of_a_folder_are_bad_records(tmp_path):
