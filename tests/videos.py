@@ -13,6 +13,10 @@ from PIL import Image
 STEP = 6
 """Grey levels between a frame and the next: lossy codecs keep flat grey nearly exactly."""
 
+GOP = 5
+"""Frames from a keyframe to the next."""
+TITLE = "Videotitle"
+
 
 def grey(number: int, size: tuple[int, int]) -> np.ndarray:
     """Frame `number`, at most 39, uint8 [height, width, 3]."""
@@ -31,7 +35,6 @@ def write_video(
     size: tuple[int, int] = (64, 48),
     rate: int = 10,
     times: Sequence[int] | None = None,
-    gop: int = 5,
     sound: bool = False,
     front: bool = False,
 ) -> Path:
@@ -39,7 +42,6 @@ def write_video(
 
     Args:
         times: milliseconds at which each frame is shown; None for `rate` frames a second.
-        gop: frames from a keyframe to the next.
         sound: whether there is silence, a second longer than the frames.
         front: whether the table of an .mp4 stands first, where a truncated file keeps it.
     """
@@ -47,10 +49,11 @@ def write_video(
     options = {"movflags": "faststart"} if front else {}
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(os.fspath(path), "w", options=options) as container:
+        container.metadata["title"] = TITLE
         stream = container.add_stream(codec, rate=rate)
         stream.width, stream.height = images[0].shape[1::-1]
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
-        stream.codec_context.gop_size = gop
+        stream.codec_context.gop_size = GOP
         if codec.startswith("libvpx"):
             stream.options = {"deadline": "realtime", "cpu-used": "8"}
         if times:

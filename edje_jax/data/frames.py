@@ -135,16 +135,18 @@ def record_frames(
 
 def _open(av: Any, video: VideoLike) -> Any:
     """Open a video; FFmpeg gets a plain file or bytes, so that no name is taken for an address."""
-    options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
+    allowed = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
+    # Titles and the like may be in any encoding.
+    options: Any = {"container_options": allowed, "metadata_errors": "replace"}
     if isinstance(video, bytes):
         if not video:
             raise BadImage("the file is empty")
-        return av.open(io.BytesIO(video), container_options=options)
+        return av.open(io.BytesIO(video), **options)
     path = os.path.abspath(os.path.expanduser(video))
     with open(path, "rb") as file:
         if not file.read(1):
             raise BadImage("the file is empty")
-    return av.open(f"file:{path}", container_options=options)
+    return av.open(f"file:{path}", **options)
 
 
 def _video_stream(av: Any, container: Any) -> Any:
@@ -153,6 +155,8 @@ def _video_stream(av: Any, container: Any) -> Any:
     stream = next((one for one in container.streams.video if not one.disposition & cover), None)
     if stream is None:
         raise BadImage("no video in it")
+    if stream.codec_context is None:
+        raise BadImage("coded in a way that the installed FFmpeg does not know")
     if stream.width * stream.height > MAX_PIXELS:
         told = f"{stream.width} x {stream.height} pixels, more than {MAX_PIXELS:,}"
         raise BadImage(f"{told}; make it smaller")

@@ -17,7 +17,7 @@ from edje_jax.config.model import ImageRecipe
 from edje_jax.data import frames as frames_module
 from edje_jax.data.frames import decode_frames, middle_frame, read_frames
 from edje_jax.data.images import BadImage, resize
-from tests.videos import grey, number_of, set_display_matrix, write_video
+from tests.videos import TITLE, grey, number_of, set_display_matrix, write_video
 
 RECIPE = ImageRecipe(size=16)
 KINDS = [
@@ -250,6 +250,15 @@ def test_sound_alone_is_no_video(tmp_path):
         container.mux(stream.encode())
     with pytest.raises(BadImage, match=r"song\.mp4: no video in it"):
         middle_frame(path)
+
+
+def test_an_unknown_codec_is_named_and_a_title_in_another_encoding_does_no_harm(tmp_path):
+    data = write_video(tmp_path / "video.mp4", "libx264").read_bytes()
+    assert b"avc1" in data and data.count(TITLE.encode()) == 1
+    titled = data.replace(TITLE.encode(), TITLE.encode().replace(b"o", b"\xf6"))
+    assert numbers(titled, 4) == [2, 7, 12, 17]
+    with pytest.raises(BadImage, match="coded in a way that the installed FFmpeg does not know"):
+        numbers(data.replace(b"avc1", b"zzzz"), 4)
 
 
 PLAYLIST = b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nother.mp4\n#EXT-X-ENDLIST\n"

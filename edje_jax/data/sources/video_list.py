@@ -34,10 +34,10 @@ class VideoList(VideoFiles, Captioned):
     """Videos that an annotation file names by ids, in its order; entries of one id are one video.
 
     A video's file is the one in `image_root` or below (by default the folder of the annotation
-    file) whose name is the id, with or without a video's ending; of several the first by path. The
-    log counts and names the ids that have none: reading such a video raises `BadImage`. A file may
-    have another ending than the id, as after converting. An entry
-    without an id is left out (`bad`), a caption that is no text is dropped (`caption_faults`).
+    file) whose name is the id, with or without a video's ending; of several the first by path. It
+    may have another ending than the id, as after converting. The log counts and names the ids that
+    have none: reading such a video raises `BadImage`. An entry without an id is left out (`bad`), a
+    caption that is no text is dropped (`caption_faults`).
 
     Raises:
         FileNotFoundError, NotADirectoryError: `image_root` is no folder.
@@ -86,8 +86,8 @@ def _paths(file: str, root: str, ids: Sequence[str]) -> list[str]:
     by_name: dict[str, str] = {}
     for path in files_below(root, "video", why_no_video, PassedOver()):
         name = os.path.basename(path)
-        by_name.setdefault(name, path)
-        by_name.setdefault(_stem(name), path)
+        for key in (name, _stem(name), path, _stem(path)):
+            by_name.setdefault(key, path)
     found = [by_name.get(name) or by_name.get(_stem(name)) for name in ids]
     lost = [name for name, path in zip(ids, found, strict=True) if path is None]
     if lost:

@@ -115,9 +115,7 @@ def test_blip_lists_videos_and_images(folder, tmp_path):
         record_frames(source, 2, FOUR, RECIPE)
     (bad,) = source.bad
     assert bad.where.endswith("all.json: entry 3") and '"video" is a number' in bad.reason
-    for line in ("blip", entries[0]):
-        path = write(tmp_path / "line.jsonl", line if line != "blip" else json.dumps(entries[0]))
-    assert len(open_source(f"blip:{path}")) == 1
+    assert len(open_source(f"blip:{write(tmp_path / 'line.jsonl', entries[0])}")) == 1
 
 
 def test_items_of_any_source_are_frames(folder, tmp_path):
@@ -247,14 +245,16 @@ def test_activitynet_joins_the_sentences_of_a_video(folder, tmp_path):
     value = {
         "video1": {"duration": 2.0, "timestamps": [[0, 1], [1, 2]],
                    "sentences": ["A woman sits.", " She gets up."]},
+        "sub/video1": {"sentences": ["An id may have a folder."]},
         "v_gone": {"duration": 9.5, "sentences": []},
     }  # fmt: skip
     file = write(tmp_path / "val_1.json", value)
     source = open_captioned(f"activitynet:{file}", str(folder))
-    assert ids(source) == ["video1", "v_gone"]
+    assert ids(source) == ["video1", "sub/video1", "v_gone"]
+    assert source.path(0) == source.path(1)
     assert source.captions(0) == ("A woman sits. She gets up.",)
     assert source.metadata(0) == {"duration": 2.0} and numbers(source, 0) == [2, 7, 12, 17]
-    assert "v_gone: has no caption" in source.caption_faults(1)
+    assert "v_gone: has no caption" in source.caption_faults(2)
 
 
 @pytest.mark.parametrize("kind", ["msrvtt", "vatex", "didemo", "activitynet"])
