@@ -1,11 +1,13 @@
 """Types that data and models share: the source protocol and the batch structs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 from PIL import Image
+
+from edje_jax.config.frames import FrameSampling
 
 ArrayT = TypeVar("ArrayT", Array, np.ndarray)
 """A function of arrays that answers in kind: NumPy to NumPy, JAX to JAX."""
@@ -59,6 +61,29 @@ class Checked(Protocol):
 
     def caption_faults(self, index: int) -> str:
         """Faults of the captions that `captions` leaves out of an image; "" if there are none."""
+        ...
+
+
+@runtime_checkable
+class HasVideos(Protocol):
+    """A source whose items may be videos; an item of any other source is one frame, its image.
+
+    `image` of a video is the frame in its middle, and `path` and `encoded`, where a source has
+    them, are of the video's file.
+    """
+
+    def is_video(self, index: int) -> bool:
+        """Whether an item is a video, and not an image."""
+        ...
+
+    def frames(self, index: int, sampling: FrameSampling) -> Iterator[Image.Image]:
+        """Frames of a video in the order in which they are shown, upright and RGB.
+
+        There are at least one and at most `sampling.frames`; each is decoded when it is asked for.
+
+        Raises:
+            BadImage: the video cannot be read; also after some frames.
+        """
         ...
 
 

@@ -1,8 +1,8 @@
 """The one reader of images in order: decoded ahead, in threads or in worker processes.
 
-`read_images` gives pixels, batch by batch; `read_batches` gives whatever a function makes of each
-record (a size, a hash, pixels with a thumbnail); `in_order` is the pool of threads below both.
-Each holds a bounded number of images, and may begin at any batch.
+`read_images` gives pixels, batch by batch, and `read_frames` those of videos; `read_batches` gives
+whatever a function makes of each record (a size, a hash, pixels with a thumbnail); `in_order` is
+the pool of threads below all. Each holds a bounded number of images, and may begin at any batch.
 """
 
 import os
@@ -16,10 +16,12 @@ from itertools import chain, islice
 from typing import Generic, TypeVar
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Bool, Int, UInt8
 
+from edje_jax.config.frames import FrameSampling
 from edje_jax.config.model import ImageRecipe
 from edje_jax.data.bad_records import BadRecords, caption_faults
+from edje_jax.data.frames import record_frames
 from edje_jax.data.images import BadImage, record_pixels
 from edje_jax.data.prefetch import prefetch
 from edje_jax.types import Source
@@ -47,6 +49,19 @@ class ReadBatch(Generic[Value]):
 
     records: list[int]
     values: list[Value]
+    bad: dict[int, str]
+    """{record that could not be read: reason}."""
+
+
+@dataclass(frozen=True)
+class FrameBatch:
+    """Resized frames of a batch of records, those that could be read."""
+
+    records: list[int]
+    frames: UInt8[np.ndarray, "n f s s 3"]
+    """Frames in the order in which they are shown, then black where a record has no more."""
+    present: Bool[np.ndarray, "n f"]
+    """Whether there is such a frame; each record has one at least."""
     bad: dict[int, str]
     """{record that could not be read: reason}."""
 
@@ -91,7 +106,7 @@ def or_bad(read: Callable[[Key], Value], key: Key) -> Value | BadImage:
 
 
 def read_batches(
-    read: Callable[[int], Value], batches: Sequence[Records], workers: int = 0
+    read: Callable[[int], Value], batches: Sequence[Records], workers: int = 0, piece: int = PIECE
 ) -> Generator[ReadBatch[Value], None, None]:
     """`read` of each record, batch by batch, in order.
 
@@ -100,12 +115,13 @@ def read_batches(
         batches: the records of each batch. A reader that starts later, or reads a part of the
             work, is given fewer.
         workers: processes to read in, a batch at a time; 0 reads in threads of this one.
+        piece: records that a thread reads one after the other.
     """
     if workers:
         yield from prefetch(_Batches(read, batches), 0, workers)
         return
     records = (record for batch in batches for record in map(int, batch))
-    pieces = iter(lambda: list(islice(records, PIECE)), [])
+    pieces = iter(lambda: list(islice(records, piece)), [])
     with closing(in_order(partial(_read_piece, read), pieces, PIECES_AHEAD)) as read_pieces:
         found = chain.from_iterable(read_pieces)
         for batch in batches:
@@ -153,6 +169,27 @@ def read_images(
     read = partial(record_pixels, source, recipe=recipe)
     for batch in read_batches(read, batches, workers):
         yield ImageBatch(batch.records, stack_images(batch.values, recipe), batch.bad)
+
+
+def read_frames(
+    source: Source,
+    sampling: FrameSampling,
+    recipe: ImageRecipe,
+    batches: Sequence[Records],
+    workers: int = 0,
+) -> Iterator[FrameBatch]:
+    """Resized frames of the items of a source, batch by batch, in order; see `read_batches`.
+
+    A thread reads one record after the other, as a video takes long, and `PIECES_AHEAD` are read
+    before they are asked for.
+    """
+    read = partial(record_frames, source, sampling=sampling, recipe=recipe)
+    for batch in read_batches(read, batches, workers, piece=1):
+        shape = (len(batch.records), sampling.frames, recipe.size, recipe.size, 3)
+        frames, present = np.zeros(shape, np.uint8), np.zeros(shape[:2], bool)
+        for row, found in enumerate(batch.values):
+            frames[row, : len(found)], present[row, : len(found)] = found, True
+        yield FrameBatch(batch.records, frames, present, batch.bad)
 
 
 def read_gallery(

@@ -7,17 +7,19 @@ The recipe is the backbone's own `preprocessor_config.json`; its pixels equal th
 import io
 import logging
 import os
+from collections.abc import Iterator
 from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from edje_jax.config.frames import FrameSampling
 from edje_jax.config.model import ImageRecipe
 from edje_jax.data import png
 from edje_jax.data.colours import to_rgb
 from edje_jax.data.decoders import open_image
-from edje_jax.types import ArrayT, HasFiles, Source
+from edje_jax.types import ArrayT, HasFiles, HasVideos, Source
 
 MAX_PIXELS = 178_956_970
 """Images of more are refused as decompression bombs: Pillow's own limit, but not switched off
@@ -71,7 +73,7 @@ def load_image(
             return _decode_stream(stream, recipe, max_pixels)
     # Decoders of broken files raise nearly anything: struct.error, SyntaxError, EOFError, KeyError.
     except Exception as error:
-        raise BadImage(f"{name}: {_reason(error, name)}") from error
+        raise BadImage(f"{name}: {reason_of(error, name)}") from error
 
 
 def read_file(path: str) -> bytes:
@@ -84,7 +86,7 @@ def read_file(path: str) -> bytes:
         with _stream(path) as stream:
             return stream.read()
     except OSError as error:
-        raise BadImage(f"{path}: {_reason(error, path)}") from error
+        raise BadImage(f"{path}: {reason_of(error, path)}") from error
 
 
 def decode(data: bytes, name: str, recipe: ImageRecipe | None = None) -> Image.Image:
@@ -166,7 +168,8 @@ def _upright(image: Image.Image) -> Image.Image:
         return image.copy()
 
 
-def _reason(error: Exception, name: str) -> str:
+def reason_of(error: Exception, name: str) -> str:
+    """Reason why a file called `name` cannot be read, for a message."""
     match error:
         case BadImage():
             return str(error)
@@ -174,7 +177,7 @@ def _reason(error: Exception, name: str) -> str:
             hint = "; a URL is not fetched: download it first" if "://" in name else ""
             return f"no such file{hint}"
         case IsADirectoryError():
-            return "a folder, not an image"
+            return "a folder, not a file"
         case PermissionError():
             return "permission denied"
         case UnidentifiedImageError():
@@ -244,13 +247,35 @@ def normalise(
     return (images.astype(np.float32) / 255 - mean) / std
 
 
-def file_bytes(source: Source, index: int) -> bytes:
-    """The file that a source keeps, else a PNG of the image.
+def is_video(source: Source, index: int) -> bool:
+    """Whether an item of a source is a video; its image is then the frame in the middle."""
+    return isinstance(source, HasVideos) and source.is_video(index)
+
+
+def frames_of(
+    source: Source, index: int, sampling: FrameSampling, recipe: ImageRecipe | None = None
+) -> Iterator[Image.Image]:
+    """Frames of an item, upright and RGB, in the order in which they are shown; an image is one.
+
+    Args:
+        recipe: how an image's profile and transparency are treated; None for the default.
 
     Raises:
         BadImage: it cannot be read.
     """
-    if isinstance(source, HasFiles):
+    if isinstance(source, HasVideos) and source.is_video(index):
+        yield from source.frames(index, sampling)
+    else:
+        yield decode_record(source, index, recipe or ImageRecipe())
+
+
+def file_bytes(source: Source, index: int) -> bytes:
+    """The file that a source keeps of an image, else a PNG of the image; also of a video's.
+
+    Raises:
+        BadImage: it cannot be read.
+    """
+    if isinstance(source, HasFiles) and not is_video(source, index):
         return source.encoded(index)
     stream = io.BytesIO()
     source.image(index).save(stream, "PNG")
@@ -263,7 +288,7 @@ def decode_record(source: Source, index: int, recipe: ImageRecipe) -> Image.Imag
     Raises:
         BadImage: it cannot be read.
     """
-    if recipe.reading and isinstance(source, HasFiles):
+    if recipe.reading and isinstance(source, HasFiles) and not is_video(source, index):
         return decode(source.encoded(index), source.image_id(index), recipe)
     return source.image(index)
 

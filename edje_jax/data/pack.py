@@ -15,7 +15,7 @@ from typing import Any
 from edje_jax.data.bad_records import caption_faults, left_out
 from edje_jax.data.feature_cache import dataset_stamp
 from edje_jax.data.image_reader import in_order, or_bad
-from edje_jax.data.images import BadImage, decode, file_bytes
+from edje_jax.data.images import BadImage, decode, file_bytes, is_video
 from edje_jax.data.sources.array_record import FORMAT, VERSION, read_table
 from edje_jax.data.sources.mixture import Mixture
 from edje_jax.data.sources.subset import joined
@@ -79,6 +79,8 @@ def pack(
 
 def _file(source: Source, index: int) -> bytes:
     """File of an image; `BadImage` if it cannot be decoded."""
+    if is_video(source, index):
+        raise BadImage("a video; packs hold images alone, so leave it where it is")
     data = file_bytes(source, index)
     decode(data, source.image_id(index))
     return data

@@ -7,7 +7,8 @@ is read but not decoded, tells whether it has.
 import hashlib
 import os
 
-from edje_jax.types import HasFiles, Source, Stamped
+from edje_jax.data.images import BadImage, is_video, reason_of
+from edje_jax.types import HasFiles, OnDisk, Source, Stamped
 
 
 def file_stamp(path: str) -> str:
@@ -32,14 +33,25 @@ def stamp_of(source: Source, index: int) -> str:
 
 
 def digest_of(source: Source, index: int) -> str:
-    """SHA-256 (32 hexadecimal digits of it) of an image's file, else of its pixels.
+    """SHA-256 (32 hexadecimal digits of it) of an image's or video's file, else of its pixels.
 
     Raises:
-        BadImage: the image cannot be read.
+        BadImage: it cannot be read.
     """
+    if isinstance(source, OnDisk) and is_video(source, index):
+        return _file_digest(source.path(index))
     if isinstance(source, HasFiles):
         return hashlib.sha256(source.encoded(index)).hexdigest()[:32]
     image = source.image(index)
     digest = hashlib.sha256(f"{image.width} x {image.height}".encode())
     digest.update(image.tobytes())
     return digest.hexdigest()[:32]
+
+
+def _file_digest(path: str) -> str:
+    """Digest of a file that may be larger than memory."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:32]
+    except OSError as error:
+        raise BadImage(f"{path}: {reason_of(error, path)}") from error

@@ -15,9 +15,8 @@ def render(scene: Scene, side: int, rng: np.random.Generator) -> tuple[np.ndarra
 
     The second is uint8 [4 * side, 4 * side], 0 for the background, i for the i-th object.
     """
-    fine = side * _SUPERSAMPLE
-    shade = int(rng.integers(205, 250))
-    canvas = Image.new("RGB", (fine, fine), (shade, shade, shade))
+    canvas = new_canvas(side, int(rng.integers(205, 250)))
+    fine = canvas.width
     owner = Image.new("L", (fine, fine))
     shift = rng.uniform(-0.025, 0.025, 2)
     for i, (thing, (x, y, fixed)) in enumerate(
@@ -25,17 +24,40 @@ def render(scene: Scene, side: int, rng: np.random.Generator) -> tuple[np.ndarra
     ):
         radius = (fixed or SIZES[thing.size]) * rng.uniform(0.95, 1.05)
         centre = np.array([x, y]) + shift + rng.uniform(-0.01, 0.01, 2)
-        outline, box = _outline(thing.shape, centre * fine, radius * fine)
+        outline, box = paint(canvas, thing.shape, thing.colour, centre, radius)
         ink = COLOURS[thing.colour]
-        canvas.paste(ink, box, outline)
         if thing.texture != "plain":
             light = tuple(c + (255 - c) * 2 // 3 for c in ink)
             lit = _pattern(thing.texture, fine).crop(box)
             canvas.paste(light, box, ImageChops.multiply(outline, lit))
         owner.paste(i, box, outline)
+    return noisy(canvas, rng), np.asarray(owner)
+
+
+def new_canvas(side: int, shade: int) -> Image.Image:
+    """Grey canvas for an image of side x side, larger, so that edges become smooth."""
+    fine = side * _SUPERSAMPLE
+    return Image.new("RGB", (fine, fine), (shade, shade, shade))
+
+
+def paint(
+    canvas: Image.Image, shape: str, colour: str, centre: np.ndarray, radius: float
+) -> tuple[Image.Image, tuple[int, int, int, int]]:
+    """Paint a shape onto a canvas; centre (x, y) and radius are shares of its side.
+
+    Returns:
+        (mask, 255 inside the shape; the box of the canvas that the mask covers).
+    """
+    outline, box = _outline(shape, centre * canvas.width, radius * canvas.width)
+    canvas.paste(COLOURS[colour], box, outline)
+    return outline, box
+
+
+def noisy(canvas: Image.Image, rng: np.random.Generator) -> np.ndarray:
+    """Image of a canvas with a little noise: uint8 [side, side, 3]."""
     image = np.asarray(canvas.reduce(_SUPERSAMPLE), np.int16)
     noise = rng.integers(-6, 7, image.shape, np.int16)
-    return np.clip(image + noise, 0, 255).astype(np.uint8), np.asarray(owner)
+    return np.clip(image + noise, 0, 255).astype(np.uint8)
 
 
 def _outline(

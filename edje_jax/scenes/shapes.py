@@ -9,6 +9,7 @@ Everything is a pure function of (seed, split, index).
 """
 
 from functools import cached_property, lru_cache
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
@@ -26,14 +27,70 @@ from edje_jax.scenes.scene import (
 )
 
 SPLITS = {"train": 100_000, "val": 1_000, "test": 1_000}
-"""Images in each split."""
+"""Records in each split."""
 TRAIN_GROUP = 4
-"""Records of the training split that stand together: see `Shapes.scene`."""
+"""Records of the training split that stand together."""
 LABEL_SIZES = (len(SHAPES) + 1, len(COLOURS) + 1, len(SIZES) + 1, len(TEXTURES) + 1)
 """Number of classes of each column of `Shapes.patch_labels`, background included."""
 
 
-class Shapes:
+class Grouped:
+    """Base of the built-in sets: their settings, and the groups of a split.
+
+    Groups of the training split have four records, those of the galleries ("val", "test") four to
+    eight. A set is a pure function of (seed, split, index).
+
+    Raises:
+        ValueError: `split` is none of train, val, test.
+    """
+
+    kind: ClassVar[str]
+    """Beginning of the set's SPEC."""
+
+    def __init__(self, split: str, image_size: int = 64, seed: int = 0):
+        if split not in SPLITS:
+            raise ValueError(f"{self.kind}:{split}: no such split; there are {', '.join(SPLITS)}")
+        self.split = split
+        self.image_size = image_size
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return SPLITS[self.split]
+
+    def image_id(self, index: int) -> str:
+        """A name that is stable over runs."""
+        return f"{self.kind}-{self.split}-{index:06d}"
+
+    def stamp(self, index: int) -> str:
+        """Settings that an image of this id depends on."""
+        return f"{self.image_size}-{self.seed}"
+
+    def _group(self, index: int) -> tuple[int, int, int]:
+        """(first index of the group, place in it, its size).
+
+        Raises:
+            IndexError: there is no such record.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.kind}:{self.split} has {len(self)} images, asked for {index}")
+        if self.split == "train":
+            return index - index % TRAIN_GROUP, index % TRAIN_GROUP, TRAIN_GROUP
+        number = int(np.searchsorted(self._starts, index, side="right"))
+        start, end = self._starts[number - 1 : number + 1].tolist()
+        return start, index - start, end - start
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        """Starts of the groups of a gallery, and its length."""
+        rng = generator(self.seed, self.split, 4, 0)
+        starts = [0]
+        while (left := len(self) - starts[-1]) > 8:
+            # Leave at least four for the last group.
+            starts.append(starts[-1] + int(rng.integers(4, min(8, left - 4) + 1)))
+        return np.array([*starts, len(self)])
+
+
+class Shapes(Grouped):
     """The `shapes:` source.
 
     The training split comes in blocks of four records: three blocks of four are one group of
@@ -45,29 +102,13 @@ class Shapes:
         ValueError: `split` is none of train, val, test.
     """
 
-    def __init__(self, split: str, image_size: int = 64, seed: int = 0):
-        if split not in SPLITS:
-            raise ValueError(f"shapes:{split}: no such split; there are {', '.join(SPLITS)}")
-        self.split = split
-        self.image_size = image_size
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return SPLITS[self.split]
-
-    def image_id(self, index: int) -> str:
-        """A name that is stable over runs."""
-        return f"shapes-{self.split}-{index:06d}"
+    kind = "shapes"
 
     def captions(self, index: int) -> tuple[str, ...]:
         """Five captions, each of which tells the scene from every other of its group."""
         scene = self.scene(index)
-        rng = self._rng(index, stream=1)
+        rng = generator(self.seed, self.split, 1, index)
         return tuple(describe(scene, rng) for _ in range(5))
-
-    def stamp(self, index: int) -> str:
-        """Settings that an image of this id depends on."""
-        return f"{self.image_size}-{self.seed}"
 
     def image(self, index: int) -> Image.Image:
         """The image, RGB."""
@@ -90,34 +131,16 @@ class Shapes:
 
     def scene(self, index: int) -> Scene:
         """Scene that image `index` shows."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"shapes:{self.split} has {len(self)} images, asked for {index}")
         start, member, size = self._group(index)
         return _scenes(self.seed, self.split, start, size)[member]
 
     def _render(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         return _rendered(self.seed, self.split, index, self.scene(index), self.image_size)
 
-    def _group(self, index: int) -> tuple[int, int, int]:
-        """(first index of the group, place in it, its size)."""
-        if self.split == "train":
-            return index - index % TRAIN_GROUP, index % TRAIN_GROUP, TRAIN_GROUP
-        start = int(self._starts[np.searchsorted(self._starts, index, side="right") - 1])
-        end = self._starts[np.searchsorted(self._starts, index, side="right")]
-        return start, index - start, int(end) - start
 
-    @cached_property
-    def _starts(self) -> np.ndarray:
-        """Starts of the groups of a gallery, and its length; a group has 4 to 8 images."""
-        rng = _generator(self.seed, self.split, 4, 0)
-        starts = [0]
-        while (left := len(self) - starts[-1]) > 8:
-            # Leave at least four for the last group.
-            starts.append(starts[-1] + int(rng.integers(4, min(8, left - 4) + 1)))
-        return np.array([*starts, len(self)])
-
-    def _rng(self, index: int, stream: int) -> np.random.Generator:
-        return _generator(self.seed, self.split, stream, index)
+def generator(seed: int, split: str, stream: int, index: int) -> np.random.Generator:
+    """Random numbers of a record, or of a group by its first; streams are independent."""
+    return np.random.default_rng([seed, list(SPLITS).index(split), stream, index])
 
 
 @lru_cache(maxsize=256)
@@ -125,20 +148,16 @@ def _rendered(
     seed: int, split: str, index: int, scene: Scene, side: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cached, as a batch asks for the images first and for what their patches hold later."""
-    return render(scene, side, _generator(seed, split, 2, index))
+    return render(scene, side, generator(seed, split, 2, index))
 
 
 @lru_cache(maxsize=256)
 def _scenes(seed: int, split: str, start: int, size: int) -> tuple[Scene, ...]:
     """The scenes of one group; cached, as its members are often drawn together."""
-    rng = _generator(seed, split, 0, start)
+    rng = generator(seed, split, 0, start)
     if split == "train" and rng.random() < 0.25:
         return tuple(random_group(rng, 1)[0] for _ in range(size))
     return tuple(random_group(rng, size))
-
-
-def _generator(seed: int, split: str, stream: int, index: int) -> np.random.Generator:
-    return np.random.default_rng([seed, list(SPLITS).index(split), stream, index])
 
 
 def _codes(thing: Thing) -> list[int]:

@@ -339,14 +339,14 @@ def test_the_image_of_a_sample_is_the_one_that_says_so(tmp_path, caplog):
     members = {
         "._1.jpg": b"x", "1.mask.png": mask, "1.cls": b"5", "1.jpg": jpg, "1.txt": b"red",
         "2.npy": b"x", "2.cls": b"5", "2.bin": jpg, "2.json": b"{}",
-        "README": b"read me", "3.heic": HEIC, "3.txt": b"x", "4.txt": b"x", "4.mp4": b"x", "5": jpg,
+        "README": b"read me", "3.heic": HEIC, "3.txt": b"x", "4.txt": b"x", "4.mp3": b"x", "5": jpg,
     }  # fmt: skip
     for _ in range(2):  # The second time from the index that was kept
         source = open_tar(tmp_path, members)
         assert ids(source) == [f"a/{key}" for key in "12345"]
         assert [source.encoded(i) for i in (0, 1, 4)] == [jpg] * 3
         assert source.passed_over.counts == {
-            ".cls": 2, ".mask.png": 1, ".npy": 1, ".mp4": 1, "hidden": 1, "no image": 1,
+            ".cls": 2, ".mask.png": 1, ".npy": 1, ".mp3": 1, "hidden": 1, "no image": 1,
         }  # fmt: skip
         assert "7 passed over: 2 .cls (1.cls, 2.cls), 1 hidden (._1.jpg)" in caplog.text
         caplog.clear()

@@ -1,5 +1,6 @@
 """Commands of docs/guide/data.md, run on small sets of the names that it uses."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -12,6 +13,7 @@ from edje_jax.cli.named_configs import choose_config
 from edje_jax.data.sources.registry import KINDS, open_source
 from edje_jax.training.assemble import open_sets
 from tests.real_sets import WRITERS, scenes
+from tests.videos import write_video
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "guide" / "data.md").read_text()
@@ -34,10 +36,27 @@ def sets(tmp_path, monkeypatch) -> Path:
         path.rename(tmp_path / path.name)
     (tmp_path / made[0].file).rename(tmp_path / "pictures" / "0.png")
     (tmp_path / made[0].file).write_bytes(made[0].png)
+    write_videos(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path
+
+
+def write_videos(folder: Path) -> None:
+    """A video, and a list of it in each form."""
+    write_video(folder / "videos" / "v0.mkv", "mjpeg", frames=4)
+    lists = {
+        "MSRVTT_data": {
+            "videos": [{"video_id": "v0", "split": "test"}],
+            "sentences": [{"video_id": "v0", "caption": "it is grey"}],
+        },
+        "vatex_validation": [{"videoID": "v0", "enCap": ["it is grey"]}],
+        "test_data": [{"video": "v0.avi", "description": "it is grey"}],
+        "val_1": {"v0": {"sentences": ["it is grey"]}},
+    }
+    for name, value in lists.items():
+        (folder / f"{name}.json").write_text(json.dumps(value))
 
 
 def test_the_page_is_read():
@@ -68,4 +87,4 @@ def test_every_spec_of_the_table_opens(sets):
     for spec in specs:
         source = open_source(spec)
         assert source.image(0).mode == "RGB"
-        assert bool(source.captions(0)) == (not spec.startswith("folder:"))
+        assert bool(source.captions(0)) == (not spec.startswith(("folder:", "video:")))

@@ -358,7 +358,7 @@ def test_bad_files_are_named_with_the_reason(name, tmp_path):
 def test_paths_that_are_no_files(tmp_path):
     with pytest.raises(BadImage, match=r"nowhere\.png: no such file$"):
         load_image(tmp_path / "nowhere.png")
-    with pytest.raises(BadImage, match=f"{tmp_path}: a folder, not an image"):
+    with pytest.raises(BadImage, match=f"{tmp_path}: a folder, not a file"):
         load_image(tmp_path)
     with pytest.raises(BadImage, match="no such file; a URL is not fetched"):
         load_image("https://example.com/a.jpg")

@@ -1,16 +1,21 @@
-"""The `blip:` source: a JSON list of images and captions, as BLIP's annotation files are.
+"""The `blip:` source: a JSON list of images or videos and captions, as BLIP's annotations are.
 
     [{"image": "val2014/1.jpg", "caption": "two dogs", "image_id": "coco_1"}, ...]
 
-"caption" is a string (training files) or a list of strings (evaluation files). JSON Lines, one
-such object a line, is read alike. Other keys with a text, a number or a truth value are metadata.
+"caption" is a string (training files) or a list of strings (evaluation files). An entry with
+"video" in the place of "image" is of a video. JSON Lines, one such object a line, is read alike.
+Other keys with a text, a number or a truth value are metadata.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from PIL import Image
+
+from edje_jax.config.frames import FrameSampling
+from edje_jax.data.frames import middle_frame, read_frames, require_av
 from edje_jax.data.images import read_file
 from edje_jax.data.metadata import scalars
 from edje_jax.data.sources.captioned import Captioned, pack_captions
@@ -36,6 +41,7 @@ _FIELDS = ("image", "caption", "image_id", "video")
 class BlipJson(Captioned):
     """Images named by a JSON list, relative to its folder or to `image_root`.
 
+    A video (an entry with "video" and no "image") is an image of several frames.
     Entries with the same "image" or the same "image_id" are one image with all their captions:
     it stands where the first of them does, and has that entry's file, id and metadata. Without
     "image_id" an image's id is its "image" as written. An entry that names no image is left out
@@ -55,6 +61,9 @@ class BlipJson(Captioned):
         self.image_root = os.path.expanduser(image_root or os.path.dirname(file))
         found = _read(file)
         self._images = PackedStrings(found.images)
+        self._videos = frozenset(found.videos)
+        if self._videos:
+            require_av()
         self._metadata = PackedMetadata(found.metadata)
         ids, texts = PackedStrings(found.ids), pack_captions(found.captions)
         super().__init__(file, ids, *texts, found.faults, found.bad, found.joined)
@@ -75,6 +84,18 @@ class BlipJson(Captioned):
         """The image's file; `BadImage` if it cannot be read."""
         return read_file(self.path(index))
 
+    def is_video(self, index: int) -> bool:
+        """Whether the entry names a video."""
+        return self._checked(index) in self._videos
+
+    def frames(self, index: int, sampling: FrameSampling) -> Iterator[Image.Image]:
+        """Frames of a video; `BadImage` if it cannot be read."""
+        return read_frames(self.path(index), sampling)
+
+    def image(self, index: int) -> Image.Image:
+        """The image, or the frame in the middle of the video; `BadImage` if it cannot be read."""
+        return middle_frame(self.path(index)) if self.is_video(index) else super().image(index)
+
     def describe(self, index: int) -> str:
         """Path of the image's file, for messages."""
         return self.path(index)
@@ -85,6 +106,8 @@ class _Found:
     """The images of a list so far, in the order of their first entries."""
 
     images: list[str] = field(default_factory=list)
+    videos: list[int] = field(default_factory=list)
+    """Numbers of the images that are videos."""
     ids: list[str] = field(default_factory=list)
     captions: list[list[str]] = field(default_factory=list)
     metadata: list[Mapping[str, Scalar]] = field(default_factory=list)
@@ -113,6 +136,8 @@ class _Found:
         row = rows.pop() if rows else len(self.images)
         if row == len(self.images):
             self.images.append(image)
+            if "image" not in entry:
+                self.videos.append(row)
             self.ids.append(image_id)
             self.captions.append([])
             self.metadata.append(scalars(entry, _FIELDS))
@@ -146,7 +171,7 @@ def _read_list(path: str) -> list[Any]:
         entries = read_json(path, f"one list, [{_EXAMPLE}, ...]")
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: no such file; blip: takes a JSON list") from error
-    if isinstance(entries, dict) and "image" in entries:
+    if isinstance(entries, dict) and ("image" in entries or "video" in entries):
         entries = [entries]  # JSON Lines of one line
     if not isinstance(entries, list):
         raise ValueError(
@@ -170,6 +195,10 @@ def _image(entry: Any) -> str:
             f"download the images first and list them as {_EXAMPLE}. Lists of URLs, as BLIP's for"
             " pre-training are, img2dataset downloads into tars, which webdataset: reads"
         )
+    if "image" not in entry and "video" in entry:
+        if fault := path_fault(video := entry["video"]):
+            raise ValueError(f'"video" {fault}; give a video file')
+        return str(video)
     if "image" not in entry:
         raise ValueError(f'"image" is missing; give an image file: {_EXAMPLE}')
     if fault := path_fault(image):

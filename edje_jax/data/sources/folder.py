@@ -5,7 +5,7 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from PIL import Image
 
@@ -48,21 +48,9 @@ class Folder:
 
     def __init__(self, path: str | os.PathLike[str]):
         self.folder = os.path.expanduser(path)
-        if not os.path.exists(self.folder):
-            raise FileNotFoundError(f"{self.folder}: no such folder")
-        if not os.path.isdir(self.folder):
-            raise NotADirectoryError(f"{self.folder}: a file; folder: takes a folder of images")
         self.passed_over = PassedOver()
-        found = sorted(_images(self.folder, self.passed_over))
-        if not found:
-            told = f" ({self.passed_over})" if self.passed_over.total else ""
-            raise ValueError(f"{self.folder}: no image in it or below{told}")
+        found = files_below(self.folder, "image", _why_no_image, self.passed_over)
         self._paths = PackedStrings(found)
-        kinds = Counter(_ending(name) or "no ending" for name in found).most_common()
-        listed = ", ".join(f"{count:,} {kind}" for kind, count in kinds[:LISTED])
-        log.info("%s: %d images (%s)", self.folder, len(found), listed)
-        if self.passed_over.total:
-            log.info("%s: %s", self.folder, self.passed_over)
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -105,8 +93,41 @@ class Folder:
         return index
 
 
-def _images(root: str, passed_over: PassedOver) -> Iterator[str]:
-    """Paths below `root`, as POSIX writes them."""
+def files_below(
+    root: str, kind: str, why_not: Callable[[os.DirEntry[str]], str], passed_over: PassedOver
+) -> list[str]:
+    """Paths of the files of a kind below `root`, sorted, as POSIX writes them; the log counts them.
+
+    Args:
+        kind: what messages call such a file, such as "image".
+        why_not: why a file is none of them; "" if it is.
+        passed_over: takes note of all others.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        NotADirectoryError: it is a file.
+        ValueError: it holds no such file.
+    """
+    if not os.path.exists(root):
+        raise FileNotFoundError(f"{root}: no such folder")
+    if not os.path.isdir(root):
+        raise NotADirectoryError(f"{root}: a file; give a folder of {kind}s")
+    found = sorted(_walk(root, why_not, passed_over))
+    if not found:
+        told = f" ({passed_over})" if passed_over.total else ""
+        raise ValueError(f"{root}: no {kind} in it or below{told}")
+    kinds = Counter(ending(name) or "no ending" for name in found).most_common()
+    listed = ", ".join(f"{count:,} {name}" for name, count in kinds[:LISTED])
+    log.info("%s: %d %ss (%s)", root, len(found), kind, listed)
+    if passed_over.total:
+        log.info("%s: %s", root, passed_over)
+    return found
+
+
+def _walk(
+    root: str, why_not: Callable[[os.DirEntry[str]], str], passed_over: PassedOver
+) -> Iterator[str]:
+    """Paths below `root` of the files that `why_not` has nothing against."""
     folders, links, seen = [""], [], set()
     while folders or links:
         # All that can be reached by its own path comes before what links lead to.
@@ -121,19 +142,19 @@ def _images(root: str, passed_over: PassedOver) -> Iterator[str]:
             entries = sorted(listed, key=lambda entry: entry.name)
         for entry in entries:
             path = f"{below}/{entry.name}" if below else entry.name
-            match _kind(entry):
+            match _kind(entry) or why_not(entry):
                 case "folder":
                     folders.append(path)
                 case "linked folder":
                     links.append(path)
-                case "image":
+                case "":
                     yield path
                 case reason:
                     passed_over.add(reason, path)
 
 
 def _kind(entry: os.DirEntry[str]) -> str:
-    """ "folder", "linked folder", "image", or why it is passed over."""
+    """ "folder", "linked folder", why it is passed over whatever it holds, or ""."""
     if entry.name.startswith("."):
         return "hidden"
     if entry.is_dir(follow_symlinks=False):
@@ -146,19 +167,23 @@ def _kind(entry: os.DirEntry[str]) -> str:
         return "linked folder"
     if not entry.is_file():  # Opening a pipe or a device might never end
         return "no regular file"
+    return ""
+
+
+def _why_no_image(entry: os.DirEntry[str]) -> str:
     if _THUMBNAILS.fullmatch(entry.name):
         return "thumbnails of an index"
-    ending = _ending(entry.name)
-    if ending in endings():
-        return "image"
-    if ending in SIDECARS:
-        return ending
+    if (kind := ending(entry.name)) in endings():
+        return ""
+    if kind in SIDECARS:
+        return kind
     try:
         with open(entry.path, "rb") as file:
-            return why_no_image(file) or "image"
+            return why_no_image(file)
     except OSError as error:
         return f"{error.strerror}"
 
 
-def _ending(path: str) -> str:
+def ending(path: str) -> str:
+    """Ending of a file's name in lower case, such as ".jpg"."""
     return os.path.splitext(path)[1].lower()

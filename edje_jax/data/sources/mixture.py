@@ -1,14 +1,15 @@
 """Several sets as one: `a+b` joins them, `a@0.7+b@0.3` samples them in these proportions."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 
 import numpy as np
 from PIL import Image
 
+from edje_jax.config.frames import FrameSampling
 from edje_jax.data.bad_records import caption_faults, left_out
-from edje_jax.data.images import file_bytes
+from edje_jax.data.images import file_bytes, frames_of, is_video
 from edje_jax.data.metadata import metadata_of
 from edje_jax.data.stamps import stamp_of
 from edje_jax.types import Scalar, Source
@@ -91,6 +92,16 @@ class Mixture:
         """The image, upright and RGB; `BadImage` if it cannot be read."""
         number, record = self.at(index)
         return self.sources[number].image(record)
+
+    def is_video(self, index: int) -> bool:
+        """Whether an item is a video."""
+        number, record = self.at(index)
+        return is_video(self.sources[number], record)
+
+    def frames(self, index: int, sampling: FrameSampling) -> Iterator[Image.Image]:
+        """Frames of an item; `BadImage` if it cannot be read."""
+        number, record = self.at(index)
+        return frames_of(self.sources[number], record, sampling)
 
     def at(self, index: int) -> tuple[int, int]:
         """(number of the set, index in it) of an image."""

@@ -1,11 +1,12 @@
 """Captioned set whose gallery also holds the images of a pool, which are no queries."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from PIL import Image
 
+from edje_jax.config.frames import FrameSampling
 from edje_jax.data.bad_records import caption_faults, left_out
-from edje_jax.data.images import file_bytes
+from edje_jax.data.images import file_bytes, frames_of, is_video
 from edje_jax.data.metadata import metadata_of
 from edje_jax.types import Scalar, Source
 
@@ -56,6 +57,14 @@ class Pooled:
         """Image, upright and RGB; `BadImage` if it cannot be read."""
         source, row = self._place(index)
         return source.image(row)
+
+    def is_video(self, index: int) -> bool:
+        """Whether an item is a video."""
+        return is_video(*self._place(index))
+
+    def frames(self, index: int, sampling: FrameSampling) -> Iterator[Image.Image]:
+        """Frames of an item; `BadImage` if it cannot be read."""
+        return frames_of(*self._place(index), sampling)
 
     def _place(self, index: int) -> tuple[Source, int]:
         own = len(self.source)

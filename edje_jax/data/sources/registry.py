@@ -15,14 +15,20 @@ from fractions import Fraction
 from typing import Literal, Protocol, runtime_checkable
 
 from edje_jax.data.bad_records import caption_faults
+from edje_jax.data.sources.activitynet import ActivityNet
 from edje_jax.data.sources.array_record import ArrayRecord
 from edje_jax.data.sources.blip_json import BlipJson
+from edje_jax.data.sources.didemo import Didemo
 from edje_jax.data.sources.folder import Folder
 from edje_jax.data.sources.karpathy import Karpathy
 from edje_jax.data.sources.mixture import Mixture
+from edje_jax.data.sources.msrvtt import Msrvtt
 from edje_jax.data.sources.parquet import Parquet
 from edje_jax.data.sources.tfds import Tfds
+from edje_jax.data.sources.vatex import Vatex
+from edje_jax.data.sources.video_files import VideoFolder
 from edje_jax.data.sources.webdataset import WebDataset
+from edje_jax.scenes.moving import MovingShapes
 from edje_jax.scenes.shapes import Shapes
 from edje_jax.types import Source
 
@@ -66,6 +72,22 @@ KINDS = {
         "parquet:/d/*.parquet", lambda at: Parquet(at.path, at.split), split="optional"
     ),
     "folder": Kind("folder:/pictures", lambda at: Folder(at.path)),
+    "video": Kind("video:/videos", lambda at: VideoFolder(at.path)),
+    "msrvtt": Kind(
+        "msrvtt:MSRVTT_data.json#test",
+        lambda at: Msrvtt(at.path, at.split, at.image_root),
+        split="optional",
+    ),
+    "vatex": Kind(
+        "vatex:vatex_validation.json#en",
+        lambda at: Vatex(at.path, at.split, at.image_root),
+        split="optional",
+    ),
+    "didemo": Kind("didemo:test_data.json", lambda at: Didemo(at.path, at.image_root)),
+    "activitynet": Kind("activitynet:val_1.json", lambda at: ActivityNet(at.path, at.image_root)),
+    "moving-shapes": Kind(
+        "moving-shapes:train", lambda at: MovingShapes(at.path, at.image_size), split="path"
+    ),
 }
 """Every kind there is, by the name that a SPEC begins with."""
 

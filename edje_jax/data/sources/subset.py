@@ -2,14 +2,15 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Bool
 from PIL import Image
 
+from edje_jax.config.frames import FrameSampling
 from edje_jax.data.bad_records import caption_faults, left_out
-from edje_jax.data.images import file_bytes
+from edje_jax.data.images import file_bytes, frames_of, is_video
 from edje_jax.data.metadata import metadata_of
 from edje_jax.types import BadRecord, Scalar, Source
 
@@ -56,6 +57,14 @@ class Subset:
     def image(self, index: int) -> Image.Image:
         """Image, upright and RGB; `BadImage` if it cannot be read."""
         return self.source.image(self.record(index))
+
+    def is_video(self, index: int) -> bool:
+        """Whether an item is a video."""
+        return is_video(self.source, self.record(index))
+
+    def frames(self, index: int, sampling: FrameSampling) -> Iterator[Image.Image]:
+        """Frames of an item; `BadImage` if it cannot be read."""
+        return frames_of(self.source, self.record(index), sampling)
 
     def record(self, index: int) -> int:
         """Index of a record in the whole set."""

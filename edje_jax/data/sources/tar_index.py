@@ -1,10 +1,10 @@
 """Index of the samples of a tar, kept beside it, so that the tar is read in any order.
 
 `00000.tar.index.npz` holds, for n samples: `tar` (its bytes and modification time, which tell a
-changed tar), `offset` and `size` int64 [n] of the images, `json` int64 [n, 2] with both of the
-`.json` (-1 where a sample has none), the ids, captions and faults as UTF-8 with their offsets, and
-what was passed over as JSON. Where the tar's folder cannot be written, it lies in
-`~/.cache/edje_jax/tars/`.
+changed tar), `offset` and `size` int64 [n] of the images or videos, `is_video` bool [n], `json`
+int64 [n, 2] with both of the `.json` (-1 where a sample has none), the ids, captions and faults as
+UTF-8 with their offsets, and what was passed over as JSON. Where the tar's folder cannot be
+written, it lies in `~/.cache/edje_jax/tars/`.
 """
 
 import hashlib
@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 
 from edje_jax.data.decoders import PREFIX, endings, may_be_image, why_no_image
+from edje_jax.data.frames import ENDINGS as VIDEO_ENDINGS
 from edje_jax.data.sources.captioned import pack_captions
 from edje_jax.data.sources.folder import SIDECARS
 from edje_jax.data.sources.packed import PackedStrings
@@ -34,7 +35,7 @@ from edje_jax.system.files import atomic_path
 
 log = logging.getLogger(__name__)
 
-VERSION = 4
+VERSION = 5
 """Version of the index; an index of another version is made anew."""
 STRINGS = ("keys", "ids", "captions", "faults")
 
@@ -47,6 +48,8 @@ class TarIndex:
     size: Int64[np.ndarray, " n"]
     json: Int64[np.ndarray, "n 2"]
     """Offset and size of each sample's `.json`."""
+    is_video: Bool[np.ndarray, " n"]
+    """Whether the image is a video."""
     keys: PackedStrings
     ids: PackedStrings
     """Image ids from the samples' JSON; empty where it has none."""
@@ -107,6 +110,7 @@ def _load(path: Path, stamp: np.ndarray) -> TarIndex | str:
                 kept["offset"],
                 kept["size"],
                 kept["json"],
+                kept["is_video"],
                 starts=kept["starts"],
                 passed_over=passed_over,
                 **strings,
@@ -114,7 +118,10 @@ def _load(path: Path, stamp: np.ndarray) -> TarIndex | str:
     except Exception as error:  # A damaged file makes zipfile and NumPy raise nearly anything
         return f"damaged ({in_a_line(error)})"
     count = len(index.keys)
-    lists = (index.offset, index.size, index.json, index.ids, index.faults, index.starts[1:])
+    lists = (
+        index.offset, index.size, index.json, index.is_video, index.ids, index.faults,
+        index.starts[1:],
+    )  # fmt: skip
     if any(len(each) != count for each in lists):
         return "damaged (its lists differ in length)"
     return index
@@ -122,7 +129,7 @@ def _load(path: Path, stamp: np.ndarray) -> TarIndex | str:
 
 def _keep(index: TarIndex, stamp: np.ndarray, places: list[Path]) -> None:
     arrays: dict[str, Any] = {"tar": stamp, "starts": index.starts}
-    arrays |= {"offset": index.offset, "size": index.size, "json": index.json}
+    arrays |= {name: getattr(index, name) for name in ("offset", "size", "json", "is_video")}
     passed_over = json.dumps(vars(index.passed_over)).encode()
     arrays["passed_over"] = np.frombuffer(passed_over, np.uint8)
     for name in STRINGS:
@@ -167,6 +174,7 @@ def build(tar: str) -> TarIndex:
             [sample["json"][2:] if "json" in sample else (-1, -1) for sample in samples.values()],
             np.int64,
         ).reshape(-1, 2),
+        np.array([bool(member) and _is_video(member.extension) for member in images], bool),
         PackedStrings(samples),
         PackedStrings(one.image_id for one in texts),
         captions,
@@ -241,10 +249,11 @@ def _check_end(tar: str, at: int) -> None:
 
 
 def _image(file: BinaryIO, sample: dict[str, Member]) -> Member | None:
-    """A sample's image.
+    """A sample's image or video.
 
-    The first with an ending of the decoders', as KEY.jpg before KEY.mask.png; else the first by
-    content; else what a decoder that is not installed might read: reading it will say so.
+    The first with an ending of the decoders', as KEY.jpg before KEY.mask.png; else the first with
+    an ending of a video; else the first by content; else what a decoder that is not installed might
+    read: reading it will say so.
     """
     last = {extension: f".{extension.rpartition('.')[2]}" for extension in sample}
     for extension in sample:
@@ -253,10 +262,17 @@ def _image(file: BinaryIO, sample: dict[str, Member]) -> Member | None:
     for extension in sample:
         if last[extension] in endings():
             return sample[extension]
+    for extension in sample:
+        if _is_video(extension):
+            return sample[extension]
     others = [sample[extension] for extension in sample if last[extension] not in SIDECARS]
     likely = [m for m in others if may_be_image(_read(file, m, PREFIX))]
     images = (m for m in likely if not why_no_image(io.BytesIO(_read(file, m, m.size))))
     return next(images, None) or next(iter(likely), None)
+
+
+def _is_video(extension: str) -> bool:
+    return f".{extension.rpartition('.')[2].lower()}" in VIDEO_ENDINGS
 
 
 def _read(file: BinaryIO, member: Member, most: int) -> bytes:

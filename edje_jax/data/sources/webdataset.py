@@ -4,16 +4,20 @@
 
 Members whose path is the same up to the first dot of the name are one sample; where all of them
 have more dots, as `a.b.jpg` and `a.b.txt`, up to the last one. Its image is the first with an
-ending of an image, else the first whose bytes are one's. The caption is the `.txt`, else (or if
-that is empty) "caption" in the `.json` (a string or a list). Nothing is unpacked: an index of byte
-offsets (`tar_index`) gives random access, so that shuffling is over all tars.
+ending of an image, else of a video, else the first whose bytes are an image's. The caption is the
+`.txt`, else (or if that is empty) "caption" in the `.json` (a string or a list). Nothing is
+unpacked: an index of byte offsets (`tar_index`) gives random access, so that shuffling is over all
+tars.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
+from PIL import Image
 
+from edje_jax.config.frames import FrameSampling
+from edje_jax.data.frames import middle_frame, read_frames, require_av
 from edje_jax.data.images import BadImage
 from edje_jax.data.metadata import scalars
 from edje_jax.data.sources.captioned import Captioned, merge_records, pack_captions
@@ -55,6 +59,9 @@ class WebDataset(Captioned):
         self._offset = np.concatenate([index.offset for index in indices])
         self._size = np.concatenate([index.size for index in indices])
         self._json = np.concatenate([index.json for index in indices])
+        self._is_video = np.concatenate([index.is_video for index in indices])
+        if self._is_video.any():
+            require_av()
         self._keys = PackedStrings.concatenated([index.keys for index in indices])
         ids = _ids(self.tars, indices)
         captions = PackedStrings.concatenated([index.captions for index in indices])
@@ -102,6 +109,20 @@ class WebDataset(Captioned):
             raise BadImage(f"{self.describe(index)}: the tar ends within the image")
         return data
 
+    def is_video(self, index: int) -> bool:
+        """Whether the sample is a video."""
+        return bool(self._is_video[self._checked(index)])
+
+    def frames(self, index: int, sampling: FrameSampling) -> Iterator[Image.Image]:
+        """Frames of a video; `BadImage` if it cannot be read."""
+        return read_frames(self.encoded(index), sampling, self.describe(index))
+
+    def image(self, index: int) -> Image.Image:
+        """The image, or the frame in the middle of the video; `BadImage` if it cannot be read."""
+        if self.is_video(index):
+            return middle_frame(self.encoded(index), self.describe(index))
+        return super().image(index)
+
     def describe(self, index: int) -> str:
         """Tar and key of an image, for messages."""
         return f"{self.tars[self._tar[self._checked(index)]]}: {printable(self._keys[index])}"
@@ -118,9 +139,8 @@ class WebDataset(Captioned):
     def _merge(self) -> None:
         count = range(len(self))
         found = merge_records(map(self.image_id, count), map(self.captions, count), self._faults)
-        self._tar, self._offset, self._size, self._json = (
-            array[found.rows] for array in (self._tar, self._offset, self._size, self._json)
-        )
+        for name in ("_tar", "_offset", "_size", "_json", "_is_video"):
+            setattr(self, name, getattr(self, name)[found.rows])
         self._keys = PackedStrings(self._keys[row] for row in found.rows)
         ids, texts = PackedStrings(found.ids), pack_captions(found.captions)
         super().__init__(self.name, ids, *texts, found.faults, joined=found.joined)

@@ -324,7 +324,7 @@ def test_folder_mistakes_are_named(tmp_path):
     write(tmp_path / "notes.txt", "x")
     with pytest.raises(ValueError, match=r"no image in it or below \(1 passed over: 1 \.txt"):
         Folder(tmp_path)
-    with pytest.raises(NotADirectoryError, match=r"notes\.txt: a file; folder: takes a folder"):
+    with pytest.raises(NotADirectoryError, match=r"notes\.txt: a file; give a folder of images"):
         Folder(tmp_path / "notes.txt")
 
 
@@ -394,7 +394,10 @@ def test_a_path_may_hold_a_hash_or_a_colon(tmp_path):
         ("shape:train", 'unknown kind "shape"; did you mean "shapes:train"\\?'),
         ("BLIP:x.json", 'did you mean "blip:x.json"'),
         ("foldr:/x", 'did you mean "folder:/x"'),
-        ("zzz:x", r'"zzz:x": unknown kind "zzz"; Supported: shapes, blip, .*folder \(for example'),
+        (
+            "zzz:x",
+            r'"zzz:x": unknown kind "zzz"; Supported: shapes, blip, .*moving-shapes \(for example',
+        ),
         ("karpaty:x.json#test", 'did you mean "karpathy:x.json#test"'),
         ("karpathy:x.json", "which split\\? Write it as in karpathy:dataset_coco.json#test"),
         ("tfds:coco_captions", "which split"),
@@ -415,8 +418,8 @@ def test_mistaken_specs(spec, message):
 def test_every_kind_has_an_example_and_an_opener(tmp_path):
     for name, kind in KINDS.items():
         assert kind.example.startswith(f"{name}:")
-    others = {name: kind for name, kind in KINDS.items() if name != "shapes"}
-    assert len(others) == 7
+    others = {name: kind for name, kind in KINDS.items() if kind.split != "path"}
+    assert len(others) == 12
     for name, kind in others.items():
         with pytest.raises(FileNotFoundError, match="nowhere"):
             open_source(f"{name}:/nowhere" + "#test" * (kind.split == "required"))
