@@ -80,7 +80,7 @@ def captioner(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             captioner=CaptionerConfig(),
         )
         params = jax.tree.map(
-            lambda leaf: rng.normal(0, 0.2, leaf.shape).astype(np.float32), expected_params(config)
+            lambda leaf: rng.normal(0, 0.6, leaf.shape).astype(np.float32), expected_params(config)
         )
         with_layers = dataclasses.replace(model.backbone, config=config.backbone)
         out.mkdir()

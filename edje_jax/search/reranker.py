@@ -256,7 +256,8 @@ class Reranker:
         found, timings = search_queries(self.runtime, index, asked, k, self.calibration, chosen)
         seconds = dataclasses.asdict(timings)
         if then:
-            found, seconds["then"] = then.rerank(asked, index, found, self.calibration)
+            texts = [*map(str, asked)]
+            found, seconds["then"] = then.rerank(texts, index, found, self.calibration)
         out = [
             [
                 {"id": index.store.row(image).id, **scores}

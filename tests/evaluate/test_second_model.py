@@ -76,7 +76,7 @@ def test_another_score_of_a_captioner(captioner, score):
     ids, zero = other.joint_tokenizer([caption]), np.zeros(1, int)
     place = int(np.flatnonzero(found.retrieval.t2i.candidates[0] == 0)[0])
     assert found.retrieval.t2i.scores[0, place] == pytest.approx(
-        other.score_pairs(ids, tokens, zero, zero)[0], rel=1e-4, abs=1e-4
+        other.score_pairs(ids, tokens, zero, zero)[0], rel=1e-4, abs=1e-3
     )
     if score != "pmi":
         assert found.retrieval.t2i.scores.max() < 0
