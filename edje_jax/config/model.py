@@ -336,11 +336,6 @@ class EdjeConfig:
         return "captioner" if self.captioner else "edje"
 
     @property
-    def scorer(self) -> str:
-        """Name of the parameters that score a pair, beside the adapter's."""
-        return "captioner" if self.captioner else "joint_encoder"
-
-    @property
     def encodes_captions(self) -> bool:
         """Whether a part of a pair's score depends on the caption alone, and is computed once for
         all images that it meets."""

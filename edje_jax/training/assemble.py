@@ -343,7 +343,8 @@ def _with_rows_for_every_position(
     if joint.max_position_embeddings >= rows:
         return config, params
     flat: dict[str, Any] = dict(flatten_dict(params, sep="/"))
-    table = f"{config.scorer}/embeddings/position/embedding"
+    part = "captioner" if config.captioner else "joint_encoder"
+    table = f"{part}/embeddings/position/embedding"
     if table in flat:
         config.check_positions("--model.max-text-length")
     joint = dataclasses.replace(joint, max_position_embeddings=rows)

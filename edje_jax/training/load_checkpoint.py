@@ -31,7 +31,8 @@ def load_checkpoint(path: Path) -> tuple[Model, str]:
     parts = assemble(config, None, workdir)
     params = read_params(workdir / "checkpoints" / str(step))
     # A run of an earlier version may have fewer rows of positions than one begins with today.
-    rows = len(params[parts.config.scorer]["embeddings"]["position"]["embedding"])
+    scorer = next(part for name, part in params.items() if name != "adapter")
+    rows = len(scorer["embeddings"]["position"]["embedding"])
     joint = dataclasses.replace(parts.config.joint_encoder, max_position_embeddings=rows)
     whole = dataclasses.replace(parts.config, joint_encoder=joint)
     model = Model(whole, params, parts.backbone, parts.tokenizer, str(path), heads=parts.heads)

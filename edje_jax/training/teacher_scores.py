@@ -101,17 +101,13 @@ def averaged(teachers: Sequence[TeacherScores]) -> TeacherScores:
     match logits and sums of log-probabilities have neither zero nor unit in common; scores that
     are all alike become 0.
     """
+
+    def mean(sides: Sequence[ScoredCandidates]) -> ScoredCandidates:
+        scores = np.stack([_normalised(side) for side in sides]).mean(axis=0)
+        return ScoredCandidates(sides[0].candidates, scores)
+
     return TeacherScores(
-        *(
-            ScoredCandidates(
-                of_each[0].candidates,
-                np.mean([_normalised(each) for each in of_each], axis=0, dtype=np.float32),
-            )
-            for of_each in (
-                [teacher.t2i for teacher in teachers],
-                [teacher.i2t for teacher in teachers],
-            )
-        )
+        mean([each.t2i for each in teachers]), mean([each.i2t for each in teachers])
     )
 
 

@@ -2,8 +2,9 @@
 
 import pytest
 
+from edje_jax.config.captioner import CaptionerConfig
 from edje_jax.config.model import AdapterConfig
-from edje_jax.config.parts import AdapterSpec
+from edje_jax.config.parts import AdapterSpec, CaptionerSpec
 
 LOCAL, SMALL = AdapterConfig("local", 0, 32), AdapterConfig("compress", 8, 32)
 
@@ -27,6 +28,16 @@ LOCAL, SMALL = AdapterConfig("local", 0, 32), AdapterConfig("compress", 8, 32)
 )
 def test_what_a_run_leaves_out_of_its_adapter_is_that_of_init(spec, start, expected):
     assert spec.resolve(start) == expected
+
+
+def test_a_run_keeps_the_grid_and_the_captioner_of_init_unless_it_names_others():
+    fine = AdapterConfig("local", 0, 32, upsampling=2)
+    assert AdapterSpec().resolve(fine) == fine
+    assert AdapterSpec(upsampling=1).resolve(fine) == LOCAL
+    start = CaptionerConfig("forward", "mean", "stored")
+    assert CaptionerSpec().resolve(start) == start
+    assert CaptionerSpec(score="sum").resolve(start) == CaptionerConfig("forward", "sum", "stored")
+    assert CaptionerSpec().resolve(None) == CaptionerConfig()
 
 
 def test_a_number_of_tokens_is_refused_where_init_compresses_nothing():

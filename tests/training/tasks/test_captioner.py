@@ -1,7 +1,4 @@
-"""Runs of captioners: as users start them, stopped, on kept features, from other models.
-
-Covers training/losses/captioning.py.
-"""
+"""Runs of captioners: as users start them, stopped, on kept features, from other models."""
 
 import dataclasses
 import json
