@@ -1,7 +1,4 @@
-"""A second model in an evaluation, as `eval.py --then` has it, and the scores of a captioner.
-
-Covers config/captioner.py.
-"""
+"""A second model in an evaluation, as `eval.py --then` has it, and the scores of a captioner."""
 
 import dataclasses
 import json
