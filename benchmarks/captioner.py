@@ -73,6 +73,11 @@ class Scored:
     scores: dict[str, Scores]
     """By direction: "edje", and the captioner's by direction of reading and kind of score."""
 
+    @property
+    def captioner(self) -> str:
+        """Row of the captioner that mixtures take: "pmi" of all directions that it reads."""
+        return [name for name in self.scores["t2i"] if name.endswith("pmi")][-1]
+
     def found(self, name: str, weights: tuple[float, float]) -> dict[str, np.ndarray]:
         """Hits by direction of a row: a score, or a mixture by the weights (share, cosine)."""
         share, cosine = weights
@@ -83,7 +88,7 @@ class Scored:
                 mixed = asked.cosine
             elif name == "mixed":
                 mixed = share * normalised(scores["edje"])
-                mixed = mixed + (1 - share) * normalised(scores["both pmi"])
+                mixed = mixed + (1 - share) * normalised(scores[self.captioner])
                 mixed = mixed + cosine * normalised(asked.cosine)
             else:
                 mixed = normalised(scores[name]) + cosine * normalised(asked.cosine)
@@ -139,7 +144,7 @@ def measured(
         yield name, told.found(name, plain), plain
     for row, name, shares in (
         ("edje + cosine", "edje", (1.0,)),
-        ("both pmi + cosine", "both pmi", (1.0,)),
+        ("captioner + cosine", known.captioner, (1.0,)),
         ("edje + captioner + cosine", "mixed", SHARES),
     ):
         options = list(product(shares, COSINES))

@@ -195,7 +195,8 @@ def _timeline(av: Any, container: Any, stream: Any) -> _Timeline:
             if time is None or not packet.size:
                 continue
             after = time + (packet.duration or 0)
-            reached = max(reached, after * units[packet.stream_index])
+            # A stream may appear in the middle of a file, with a unit that is not known here.
+            reached = max(reached, after * units.get(packet.stream_index, 0.0))
             if packet.stream_index == stream.index and not packet.is_discard:
                 times.append(time)
                 end = max(end, after)
@@ -258,7 +259,8 @@ def _frames_from_here(
     nor needed to decode others."""
     try:
         for packet in container.demux(stream):
-            stream.codec_context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+            time = packet.dts if packet.pts is None else packet.pts
+            stream.codec_context.skip_frame = "DEFAULT" if time in wanted else "NONREF"
             try:
                 yield from packet.decode()
             except av.FFmpegError as error:

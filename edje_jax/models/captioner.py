@@ -34,6 +34,9 @@ from edje_jax.models.heads.masked_lm import MaskedLmHead
 from edje_jax.models.layer_stack import run_layers
 from edje_jax.models.pair_scorer import PairScorer
 
+WORD_LOGITS = 1 << 26
+"""Logits of words that exist at once: 268 MB in float32."""
+
 
 class EncodedCaptions(NamedTuple):
     """Captions, and what is known of them before they meet an image."""
@@ -170,10 +173,38 @@ class CaptionDecoders(nn.Module):
         words = self.embeddings.words(read)
         x = self.embeddings(words, positions, jnp.zeros_like(read), train)
         x = decoder(x, present[:, :-1], tokens, train)
-        bias = self.word_head.bias[None, None, :]
-        logits = self.embeddings.decode(self.word_head(x)) + bias
-        chosen = jnp.take_along_axis(logits, predicted[..., None], axis=-1)[..., 0]
-        return jnp.where(there, chosen - jax.nn.logsumexp(logits, axis=-1), 0.0)
+        table = jnp.asarray(self.embeddings.word.embedding, self.dtype)
+        bias = jnp.asarray(self.word_head.bias)
+        found = word_log_probabilities(self.word_head(x), table, bias, predicted)
+        return jnp.where(there, found, 0.0)
+
+
+def word_log_probabilities(
+    hidden: Float[Array, "b s d"],
+    table: Float[Array, "v d"],
+    bias: Float[Array, " v"],
+    words: Int[Array, "b s"],
+    at_once: int = WORD_LOGITS,
+) -> Float[Array, "b s"]:
+    """Log p of given words, float32, of softmax(hidden @ table.T + bias).
+
+    Places of the captions are worked through some at a time, so that no more than about `at_once`
+    logits exist, in a backward pass too.
+    """
+
+    def of_place(place: tuple[Float[Array, "b d"], Int[Array, " b"]]) -> Float[Array, " b"]:
+        hidden, words = place
+        logits = jnp.matmul(hidden, table.T, preferred_element_type=jnp.float32) + bias[None]
+        chosen = jnp.take_along_axis(logits, words[:, None], axis=-1)[:, 0]
+        return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+    places = jnp.swapaxes(hidden, 0, 1), jnp.swapaxes(words, 0, 1)
+    few = max(1, at_once // (len(hidden) * len(bias)))
+    if few >= hidden.shape[1]:
+        found = jax.vmap(of_place)(places)
+    else:
+        found = jax.lax.map(jax.checkpoint(of_place), places, batch_size=few)
+    return jnp.swapaxes(found, 0, 1)
 
 
 class Decoder(nn.Module):

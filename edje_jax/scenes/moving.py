@@ -183,7 +183,7 @@ def _clauses(events: tuple[Event, Event]) -> frozenset[str]:
     return frozenset(event.told(backwards) for event in events for backwards in (False, True))
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=16)  # A group of clips has at most 8, of the same frames
 def _drawn(
     seed: int, split: str, drawing: int, events: tuple[Event, Event], side: int, count: int
 ) -> UInt8[np.ndarray, "f s s 3"]:

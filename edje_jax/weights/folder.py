@@ -91,8 +91,8 @@ def load_model(name: str) -> Model:
     entry = raw.get("first_stage")
     stage = first_stage.read_config(entry, str(folder / "config.json")) if entry else None
     path = folder / "config.json"
-    if (entry_of_kind := raw.get("captioner")) is not None:
-        further["captioner"] = _captioner(entry_of_kind, path)
+    if (kind := raw.get("kind", "edje")) != "edje":
+        further["captioner"] = _captioner(kind, raw, path)
     try:
         adapter = AdapterConfig(**raw["adapter"])
         config = EdjeConfig(
@@ -108,14 +108,22 @@ def load_model(name: str) -> Model:
     return Model(config, params, backbone, folder, str(name), calibration, heads)
 
 
-def _captioner(raw: dict[str, Any], path: Path) -> CaptionerConfig:
-    """The entry "captioner" of a config.json.
+def _captioner(kind: Any, raw: dict[str, Any], path: Path) -> CaptionerConfig:
+    """The entry "captioner" of a config.json of a kind other than EDJE.
 
     Raises:
-        ValueError: it names a setting or a value that this version does not know.
+        ValueError: there is no such kind, or the entry is missing, or names a setting or a value
+            that this version does not know.
     """
     try:
-        return CaptionerConfig(**raw)
+        if kind != "captioner":
+            raise ValueError(f"kind {kind!r}: edje or captioner")
+        return CaptionerConfig(**raw["captioner"])
+    except KeyError:
+        raise ValueError(
+            f'{path}: kind "captioner", and no entry of that name; export the model again, or fetch'
+            " it anew"
+        ) from None
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}; export the model again, or fetch it anew") from error
 

@@ -23,7 +23,7 @@ from edje_jax.config.model import (
     TextConfig,
     VisionConfig,
 )
-from edje_jax.models.captioner import Captioner, LogProbabilities
+from edje_jax.models.captioner import Captioner, LogProbabilities, word_log_probabilities
 from edje_jax.models.edje import Edje
 from edje_jax.models.scorers import make_scorer
 from edje_jax.weights import edje
@@ -324,3 +324,23 @@ def test_one_dtype_goes_through_all_layers():
     plain = run(Captioner(SUM), "match", weights(), text_ids(), stored_tokens())
     assert ours.dtype == jnp.float32
     assert 0 < np.abs(ours - plain).max() < 0.05 * np.abs(plain).max()
+
+
+def test_words_of_a_large_vocabulary_are_scored_some_places_at_a_time():
+    """Values and gradients are those of all places at once."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    hidden, table, bias = map(jax.random.normal, keys[:3], ((2, 7, 5), (11, 5), (11,)))
+    words = jax.random.randint(keys[3], (2, 7), 0, 11)
+
+    def mean(hidden, table, at_once):
+        return word_log_probabilities(hidden, table, bias, words, at_once).mean()
+
+    def whole(hidden, table):
+        found = jax.nn.log_softmax(hidden @ table.T + bias[None, None])
+        return jnp.take_along_axis(found, words[..., None], axis=-1).mean()
+
+    expected, gradients = jax.value_and_grad(whole, (0, 1))(hidden, table)
+    for at_once in (1, 50, 10_000):  # One place, two places, all
+        found, own = jax.value_and_grad(mean, (0, 1))(hidden, table, at_once)
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), own, gradients)

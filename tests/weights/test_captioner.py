@@ -248,6 +248,22 @@ def test_what_is_unknown_of_a_captioner_is_told(captioner, tmp_path, entry, mess
 
 
 @pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "poet"}, r"config\.json: kind 'poet': edje or captioner; export"),
+        ({"captioner": None}, r'config\.json: kind "captioner", and no entry of that name; export'),
+    ],
+)
+def test_a_folder_of_an_unknown_kind_is_refused(captioner, tmp_path, change, message):
+    broken = shutil.copytree(captioner, tmp_path / "broken")
+    config = json.loads((broken / "config.json").read_text()) | change
+    config = {name: value for name, value in config.items() if value is not None}
+    (broken / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=message):
+        load_model(str(broken))
+
+
+@pytest.mark.parametrize(
     ("variant", "what"),
     [("plain", "a captioner's decoders"), ("joint encoder", "an adapter that upsamples")],
 )
