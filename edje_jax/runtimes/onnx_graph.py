@@ -132,7 +132,7 @@ class GraphWriter:
     # --- embeddings -------------------------------------------------------------------------------
 
     def embedded_text(self, ids: str) -> str:
-        """[SEP] [CLS] caption [SEP], embedded: the [SEP] that closes the vision segment is the
+        """`[SEP] [CLS] caption [SEP]`, embedded: the [SEP] that closes the vision segment is the
         caption's last id again."""
         tables, limit = self.params["embeddings"], self.config.num_positions
         length = self.op("Shape", ids, start=1, end=2)
