@@ -1,5 +1,7 @@
 """Options of a second model, of a search and of an evaluation alike."""
 
+from typing import Any
+
 import pytest
 
 from edje_jax.cli.commands.search import Search
@@ -7,7 +9,7 @@ from edje_jax.cli.eval_options import Options
 from edje_jax.cli.program import UsageError
 from edje_jax.cli.second_options import check_then
 
-COMMANDS = {"then_model": Search, "choose_on": Options}
+COMMANDS: dict[str, Any] = {"then_model": Search, "choose_on": Options}
 
 
 @pytest.mark.parametrize("other", COMMANDS)
