@@ -7,8 +7,8 @@ Texts look for images among all of the set's, with the first stage of the EDJE. 
 N captions, spread evenly over the set. Times are those of one query after the other, with tokens in
 memory; every step is timed alone, in turns with the others, and a way to search costs the sum of
 its steps' medians. With `--weight` below 1 the last step pools both models' logits, as `edje eval
-MODEL --then MODEL2 --then-weight W` does; `--choose-on` chooses W there. With --out, a plot lies
-beside.
+MODEL --then MODEL2 --then-weight W` does; this program chooses no weight, but `edje eval MODEL
+--then MODEL2 --choose-on SPEC` does. With --out, a plot lies beside.
 """
 
 import argparse

@@ -22,6 +22,7 @@ import tyro
 
 from edje_jax.cli.commands.search import FirstStageName
 from edje_jax.cli.program import UsageError
+from edje_jax.cli.second_options import check_then
 from edje_jax.config.captioner import CaptionScore
 
 if TYPE_CHECKING:
@@ -79,7 +80,8 @@ class Options:
     """Labels of the images: COCO's instances_*.json, or JSON {id: [label, ...]}; mean average
     precision by categories as well (default: none)."""
     caption_score: CaptionScore | None = None
-    """Score of a captioner: sum, mean or pmi (default: the model's own)."""
+    """Score of MODEL, a captioner: sum, mean or pmi (default: its own); --then keeps its own. The
+    score pmi means nothing of a model trained with --loss.unconditional-captioning 0."""
     then: str | None = None
     """Second model, which reranks the best candidates of the first one's order (default: none)."""
     then_k: int = 20
@@ -205,25 +207,15 @@ def check(options: Options) -> None:
         raise UsageError("--bits, --by-codes and --by-projection go with a --first-stage of codes")
     if o.folds and o.first_stage:
         raise UsageError("--folds takes no --first-stage: each fold is searched exactly")
+    if o.folds and o.then:
+        raise UsageError("--folds takes no --then: the second model reranks the whole gallery")
     if o.similarity_weight is not None and not math.isfinite(o.similarity_weight):
         raise UsageError(f"--similarity-weight {o.similarity_weight}: give a finite number")
-    _check_then(o)
-    if not 0 <= o.max_bad <= 1:
-        raise UsageError(f"--max-bad {o.max_bad:g}: a share from 0 to 1")
-
-
-def _check_then(o: Options) -> None:
-    """Refuse options of a second model that do not go together, or are out of range."""
-    if o.then is None:
-        if (o.then_k, o.then_weight, o.choose_on) != (Options.then_k, None, None):
-            raise UsageError("--then-k, --then-weight and --choose-on go with --then MODEL")
-        return
-    if o.then_k < 1:
-        raise UsageError(f"--then-k {o.then_k}: the least is 1")
+    check_then(o, "choose_on")
     if o.then_weight is not None and o.choose_on is not None:
         raise UsageError("--then-weight gives the weight that --choose-on would choose; take one")
-    if o.then_weight is not None and not 0 <= o.then_weight <= 1:
-        raise UsageError(f"--then-weight {o.then_weight}: give a number from 0 to 1")
+    if not 0 <= o.max_bad <= 1:
+        raise UsageError(f"--max-bad {o.max_bad:g}: a share from 0 to 1")
 
 
 def _others(options: Options, *taken: str) -> str:

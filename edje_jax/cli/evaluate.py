@@ -20,6 +20,7 @@ from edje_jax.evaluate.second_model import SecondModel
 from edje_jax.evaluate.word_attention import caption_word_maps
 from edje_jax.evaluation.compare import compare
 from edje_jax.evaluation.compositional import summarise
+from edje_jax.evaluation.second_ranking import check_calibrated
 from edje_jax.reports.compositional import compositional_table, write_compositional
 from edje_jax.reports.evaluation_files import read_evaluation, write_metrics
 from edje_jax.reports.report import Heading, write_report
@@ -64,7 +65,11 @@ class _Second:
             same = Protocol(**{name: getattr(protocol, name) for name in names})
             ranked = measure_source(first.runtime, self.chosen_on, same, first.calibration, **how)
             weight = self.model.rank(self.chosen_on, ranked, **how).best_weight()
-        told = {"model": self.choice.model, "chosen_on": self.choice.choose_on}
+        told = {
+            "model": self.choice.model,
+            "chosen_on": self.choice.choose_on,
+            "calibrated": check_calibrated(found.calibration, self.model.calibration, weight),
+        }
         return {**told, **self.model.rank(source, found, **how).metrics(weight)}
 
 
@@ -83,7 +88,8 @@ def evaluate_model(
     and every file there. With `then` a second model reranks the best candidates again.
 
     Raises:
-        FileNotFoundError, ValueError: a model or a set cannot be opened.
+        FileNotFoundError, ValueError: a model or a set cannot be opened, or is not what the
+            protocol needs.
         TooManyBadRecords: more than `max_bad` of the records are bad.
     """
     started = time.perf_counter()
@@ -92,6 +98,11 @@ def evaluate_model(
     source = open_gallery(data, pool, image_root)
     second = _Second(then, image_root) if then else None
     reranker = Reranker.from_pretrained(model)
+    if protocol.caption_score and reranker.config.captioner is None:
+        raise ValueError(
+            f"--caption-score {protocol.caption_score}: {model} is no captioner; the option is of"
+            " MODEL alone, and a captioner after --then keeps its own score"
+        )
     runtime, loaded = reranker.runtime, time.perf_counter()
     with Bars() as bars:
         how: dict[str, Any] = {"max_bad": max_bad, "progress": bars.show}

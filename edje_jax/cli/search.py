@@ -9,6 +9,7 @@ from rich.text import Text
 
 from edje_jax.cli.first_stage_options import screening_of
 from edje_jax.cli.program import UsageError
+from edje_jax.cli.second_options import check_then
 from edje_jax.cli.terminal import write_json
 from edje_jax.index.image_index import ImageIndex
 from edje_jax.index.store import Store
@@ -30,11 +31,7 @@ def search(asked: Any) -> None:
         raise UsageError(f"--k {asked.k} --top {asked.top}: both count from 1")
     if asked.min_score is not None and not 0 <= asked.min_score <= 1:
         raise UsageError(f"--min-score {asked.min_score}: scores lie from 0 to 1")
-    if asked.then_k < 1 or not 0 <= asked.then_weight <= 1:
-        raise UsageError(
-            f"--then-k {asked.then_k} --then-weight {asked.then_weight:g}: a number from 1 on, and"
-            " one from 0 to 1"
-        )
+    check_then(asked, "then_model")
     if asked.then and not (query and query.is_text):
         raise UsageError("--then reranks the images of a text; leave --not, --image and --like out")
     index = open_index(asked)
@@ -132,7 +129,8 @@ def open_second(asked: Any) -> SecondReranker:
         cache_gigabytes=asked.cache_gigabytes,
     )
     reranker = model_of(index.store, asked, "then_model")
-    return reranker.second(index, k=asked.then_k, weight=asked.then_weight)
+    weight = 1.0 if asked.then_weight is None else asked.then_weight
+    return reranker.second(index, k=asked.then_k, weight=weight)
 
 
 def model_of(store: Store, asked: Any, moved: str = "model") -> Reranker:

@@ -22,8 +22,9 @@ class CaptionerConfig:
     its own; "both" adds the two scores."""
     score: CaptionScore = "pmi"
     """"sum" of log p over the caption's tokens; their "mean"; or "pmi", the sum less what the same
-    decoder gives the caption without an image. All three order the images of a caption alike; the
-    captions of an image, of other lengths or of rarer words, they order in other ways."""
+    decoder gives the caption without an image. Without a mixture with the first stage's cosine all
+    three order the images of a caption alike; the captions of an image, of other lengths or of
+    rarer words, they order in other ways."""
     cross_attention: CrossAttention = "projected"
     """"projected": every layer makes keys and values of the stored tokens, for every pair.
     "stored": the stored tokens are the keys and the values of all layers, so that a pair costs no

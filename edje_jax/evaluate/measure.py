@@ -51,8 +51,8 @@ class Protocol:
     eccv: Path | None = None
     """COCO's captions_val2014.json, to judge by CxC and ECCV Caption as well."""
     caption_score: CaptionScore | None = None
-    """Score of a captioner; None for the model's own. A calibration of another score is left
-    out."""
+    """Score of a captioner that is measured; None for the model's own. A calibration of another
+    score is left out."""
 
     @property
     def depth(self) -> int:
@@ -114,7 +114,10 @@ def with_caption_score(runtime: Runtime, score: CaptionScore) -> Runtime:
     """
     captioner = runtime.config.captioner
     if captioner is None or not isinstance(runtime, JaxRuntime):
-        raise ValueError(f"caption score {score}: only a captioner in JAX has a choice of scores")
+        raise ValueError(
+            f"caption_score {score}: only a captioner in JAX has a choice of scores, and the model"
+            f" that is measured has the kind {runtime.config.kind}"
+        )
     config = replace(runtime.config, captioner=replace(captioner, score=score))
     return replace(runtime, config=config)
 

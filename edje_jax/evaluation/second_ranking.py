@@ -8,6 +8,7 @@ each divided by its model's temperature, with its bias added. Weight 0 is the fi
 the second model alone; with k2 = k candidates it is an ensemble, with fewer a cascade.
 """
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +30,23 @@ from edje_jax.evaluation.retrieval import (
 )
 from edje_jax.evaluation.scores import calibrated_logits
 
+log = logging.getLogger(__name__)
+
 WEIGHTS = tuple(np.linspace(0, 1, 21).round(2).tolist())
 """Weights of the second model that are compared."""
+
+
+def check_calibrated(first: Calibration, second: Calibration, weight: float) -> bool:
+    """Whether both models were calibrated; warns if not and the weight pools their logits."""
+    sides = (("first", first), ("second", second))
+    untuned = " and the ".join(name for name, one in sides if not one.is_fitted)
+    if untuned and 0 < weight < 1:
+        log.warning(
+            "weight %g: the scores of the %s model are not calibrated, so that the weight depends"
+            " on their scale; run edje tune --save on both",
+            weight, untuned,
+        )  # fmt: skip
+    return not untuned
 
 
 @dataclass(frozen=True, eq=False)

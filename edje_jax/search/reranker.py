@@ -15,6 +15,7 @@ from edje_jax.config.calibration import Calibration
 from edje_jax.config.model import EdjeConfig, InferencePrecision, RuntimeName
 from edje_jax.data.images import ImageLike
 from edje_jax.evaluation.scores import cosines, mixed, probability, sigmoid
+from edje_jax.evaluation.second_ranking import check_calibrated
 from edje_jax.index.image_index import ImageIndex
 from edje_jax.index.store import check_model
 from edje_jax.runtimes.base import Embedded, Encoded, Runtime
@@ -240,14 +241,14 @@ class Reranker:
         only those images are searched. The first stage's cosine counts as `edje tune` chose. With
         `details` results also carry "first_stage", its name, and "seconds", the time of each part
         of the search, for all queries together. Where a second model follows (`followed_by`), it
-        reranks the best of the k, and these alone come back; queries are texts then.
+        reranks the best of the k, before the rest of them; queries are texts then.
 
         Raises:
             BadStore: the index was built with another model.
             BadImage: the image of a query cannot be read.
             ValueError: `min_score` is not from 0 to 1, `where` cannot be read (`BadWhere`), a
                 query asks for what is like an image that the index has not, or the second model's
-                index lacks an image.
+                index has none of the best images.
         """
         check_model(index.store, self.stamp)
         check_min_score(min_score)
@@ -281,6 +282,7 @@ class Reranker:
 
     def followed_by(self, then: SecondReranker) -> "Reranker":
         """This model, whose `search` has the best images reranked by a second one."""
+        check_calibrated(self.calibration, then.calibration, then.weight)
         followed = copy.copy(self)
         followed.then = then
         return followed

@@ -1,6 +1,6 @@
 """Reranked candidates of a query, and the form in which users get them."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,14 +17,11 @@ class RankedCandidates:
     """Match logits, before the first stage's cosine is mixed in; combined logits of a query of
     several parts, and of two models."""
     scores: Float32[np.ndarray, " k"]
-    """Falling, from 0 to 1: the sigmoid of what candidates are ordered by, once calibrated."""
+    """Falling, from 0 to 1: the sigmoid of what candidates are ordered by, once calibrated. Behind
+    a second model they fall among the candidates that it has scored, and then among the rest."""
     similarities: Float32[np.ndarray, " k"]
     base_ranks: Int[np.ndarray, " k"]
     """Ranks in the first stage, from 1."""
-
-    def first(self, count: int) -> "RankedCandidates":
-        """The best candidates."""
-        return RankedCandidates(*(getattr(self, one.name)[:count] for one in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -59,9 +56,9 @@ def to_results(
 ) -> list[tuple[int, dict[str, Any]]]:
     """Best results of a query as (row, {"score", "similarity", "base_rank"}); with `min_score` only
     results that reach it, which may be none."""
-    count = len(found.scores[:top_k])
+    places = np.arange(len(found.scores))
     if min_score is not None:
-        count = min(count, int(np.count_nonzero(found.scores >= min_score)))
+        places = places[found.scores >= min_score]
     return [
         (
             int(found.rows[i]),
@@ -71,7 +68,7 @@ def to_results(
                 "base_rank": int(found.base_ranks[i]),
             },
         )
-        for i in range(count)
+        for i in places[:top_k]
     ]
 
 

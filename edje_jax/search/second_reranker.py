@@ -3,15 +3,17 @@
     first stage ── k candidates ── first model ── best k2 ── second model ── results
 
 The second model reads the same images from an index of its own. Its scores and the first model's
-are pooled as logits (`evaluation.second_ranking`).
+are pooled as logits (`evaluation.second_ranking`). Candidates that it does not score, beyond the
+best k2 or not in its index, follow in the first order with the first model's scores.
 """
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from edje_jax.config.calibration import Calibration
 from edje_jax.evaluation.combination import pooled
@@ -19,6 +21,8 @@ from edje_jax.evaluation.scores import calibrated_logits, cosines, mixed, sigmoi
 from edje_jax.index.image_index import ImageIndex
 from edje_jax.runtimes.base import Runtime
 from edje_jax.search.results import RankedCandidates
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,32 +50,46 @@ class SecondReranker:
         found: Sequence[RankedCandidates],
         calibration: Calibration,
     ) -> tuple[list[RankedCandidates], float]:
-        """Best k of what a first model, of that calibration, has found in its index for each text,
-        reranked, and the seconds that it took.
+        """Candidates that a first model, of that calibration, has found in its index for each text,
+        with the best k reranked, and the seconds that it took.
 
-        Equal candidates keep the first model's order.
+        Equal candidates keep the first model's order. A warning tells of images that this model's
+        index lacks.
 
         Raises:
-            ValueError: an image is missing in this model's index.
+            ValueError: this model's index has none of the images.
         """
         began = time.perf_counter()
-        best = [one.first(self.k) for one in found]
-        counts = np.array([len(one.rows) for one in best], np.int64)
-        owner = np.repeat(np.arange(len(best)), counts)
-        rows = np.concatenate([np.zeros(0, np.int64), *(one.rows for one in best)])
-        logits = self._logits(texts, owner, self._find(index, rows))
-        weight, out = calibration.similarity_weight, []
-        for query, one in enumerate(best):
-            first = calibrated_logits(mixed(one.logits, one.similarities, weight), calibration)
-            combined = pooled(first, logits[owner == query], self.weight)
-            order = np.argsort(-combined, kind="stable")
-            out.append(
-                RankedCandidates(
-                    one.rows[order], combined[order], sigmoid(combined[order]),
-                    one.similarities[order], one.base_ranks[order],
-                )
-            )  # fmt: skip
+        counts = [min(len(one.rows), self.k) for one in found]
+        best = [one.rows[:count] for one, count in zip(found, counts, strict=True)]
+        rows = self._find(index, np.concatenate([np.zeros(0, np.int64), *best]))
+        there, logits = rows >= 0, np.zeros(len(rows), np.float32)
+        owner = np.repeat(np.arange(len(found)), counts)
+        logits[there] = self._logits(texts, owner[there], rows[there])
+        ends = np.cumsum(counts, dtype=np.int64)  # After the last one nothing is left.
+        parts = zip(found, np.split(logits, ends), np.split(there, ends), strict=False)
+        out = [self._merge(one, own, known, calibration) for one, own, known in parts]
         return out, time.perf_counter() - began
+
+    def _merge(
+        self,
+        one: RankedCandidates,
+        second: Float[np.ndarray, " k2"],
+        there: Bool[np.ndarray, " k2"],
+        calibration: Calibration,
+    ) -> RankedCandidates:
+        """Candidates of a query by the pooled logits of the best, and then those that are not
+        `there` or come after the best, by the first model's."""
+        weight = calibration.similarity_weight
+        combined = calibrated_logits(mixed(one.logits, one.similarities, weight), calibration)
+        scored = np.flatnonzero(there)
+        combined[scored] = pooled(combined[scored], second[scored], self.weight)
+        rest = np.delete(np.arange(len(combined)), scored)
+        order = np.concatenate([scored[np.argsort(-combined[scored], kind="stable")], rest])
+        return RankedCandidates(
+            one.rows[order], combined[order], sigmoid(combined[order]),
+            one.similarities[order], one.base_ranks[order],
+        )  # fmt: skip
 
     def _logits(
         self, texts: Sequence[str], owner: Int[np.ndarray, " p"], rows: Int[np.ndarray, " p"]
@@ -89,13 +107,21 @@ class SecondReranker:
         return calibrated_logits(logits, self.calibration)
 
     def _find(self, index: ImageIndex, rows: Int[np.ndarray, " p"]) -> Int[np.ndarray, " p"]:
-        """Rows of this model's index that hold the images of another index."""
-        own, out = self.index.store, {}
-        for row in np.unique(rows).tolist():
-            out[row] = own.image_of_id.get(id := index.store.row(row).id)
-            if out[row] is None:
-                raise ValueError(
-                    f"{own.files}: has no image {id}, which {index.store.files} has; build both"
-                    " indexes from one set"
-                )
-        return np.array([out[row] for row in rows.tolist()], np.int64)
+        """Rows of this model's index that hold the images of another index; -1 where it has none.
+
+        Raises:
+            ValueError: it has none of them.
+        """
+        own, (distinct, place) = self.index.store, np.unique(rows, return_inverse=True)
+        ids = [index.store.row(row).id for row in distinct.tolist()]
+        found = own.image_of_id.find(ids)
+        missing = np.flatnonzero(found < 0)
+        if len(missing):
+            told = (
+                f"{own.files}: lacks {len(missing)} of {len(ids)} candidates of"
+                f" {index.store.files}, such as {ids[missing[0]]}"
+            )
+            if len(missing) == len(ids):
+                raise ValueError(f"{told}; build both indexes from one set")
+            log.warning("%s; they stand behind the others", told)
+        return found[place]

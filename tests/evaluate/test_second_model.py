@@ -48,6 +48,7 @@ def test_metrics_tell_of_the_second_model(trained, captioner, tmp_path, capsys):
     assert program.main([*arguments, *options]) == 0
     then = json.loads((tmp_path / "metrics.json").read_text())["then"]
     assert then["model"] == str(captioner) and then["chosen_on"] == "shapes:test"
+    assert then["calibrated"] is False
     assert then["k"] == 4 and 0 <= then["weight"] <= 1
     same = SecondChoice(str(captioner), 4, then["weight"])
     again = evaluate_model(str(trained), "shapes:val", Protocol(k=8), then=same)["then"]
@@ -81,8 +82,10 @@ def test_another_score_of_a_captioner(captioner, score):
 
 def test_a_model_without_a_choice_of_scores_says_so(trained):
     runtime = Reranker.from_pretrained(trained).runtime
-    with pytest.raises(ValueError, match="caption score sum: only a captioner"):
+    with pytest.raises(ValueError, match=r"caption_score sum: only a captioner .* kind edje"):
         measure_source(runtime, open_gallery("shapes:val"), Protocol(caption_score="sum"))
+    with pytest.raises(ValueError, match=f"--caption-score sum: {trained} is no captioner"):
+        evaluate_model(str(trained), "shapes:val", Protocol(caption_score="sum"))
 
 
 def test_models_that_read_other_images_are_not_compared(trained, captioner):
@@ -97,10 +100,8 @@ def test_models_that_read_other_images_are_not_compared(trained, captioner):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"then_k": 5}, "go with --then MODEL"),
-        ({"choose_on": "shapes:val"}, "go with --then MODEL"),
-        ({"then": "b", "then_k": 0}, "--then-k 0"),
-        ({"then": "b", "then_weight": 1.5}, "--then-weight 1.5"),
+        ({"then_k": 5, "choose_on": "shapes:val"}, "--then-k, --choose-on: .* give --then"),
+        ({"then": "b", "folds": 2}, "--folds takes no --then"),
         ({"then": "b", "then_weight": 0.5, "choose_on": "shapes:val"}, "take one"),
     ],
 )

@@ -5,7 +5,13 @@ import pytest
 
 from edje_jax.config.calibration import UNTUNED, Calibration
 from edje_jax.evaluation.retrieval import Gallery, rerank
-from edje_jax.evaluation.second_ranking import WEIGHTS, SecondDirection, SecondRanking, rank_again
+from edje_jax.evaluation.second_ranking import (
+    WEIGHTS,
+    SecondDirection,
+    SecondRanking,
+    check_calibrated,
+    rank_again,
+)
 
 OTHER = Calibration(similarity_weight=9.0, temperature=2.0, bias=-1.0)
 
@@ -102,3 +108,12 @@ def test_metrics_tell_the_ceiling_and_the_gain():
     assert metrics["t2i"]["R@1"] == 50.0 and metrics["t2i"]["ceiling"] == 100.0
     low, high = metrics["t2i"]["interval"]["R@1"]
     assert low <= -50.0 <= high
+
+
+def test_only_a_weight_between_uncalibrated_models_is_warned_of(caplog):
+    tuned = Calibration(fitted={"data": "shapes:val"})
+    assert check_calibrated(tuned, tuned, 0.5)
+    assert not check_calibrated(UNTUNED, tuned, 1.0) and not check_calibrated(tuned, UNTUNED, 0.0)
+    assert not caplog.records
+    assert not check_calibrated(tuned, UNTUNED, 0.25)
+    assert "weight 0.25: the scores of the second model are not calibrated" in caplog.text

@@ -1,5 +1,6 @@
 """A captioner as the second reranker of a search, with an index of its own over the same images."""
 
+import copy
 import dataclasses
 import json
 
@@ -61,10 +62,67 @@ def test_weight_0_is_the_first_order(first, second, indexes):
     alone = first.search(indexes["first"], TEXTS, k=8, top_k=8)
     then = second.second(indexes["second"], k=5, weight=0.0)
     both = first.followed_by(then).search(indexes["first"], TEXTS, k=8, top_k=8)
-    assert ids_of(both) == [ids[:5] for ids in ids_of(alone)]
+    assert ids_of(both) == ids_of(alone)
     for one, other in zip(both, alone, strict=True):
-        for result, expected in zip(one, other, strict=False):
+        for result, expected in zip(one, other, strict=True):
             assert result == pytest.approx(expected)
+
+
+def test_candidates_beyond_the_best_follow_with_the_first_scores(first, second, indexes):
+    alone = first.search(indexes["first"], TEXTS, k=8, top_k=8)
+    then = first.followed_by(second.second(indexes["second"], k=3))
+    both = then.search(indexes["first"], TEXTS, k=8, top_k=8)
+    for one, other in zip(both, alone, strict=True):
+        assert sorted(r["id"] for r in one[:3]) == sorted(r["id"] for r in other[:3])
+        for result, expected in zip(one[3:], other[3:], strict=True):
+            assert result == pytest.approx(expected)
+    # Scores of two models need not fall, and each is compared.
+    least = both[0][4]["score"]
+    kept = then.search(indexes["first"], TEXTS[:1], k=8, top_k=8, min_score=least)[0]
+    assert [r["id"] for r in kept] == [r["id"] for r in both[0] if r["score"] >= least]
+
+
+def test_images_that_the_second_index_lacks_stand_behind(
+    first, second, indexes, photos, captioner, tmp_path, caplog
+):
+    (tmp_path / "few").mkdir()
+    for i in range(IMAGES - 2):
+        (tmp_path / "few" / f"{i}.png").symlink_to(photos / f"{i}.png")
+    out = tmp_path / "few.index"
+    arguments = [str(captioner), str(tmp_path / "few"), "--token-dtype", "int8"]
+    edje(["index", "build", *arguments, "--out", str(out)])
+    few = second.second(ImageIndex.open(out), k=IMAGES)
+    whole = second.second(indexes["second"], k=IMAGES)
+    one, other, before = (
+        each.search(indexes["first"], TEXTS, k=IMAGES, top_k=IMAGES)
+        for each in (first.followed_by(few), first.followed_by(whole), first)
+    )
+    lost = {f"{IMAGES - 2}.png", f"{IMAGES - 1}.png"}
+    for got, full, was in zip(ids_of(one), ids_of(other), ids_of(before), strict=True):
+        assert got[:-2] == [id for id in full if id not in lost]
+        assert got[-2:] == [id for id in was if id in lost]
+    told = [record.getMessage() for record in caplog.records if "lacks" in record.getMessage()]
+    assert len(told) == 1 and f"lacks 2 of {IMAGES} candidates" in told[0] and ".png" in told[0]
+
+
+def test_a_weight_between_two_models_warns_once_if_one_is_not_calibrated(
+    first, second, indexes, caplog
+):
+    tuned = Calibration(fitted={"data": "shapes:val"})
+    then = second.second(indexes["second"], weight=0.5)
+    both = first.followed_by(then)
+    both.search(indexes["first"], TEXTS, k=4)
+    both.search(indexes["first"], TEXTS, k=4)
+    told = [one.getMessage() for one in caplog.records if "not calibrated" in one.getMessage()]
+    assert len(told) == 1 and told[0].startswith("weight 0.5: the scores of the first and the")
+    caplog.clear()
+    first.followed_by(second.second(indexes["second"]))
+    calibrated = copy.copy(first)
+    calibrated.calibration = tuned
+    calibrated.followed_by(dataclasses.replace(then, calibration=tuned))
+    assert not caplog.records
+    calibrated.followed_by(then)
+    assert "scores of the second model" in caplog.text
 
 
 def test_weight_1_is_the_second_model_alone_on_the_same_candidates(first, second, indexes):
@@ -90,15 +148,15 @@ def test_logits_are_pooled_as_each_model_was_tuned(first, second, indexes):
     cosines = second.embed_texts(TEXTS) @ indexes["second"].store.embeddings[:].T
     places = {indexes["second"].store.row(i).id: i for i in range(IMAGES)}
     for text, (before, after) in enumerate(zip(found, again, strict=True)):
-        assert sorted(after.rows) == sorted(before.rows[:6])
-        for place, row in enumerate(after.rows):
+        assert sorted(after.rows[:6]) == sorted(before.rows[:6])
+        for place, row in enumerate(after.rows[:6]):
             was = int(np.flatnonzero(before.rows == row)[0])
             own = places[indexes["first"].store.row(int(row)).id]
             one = (before.logits[was] + 2.0 * before.similarities[was]) / 0.5 + 1.0
             other = (captioned[text, own] + cosines[text, own]) / 4.0 - 2.0
             assert after.logits[place] == pytest.approx(0.7 * one + 0.3 * other, abs=1e-3)
             assert after.base_ranks[place] == before.base_ranks[was]
-        assert (np.diff(after.logits) <= 0).all()
+        assert (np.diff(after.logits[:6]) <= 0).all()
         np.testing.assert_array_equal(after.scores, sigmoid(after.logits))
 
 
@@ -132,10 +190,10 @@ def test_what_does_not_fit_is_told(first, second, indexes, photos, captioner, tm
     with pytest.raises(ValueError, match="give a string"):
         first.followed_by(then).search(indexes["first"], [Query("a dog", negatives=["a cat"])])
     (tmp_path / "few").mkdir()
-    Shapes("val").image(0).save(tmp_path / "few" / "0.png")
+    Shapes("val").image(0).save(tmp_path / "few" / "other.png")
     out = tmp_path / "few.index"
     edje(["index", "build", str(captioner), str(tmp_path / "few"), "--out", str(out)])
-    with pytest.raises(ValueError, match=r"has no image \d.png, which .*first has; build both"):
+    with pytest.raises(ValueError, match=r"lacks 10 of 10 .*first, such as \d.png; build both"):
         first.followed_by(second.second(ImageIndex.open(out))).search(indexes["first"], TEXTS)
 
 
@@ -148,14 +206,11 @@ def test_the_command(first, second, indexes, capsys):
     told = json.loads(capsys.readouterr().out)
     both = first.followed_by(second.second(indexes["second"], k=4, weight=0.25))
     expected = both.search(indexes["first"], TEXTS[:1], k=8)
-    assert [result["id"] for result in told] == ids_of(expected)[0] and len(told) == 4
+    assert [result["id"] for result in told] == ids_of(expected)[0] and len(told) == 8
     assert told[0]["seconds"]["then"] > 0 and told[0]["seconds"]["rerank"] > 0
-    for wrong, message in (
-        (["--then-k", "0"], "--then-k 0"),
-        (["--then-weight", "-1"], "--then-weight -1"),
-        (["--not", "a cat"], "--then reranks"),
-    ):
-        with pytest.raises(UsageError, match=message):
-            edje([*arguments, *then, *wrong])
+    with pytest.raises(UsageError, match="--then reranks"):
+        edje([*arguments, *then, "--not", "a cat"])
+    with pytest.raises(UsageError, match="--then-weight: of a second model"):
+        edje([*arguments, "--then-weight", "1"])
     with pytest.raises(FileNotFoundError):
         edje([*arguments, *then, "--then-model", "/nowhere"])

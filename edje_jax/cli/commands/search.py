@@ -111,12 +111,14 @@ class Search(CacheOptions, RuntimeOptions):
     details: bool = False
     """Have each result of --json tell the first stage and the seconds of every part."""
     then: str | None = None
-    """Index of a second model over the same images, which reranks the best candidates (default:
-    none)."""
+    """Index of a second model over the same images, which reranks the best candidates; opened with
+    the same --tokens-on, --cache, --runtime and --precision (default: none)."""
     then_k: int = 20
-    """Candidates that the model of --then reranks."""
-    then_weight: float = 1.0
-    """Weight of its scores beside the first model's, from 0 to 1; 1 leaves those aside."""
+    """Candidates that the model of --then reranks; the rest of --k follows in the first order, with
+    the first model's scores."""
+    then_weight: float | None = None
+    """Weight of its scores beside the first model's, from 0 to 1 (default: 1, which leaves those
+    aside)."""
     then_model: str | None = None
     """Present path of the model of --then, if it was moved (default: where it was then)."""
     model: str | None = None
