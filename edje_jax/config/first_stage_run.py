@@ -8,6 +8,9 @@ from edje_jax.config.model import CODE_LENGTHS, FirstStageConfig
 from edje_jax.config.parts import at_least
 from edje_jax.config.run import RunConfig, weight_of_a_loss
 
+TEMPERATURE, TEMPERATURE_OF_SEVERAL = 4.0, 0.5
+"""Temperatures of one teacher's scores, and of those of several, where a run names none."""
+
 
 @dataclass(frozen=True)
 class HeadsSpec:
@@ -54,11 +57,10 @@ class FirstStageLoss:
     """Weight of following, by codes, the backbone's cosines within a batch."""
     code_distillation: float = weight_of_a_loss(0.0)
     """Weight of following the teacher's scores of a query's candidates by codes."""
-    temperature: float = 4.0
-    """Divisor of the teacher's scores before their softmax: above 1 flattens what is too peaked."""
-    temperature_of_several: float = 0.5
-    """Divisor of the averaged scores of several teachers, in the place of `temperature`: they have
-    a standard deviation of at most 1, whatever the teachers' scales."""
+    temperature: float | None = None
+    """Divisor of the teacher's scores before their softmax: a higher one flattens what is too
+    peaked. By default 4 for one teacher, and 0.5 for several, whose averaged scores have a standard
+    deviation of at most 1."""
     cosine_temperature: float = 0.05
     """Divisor of the backbone's cosines before their softmax."""
     teacher_stride: int = 8
@@ -68,8 +70,8 @@ class FirstStageLoss:
         flags = {name: f"--loss.{name.replace('_', '-')}" for name in self.weights()}
         at_least(0, {flag: getattr(self, name) for name, flag in flags.items()})
         at_least(1, {"--loss.teacher-stride": self.teacher_stride})
-        for name in ("temperature", "temperature_of_several", "cosine_temperature"):
-            if not (value := getattr(self, name)) > 0:
+        for name in ("temperature", "cosine_temperature"):
+            if (value := getattr(self, name)) is not None and not value > 0:
                 raise ValueError(f"--loss.{name.replace('_', '-')} {value}: give more than 0")
 
     @classmethod
@@ -81,6 +83,12 @@ class FirstStageLoss:
     def follows_teacher(self) -> bool:
         """Whether a term needs a teacher's scores."""
         return self.distillation > 0 or self.order > 0 or self.code_distillation > 0
+
+    def with_temperature(self, teachers: int) -> "FirstStageLoss":
+        """Losses of a run with so many teachers: their temperature is the default if none is
+        given."""
+        default = TEMPERATURE_OF_SEVERAL if teachers > 1 else TEMPERATURE
+        return dataclasses.replace(self, temperature=self.temperature or default)
 
 
 @dataclass(frozen=True)

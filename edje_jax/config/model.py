@@ -164,10 +164,11 @@ class BackboneConfig:
 
     def layers_for(self, upsampling: int) -> tuple[int, ...]:
         """Earlier layers that an upsampling by this factor reads: the output of the layer two
-        thirds up the tower for its first step, and one third up for its second."""
-        layers = self.vision.num_hidden_layers
-        ups = [round(layers * (2 - step) / 3) for step in range(upsampling.bit_length() - 1)]
-        return tuple(up - layers - 1 for up in ups)
+        thirds of the way up to `token_layer` for its first step, and one third for its second."""
+        end = self.vision.num_hidden_layers + 1
+        depth = end + self.token_layer
+        ups = [round(depth * (2 - step) / 3) for step in range(upsampling.bit_length() - 1)]
+        return tuple(up - end for up in ups)
 
     @property
     def num_vision_tokens(self) -> int:

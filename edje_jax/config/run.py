@@ -195,6 +195,11 @@ class LossConfig:
         return tuple(f.name for f in dataclasses.fields(cls) if f.metadata.get("is_weight"))
 
     @property
+    def follows_scores(self) -> bool:
+        """Whether a term needs a teacher's scores of pairs."""
+        return self.distillation > 0 or self.listwise_distillation > 0
+
+    @property
     def all_negatives(self) -> int:
         """Negatives of each kind per row, hard and random."""
         return self.negatives + self.random_negatives

@@ -5,7 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from edje_jax.config.first_stage_run import FirstStageRun
+from edje_jax.config.first_stage_run import (
+    TEMPERATURE,
+    TEMPERATURE_OF_SEVERAL,
+    FirstStageRun,
+)
 from edje_jax.config.model import to_dict
 from edje_jax.config.run import BackboneRun, EdjeRun, RunConfig
 from edje_jax.system.files import read_json
@@ -48,7 +52,27 @@ def run_from_dict(raw: dict[str, Any]) -> RunConfig:
             f'a run of the task "{task}", and this version of edje-jax knows {", ".join(RUNS)};'
             " install the one that the run was started with"
         )
-    return _from_dict(RUNS[task], raw)
+    return _from_dict(RUNS[task], with_one_temperature(raw))
+
+
+def with_one_temperature(raw: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a run, of which a first stage's teachers have one temperature.
+
+    Older files have the default's value in place of None, and some have a second setting for
+    several teachers.
+    """
+    loss, teacher = raw.get("loss", {}), raw.get("teacher")
+    if raw.get("task") != FirstStageRun.task or "temperature" not in loss:
+        return raw
+    has_list = isinstance(teacher, list | tuple)
+    if has_list and "temperature_of_several" not in loss:
+        return raw
+    name, default = "temperature", TEMPERATURE
+    if has_list and len(teacher) > 1:
+        name, default = "temperature_of_several", TEMPERATURE_OF_SEVERAL
+    value = None if loss[name] == default else loss[name]
+    rest = {name: each for name, each in loss.items() if name != "temperature_of_several"}
+    return raw | {"loss": rest | {"temperature": value}}
 
 
 def _from_dict(kind: Any, raw: dict[str, Any]) -> Any:

@@ -7,10 +7,10 @@ whose layers all have one grid. A step doubles the side of a grid u of width w:
     f   = a up(u) + b fold(W C)          a, b >= 0, a + b = 1 (normalised as in BiFPN)
     u'  = norm(f + depthwise3x3(gelu(f)))
 
-`up` is bilinear. C is the output of an earlier layer: of the layer two thirds up the tower in the
-first step, and one third up in the second. W gives each patch a vector for every place of the finer
-grid inside it, and `fold` lays them out there: what a patch's token knows of its own inside becomes
-tokens of their own.
+`up` is bilinear. C is the output of an earlier layer: of the layer two thirds of the way up to the
+one that the grid comes from in the first step, and one third in the second. W gives each patch a
+vector for every place of the finer grid inside it, and `fold` lays them out there: what a patch's
+token knows of its own inside becomes tokens of their own.
 """
 
 import flax.linen as nn

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,7 @@ def assemble(config: EdjeRun, source: Source | None, workdir: Path) -> Assembled
         joint,
         backbone.image,
         config.model.max_text_length or (init.config if init else EdjeConfig).max_text_length,
-        _similarity_prior(config.model, init, None if source else workdir),
+        _similarity_prior(config.model, init, None if source else workdir, captioner is not None),
         init.config.first_stage if init and _keeps_heads(config, init, backbone) else None,
         _text_recipe(config.model, init or teacher),
         captioner,
@@ -109,6 +109,7 @@ def assemble(config: EdjeRun, source: Source | None, workdir: Path) -> Assembled
         params = {**params, "joint_encoder": kept}
     whole, params = _with_rows_for_every_position(whole, params)
     if init:
+        params = _of_same_decoders(config, init, whole, params)
         params = {**_adapter_params(config, init, whole), **params}
     _check_shapes(params, whole, config.init or config.model.joint_encoder or "")
     if teacher:
@@ -156,11 +157,25 @@ def _keeps_heads(config: EdjeRun, init: Model, backbone: Backbone) -> bool:
 
 
 def _similarity_prior(
-    spec: ModelSpec, init: Model | None, workdir: Path | None
+    spec: ModelSpec, init: Model | None, workdir: Path | None, is_captioner: bool
 ) -> SimilarityPrior | None:
     """The similarity prior of a run, if it has one: that of `init`, or the one that the run wrote
-    into a `workdir`, or else one that is still to be measured."""
+    into a `workdir`, or else one that is still to be measured.
+
+    Raises:
+        ValueError: one is asked for a captioner.
+    """
     theirs = init.config.similarity_prior if init else None
+    if is_captioner and spec.similarity_prior:
+        raise ValueError(
+            "--model.similarity-prior True: a captioner has no match head for it; leave it out"
+        )
+    if is_captioner and init and theirs:
+        log.info(
+            "the similarity prior of --init %s stays behind, as a captioner has no match head for"
+            " it", init.source,
+        )  # fmt: skip
+        return None
     if spec.similarity_prior is False or (spec.similarity_prior is None and theirs is None):
         return None
     return theirs or (known_prior(workdir) if workdir else UNMEASURED)
@@ -187,6 +202,34 @@ def _adapter_params(config: EdjeRun, init: Model, whole: EdjeConfig) -> PyTree[n
         config.init, init.config.adapter, whole.adapter,
     )  # fmt: skip
     return {}
+
+
+def _of_same_decoders(
+    config: EdjeRun, init: Model, whole: EdjeConfig, params: PyTree[np.ndarray]
+) -> PyTree[np.ndarray]:
+    """Parameters of a captioner of --init that this run has too; a line of the log names what stays
+    behind and what starts fresh."""
+    there, here = init.config.captioner, whole.captioner
+    if config.model.joint_encoder or not (there and here):
+        return params
+    loaded: dict[str, Any] = dict(flatten_dict(params["captioner"], sep="/"))
+    ours = edje.expected_params(whole)["captioner"]
+    expected: dict[str, Any] = dict(flatten_dict(ours, sep="/"))
+    shared = {*there.reads} & {*here.reads}
+
+    def names(paths: Iterable[str]) -> str:
+        """Decoders, or parts of the layers of those that both have."""
+        parts = (path.split("/") for path in paths)
+        return ", ".join(sorted({x[2] if x[0] in shared else x[0] for x in parts})) or "none"
+
+    behind, fresh = loaded.keys() - expected.keys(), expected.keys() - loaded.keys()
+    if behind or fresh:
+        log.warning(
+            "the captioner of --init %s is another; stay behind: %s; start fresh: %s",
+            config.init, names(behind), names(fresh),
+        )  # fmt: skip
+    kept = {path: leaf for path, leaf in loaded.items() if path in expected}
+    return {**params, "captioner": unflatten_dict(kept, sep="/")}
 
 
 def _check_shapes(params: PyTree[np.ndarray], config: EdjeConfig, source: str) -> None:

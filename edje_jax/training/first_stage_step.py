@@ -124,5 +124,5 @@ def _flat(candidates: Candidates) -> tuple[Array, Array | None]:
 def _entropy(context: FirstStageContext) -> Float[Array, ""]:
     """Entropy of the teacher's softmax in nats, the mean of both directions: how much more than the
     best candidate it tells."""
-    each = [teacher_entropy(x.scores, x.usable, context.loss.temperature) for x in context.lists]
+    each = [teacher_entropy(x.scores, x.usable, context.temperature) for x in context.lists]
     return (each[0] + each[1]) / 2

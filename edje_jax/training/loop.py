@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from edje_jax.config.run import RunConfig
-from edje_jax.config.saved_run import given, run_to_dict
+from edje_jax.config.saved_run import given, run_to_dict, with_one_temperature
 from edje_jax.data.bad_records import BadRecords, left_out
 from edje_jax.data.loader import iterate
 from edje_jax.runtimes.devices import Compute, log_devices
@@ -166,7 +166,7 @@ def claim_workdir(config: RunConfig, workdir: Path) -> None:
     path, ours = workdir / "config.json", json.loads(json.dumps(run_to_dict(config)))
     if path.exists():
         defaults = json.loads(json.dumps(run_to_dict(type(config)())))
-        theirs = _filled(json.loads(path.read_text()), defaults)
+        theirs = _filled(with_one_temperature(json.loads(path.read_text())), defaults)
         changed = [
             f"  {name}: {old!r} there, {new!r} now"
             for name, (old, new) in differences(theirs, _filled(ours, defaults)).items()

@@ -67,7 +67,35 @@ def test_a_first_stage_may_have_several_teachers_and_older_files_one_or_null():
     assert run_from_dict(raw | {"teacher": None}) == FirstStageRun()
 
 
-@pytest.mark.parametrize("name", ["temperature", "temperature_of_several"])
+@pytest.mark.parametrize(
+    ("teacher", "loss", "expected"),
+    [
+        ("runs/large", {"temperature": 4.0}, None),
+        (None, {"temperature": 2.0}, 2.0),
+        (["a"], {"temperature": 2.0, "temperature_of_several": 0.5}, 2.0),
+        (["a", "b"], {"temperature": 4.0, "temperature_of_several": 0.5}, None),
+        (["a", "b"], {"temperature": 4.0, "temperature_of_several": 0.1}, 0.1),
+        (["a", "b"], {"temperature": 4.0}, 4.0),  # As files are written today
+        (["a"], {"temperature": 4.0}, 4.0),
+    ],
+)
+def test_a_first_stage_has_one_temperature_and_older_files_two(teacher, loss, expected):
+    raw = in_json(FirstStageRun()) | {"teacher": teacher}
+    raw["loss"] |= loss
+    read = run_from_dict(raw)
+    assert isinstance(read, FirstStageRun) and read.loss.temperature == expected
+    assert "temperature_of_several" not in in_json(read)["loss"]
+
+
+def test_the_default_temperature_depends_on_how_many_teachers_there_are():
+    counts = (0, 1, 2, 3)
+    unsaid = [FirstStageLoss().with_temperature(count).temperature for count in counts]
+    assert unsaid == [4.0, 4.0, 0.5, 0.5]
+    said = FirstStageLoss(temperature=3.0)
+    assert all(said.with_temperature(count) == said for count in counts)
+
+
+@pytest.mark.parametrize("name", ["temperature", "cosine_temperature"])
 def test_a_temperature_of_the_first_stage_is_above_0(name):
     flag = f"--loss.{name.replace('_', '-')}"
     with pytest.raises(ValueError, match=f"{flag} 0.0: give more than 0"):

@@ -74,6 +74,23 @@ def test_a_captioner_s_scores_are_no_match_logits_without_a_calibration(captione
     assert calibration_of(parts.teacher).temperature == 4.0
 
 
+@pytest.mark.parametrize("lists", [{}, LISTS], ids=["pairs", "lists"])
+def test_the_log_names_the_teacher_and_the_entropy_of_its_scores(lists, tuned, tmp_path, caplog):
+    caplog.set_level("INFO")
+    write_calibration(
+        folder := shutil.copytree(tuned, tmp_path / "mixed"),
+        Calibration(2.0, 4.0, -1.0, {"data": "shapes"}),
+    )
+    task = EdjeTask(student(folder, distillation_temperature=50.0, **lists), tmp_path / "run")
+    told = f"distilling from {folder}; teacher_entropy tells what its scores at temperature 50"
+    assert told in caplog.text
+    # A calibration with cosines asks for them only where it is used.
+    assert task._setup("all").objective.reads_similarities == (not lists)
+    _, metrics = task.step(task.init(), task.reader[0][0], 0)
+    assert 0.9 * np.log(3) < metrics["teacher_entropy"] <= np.log(3) + 1e-6
+    assert ("loss/distillation" in metrics) == (not lists)
+
+
 def test_an_edje_s_scores_are_logits_as_they_are(trained):
     model = dataclasses.replace(load_model(str(trained)), calibration=Calibration(0.0, 4.0))
     assert calibration_of(model) is None and calibration_of(None) is None

@@ -139,7 +139,8 @@ def test_distillation_follows_both_directions_of_the_definition():
 
 def test_a_loss_of_weight_0_is_not_computed():
     alone = FirstStageLoss(**dict.fromkeys(FirstStageLoss.weights(), 0.0) | {"contrastive": 1.0})
-    _, metrics = taken(setup(loss=dataclasses.replace(alone, teacher_stride=STRIDE)))
+    alone = dataclasses.replace(alone, teacher_stride=STRIDE).with_temperature(1)
+    _, metrics = taken(setup(loss=alone))
     assert [name for name in metrics if name.startswith("loss/")] == ["loss/contrastive"]
 
 

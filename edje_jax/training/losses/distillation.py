@@ -27,7 +27,8 @@ def _match_logits(context: RowContext, scores: Pairs) -> Pairs:
     calibration = context.objective.calibration
     if calibration is None:
         return scores
-    if (weight := calibration.similarity_weight) and context.rows.similarities is not None:
+    if weight := calibration.similarity_weight:
+        assert context.rows.similarities is not None, "Objective.reads_similarities"
         scores = Pairs(
             *(h + weight * c for h, c in zip(scores, context.rows.similarities, strict=True))
         )

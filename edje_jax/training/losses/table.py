@@ -8,7 +8,8 @@ from jaxtyping import Array, Float
 from edje_jax.config.model import EdjeConfig
 from edje_jax.config.run import LossConfig
 from edje_jax.training import flops
-from edje_jax.training.losses.term import Phase, RowContext, Term
+from edje_jax.training.losses.listwise import lists_of, teacher_entropy
+from edje_jax.training.losses.term import Phase, RowContext, Term, pairs_of_teacher
 from edje_jax.training.state import Metrics
 
 TERMS: dict[str, Term] = {
@@ -66,8 +67,8 @@ def loss_of_rows(context: RowContext) -> tuple[Float[Array, ""], Metrics]:
     terms = active_terms(objective.loss, objective.phase, objective.teacher is not None)
     if any(term.needs_pairs for term in terms.values()):
         metrics["match_accuracy"] = match_accuracy(context)
-    for term in terms.values():
-        metrics |= term.metrics(context)
+    if scored := [name for name, term in terms.items() if term.target is pairs_of_teacher]:
+        metrics["teacher_entropy"] = entropy_of_teacher(context, scored[0])
     losses = {name: term.loss(context) for name, term in terms.items()}
     weighted = (getattr(objective.loss, name) * loss for name, loss in losses.items())
     total = sum(weighted, jnp.zeros(()))
@@ -86,6 +87,16 @@ def match_accuracy(context: RowContext) -> Float[Array, ""]:
     )
     won = (pairs.positive > jnp.max(rivals, axis=1)) & rows.valid
     return jnp.sum(won) / jnp.maximum(context.counts.rows, 1)
+
+
+def entropy_of_teacher(context: RowContext, term: str) -> Float[Array, ""]:
+    """Entropy in nats of the softmax of the teacher's scores, which are the target of `term`, over
+    each row's own pair and its negatives."""
+    assert context.rows.targets is not None
+    scores = lists_of(*context.rows.targets[term])
+    usable = lists_of(*context.rows.negatives.usable_of(context.rows.valid))
+    temperature = context.objective.loss.distillation_temperature
+    return teacher_entropy(scores, usable, temperature, context.counts.lists)
 
 
 def step_flops(

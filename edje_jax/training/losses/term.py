@@ -21,7 +21,6 @@ from edje_jax.training.negatives import Pairs
 from edje_jax.training.queue import Queue
 from edje_jax.training.rows import Counts, Rows, every_nth
 from edje_jax.training.sharding import Devices
-from edje_jax.training.state import Metrics
 
 Phase = Literal["masked_lm", "all"]
 """Terms that a step trains: those that come first alone (masked LM and text recovery, or
@@ -47,7 +46,8 @@ class Objective:
     def reads_similarities(self) -> bool:
         """Whether a model, or the teacher's calibration, is given the backbone's cosine of a
         pair."""
-        if self.calibration and self.calibration.similarity_weight:
+        calibration = self.calibration if self.loss.distillation > 0 else None
+        if calibration and calibration.similarity_weight:
             return True
         models = (self.model, self.teacher)
         return any(model is not None and model.config.similarity_prior for model in models)
@@ -137,8 +137,6 @@ class Term(NamedTuple):
     target: Callable[[RowContext], PyTree] | None = None
     """A teacher's outputs for some rows, which the term finds in `rows.targets` under its name; a
     term that has this is left out where there is no teacher."""
-    metrics: Callable[[RowContext], Metrics] = lambda context: {}
-    """Further metrics to log: the rows' shares, as of the loss."""
     is_binary: bool = False
     """Whether it reads a pair's score as the logit of the probability of a match."""
     kinds: tuple[ModelKind, ...] = ("edje", "captioner")

@@ -56,6 +56,11 @@ class EdjeTask:
         self.backbone = make_backbone(self.parts.step_backbone.config, dtype, scan=scan)
         teacher = self.parts.teacher
         self.teacher = make_scorer(teacher.config, dtype, scan=scan) if teacher else None
+        if teacher and config.loss.follows_scores:
+            log.info(
+                "distilling from %s; teacher_entropy tells what its scores at temperature %g leave",
+                config.teacher, config.loss.distillation_temperature,
+            )  # fmt: skip
         self.joint_tokenizer = JointTokenizer(
             self.parts.tokenizer, self.model_config.max_text_length, self.model_config.text_recipe
         )
@@ -194,7 +199,7 @@ def _check_negatives(config: EdjeRun) -> None:
         raise ValueError(
             f"{asked} cannot be found in {where}; raise --data.batch-size above {most - loss.queue}"
         )
-    if loss.queue and config.teacher and (loss.distillation > 0 or loss.listwise_distillation > 0):
+    if loss.queue and config.teacher and loss.follows_scores:
         raise ValueError(
             f"--loss.queue {loss.queue} with --teacher {config.teacher}: the queue keeps no tokens"
             " of a teacher, which could not score its images; leave one of them out, or set"

@@ -54,10 +54,7 @@ class FirstStageTask:
         if not config.init:
             raise ValueError("which model are the heads for? Name it: --init MODEL")
         self.config = config
-        self.loss = config.loss
-        if len(config.teacher) > 1:
-            own = config.loss.temperature_of_several
-            self.loss = dataclasses.replace(config.loss, temperature=own)
+        self.loss = config.loss.with_temperature(len(config.teacher))
         self.devices = Devices.of(config.mesh, config.data.batch_size, config.loss.teacher_stride)
         model = load_model(config.init)
         _check_prior(model, config)

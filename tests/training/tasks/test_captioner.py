@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 import train
 from configs.captioner import config as captioner_config
 from configs.debug import config as debug
+from edje_jax.config.model import SimilarityPrior
 from edje_jax.config.parts import AdapterSpec, CaptionerSpec
 from edje_jax.config.run import EdjeRun
 from edje_jax.data.feature_cache import OtherFeatures
@@ -22,7 +23,8 @@ from edje_jax.scenes.shapes import Shapes
 from edje_jax.training.assemble import assemble
 from edje_jax.training.load_checkpoint import load_checkpoint
 from edje_jax.training.tasks.edje import EdjeTask
-from edje_jax.weights.folder import load_model
+from edje_jax.weights.edje import expected_params
+from edje_jax.weights.folder import load_model, save_model
 from tests.small_runs import TINY, read_log
 from tests.training.captioner_runs import COMMAND, STEPS
 from tests.training.captioner_runs import captioner as captioner  # a fixture
@@ -146,6 +148,72 @@ def test_init_starts_from_all_of_a_captioner(captioner, tmp_path):
     assert assemble(stored, None, tmp_path).config.captioner.score == "mean"
 
 
+@pytest.mark.parametrize(
+    ("directions", "behind", "fresh"),
+    [
+        ("forward", "backward, cross_key, cross_value", "none"),
+        ("both", "cross_key, cross_value", "none"),
+    ],
+)
+def test_init_leaves_behind_what_another_captioner_has_not(
+    directions, behind, fresh, captioner, tmp_path, caplog
+):
+    more = ("--model.captioner.directions", directions, "--model.captioner.cross-attention")
+    parts = assembled(tmp_path, "--init", str(captioner), *more, "stored")
+    theirs, ours = (
+        flatten_dict(params["captioner"], sep="/")
+        for params in (load_model(str(captioner)).params, parts.params)
+    )
+    assert f"--init {captioner} is another; stay behind: {behind}; start fresh: {fresh}" in (
+        caplog.text
+    )
+    expected = flatten_dict(expected_params(parts.config)["captioner"], sep="/")
+    assert ours.keys() == expected.keys() and "forward/layers_0/cross_query/kernel" in ours
+    for name, leaf in ours.items():
+        np.testing.assert_array_equal(leaf, theirs[name])
+
+
+def test_init_says_which_decoders_and_keys_start_fresh(captioner, tmp_path, caplog):
+    small = EdjeTask(
+        asked("--init", str(captioner), "--model.captioner.directions", "backward",
+              "--model.captioner.cross-attention", "stored"), tmp_path / "small"
+    )  # fmt: skip
+    (tmp_path / "model").mkdir()
+    small.export(small.fetch(small.init()), tmp_path / "model")
+    caplog.clear()
+    more = ("--model.captioner.directions", "both", "--model.captioner.cross-attention")
+    task = EdjeTask(asked("--init", str(tmp_path / "model"), *more, "projected"), tmp_path / "big")
+    told = "is another; stay behind: none; start fresh: cross_key, cross_value, forward"
+    assert told in caplog.text
+    theirs, ours = (
+        flatten_dict(params["captioner"], sep="/")
+        for params in (load_model(str(captioner)).params, task.init().params)
+    )
+    for name, moved in (("backward/layers_0/query", False), ("forward/layers_0/query", True)):
+        assert (np.asarray(ours[f"{name}/kernel"]) != theirs[f"{name}/kernel"]).any() == moved
+
+
+def test_a_captioner_leaves_the_similarity_prior_of_init_behind(trained, tmp_path, caplog):
+    caplog.set_level("INFO")
+    model = load_model(str(trained))
+    config = dataclasses.replace(model.config, similarity_prior=SimilarityPrior(0.1, 0.2))
+    joint = expected_params(config)["joint_encoder"]["similarity_prior"]
+    joint = {
+        **model.params["joint_encoder"],
+        "similarity_prior": jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), joint),
+    }
+    folder = tmp_path / "model"
+    folder.mkdir()
+    params = {**model.params, "joint_encoder": joint}
+    save_model(folder, dataclasses.replace(model, config=config, params=params), "A card.\n")
+    parts = assembled(tmp_path, "--init", str(folder))
+    assert parts.config.similarity_prior is None
+    assert f"the similarity prior of --init {folder} stays behind" in caplog.text
+    assert not any("prior" in path for path in flatten_dict(parts.params, sep="/"))
+    with pytest.raises(ValueError, match=r"^--model\.similarity-prior True: a captioner has no"):
+        assembled(tmp_path, "--init", str(folder), "--model.similarity-prior", "True")
+
+
 def test_decoders_start_as_an_edje_s_layers(trained, tmp_path):
     """Both directions as copies; what looks at the image is fresh."""
     task = EdjeTask(asked("--init", str(trained)), tmp_path)
@@ -218,7 +286,10 @@ def test_a_text_recipe_and_long_captions_are_a_captioner_s_too(tmp_path):
             r"^--model\.captioner: this run trains a model of the kind \"edje\"; add --model\.kind",
         ),
         (("--model.deferred-layers", "1"), r"deferred"),
-        (("--model.similarity-prior", "True"), r"a captioner has no match head"),
+        (
+            ("--model.similarity-prior", "True"),
+            r"^--model\.similarity-prior True: a captioner has no match head for it; leave it out$",
+        ),
     ],
 )  # fmt: skip
 def test_what_a_captioner_has_not_is_refused_in_one_line(more, told, tmp_path):

@@ -214,6 +214,7 @@ def test_heads_learn_from_an_edje_and_a_captioner(workdir, trained, captioner, t
     assert f"distilling from {trained}, {captioner} at temperature 0.5" in caplog.text
     told = read_log(tmp_path)
     assert 0 < told[-1]["teacher_entropy"] < np.log(4)
+    _resumes_beside_a_file_with_two_temperatures([*command, *both], tmp_path, caplog)
     stamps = [
         json.loads((tmp_path / name / "stamp.json").read_text())
         for name in ("teacher", "teacher-2")
@@ -230,6 +231,30 @@ def test_heads_learn_from_an_edje_and_a_captioner(workdir, trained, captioner, t
         teacher_scores(tmp_path / "teacher", store, teacher, 4)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["teacher"] == [str(trained), str(captioner)]
+
+
+def _resumes_beside_a_file_with_two_temperatures(command, workdir, caplog) -> None:
+    path = workdir / "config.json"
+    config = json.loads(path.read_text())
+    config["loss"] |= {"temperature": 4.0, "temperature_of_several": 0.5}
+    path.write_text(json.dumps(config))
+    assert train.main(command) == 0 and "resumed from" in caplog.text
+    with pytest.raises(OtherRun, match=r"loss\.temperature: None there, 4\.0 now"):
+        train.main([*command, "--loss.temperature", "4"])
+
+
+def test_a_temperature_goes_for_several_teachers_too(workdir, trained, tmp_path, caplog):
+    """Twice the same one, whose lists stand at variance 1."""
+    caplog.set_level("INFO")
+    told = []
+    for temperature in ("0.25", "100"):
+        out = tmp_path / temperature
+        more = ("--teacher", str(trained), str(trained), "--loss.temperature", temperature)
+        command = [*COMMAND, "--init", str(trained), "--index", str(workdir / "index"), *more]
+        assert train.main([*command, "--steps", "1", "--workdir", str(out)]) == 0
+        assert f"{trained}, {trained} at temperature {temperature};" in caplog.text
+        told.append(read_log(out)[-1]["teacher_entropy"])
+    assert told[0] < 0.5 * np.log(4) and told[1] == pytest.approx(np.log(4), rel=1e-3)
 
 
 def test_a_captioner_gets_heads_from_its_own_scores(captioner, tmp_path):

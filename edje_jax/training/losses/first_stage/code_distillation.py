@@ -22,5 +22,5 @@ def loss(context: FirstStageContext) -> Float[Array, ""]:
         )
         logits = context.code_scales[:, None, None] * similar
         follow = jax.vmap(softmax_cross_entropy, (None, 0, None, None))
-        losses.append(follow(each.scores, logits, each.usable, context.loss.temperature))
+        losses.append(follow(each.scores, logits, each.usable, context.temperature))
     return jnp.mean(sum(losses, jnp.zeros(())) / 2)

@@ -61,6 +61,12 @@ class FirstStageContext:
     """Captions with images, and images with captions, of the rows that follow the teacher."""
 
     @property
+    def temperature(self) -> float:
+        """Divisor of the teacher's scores."""
+        assert self.loss.temperature is not None, "FirstStageLoss.with_temperature"
+        return self.loss.temperature
+
+    @property
     def scale(self) -> Float[Array, ""]:
         """Factor of cosines."""
         return jnp.exp(self.scales["embeddings"])

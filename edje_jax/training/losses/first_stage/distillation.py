@@ -20,7 +20,7 @@ def loss(context: FirstStageContext) -> Float[Array, ""]:
             context.scale
             * jnp.einsum("re,rce->rc", each.queries.embeddings, each.candidates.embeddings),
             each.usable,
-            context.loss.temperature,
+            context.temperature,
         )
         for each in context.lists
     ]
