@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
-from edje_jax.config.captioner import CaptionerConfig
 from edje_jax.config.model import (
     JOINT_HEADS,
     UNMEASURED,
@@ -21,13 +20,14 @@ from edje_jax.config.model import (
     SimilarityPrior,
     TextRecipe,
 )
-from edje_jax.config.parts import CaptionerSpec, ModelSpec
+from edje_jax.config.parts import ModelSpec
 from edje_jax.config.run import DataConfig, EdjeRun
 from edje_jax.data.bad_records import BadRecords, left_out
 from edje_jax.data.exclusion import without
 from edje_jax.data.sources.registry import open_captioned, open_source
 from edje_jax.data.sources.subset import Subset, joined
 from edje_jax.data.text import JointTokenizer, train_wordpiece
+from edje_jax.training.captioner_start import captioner_config, shared_decoders
 from edje_jax.training.edje_teacher import (
     check_scores,
     check_texts,
@@ -86,7 +86,7 @@ def assemble(config: EdjeRun, source: Source | None, workdir: Path) -> Assembled
     if teacher:
         check_scores(config, teacher)
         check_vision(config, teacher, backbone)
-    captioner = _captioner(config.model, init)
+    captioner = captioner_config(config.model, init)
     joint, tokenizer, params = _joint_encoder(config, init, teacher, source, workdir)
     joint = _with_layers_deferred(joint, config.model)
     if captioner and "joint_encoder" in params:
@@ -109,26 +109,13 @@ def assemble(config: EdjeRun, source: Source | None, workdir: Path) -> Assembled
         params = {**params, "joint_encoder": kept}
     whole, params = _with_rows_for_every_position(whole, params)
     if init:
-        params = _of_same_decoders(config, init, whole, params)
+        params = shared_decoders(config, init, whole, params)
         params = {**_adapter_params(config, init, whole), **params}
     _check_shapes(params, whole, config.init or config.model.joint_encoder or "")
     if teacher:
         check_texts(config, teacher, whole, tokenizer)
     heads = init.heads if init and whole.first_stage else None
     return AssembledModel(whole, backbone, tokenizer, params, teacher, heads)
-
-
-def _captioner(spec: ModelSpec, init: Model | None) -> CaptionerConfig | None:
-    """Settings of the captioner that a run trains; None for a joint encoder."""
-    kind = spec.kind or (init.config.kind if init else "edje")
-    if kind == "captioner":
-        return spec.captioner.resolve(init.config.captioner if init else None)
-    if spec.captioner != CaptionerSpec():
-        raise ValueError(
-            f'--model.captioner: this run trains a model of the kind "{kind}"; add --model.kind'
-            " captioner, or leave its settings out"
-        )
-    return None
 
 
 def _with_earlier_layers(backbone: Backbone, adapter: AdapterConfig) -> Backbone:
@@ -202,34 +189,6 @@ def _adapter_params(config: EdjeRun, init: Model, whole: EdjeConfig) -> PyTree[n
         config.init, init.config.adapter, whole.adapter,
     )  # fmt: skip
     return {}
-
-
-def _of_same_decoders(
-    config: EdjeRun, init: Model, whole: EdjeConfig, params: PyTree[np.ndarray]
-) -> PyTree[np.ndarray]:
-    """Parameters of a captioner of --init that this run has too; a line of the log names what stays
-    behind and what starts fresh."""
-    there, here = init.config.captioner, whole.captioner
-    if config.model.joint_encoder or not (there and here):
-        return params
-    loaded: dict[str, Any] = dict(flatten_dict(params["captioner"], sep="/"))
-    ours = edje.expected_params(whole)["captioner"]
-    expected: dict[str, Any] = dict(flatten_dict(ours, sep="/"))
-    shared = {*there.reads} & {*here.reads}
-
-    def names(paths: Iterable[str]) -> str:
-        """Decoders, or parts of the layers of those that both have."""
-        parts = (path.split("/") for path in paths)
-        return ", ".join(sorted({x[2] if x[0] in shared else x[0] for x in parts})) or "none"
-
-    behind, fresh = loaded.keys() - expected.keys(), expected.keys() - loaded.keys()
-    if behind or fresh:
-        log.warning(
-            "the captioner of --init %s is another; stay behind: %s; start fresh: %s",
-            config.init, names(behind), names(fresh),
-        )  # fmt: skip
-    kept = {path: leaf for path, leaf in loaded.items() if path in expected}
-    return {**params, "captioner": unflatten_dict(kept, sep="/")}
 
 
 def _check_shapes(params: PyTree[np.ndarray], config: EdjeConfig, source: str) -> None:

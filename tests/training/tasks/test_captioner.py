@@ -1,4 +1,7 @@
-"""Runs of captioners: as users start them, stopped, on kept features, from other models."""
+"""Runs of captioners: as users start them, stopped, on kept features, from other models.
+
+Covers training/captioner_start.py.
+"""
 
 import dataclasses
 import json
