@@ -69,7 +69,7 @@ def coded(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def captioner(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model folder of a captioner of large random weights, which reads a grid of twice the side
     on that run's backbone; to be read only."""
-    out = tmp_path_factory.getbasetemp() / "captioner"
+    out = tmp_path_factory.getbasetemp() / "drawn_captioner"
     if not out.exists():
         model, rng = load_model(str(trained)), np.random.default_rng(0)
         backbone = model.config.backbone

@@ -26,8 +26,8 @@ def test_every_config_is_a_run_and_can_be_chosen():
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ([], "which config?\nusage\nconfigs: debug, "),
-        (["--lr", "1"], "which config?\nusage\nconfigs: debug, "),
+        ([], "which config?\nusage\nconfigs: captioner, debug, "),
+        (["--lr", "1"], "which config?\nusage\nconfigs: captioner, debug, "),
         (["debgu"], "no config called 'debgu'. Did you mean 'debug'?\nconfigs: "),
         (["tiny-backbone"], "Did you mean 'tiny_backbone'?"),
         (["zzz"], "no config called 'zzz'.\nconfigs: "),

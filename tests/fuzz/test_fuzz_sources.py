@@ -395,4 +395,4 @@ def test_a_mutated_set_is_read_or_refused_in_one_line(kind, tmp_path, recipe, mo
             raise AssertionError(told) from error
         opened += 1
         shutil.rmtree(folder)
-    assert opened > inputs / (50 if kind is shapes else 4)
+    assert opened > inputs / (100 if kind is shapes else 4)

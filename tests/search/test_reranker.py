@@ -200,6 +200,9 @@ def test_an_index_made_before_there_was_a_choice_still_opens(reranker):
     assert config.pop("similarity_prior") is None
     assert config.pop("first_stage") is None
     assert config.pop("text_recipe") == "published"
+    assert config.pop("captioner") is None
+    assert config["adapter"].pop("upsampling") == 1
+    assert config["backbone"].pop("earlier_layers") == ()
     params = jax.device_get((reranker.runtime.params, reranker.runtime.backbone_params))
     stamp = f"{params_fingerprint(params)} {json.dumps(config, sort_keys=True)}"
     assert reranker.fingerprint == hashlib.sha256(stamp.encode()).hexdigest()[:32]
