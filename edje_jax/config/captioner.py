@@ -7,7 +7,7 @@ Directions = Literal["both", "forward", "backward"]
 """Orders in which the caption's tokens are predicted."""
 
 CaptionScore = Literal["sum", "mean", "pmi"]
-"""What is made of the tokens' log-probabilities (`models.captioner`)."""
+"""Ways to make a score of the tokens' log-probabilities (`models.captioner`)."""
 
 CrossAttention = Literal["projected", "stored"]
 """Keys and values by which a decoder reads an image."""

@@ -26,7 +26,7 @@ RuntimeName = Literal["jax", "onnx"]
 
 
 ModelKind = Literal["edje", "captioner"]
-"""What scores a pair: a joint encoder, or a captioner (`models.scorers`)."""
+"""Kinds of models that score pairs: a joint encoder, or a captioner (`models.scorers`)."""
 
 
 Upsampling = Literal[1, 2, 4]
@@ -333,7 +333,7 @@ class EdjeConfig:
 
     @property
     def kind(self) -> ModelKind:
-        """What scores a pair."""
+        """Kind of the model that scores pairs."""
         return "captioner" if self.captioner else "edje"
 
     @property

@@ -99,8 +99,8 @@ class ModelSpec:
     """Parts that an EDJE or a captioner is assembled from."""
 
     kind: ModelKind | None = None
-    """What scores pairs: a joint encoder ("edje"), or a "captioner" (default: as in --init, or else
-    "edje")."""
+    """Kind of the model that scores pairs: "edje", a joint encoder, or "captioner" (default: as in
+    --init, or else "edje")."""
     backbone: str | None = None
     """Folder or hub id of the dual encoder, in Hugging Face's format: SigLIP, SigLIP2 or CLIP;
     shapes-backbone is the small one that ships with the package."""

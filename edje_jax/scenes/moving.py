@@ -40,7 +40,7 @@ class Event:
     """Change of an object, which may run backwards."""
 
     kind: str
-    """One of `KINDS`."""
+    """Name in `KINDS`."""
     shape: str
     colour: str
     other: tuple[str, ...] = ()

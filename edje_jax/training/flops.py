@@ -85,8 +85,8 @@ def matching(config: EdjeConfig, loss: LossConfig) -> float:
 
 
 def encode_text(config: EdjeConfig) -> float:
-    """What a caption alone decides: its way through the deferred layers, or through a captioner's
-    decoders without an image, forward."""
+    """FLOPs of a caption's way through the deferred layers, or through a captioner's decoders
+    without an image, forward."""
     if config.captioner:
         return decoders(config, 1)
     joint = config.joint_encoder

@@ -178,7 +178,7 @@ def test_both_directions_are_averaged_token_by_token():
     adapter, parts = params["adapter"], params["captioner"]
 
     def alone(name, ids):
-        """What one direction's decoder sees when it reads forward."""
+        """Attention of one direction's decoder when it reads forward."""
         shared = {key: parts[key] for key in parts if key not in ("forward", "backward")}
         own = {"adapter": adapter, "captioner": shared | {"forward": parts[name]}}
         one = make_scorer(captioner("forward", layers=2))

@@ -148,8 +148,8 @@ def test_every_token_s_log_probability_is_that_of_jax(captioner):
 
 @pytest.mark.parametrize("variant", ["plain", "backward", "stored"])
 def test_gradients_of_the_captioning_loss_are_those_of_pytorch(variant):
-    """Of every parameter, from the backbone's tokens on; the sum of the loss beside images and of
-    that without, so that nothing is left out."""
+    """Every parameter takes part, from the backbone's tokens on: the loss is that beside images and
+    that without."""
     model = made(variant)
     config = model.config
     rng = np.random.default_rng(4)

@@ -46,7 +46,7 @@ class Didemo(VideoList):
 
 
 def paragraph(sentences: list[Any]) -> list[Any]:
-    """One caption of all sentences that are texts, followed by the values that are none."""
+    """Paragraph of all sentences that are texts, followed by the values that are none."""
     faulty = [each for each in sentences if text_fault(each)]
     joined = " ".join(each.strip() for each in sentences if not text_fault(each))
     return [joined, *faulty] if joined else faulty

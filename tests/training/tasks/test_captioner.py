@@ -132,7 +132,7 @@ def test_an_edje_upsamples_too(tmp_path):
 
 
 def test_init_starts_from_all_of_a_captioner(captioner, tmp_path):
-    """Its kind, score and grid included, where the run says nothing."""
+    """Kind, score and grid come along where the run says nothing."""
     quiet = dataclasses.replace(
         captioner_config,
         init=str(captioner),
