@@ -22,7 +22,7 @@ from edje_jax.config.model import AdapterConfig, BackboneConfig, EdjeConfig, Ima
 from edje_jax.config.run import EdjeRun, MeshConfig
 from edje_jax.models.edje import Edje
 from edje_jax.models.int8 import quantise_layers
-from edje_jax.runtimes.jax import encode_batch
+from edje_jax.runtimes.encoding import encode_batch
 from edje_jax.runtimes.scoring import score
 from edje_jax.training import flops
 from edje_jax.training.edje_step import Frozen, StepSetup, fresh_state, jit_step

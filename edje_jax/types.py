@@ -149,10 +149,21 @@ class PartOfSource(Protocol):
         ...
 
 
+class Frames(NamedTuple):
+    """Frames of videos as a model takes them; an image is a video of one frame."""
+
+    pixels: UInt8[Any, "b f s s 3"]
+    """Frames in the order in which they are shown, resized and not normalised; what follows a
+    video's last frame counts for nothing."""
+    present: Bool[Any, "b f"]
+    """Whether there is such a frame; each video has one at least."""
+
+
 class Features(NamedTuple):
     """Features of a batch from the frozen backbone."""
 
-    vision_tokens: Float[Any, "b n w"]
+    vision_tokens: Float[Any, "b *f n w"]
+    """Of videos, frame by frame; all zeros where there is no frame."""
     image_embeddings: Float[Any, "b e"]
     text_embeddings: Float[Any, "b e"]
 
@@ -164,8 +175,8 @@ class Batch(NamedTuple):
     in no loss.
     """
 
-    images: UInt8[Any, "b s s 3"] | None
-    """Resized images, not normalised; None where their features were kept."""
+    images: UInt8[Any, "b s s 3"] | Frames | None
+    """Resized images, not normalised, or frames; None where their features were kept."""
     backbone_ids: Int[Any, "b l"]
     """Caption in the backbone's tokens, padded to its full length."""
     joint_ids: Int[Any, "b t"]

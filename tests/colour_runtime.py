@@ -8,12 +8,12 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
+from edje_jax.config.first_stage import FirstStageConfig
 from edje_jax.config.model import (
     AdapterConfig,
     BackboneConfig,
     BertConfig,
     EdjeConfig,
-    FirstStageConfig,
     ImageRecipe,
     TextConfig,
     VisionConfig,

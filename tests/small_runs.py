@@ -15,7 +15,8 @@ import pytest
 
 import train
 from edje_jax.config.captioner import CaptionerConfig
-from edje_jax.config.model import AdapterConfig, FirstStageConfig
+from edje_jax.config.first_stage import FirstStageConfig
+from edje_jax.config.model import AdapterConfig
 from edje_jax.models.heads.first_stage import fresh_heads
 from edje_jax.runtimes.jax import JaxRuntime
 from edje_jax.search.reranker import Reranker

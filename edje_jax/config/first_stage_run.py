@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from edje_jax.config.model import CODE_LENGTHS, FirstStageConfig
+from edje_jax.config.first_stage import CODE_LENGTHS, FirstStageConfig
 from edje_jax.config.parts import at_least
 from edje_jax.config.run import RunConfig, weight_of_a_loss
 

@@ -1,7 +1,10 @@
-"""Frames of a video that are read."""
+"""Frames of a video that are read, and what a model keeps of them."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+FramePooling = Literal["none", "mean"]
+"""Ways from the tokens of frames to those of a video."""
 
 
 @dataclass(frozen=True)
@@ -32,3 +35,19 @@ class FrameSampling:
         if self.by != "rate":
             return self.frames
         return max(1, min(self.frames, round(self.rate * seconds)))
+
+
+@dataclass(frozen=True)
+class VideoConfig:
+    """Videos as a model reads and keeps them (`models.frames`)."""
+
+    sampling: FrameSampling = field(default_factory=FrameSampling)
+    """Choice of the frames, which is the model's: it was trained on such."""
+    pooling: FramePooling = "none"
+    """"none" keeps the tokens of each frame, in the order of the frames; "mean" keeps their mean
+    over the frames, which knows no order."""
+
+    def __post_init__(self):
+        if self.pooling not in get_args(FramePooling):
+            known = " or ".join(get_args(FramePooling))
+            raise ValueError(f'pooling "{self.pooling}": {known}')

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from edje_jax.config.captioner import CaptionerConfig
+from edje_jax.config.first_stage import FirstStageConfig
+from edje_jax.config.frames import VideoConfig
 
 Activation = Literal["gelu", "gelu_pytorch_tanh", "quick_gelu"]
 
@@ -252,37 +254,6 @@ class SimilarityPrior:
             raise ValueError(f"similarity_prior: deviation {self.deviation} is not above 0")
 
 
-CODE_LENGTHS = (64, 128, 256, 512, 1024, 2048)
-"""Bits of the codes that a code head gives by default: each is the beginning of the next."""
-
-
-@dataclass(frozen=True)
-class FirstStageConfig:
-    """Heads that turn the backbone's embeddings into those of the first stage, and into codes."""
-
-    code_lengths: tuple[int, ...] = CODE_LENGTHS
-    """Lengths in bits at which codes were trained, rising; a shorter code is the beginning of a
-    longer one. () has no code head."""
-    hidden_size: int = 0
-    """Width of a hidden layer in both heads; 0 has none: both are linear."""
-    reads_tokens: bool = False
-    """Whether the heads of images also read the mean of an image's compressed tokens."""
-
-    def __post_init__(self):
-        lengths = tuple(self.code_lengths)
-        object.__setattr__(self, "code_lengths", lengths)
-        if any(bits < 8 or bits % 8 for bits in lengths) or sorted({*lengths}) != [*lengths]:
-            told = ", ".join(map(str, lengths))
-            raise ValueError(f"code_lengths {told}: give multiples of 8, each once, rising")
-        if self.hidden_size < 0:
-            raise ValueError(f"hidden_size {self.hidden_size}: give a width, or 0 for no layer")
-
-    @property
-    def bits(self) -> int:
-        """Bits of the longest code; 0 without a code head."""
-        return self.code_lengths[-1] if self.code_lengths else 0
-
-
 UNMEASURED = SimilarityPrior()
 """Similarity prior of a run that has not measured mean and deviation yet."""
 
@@ -311,6 +282,9 @@ class EdjeConfig:
 
     captioner: CaptionerConfig | None = None
     """None for a joint encoder, as published; else `joint_encoder` is the shape of its decoders."""
+    video: VideoConfig | None = None
+    """None for a model of images, as published; else the adapter compresses frame by frame, with
+    the same weights, and `adapter.num_tokens` are those of a frame."""
 
     def __post_init__(self):
         if self.text_recipe not in get_args(TextRecipe):
@@ -356,11 +330,34 @@ class EdjeConfig:
         return self.first_stage.code_lengths if self.first_stage else ()
 
     @property
-    def num_tokens(self) -> int:
-        """Compressed tokens per image: the store keeps a row for each."""
+    def tokens_per_frame(self) -> int:
+        """Compressed tokens of an image, or of a frame of a video."""
         if self.adapter.kind == "local":
             return self.backbone.num_vision_tokens * self.adapter.upsampling**2
         return self.adapter.num_tokens
+
+    @property
+    def frames(self) -> int:
+        """Most frames of a video that are read; 1 of a model of images."""
+        return self.video.sampling.frames if self.video else 1
+
+    @property
+    def may_miss_frames(self) -> bool:
+        """Whether rows of the store may be of frames that are not there (`models.frames`)."""
+        return self.video is not None and self.video.pooling == "none" and self.frames > 1
+
+    @property
+    def num_tokens(self) -> int:
+        """Compressed tokens of an image or a video, frame by frame: the store keeps a row for
+        each."""
+        pooled = self.video is not None and self.video.pooling == "mean"
+        return self.tokens_per_frame * (1 if pooled else self.frames)
+
+    @property
+    def vision_shape(self) -> tuple[int, ...]:
+        """Shape of the backbone's tokens of an image, or of a video: [(frames), tokens, width]."""
+        of_frame = self.backbone.num_vision_tokens, self.backbone.token_width
+        return (self.frames, *of_frame) if self.video else of_frame
 
     @property
     def num_positions(self) -> int:

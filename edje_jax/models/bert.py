@@ -75,12 +75,11 @@ class Layer(nn.Module):
     def __call__(
         self,
         x: Float[Array, "b n d"],
-        mask: Bool[Array, "b n"],
+        mask: Bool[Array, "b n"] | Padding,
         train: bool = False,
         rows: tuple[int, int | None] = (0, None),
     ) -> Float[Array, "b r d"]:
-        """`rows` (start, stop) are the rows that leave; every row of the mask is attended to, and
-        those that it hides stand behind the others."""
+        """`rows` (start, stop) are the rows that leave; every row of the mask is attended to."""
         c = self.config
 
         def dense(size: int, name: str) -> Dense:
@@ -98,7 +97,7 @@ class Layer(nn.Module):
         )
         dropping = train and self.dropout > 0.0
         rng = self.make_rng("dropout") if dropping else None
-        context = merge_heads(attend(query, key, value, Padding(mask), self.dropout, rng))
+        context = merge_heads(attend(query, key, value, mask, self.dropout, rng))
         kept = norm("attention_norm")(
             kept + drop(dense(c.hidden_size, "attention_output")(context))
         )

@@ -28,8 +28,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from edje_jax.config.model import EdjeConfig
+from edje_jax.models.attention import Padding
 from edje_jax.models.bert import Embeddings
 from edje_jax.models.decoder import DecoderLayer
+from edje_jax.models.frames import present_rows
 from edje_jax.models.heads.masked_lm import MaskedLmHead
 from edje_jax.models.layer_stack import run_layers
 from edje_jax.models.pair_scorer import PairScorer
@@ -69,9 +71,9 @@ class Captioner(PairScorer):
             self.config, self.dtype, self.dropout, self.remat, self.scan
         )
 
-    def compress(self, vision_tokens: Float[Array, "b n w"]) -> Float[Array, "b m d"]:
+    def compress(self, vision_tokens: Float[Array, "b *f n w"]) -> Float[Array, "b m d"]:
         """Vision tokens of the backbone -> what the store keeps, and the decoders attend to."""
-        return self.adapter(vision_tokens.astype(self.dtype))
+        return self.adapt(vision_tokens)
 
     def log_probabilities(
         self,
@@ -112,7 +114,7 @@ class Captioner(PairScorer):
         """Scores of pairs less those of the captions alone ("pmi")."""
         return self.log_probabilities(text.ids, tokens, train).sum - text.without_image
 
-    def __call__(self, vision_tokens: Float[Array, "b n w"], ids: Int[Array, "b t"]) -> Array:
+    def __call__(self, vision_tokens: Float[Array, "b *f n w"], ids: Int[Array, "b t"]) -> Array:
         """Run every part once, which is what initialises every parameter."""
         beside = self.log_probabilities(ids, self.compress(vision_tokens))
         return beside.sum - self.log_probabilities(ids, None).sum
@@ -146,15 +148,18 @@ class CaptionDecoders(nn.Module):
         """See `Captioner.log_probabilities`."""
         captioner = self.config.captioner
         assert captioner is not None
+        seen = None
         if tokens is None:
             shape = (len(ids), 1, self.config.joint_encoder.hidden_size)
             tokens = jnp.broadcast_to(self.no_image.astype(self.dtype), shape)
+        elif self.config.may_miss_frames:
+            seen = Padding(present_rows(self.config, tokens))
         tokens = tokens.astype(self.dtype)
         present = ids != self.config.joint_encoder.pad_token_id
         orders = {"forward": lambda: ids, "backward": lambda: reverse(ids, present)}
         decoders = {name: getattr(self, name) for name in captioner.reads}
         found = [
-            self._read(decoder, orders[name](), present, tokens, train)
+            self._read(decoder, orders[name](), present, tokens, seen, train)
             for name, decoder in decoders.items()
         ]
         return LogProbabilities(jnp.stack(found), present[:, 1:])
@@ -165,6 +170,7 @@ class CaptionDecoders(nn.Module):
         ids: Int[Array, "b t"],
         present: Bool[Array, "b t"],
         tokens: Float[Array, "b m d"],
+        seen: Padding | None,
         train: bool,
     ) -> Float[Array, "b s"]:
         """Log p of every token after the first, in the order of `ids`."""
@@ -172,7 +178,7 @@ class CaptionDecoders(nn.Module):
         positions = jnp.broadcast_to(jnp.arange(read.shape[1])[None], read.shape)
         words = self.embeddings.words(read)
         x = self.embeddings(words, positions, jnp.zeros_like(read), train)
-        x = decoder(x, present[:, :-1], tokens, train)
+        x = decoder(x, present[:, :-1], tokens, seen, train)
         table = jnp.asarray(self.embeddings.word.embedding, self.dtype)
         bias = jnp.asarray(self.word_head.bias)
         found = word_log_probabilities(self.word_head(x), table, bias, predicted)
@@ -222,17 +228,18 @@ class Decoder(nn.Module):
         x: Float[Array, "b t d"],
         present: Bool[Array, "b t"],
         tokens: Float[Array, "b m d"],
+        seen: Padding | None,
         train: bool,
     ) -> Float[Array, "b t d"]:
         bert, captioner = self.config.joint_encoder, self.config.captioner
         assert captioner is not None
-        kind = nn.remat(DecoderLayer, static_argnums=(4,)) if self.remat else DecoderLayer
+        kind = nn.remat(DecoderLayer, static_argnums=(5,)) if self.remat else DecoderLayer
         layers = [
             kind(bert, captioner.cross_attention, self.dtype, self.dropout, name=f"layers_{i}")
             for i in range(bert.num_hidden_layers)
         ]
         return run_layers(
-            self, layers, x, lambda layer, x: layer(x, present, tokens, train), self.scan
+            self, layers, x, lambda layer, x: layer(x, present, tokens, seen, train), self.scan
         )[-1]
 
 

@@ -33,9 +33,11 @@ class DecoderLayer(nn.Module):
         x: Float[Array, "b t d"],
         present: Bool[Array, "b t"],
         tokens: Float[Array, "b m d"],
+        seen: Padding | None = None,
         train: bool = False,
     ) -> Float[Array, "b t d"]:
-        """`present` is False for padding, which stands behind the tokens of a row."""
+        """`present` is False for padding, which stands behind the tokens of a row; `seen` hides
+        rows of `tokens`."""
         c = self.config
         drop = nn.Dropout(self.dropout, deterministic=not train)
 
@@ -49,19 +51,21 @@ class DecoderLayer(nn.Module):
         def heads(name: str, rows: Array) -> Array:
             return split_heads(dense(c.hidden_size, name)(rows), c.num_attention_heads)
 
-        def attended(query: Array, key: Array, value: Array, mask: Padding | None, name: str):
+        def attended(
+            heads: tuple[Array, Array, Array], mask: Padding | None, causal: bool, name: str
+        ):
             dropping = train and self.dropout > 0.0
             rng = self.make_rng("dropout") if dropping else None
-            context = attend(query, key, value, mask, self.dropout, rng, causal=mask is not None)
+            context = attend(*heads, mask, self.dropout, rng, causal=causal)
             return drop(dense(c.hidden_size, name)(merge_heads(context)))
 
         own = heads("query", x), heads("key", x), heads("value", x)
-        x = norm("attention_norm")(x + attended(*own, Padding(present), "attention_output"))
+        x = norm("attention_norm")(x + attended(own, Padding(present), True, "attention_output"))
         if self.cross_attention == "stored":
             key = value = split_heads(tokens, c.num_attention_heads)
         else:
             key, value = heads("cross_key", tokens), heads("cross_value", tokens)
-        seen = attended(heads("cross_query", x), key, value, None, "cross_output")
-        x = norm("cross_norm")(x + seen)
+        across = heads("cross_query", x), key, value
+        x = norm("cross_norm")(x + attended(across, seen, False, "cross_output"))
         inner = ACTIVATIONS[c.hidden_act](dense(c.intermediate_size, "intermediate")(x))
         return norm("output_norm")(x + drop(dense(c.hidden_size, "output")(inner)))

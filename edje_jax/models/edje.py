@@ -18,13 +18,12 @@ class Edje(PairScorer):
             self.config, self.dtype, self.dropout, self.remat, self.scan
         )
 
-    def compress(self, vision_tokens: Float[Array, "b n w"]) -> Float[Array, "b m d"]:
+    def compress(self, vision_tokens: Float[Array, "b *f n w"]) -> Float[Array, "b m d"]:
         """Vision tokens of the backbone -> what the store keeps.
 
         Deferred layers are part of it, without dropout.
         """
-        tokens = self.adapter(vision_tokens.astype(self.dtype))
-        return self.joint_encoder.run_deferred_layers(tokens)
+        return self.joint_encoder.run_deferred_layers(self.adapt(vision_tokens))
 
     def encode_text(self, ids: Int[Array, "b t"], train: bool = False) -> TextSide:
         """Run the text side of the deferred layers on captions."""
@@ -75,6 +74,6 @@ class Edje(PairScorer):
         from the last of them on."""
         return self.joint_encoder.hidden_states(ids, tokens)
 
-    def __call__(self, vision_tokens: Float[Array, "b n w"], ids: Int[Array, "b t"]) -> Array:
+    def __call__(self, vision_tokens: Float[Array, "b *f n w"], ids: Int[Array, "b t"]) -> Array:
         """Run every part once, which is what initialises every parameter."""
         return self.joint_encoder(ids, self.compress(vision_tokens))

@@ -27,7 +27,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from edje_jax.config.model import EdjeConfig
+from edje_jax.models.attention import Padding
 from edje_jax.models.bert import Embeddings, Layer
+from edje_jax.models.frames import present_rows
 from edje_jax.models.heads.masked_lm import MaskedLmHead
 from edje_jax.models.heads.similarity_prior import SimilarityPriorHead
 from edje_jax.models.layer_stack import Step, run_layers
@@ -102,17 +104,20 @@ class JointEncoder(nn.Module):
             return tokens
         start = jnp.full((len(tokens), 1), self.config.max_text_length)
         x = self.embeddings(*self._vision(tokens, start), False)
-        present = jnp.ones(x.shape[:2], bool)
-        return self._run(
-            slice(self._deferred), x, lambda layer, x: layer(x, present, False, EVERY_ROW)
+        present = present_rows(self.config, tokens)
+        padding = Padding(present)
+        x = self._run(
+            slice(self._deferred), x, lambda layer, x: layer(x, padding, False, EVERY_ROW)
         )[-1]
+        return jnp.where(present[..., None], x, 0) if self.config.may_miss_frames else x
 
     def encode_text(self, ids, train) -> TextSide:
         """The text side of the deferred layers."""
-        text, present = self._text(ids)
+        text, present = self._text(ids, self.config.num_tokens)
+        padding = Padding(present)
         x = self.embeddings(*text, train)
         rows = self._run(
-            slice(self._deferred), x, lambda layer, x: layer(x, present, train, EVERY_ROW)
+            slice(self._deferred), x, lambda layer, x: layer(x, padding, train, EVERY_ROW)
         )[-1]
         return TextSide(rows, present)
 
@@ -120,19 +125,21 @@ class JointEncoder(nn.Module):
         """Pairs as the first layer that sees both sides takes them."""
         if self._deferred:
             return self.join_encoded(self.encode_text(ids, train), tokens)
-        text, present = self._text(ids)
+        seen = present_rows(self.config, tokens)
+        text, present = self._text(ids, jnp.sum(seen.astype(ids.dtype), axis=1, keepdims=True))
         start = jnp.sum(present[:, 1:].astype(jnp.int32), axis=1, keepdims=True)
         parts = zip(self._vision(tokens, start), text, strict=True)
         both = RowInputs(*(jnp.concatenate(part, axis=1) for part in parts))
         rows = self.embeddings(*both, train)
-        return PairRows(rows, _and_vision(present, tokens), tokens.shape[1])
+        return PairRows(rows, jnp.concatenate([seen, present], axis=1), tokens.shape[1])
 
     def join_encoded(self, text: TextSide, tokens) -> PairRows:
         """Join tokens with captions that passed the deferred layers before."""
         if not self._deferred:
             raise ValueError("captions are read before they meet an image by deferred layers alone")
         rows = jnp.concatenate([tokens.astype(self.dtype), text.rows], axis=1)
-        return PairRows(rows, _and_vision(text.mask, tokens), tokens.shape[1])
+        mask = jnp.concatenate([present_rows(self.config, tokens), text.mask], axis=1)
+        return PairRows(rows, mask, tokens.shape[1])
 
     def match(self, pairs: PairRows, train, similarity: Float[Array, " b"] | None = None):
         first = pairs.vision + 1
@@ -155,7 +162,7 @@ class JointEncoder(nn.Module):
         return self.embeddings.decode(hidden) + self.masked_lm_head.bias[None, None, :]
 
     def recover_text(self, ids, train):
-        mask = ids != self.config.joint_encoder.pad_token_id
+        mask = Padding(ids != self.config.joint_encoder.pad_token_id)
         positions = jnp.broadcast_to(jnp.arange(ids.shape[1])[None], ids.shape)
         x = self.embeddings(self.embeddings.words(ids), positions, jnp.zeros_like(ids), train)
         x = self._run(slice(-1), x, lambda layer, x: layer(x, mask, train, EVERY_ROW))[-1]
@@ -175,8 +182,11 @@ class JointEncoder(nn.Module):
         positions = start + jnp.arange(tokens.shape[1], dtype=start.dtype)[None]
         return RowInputs(tokens.astype(self.dtype), positions, jnp.ones_like(positions))
 
-    def _text(self, ids: Int[Array, "b t"]) -> tuple[RowInputs, Bool[Array, "b n"]]:
-        """The [SEP] that closes the vision segment and the caption; which of them are there."""
+    def _text(
+        self, ids: Int[Array, "b t"], vision: int | Int[Array, "b 1"]
+    ) -> tuple[RowInputs, Bool[Array, "b n"]]:
+        """The [SEP] that closes the vision segment, behind so many rows, and the caption; which of
+        them are there."""
         batch, length = ids.shape
         present = ids != self.config.joint_encoder.pad_token_id
         lengths = jnp.sum(present.astype(jnp.int32), axis=1, keepdims=True)
@@ -188,7 +198,7 @@ class JointEncoder(nn.Module):
         positions = jnp.broadcast_to(jnp.arange(length)[None], ids.shape)
         content = RowInputs(
             self.embeddings.words(jnp.concatenate([closing, ids], axis=1)),
-            jnp.concatenate([start + self.config.num_tokens, positions], axis=1),
+            jnp.concatenate([start + vision, positions], axis=1),
             jnp.concatenate([jnp.ones((batch, 1), ids.dtype), jnp.zeros_like(ids)], axis=1),
         )
         return content, jnp.concatenate([jnp.ones((batch, 1), bool), present], axis=1)
@@ -198,16 +208,21 @@ class JointEncoder(nn.Module):
     ) -> Float[Array, "b r d"]:
         """The layers that see both sides; the last one computes only the rows asked for."""
         x = self._run_both(slice(self._deferred, -1), pairs, train)[-1]
-        return self.layers[-1](x, pairs.mask, train, kept)
+        return self.layers[-1](x, self._mask(pairs), train, kept)
+
+    def _mask(self, pairs: PairRows) -> Bool[Array, "b n"] | Padding:
+        """Mask of a pair's rows: rows of frames that are missing lie before the caption."""
+        return pairs.mask if self.config.may_miss_frames else Padding(pairs.mask)
 
     def _run_both(self, which: slice, pairs: PairRows, train: bool) -> list[Float[Array, "b n d"]]:
         """Layers over both sides, whose vision rows may stay what they are."""
         updated = self.config.joint_encoder.online_vision == "updated"
+        mask = self._mask(pairs)
 
         def step(layer: Callable[..., Array], x: Array) -> Array:
             if updated:
-                return layer(x, pairs.mask, train, EVERY_ROW)
-            text = layer(x, pairs.mask, train, (pairs.vision, None))
+                return layer(x, mask, train, EVERY_ROW)
+            text = layer(x, mask, train, (pairs.vision, None))
             return jnp.concatenate([x[:, : pairs.vision], text], axis=1)
 
         return self._run(which, pairs.rows, step)
@@ -215,7 +230,3 @@ class JointEncoder(nn.Module):
     def _run(self, which: slice, x: Float[Array, "b n d"], step: Step) -> list[Array]:
         """Rows before the layers of a slice, and after each of them."""
         return run_layers(self, self.layers[which], x, step, self.scan)
-
-
-def _and_vision(mask: Bool[Array, "b n"], tokens: Float[Array, "b m d"]) -> Bool[Array, "b r"]:
-    return jnp.concatenate([jnp.ones(tokens.shape[:2], bool), mask], axis=1)

@@ -9,10 +9,14 @@ from jaxtyping import Array, Float, Int
 
 from edje_jax.config.model import EdjeConfig
 from edje_jax.models.adapters import make_adapter
+from edje_jax.models.frames import adapt_frames
 
 
 class PairScorer(nn.Module):
     """Adapter, and what scores a pair; the frozen backbone stands apart.
+
+    Vision tokens are [b, n, w] of images, and [b, f, n, w] of the videos of a model that reads
+    such (`models.frames`).
 
     Text ids are [CLS] caption [SEP] and padding, int32 [b, t]; `tokens` are compressed tokens
     [b, m, d]. Logits leave in float32. `models.scorers` has the table of subclasses.
@@ -29,7 +33,14 @@ class PairScorer(nn.Module):
         """The adapter that the config names, for `setup`."""
         return make_adapter(self.config, self.dtype, name="adapter")
 
-    def compress(self, vision_tokens: Float[Array, "b n w"]) -> Float[Array, "b m d"]:
+    def adapt(self, vision_tokens: Float[Array, "b *f n w"]) -> Float[Array, "b m d"]:
+        """Run `adapter`, of a model of videos over each frame."""
+        vision_tokens = vision_tokens.astype(self.dtype)
+        if not self.config.video:
+            return self.adapter(vision_tokens)
+        return adapt_frames(self.adapter, vision_tokens, self.config.video.pooling)
+
+    def compress(self, vision_tokens: Float[Array, "b *f n w"]) -> Float[Array, "b m d"]:
         """Vision tokens of the backbone -> what the store keeps."""
         raise NotImplementedError
 

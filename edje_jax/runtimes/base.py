@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int, UInt8
 
 from edje_jax.config.model import EdjeConfig
+from edje_jax.types import Frames
 
 IMAGE_BATCH = 32
 """Largest number of images in a batch of `Runtime.encode_each`."""
@@ -91,8 +92,12 @@ class Runtime(Protocol):
         """Tokenizer of the joint encoder: captions -> [CLS] caption [SEP], padded to one length."""
         ...
 
-    def encode_images(self, images: UInt8[np.ndarray, "n s s 3"]) -> Encoded:
-        """Encode images that were resized to the recipe's size; tokens are float32."""
+    def encode_images(self, images: UInt8[np.ndarray, "n s s 3"] | Frames) -> Encoded:
+        """Encode images that were resized to the recipe's size, or videos; tokens are float32.
+
+        Raises:
+            ValueError: frames of videos, and the model reads no or fewer frames.
+        """
         ...
 
     def encode_pixels(self, pixel_values: Float32[np.ndarray, "n s s 3"]) -> Encoded:
@@ -100,7 +105,7 @@ class Runtime(Protocol):
         ...
 
     def encode_each(
-        self, batches: Iterable[T], images: Callable[[T], UInt8[np.ndarray, "b s s 3"]]
+        self, batches: Iterable[T], images: Callable[[T], UInt8[np.ndarray, "b s s 3"] | Frames]
     ) -> Iterator[tuple[T, Encoded]]:
         """Yield each batch with its images encoded, in order, while later ones are computed.
 

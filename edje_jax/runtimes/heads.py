@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Float32, PyTree
 
-from edje_jax.config.model import FirstStageConfig
+from edje_jax.config.first_stage import FirstStageConfig
 from edje_jax.data.buckets import batches
 from edje_jax.models.heads.first_stage import FirstStageHeads
 from edje_jax.runtimes.base import Embedded

@@ -2,18 +2,16 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 from itertools import product
 from typing import Any, NamedTuple, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int, PyTree, UInt8
 
 from edje_jax.config.model import EdjeConfig, ImageRecipe, InferencePrecision
 from edje_jax.data.buckets import batches, bucket, lengths_up_to
-from edje_jax.data.images import normalise
 from edje_jax.data.text import BackboneTokenizer, JointTokenizer
 from edje_jax.models.pair_scorer import PairScorer
 from edje_jax.models.scorers import make_scorer
@@ -22,6 +20,14 @@ from edje_jax.runtimes.base import Embedded, Encoded, TokenTable, required_cosin
 from edje_jax.runtimes.device_params import DeviceParams, Parts
 from edje_jax.runtimes.devices import Compute
 from edje_jax.runtimes.dual_encoder import IMAGE_BATCHES, TEXT_BATCHES, DualEncoder
+from edje_jax.runtimes.encoding import (
+    Images,
+    batch_sizes,
+    check_images,
+    count_images,
+    encode_batch,
+    take_images,
+)
 from edje_jax.runtimes.heads import heads_of_images, heads_of_texts
 from edje_jax.runtimes.round_robin import default_devices, round_robin, sizes_within_share
 from edje_jax.runtimes.scoring import (
@@ -31,6 +37,7 @@ from edje_jax.runtimes.scoring import (
     score,
     text_batches,
 )
+from edje_jax.types import Frames
 from edje_jax.weights.families.registry import make_backbone
 from edje_jax.weights.folder import Model
 from edje_jax.weights.mapping import to_device
@@ -154,8 +161,9 @@ class JaxRuntime:
 
     # --- images and texts -------------------------------------------------------------------------
 
-    def encode_images(self, images: UInt8[np.ndarray, "n s s 3"]) -> Encoded:
-        """Compressed tokens, embeddings and projections of resized images, all float32."""
+    def encode_images(self, images: UInt8[np.ndarray, "n s s 3"] | Frames) -> Encoded:
+        """Compressed tokens, embeddings and projections of resized images, or of videos, all
+        float32."""
         return self._encode(images, self.config.image)
 
     def encode_pixels(self, pixel_values: Float32[np.ndarray, "n s s 3"]) -> Encoded:
@@ -163,7 +171,7 @@ class JaxRuntime:
         return self._encode(pixel_values, None)
 
     def encode_each(
-        self, batches: Iterable[T], images: Callable[[T], UInt8[np.ndarray, "b s s 3"]]
+        self, batches: Iterable[T], images: Callable[[T], UInt8[np.ndarray, "b s s 3"] | Frames]
     ) -> Iterator[tuple[T, Encoded]]:
         """Yield each batch with its images encoded, in order.
 
@@ -176,7 +184,7 @@ class JaxRuntime:
             len(self._devices),
         )
         for (batch, pixels), arrays in started:
-            yield batch, _to_host(arrays, len(pixels))
+            yield batch, _to_host(arrays, count_images(pixels))
 
     def embed_texts(self, captions: Sequence[str]) -> Float32[np.ndarray, "n e"]:
         """First-stage embeddings of texts, unit length."""
@@ -189,12 +197,16 @@ class JaxRuntime:
             return Embedded(embeddings, np.empty((len(embeddings), 0), np.float32))
         return heads_of_texts(stage, self.heads, embeddings)
 
-    def _encode(self, images: np.ndarray, recipe: ImageRecipe | None) -> Encoded:
-        encoded = self._allocate(len(images))
-        sizes = sizes_within_share(IMAGE_BATCHES, len(images), len(self._devices))
+    def _encode(self, images: Images, recipe: ImageRecipe | None) -> Encoded:
+        check_images(self.config, images)
+        count = count_images(images)
+        encoded = self._allocate(count)
+        sizes = sizes_within_share(batch_sizes(images), count, len(self._devices))
         started = round_robin(
-            batches(np.arange(len(images)), sizes),
-            lambda batch, device: self._start_encoding(images[batch[0]], recipe, device),
+            batches(np.arange(count), sizes),
+            lambda batch, device: self._start_encoding(
+                take_images(images, batch[0]), recipe, device
+            ),
             len(self._devices),
         )
         for (rows, count), arrays in started:
@@ -213,16 +225,17 @@ class JaxRuntime:
         )
 
     def _start_encoding(
-        self, images: np.ndarray, recipe: ImageRecipe | None, device: int
+        self, images: Images, recipe: ImageRecipe | None, device: int
     ) -> tuple[Any, ...]:
         """Arrays of `Encoded` under way on a device, of a batch filled up to a program's size."""
-        if not len(images):
+        if not (count := count_images(images)):
             return tuple(vars(self._allocate(0)).values())
-        rows = np.resize(np.arange(len(images)), bucket(len(images), IMAGE_BATCHES))
+        rows = np.resize(np.arange(count), bucket(count, batch_sizes(images)))
+        filled = take_images(images, rows)
         on = self._on_devices
         params = on.backbone[device], on.compressing[device]
         compressor = make_scorer(self.config, self.encoding.dtype)
-        tokens, embeddings = encode_batch(self.backbone, compressor, recipe, *params, images[rows])
+        tokens, embeddings = encode_batch(self.backbone, compressor, recipe, *params, filled)
         if (stage := self.config.first_stage) is None:
             return tokens, embeddings, np.empty((len(rows), 0), np.float32)
         heads = on.heads[device]
@@ -377,11 +390,3 @@ class JaxRuntime:
 def _to_host(arrays: tuple[Any, ...], count: int) -> Encoded:
     """The first `count` rows of all arrays in host memory, as soon as they are computed."""
     return Encoded(*(array[:count] for array in jax.device_get(arrays)))
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def encode_batch(backbone, model, recipe, backbone_params, params, images):
-    pixels = images if recipe is None else normalise(images, recipe)
-    image = backbone.bind({"params": backbone_params}).encode_image(pixels)
-    tokens = model.bind({"params": params}).compress(image.tokens)
-    return tokens.astype(jnp.float32), image.embedding

@@ -17,6 +17,7 @@ from edje_jax.runtimes.dual_encoder import TEXT_BATCHES
 from edje_jax.runtimes.jax import JaxRuntime
 from edje_jax.runtimes.onnx_export import Export
 from edje_jax.system.processors import usable_cores
+from edje_jax.types import Frames
 from edje_jax.weights.folder import Model
 
 PRECISIONS = ("auto", "float32", "int8")
@@ -99,8 +100,9 @@ class OnnxRuntime:
 
     # --- images and texts, by JAX -----------------------------------------------------------------
 
-    def encode_images(self, images: UInt8[np.ndarray, "n s s 3"]) -> Encoded:
-        """Compressed tokens, embeddings and projections of resized images, all float32."""
+    def encode_images(self, images: UInt8[np.ndarray, "n s s 3"] | Frames) -> Encoded:
+        """Compressed tokens, embeddings and projections of resized images, or of videos, all
+        float32."""
         return self.offline.encode_images(images)
 
     def encode_pixels(self, pixel_values: Float32[np.ndarray, "n s s 3"]) -> Encoded:
@@ -108,7 +110,7 @@ class OnnxRuntime:
         return self.offline.encode_pixels(pixel_values)
 
     def encode_each(
-        self, batches: Iterable[T], images: Callable[[T], UInt8[np.ndarray, "b s s 3"]]
+        self, batches: Iterable[T], images: Callable[[T], UInt8[np.ndarray, "b s s 3"] | Frames]
     ) -> Iterator[tuple[T, Encoded]]:
         """Yield each batch with its images encoded, in order."""
         return self.offline.encode_each(batches, images)

@@ -15,7 +15,7 @@ from edje_jax.training.losses.sigmoid import sigmoid_loss
 from edje_jax.training.losses.softmax import softmax_loss
 from edje_jax.training.negatives import positive_pairs
 from edje_jax.training.state import Metrics, TrainState, apply_gradients
-from edje_jax.types import Batch
+from edje_jax.types import Batch, Frames
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def backbone_train_step(
     The loss is that of its family, sigmoid where there is a bias and else softmax, plus patch
     naming and distillation, if the run has them.
     """
-    assert batch.images is not None
+    assert batch.images is not None and not isinstance(batch.images, Frames)
     pixels = normalise(batch.images, setup.recipe)
     kind, naming, teacher = setup.model.config.kind, setup.naming, setup.teacher
 

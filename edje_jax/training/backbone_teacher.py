@@ -42,7 +42,7 @@ from edje_jax.training.negatives import (
 )
 from edje_jax.training.sharding import Devices
 from edje_jax.training.state import Metrics
-from edje_jax.types import Batch
+from edje_jax.types import Batch, Frames
 from edje_jax.weights.backbone import Backbone
 from edje_jax.weights.families.registry import make_backbone
 from edje_jax.weights.folder import Model
@@ -97,7 +97,7 @@ class BackboneTeacher:
 
     def _scores(self, params: TeacherParams, batch: Batch, chosen: Negatives) -> Pairs:
         """The teacher's scores of the chosen pairs. Each image is encoded once."""
-        assert batch.images is not None
+        assert batch.images is not None and not isinstance(batch.images, Frames)
         devices, recipe = self.devices, self.model.config.image
         towers = self.backbone.bind({"params": params.backbone})
         edje = partial(self.model.bind, {"params": params.edje})

@@ -18,7 +18,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from edje_jax.config.model import ImageRecipe
-from edje_jax.data.images import normalise
+from edje_jax.models.frames import encode_vision
 from edje_jax.models.pair_scorer import PairScorer
 from edje_jax.models.scorers import make_scorer
 from edje_jax.models.towers import DualTower
@@ -69,8 +69,7 @@ class StepSetup:
 def fresh_state(setup: StepSetup) -> TrainState:
     """State of a run that has taken no step: parameters drawn from the seed, an empty queue."""
     config = setup.objective.model.config
-    backbone = config.backbone
-    tokens = jnp.zeros((1, backbone.num_vision_tokens, backbone.token_width))
+    tokens = jnp.zeros((1, *config.vision_shape))
     ids = jnp.ones((1, 3), jnp.int32)
     params = make_scorer(config).init(jax.random.key(setup.seed), tokens, ids)["params"]
     state = init_state(params, setup.optimiser, setup.ema)
@@ -138,7 +137,7 @@ def edje_train_step(
 def encode(backbone: DualTower, params: PyTree, batch: Batch, recipe: ImageRecipe) -> Features:
     """Run the frozen backbone over a batch."""
     assert batch.images is not None
-    image = backbone.bind({"params": params}).encode_image(normalise(batch.images, recipe))
+    image = encode_vision(backbone.bind({"params": params}), batch.images, recipe)
     text = backbone.bind({"params": params}).encode_text(batch.backbone_ids)
     return Features(image.tokens, image.embedding, text)
 
@@ -192,7 +191,7 @@ def targets_of(
 
 
 def _compress(
-    model: PairScorer, params: PyTree, vision_tokens: Float[Array, "b n w"]
+    model: PairScorer, params: PyTree, vision_tokens: Float[Array, "b *f n w"]
 ) -> Float[Array, "b m d"]:
     """Compressed tokens of a model; further layers that only another one reads stand behind its
     own in the vision tokens."""

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, PyTree
 
+from edje_jax.config.first_stage import FirstStageConfig
 from edje_jax.config.first_stage_run import FirstStageLoss
-from edje_jax.config.model import FirstStageConfig
 from edje_jax.models.heads.first_stage import FirstStageHeads, FirstStageOutput
 from edje_jax.training.embedding_batches import Candidates, EmbeddedPairs, Taught
 from edje_jax.training.losses.first_stage.context import FirstStageContext, Lists, Sides

@@ -131,7 +131,6 @@ def adapter_config(tensors: Mapping[str, np.ndarray], source: str) -> AdapterCon
 
 def expected_params(config: EdjeConfig) -> PyTree[jax.ShapeDtypeStruct]:
     """Tree, shapes and dtypes of the trained parameters; nothing is allocated."""
-    backbone = config.backbone
-    tokens = jnp.zeros((1, backbone.num_vision_tokens, backbone.token_width))
+    tokens = jnp.zeros((1, *config.vision_shape))
     ids = jnp.ones((1, 3), jnp.int32)
     return jax.eval_shape(make_scorer(config).init, jax.random.key(0), tokens, ids)["params"]

@@ -14,7 +14,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jaxtyping import PyTree
 
-from edje_jax.config.model import EdjeConfig, FirstStageConfig
+from edje_jax.config.first_stage import FirstStageConfig
+from edje_jax.config.model import EdjeConfig
 from edje_jax.models.heads.first_stage import expected_heads
 from edje_jax.weights.mapping import Rule, linear, to_ours, to_theirs
 from edje_jax.weights.tensors import BadWeights, Safetensors, write_safetensors

@@ -19,6 +19,7 @@ from jaxtyping import PyTree
 
 from edje_jax.config.calibration import UNTUNED, Calibration
 from edje_jax.config.captioner import CaptionerConfig
+from edje_jax.config.frames import FrameSampling, VideoConfig
 from edje_jax.config.model import JOINT_HEADS, AdapterConfig, EdjeConfig
 from edje_jax.data.tokenizer import copy_joint_tokenizer, copy_tokenizer, padded_as_tokenized
 from edje_jax.system.files import read_json, write_json
@@ -37,12 +38,12 @@ modeling_edje = EXPORT / "modeling_edje.py"
 cross_encoder = EXPORT / "edje_cross_encoder.py"
 """Module with which sentence-transformers opens a model folder."""
 
-FORMAT = 7
+FORMAT = 8
 """Raised when a folder of today could not be read by the code of yesterday. 2 has deferred layers,
 3 a recipe that applies ICC profiles or puts images on white, 4 a similarity prior or another head
 on the joint encoder that a published checkpoint has not, 5 heads of the first stage, 6 another text
-recipe, 7 a captioner or an adapter that upsamples; a folder is written as the lowest that says what
-it has."""
+recipe, 7 a captioner or an adapter that upsamples, 8 a model of videos; a folder is written as the
+lowest that says what it has."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ def load_model(name: str) -> Model:
     path = folder / "config.json"
     if (kind := raw.get("kind", "edje")) != "edje":
         further["captioner"] = _captioner(kind, raw, path)
+    further["video"] = _video(raw.get("video"), path)
     try:
         adapter = AdapterConfig(**raw["adapter"])
         config = EdjeConfig(
@@ -126,6 +128,22 @@ def _captioner(kind: Any, raw: dict[str, Any], path: Path) -> CaptionerConfig:
         ) from None
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}; export the model again, or fetch it anew") from error
+
+
+def _video(entry: Any, path: Path) -> VideoConfig | None:
+    """The entry "video" of a config.json; None for a model of images.
+
+    Raises:
+        ValueError: it names a setting or a value that this version does not know.
+    """
+    if entry is None:
+        return None
+    try:
+        return VideoConfig(FrameSampling(**entry["sampling"]), entry["pooling"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f'{path}: "video" of {entry!r}: {error}; export the model again, or fetch it anew'
+        ) from error
 
 
 def _tensors(folder: Path, heads: Collection[str]) -> Mapping[str, np.ndarray]:
@@ -225,6 +243,7 @@ def save_model(folder: Path, model: Model, card: str) -> None:
             **heads,
             **_text_recipe(config),
             **_kind(config),
+            **({"video": dataclasses.asdict(config.video)} if config.video else {}),
         },
     )
 
@@ -256,6 +275,8 @@ def _text_recipe(config: EdjeConfig) -> dict[str, str]:
 
 
 def _format(config: EdjeConfig) -> int:
+    if config.video:
+        return 8
     if config.captioner or config.adapter.upsampling > 1:
         return 7
     if _text_recipe(config):

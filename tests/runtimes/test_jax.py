@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from edje_jax.data.buckets import batches, lengths_up_to
+from edje_jax.runtimes import encoding, scoring
 from edje_jax.runtimes import jax as jax_runtime
-from edje_jax.runtimes import scoring
 from edje_jax.runtimes.jax import JaxRuntime
 from edje_jax.runtimes.round_robin import sizes_within_share
 
@@ -241,7 +241,7 @@ def test_no_device_gets_more_than_a_batch_above_its_share(sizes):
 
 
 def test_a_warm_up_reaches_every_device(four, ids, tokens):
-    programs = [scoring.score, jax_runtime.encode_batch, scoring.encode_captions]
+    programs = [scoring.score, encoding.encode_batch, scoring.encode_captions]
     four.warm(tokens)
     four.warm_images()
     warm = [program._cache_size() for program in programs]

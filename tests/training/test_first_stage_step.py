@@ -15,8 +15,9 @@ import numpy as np
 import optax
 import pytest
 
+from edje_jax.config.first_stage import FirstStageConfig
 from edje_jax.config.first_stage_run import FirstStageLoss
-from edje_jax.config.model import EdjeConfig, FirstStageConfig
+from edje_jax.config.model import EdjeConfig
 from edje_jax.config.run import MeshConfig
 from edje_jax.models.heads.first_stage import fresh_heads
 from edje_jax.training.embedding_batches import Candidates, EmbeddedPairs, EmbeddingBatch, Taught

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edje_jax.config.model import FirstStageConfig
+from edje_jax.config.first_stage import FirstStageConfig
 from edje_jax.weights.first_stage import WEIGHTS, backbone_stamp, rules
 from edje_jax.weights.folder import load_model
 from edje_jax.weights.mapping import WeightMismatch

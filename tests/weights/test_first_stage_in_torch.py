@@ -21,7 +21,7 @@ from transformers import AutoModel
 
 from edje_jax.cli.convert import convert
 from edje_jax.config.calibration import Calibration
-from edje_jax.config.model import FirstStageConfig
+from edje_jax.config.first_stage import FirstStageConfig
 from edje_jax.first_stage.packing import pack
 from edje_jax.models.heads.first_stage import fresh_heads
 from edje_jax.search.reranker import Reranker

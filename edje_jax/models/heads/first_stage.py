@@ -21,7 +21,8 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, PyTree
 
-from edje_jax.config.model import EdjeConfig, FirstStageConfig
+from edje_jax.config.first_stage import FirstStageConfig
+from edje_jax.config.model import EdjeConfig
 from edje_jax.models.bert import DTypeLike
 
 

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edje_jax.config.model import EdjeConfig, FirstStageConfig
+from edje_jax.config.first_stage import FirstStageConfig
+from edje_jax.config.model import EdjeConfig
 from edje_jax.models.heads.first_stage import FirstStageHeads, fresh_heads, rotations
 from edje_jax.search.reranker import Reranker
 from tests.small_runs import coded as coded  # fixtures

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
+from edje_jax.config.first_stage import FirstStageConfig
 from edje_jax.config.first_stage_run import FirstStageLoss
-from edje_jax.config.model import FirstStageConfig
 from edje_jax.models.heads.first_stage import FirstStageOutput
 from edje_jax.training.losses.masked_mean import masked_mean
 from edje_jax.training.sharding import Devices
