@@ -75,9 +75,9 @@ def unit(x: np.ndarray) -> np.ndarray:
 def faiss_graph(rows: np.ndarray, queries: np.ndarray, k: int) -> dict[str, Any]:
     """Result of faiss in this process."""
     began = time.perf_counter()
-    stage = FaissHnsw.build(rows, None)
+    stage = FaissHnsw.build(rows)
     built = time.perf_counter() - began
-    truth = FaissFlat.build(rows, None).nearest(queries, k).rows
+    truth = FaissFlat.build(rows).nearest(queries, k).rows
     found = measured(lambda some: stage.nearest(some, k).rows, queries, truth)
     return {"engine": "faiss-hnsw", "rows let through": 1.0, "build seconds": built} | found
 
@@ -102,7 +102,7 @@ def searched(
         opened = time.perf_counter() - began
         for share in (1.0, *options.filter_shares):
             let_through = np.flatnonzero(np.arange(options.rows) % 1000 < 1000 * share)
-            nearest = FaissFlat.build(rows[let_through], None).nearest(queries, options.k).rows
+            nearest = FaissFlat.build(rows[let_through]).nearest(queries, options.k).rows
             where = f"place < {1000 * share:g}" if share < 1 else None
 
             def find(some: np.ndarray, where: str | None = where) -> np.ndarray:
