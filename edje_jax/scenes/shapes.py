@@ -65,6 +65,15 @@ class Grouped:
         """Settings that an image of this id depends on."""
         return f"{self.image_size}-{self.seed}"
 
+    def group(self, index: int) -> range:
+        """Records of a record's group: distractors of each other, and itself.
+
+        Raises:
+            IndexError: there is no such record.
+        """
+        start, _, size = self._group(index)
+        return range(start, start + size)
+
     def _group(self, index: int) -> tuple[int, int, int]:
         """(first index of the group, place in it, its size).
 

@@ -79,10 +79,9 @@ def hides(shot: np.ndarray, colour: str) -> bool:
 def groups(source: MovingShapes, records: int) -> list[range]:
     found, index = [], 0
     while index < records:
-        start, member, size = source._group(index)
-        assert (start, member) == (index, 0)
-        found.append(range(index, index + size))
-        index += size
+        found.append(source.group(index))
+        assert {source.group(i) for i in found[-1]} == {found[-1]} and found[-1].start == index
+        index = found[-1].stop
     return found
 
 
