@@ -33,19 +33,24 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         draw(folder)
-        index = folder / "scenes.index"
-        build = ("index", "build", "shapes-demo", f"blip:{folder / 'scenes.json'}", "--out")
-        subprocess.run([*EDJE, *build, str(index)], check=True)
-        server = subprocess.Popen([*EDJE, "serve", str(index), "--port", str(PORT)])
-        try:
-            while not is_ready():
-                if server.poll() is not None:
-                    sys.exit("the server did not start; the lines above say why")
-                time.sleep(1)
-            photograph(Path(options.out))
-        finally:
-            server.terminate()
-            server.wait()
+        photograph_set("shapes-demo", folder / "scenes.json", QUERY, Path(options.out))
+
+
+def photograph_set(model: str, captions: Path, query: str, path: Path) -> None:
+    """Index a set in the form of `blip:`, serve it, and write a PNG file of the page's answer."""
+    index = captions.with_suffix(".index")
+    build = ("index", "build", model, f"blip:{captions}", "--out", str(index))
+    subprocess.run([*EDJE, *build], check=True)
+    server = subprocess.Popen([*EDJE, "serve", str(index), "--port", str(PORT)])
+    try:
+        while not is_ready():
+            if server.poll() is not None:
+                sys.exit("the server did not start; the lines above say why")
+            time.sleep(1)
+        photograph(path, query)
+    finally:
+        server.terminate()
+        server.wait()
 
 
 def draw(folder: Path, side: int = 256) -> None:
@@ -58,15 +63,15 @@ def draw(folder: Path, side: int = 256) -> None:
     (folder / "scenes.json").write_text(json.dumps(records))
 
 
-def photograph(path: Path) -> None:
-    """Write a PNG file of the page with the answer to QUERY, two pixels for each of its own."""
+def photograph(path: Path, query: str) -> None:
+    """Write a PNG file of the page with the answer to a query, two pixels for each of its own."""
     look = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars")
     size = ("--window-size=1280,720", "--force-device-scale-factor=2")
     for _ in range(3):  # The first searches are slower
         asked = (
             "--virtual-time-budget=10000",
             f"--screenshot={path}",
-            f"{ADDRESS}?q={quote(QUERY)}",
+            f"{ADDRESS}?q={quote(query)}",
         )
         subprocess.run(["chromium", *look, *size, *asked], check=True)
 

@@ -64,6 +64,19 @@ class Checked(Protocol):
         ...
 
 
+class FrameTime(NamedTuple):
+    """Place of a frame in its video, in seconds."""
+
+    shown: float
+    """Time at which the frame is shown, from the beginning of the video."""
+    length: float
+    """Length of the video."""
+
+
+FRAME_TIME = "frame_time"
+"""Key of a frame's `info` that holds its `FrameTime`."""
+
+
 @runtime_checkable
 class HasVideos(Protocol):
     """A source whose items may be videos; an item of any other source is one frame, its image.
@@ -79,7 +92,8 @@ class HasVideos(Protocol):
     def frames(self, index: int, sampling: FrameSampling) -> Iterator[Image.Image]:
         """Frames of a video in the order in which they are shown, upright and RGB.
 
-        There are at least one and at most `sampling.frames`; each is decoded when it is asked for.
+        There are at least one and at most `sampling.frames`; each is decoded when it is asked for,
+        and has its time in `info` (`FRAME_TIME`), where the source knows it.
 
         Raises:
             BadImage: the video cannot be read; also after some frames.

@@ -16,6 +16,7 @@ import pytest
 import train
 from edje_jax.config.captioner import CaptionerConfig
 from edje_jax.config.first_stage import FirstStageConfig
+from edje_jax.config.frames import FrameSampling, VideoConfig
 from edje_jax.config.model import AdapterConfig
 from edje_jax.models.heads.first_stage import fresh_heads
 from edje_jax.runtimes.jax import JaxRuntime
@@ -87,6 +88,20 @@ def captioner(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         out.mkdir()
         made = dataclasses.replace(model, config=config, params=params, backbone=with_layers)
         save_model(out, made, "A card.\n")
+    return out
+
+
+@pytest.fixture(scope="session")
+def video_model(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model folder of that run's model as it reads videos, four frames of each, for which its
+    table of positions has rows enough; to be read only."""
+    out = tmp_path_factory.getbasetemp() / "drawn_video_model"
+    if not out.exists():
+        model = load_model(str(trained))
+        config = dataclasses.replace(model.config, video=VideoConfig(FrameSampling(4)))
+        assert config.num_positions <= config.joint_encoder.max_position_embeddings
+        out.mkdir()
+        save_model(out, dataclasses.replace(model, config=config), "A card.\n")
     return out
 
 

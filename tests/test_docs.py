@@ -17,6 +17,7 @@ from edje_jax.cli import eval_options
 from edje_jax.cli.edje import COMMANDS
 from edje_jax.cli.named_configs import choose_config, config_names
 from edje_jax.config.model import AdapterConfig
+from edje_jax.models.token_formats import FORMATS
 
 ROOT = Path(__file__).parents[1]
 PAGES = (
@@ -281,3 +282,16 @@ def test_the_costs_are_those_of_the_script(monkeypatch):
     local, few, some, many = module.costs()[:4]
     assert few.flops < some.flops < many.flops < local.flops
     assert local.hours == pytest.approx(14e6 * local.flops / (0.4 * 989e12) / 3600)
+
+
+def test_the_bytes_of_videos_are_those_of_the_store():
+    text = (ROOT / "docs" / "video.md").read_text("utf-8")
+    rows = re.findall(
+        r"^\| \d+ x \d+[^|]*\| (\d+) \| ([\d,]+)[^|]*\| ([\d,]+) \| ([\d,]+) \|$", text, re.M
+    )
+    assert len(rows) == 6
+    for tokens, *stated in rows:
+        sizes = [
+            FORMATS[name].bytes_per_image(int(tokens), 384) for name in ("bfloat16", "int8", "int4")
+        ]
+        assert [int(one.replace(",", "")) for one in stated] == sizes

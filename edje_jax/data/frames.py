@@ -21,7 +21,7 @@ from PIL import Image
 from edje_jax.config.frames import FrameSampling
 from edje_jax.config.model import ImageRecipe
 from edje_jax.data.images import MAX_PIXELS, BadImage, frames_of, reason_of, resize
-from edje_jax.types import Source
+from edje_jax.types import FRAME_TIME, FrameTime, Source
 
 VideoLike = str | os.PathLike[str] | bytes
 """Path of a video, or the bytes of its file."""
@@ -69,7 +69,7 @@ def read_frames(video: VideoLike, sampling: FrameSampling, name: str = "") -> It
     is asked for.
 
     A frame that cannot be decoded is replaced by the next one that can. A video of fewer frames
-    than `sampling` wants has each once.
+    than `sampling` wants has each once. `time_of` tells when a frame is shown.
 
     Args:
         name: what messages call the video; by default its path.
@@ -89,11 +89,18 @@ def read_frames(video: VideoLike, sampling: FrameSampling, name: str = "") -> It
             count = 0
             for frame in _decoded(av, container, stream, timeline, wanted):
                 count += 1
-                yield _upright(frame)
+                image = _upright(frame)
+                image.info[FRAME_TIME] = timeline.place(_time(frame))
+                yield image
             if count < ENOUGH * len(wanted):
                 raise BadImage(f"damaged: {count} of {len(wanted)} frames can be decoded")
     except Exception as error:  # Broken files raise errors of several kinds
         raise BadImage(f"{name}: {_reason(av, error, name)}") from error
+
+
+def time_of(frame: Image.Image) -> FrameTime:
+    """Time of a frame in its video; an image is a frame at 0 seconds, of a video of 0 seconds."""
+    return frame.info.get(FRAME_TIME, FrameTime(0.0, 0.0))
 
 
 def decode_frames(
@@ -176,6 +183,14 @@ class _Timeline:
     """Time at which the last frame is shown no more."""
     unit: float
     """Seconds of a unit."""
+    start: float
+    """Seconds at which the file begins, perhaps with sound, as players count."""
+
+    def place(self, time: int | None) -> FrameTime:
+        """Place of a frame by the time at which it is shown; the first one's, if it has none."""
+        shown = self.times[0] if time is None else time
+        seconds = (max(float(one) * self.unit - self.start, 0.0) for one in (shown, self.end))
+        return FrameTime(*seconds)
 
 
 def _timeline(av: Any, container: Any, stream: Any) -> _Timeline:
@@ -191,7 +206,7 @@ def _timeline(av: Any, container: Any, stream: Any) -> _Timeline:
     by_shown = "matroska" in container.format.name
     try:
         for packet in container.demux():
-            time = packet.dts if packet.pts is None else packet.pts
+            time = _time(packet)
             if time is None or not packet.size:
                 continue
             after = time + (packet.duration or 0)
@@ -207,7 +222,8 @@ def _timeline(av: Any, container: Any, stream: Any) -> _Timeline:
     if not times:
         raise BadImage("no frame in it")
     stated = (container.duration or 0) / av.time_base
-    there = reached - (container.start_time or 0) / av.time_base
+    start = (container.start_time or 0) / av.time_base
+    there = reached - start
     if there < ENOUGH * stated:
         raise BadImage(f"truncated: {there:.1f} of {stated:.1f} seconds are there")
     shown = np.unique(np.frombuffer(times, np.int64))
@@ -215,7 +231,7 @@ def _timeline(av: Any, container: Any, stream: Any) -> _Timeline:
     usual = int(np.median(np.diff(shown))) if len(shown) > 1 else 1
     end = end if end > shown[-1] else int(shown[-1]) + usual
     keyframes = np.frombuffer(keys, np.int64).reshape(-1, 2)
-    return _Timeline(shown, np.unique(keyframes, axis=0), end, units[stream.index])
+    return _Timeline(shown, np.unique(keyframes, axis=0), end, units[stream.index], start)
 
 
 def _choose(timeline: _Timeline, sampling: FrameSampling) -> Int64[np.ndarray, " f"]:
@@ -245,7 +261,7 @@ def _decoded(
         elif last >= time:  # Shown already, in the place of a damaged one
             continue
         for frame in frames:
-            shown = frame.dts if frame.pts is None else frame.pts
+            shown = _time(frame)
             last = shown if last is None else max(last, shown or last)
             if last is not None and last >= time:
                 yield frame
@@ -259,7 +275,7 @@ def _frames_from_here(
     nor needed to decode others."""
     try:
         for packet in container.demux(stream):
-            time = packet.dts if packet.pts is None else packet.pts
+            time = _time(packet)
             stream.codec_context.skip_frame = "DEFAULT" if time in wanted else "NONREF"
             try:
                 yield from packet.decode()
@@ -267,6 +283,11 @@ def _frames_from_here(
                 log.debug("%s: a packet left out (%s)", container.name, error)
     except av.FFmpegError:  # The file ends early: what the decoder holds is whole
         yield from stream.decode(None)
+
+
+def _time(frame: Any) -> int | None:
+    """Time at which a frame or packet is shown, in the stream's unit."""
+    return frame.dts if frame.pts is None else frame.pts
 
 
 def _upright(frame: Any) -> Image.Image:

@@ -24,7 +24,7 @@ from edje_jax.data.bad_records import BadRecords, caption_faults
 from edje_jax.data.frames import record_frames
 from edje_jax.data.images import BadImage, record_pixels
 from edje_jax.data.prefetch import prefetch
-from edje_jax.types import Source
+from edje_jax.types import Frames, Source
 
 AHEAD = 256
 """Most images that are read before they are asked for."""
@@ -64,6 +64,11 @@ class FrameBatch:
     """Whether there is such a frame; each record has one at least."""
     bad: dict[int, str]
     """{record that could not be read: reason}."""
+
+    @property
+    def images(self) -> Frames:
+        """Frames as a model takes them."""
+        return Frames(self.frames, self.present)
 
 
 @dataclass(frozen=True)
@@ -185,11 +190,8 @@ def read_frames(
     """
     read = partial(record_frames, source, sampling=sampling, recipe=recipe)
     for batch in read_batches(read, batches, workers, piece=1):
-        shape = (len(batch.records), sampling.frames, recipe.size, recipe.size, 3)
-        frames, present = np.zeros(shape, np.uint8), np.zeros(shape[:2], bool)
-        for row, found in enumerate(batch.values):
-            frames[row, : len(found)], present[row, : len(found)] = found, True
-        yield FrameBatch(batch.records, frames, present, batch.bad)
+        found = stack_frames(batch.values, sampling.frames, recipe)
+        yield FrameBatch(batch.records, *found, batch.bad)
 
 
 def read_gallery(
@@ -212,6 +214,18 @@ def read_gallery(
 def cut_into(records: Records, size: int = BATCH) -> list[Records]:
     """Batches of `size` records, the last one of what is left."""
     return [records[start : start + size] for start in range(0, len(records), size)]
+
+
+def stack_frames(
+    videos: Sequence[UInt8[np.ndarray, "_ s s 3"]], frames: int, recipe: ImageRecipe
+) -> Frames:
+    """Stack the resized frames of videos, each of which has from one to `frames`; those that are
+    not there are black."""
+    shape = (len(videos), frames, recipe.size, recipe.size, 3)
+    pixels, present = np.zeros(shape, np.uint8), np.zeros(shape[:2], bool)
+    for row, found in enumerate(videos):
+        pixels[row, : len(found)], present[row, : len(found)] = found, True
+    return Frames(pixels, present)
 
 
 def stack_images(

@@ -3,7 +3,8 @@
 The images that an index lacks are cut into shards, and these into parts; a part is encoded in
 memory and appended to the shard's files. A shard counts once its record `shard-00000.json` lies
 beside it. When all are there, `manifest.json` takes them in. A build that was killed repeats at
-most one part, and what it leaves does not depend on how often it was.
+most one part, and what it leaves does not depend on how often it was. A part of videos has as many
+frames as one of images has images, so that no more of them is repeated, or held in memory.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from edje_jax.config.model import EmbeddingDtype, TokenDtype
-from edje_jax.data.image_reader import cut_into, read_batches
+from edje_jax.data.image_reader import cut_into
 from edje_jax.index.caption_columns import caption_columns, code_column_types
 from edje_jax.index.changes import Changes, compare
 from edje_jax.index.changing import changing, has_same_shards
@@ -40,6 +41,7 @@ from edje_jax.index.shard_content import RecordDecoder, encode
 from edje_jax.index.shard_files import BadStore
 from edje_jax.index.shard_writer import ShardWriter, clear_unfinished, parts_done, unfinished
 from edje_jax.index.store import Store, check_model, next_number
+from edje_jax.index.video_content import video_column_types
 from edje_jax.runtimes.base import IMAGE_BATCH, Runtime
 from edje_jax.system.allocator import give_back_freed_memory
 from edje_jax.types import Source
@@ -47,12 +49,13 @@ from edje_jax.types import Source
 log = logging.getLogger(__name__)
 
 BATCH = IMAGE_BATCH
-"""Images decoded together, and encoded in one call."""
+"""Images, or frames of videos, decoded together, and encoded in one call."""
 SHARD_ROWS = 1 << 16
 """Most images of a shard."""
 PART_ROWS = 1024
 PART_BYTES = 64 << 20
-"""Most images, and most bytes of tokens, of a part of a shard: it is made in memory."""
+"""Most images or frames, and most bytes of tokens, of a part of a shard, which is made in memory;
+it has one video at least."""
 BuildProgress = Callable[[int, int], None]
 """Function of (images done, images to do) of this process's share."""
 
@@ -210,6 +213,7 @@ def encode_shards(
         if progress:
             progress(done, total)
 
+    size = max(BATCH // max(manifest.frames, 1), 1)
     left, begun, finished = {}, {}, set(finished_records(files))
     for number, records in shards.items():
         cut, is_finished = cut_into(records, _part_rows(manifest)), record_of(number) in finished
@@ -217,12 +221,12 @@ def encode_shards(
         note(sum(map(len, cut[:begin])))
         if not is_finished:
             begun[number] = begin
-            left[number] = [cut_into(records, BATCH) for records in cut[begin:]]
+            left[number] = [cut_into(records, size) for records in cut[begin:]]
     batches = [batch for cut in left.values() for part in cut for batch in part]
-    decoder = RecordDecoder(changes.source, runtime.config.image)
+    decoder = RecordDecoder.of(changes.source, runtime.config)
     rejected = dict(changes.bad)
     # One stream for all shards: the next part's images are decoded while one is written.
-    with closing(read_batches(decoder, batches, options.workers)) as decoded:
+    with closing(decoder.read(batches, options.workers)) as decoded:
         for number, cut in left.items():
             with ShardWriter(files.folder, number) as writer:
                 if writer.parts != begun[number] or files.exists(record_of(number)):
@@ -235,15 +239,18 @@ def encode_shards(
                     rejected |= encoded.rejected
                     refuse_many(files, rejected, changes, options.max_bad)
                     columns = encoded.columns(manifest.token_dtype, manifest.embedding_dtype)
-                    writer.append(columns, encoded.rows, encoded.thumbnails, encoded.rejected)
+                    writer.append(
+                        columns, encoded.rows, encoded.thumbnails, encoded.rejected, encoded.strips
+                    )
                     give_back_freed_memory()
                 keep_shard(files, writer, manifest.metadata)
     return rejected
 
 
 def _part_rows(manifest: Manifest) -> int:
-    """Most images of a part of a shard."""
-    return min(PART_ROWS, max(PART_BYTES // manifest.bytes_per_image, 1))
+    """Most images or videos of a part of a shard."""
+    most = min(PART_ROWS // max(manifest.frames, 1), PART_BYTES // manifest.bytes_per_image)
+    return max(most, 1)
 
 
 def _manifest(
@@ -260,7 +267,10 @@ def _manifest(
         spec,
         embedding_dtype=options.embedding_dtype,
         metadata=options.metadata or (),
-        columns=code_column_types(config.first_stage.bits if config.first_stage else 0),
+        columns={
+            **code_column_types(config.first_stage.bits if config.first_stage else 0),
+            **video_column_types(config.frames if config.video else 0),
+        },
     )
     if not out.exists("manifest.json"):
         return fresh

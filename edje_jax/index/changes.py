@@ -93,7 +93,7 @@ class Changes:
         return list(dict.fromkeys(texts)), "; ".join(filter(None, faults))
 
     def row(self, record: int, captions: list[str], stamp: str, digest: str) -> ImageRecord:
-        """Metadata row of an image, before its thumbnail has a place in the shard."""
+        """Metadata row of an image, before its pictures have places in the shard."""
         source = self.source
         path = os.path.abspath(source.path(record)) if isinstance(source, OnDisk) else ""
         metadata = self._metadata(record) if self.metadata_names else {}
@@ -204,7 +204,7 @@ def _compare_words(
     changes.unstamped += not (row.stamp or row.digest)
     digest = row.digest or ("" if stamp else _digest(changes.source, record))
     fresh = changes.row(record, captions, stamp, digest)
-    fresh = fresh._replace(thumbnail=row.thumbnail, unknown=row.unknown)
+    fresh = fresh._replace(thumbnail=row.thumbnail, strip=row.strip, unknown=row.unknown)
     if fresh.captions != row.captions:
         changes.recaptioned.append(row.id)
     if fresh.path != row.path:

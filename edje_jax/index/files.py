@@ -40,7 +40,9 @@ from edje_jax.system.files import (
 )
 from edje_jax.system.remote_folder import RemoteFolder, in_threads, is_url
 
-LARGE = {"thumbnails", *(name for format in FORMATS.values() for name in format.rows(2, 2))}
+LARGE = {
+    "thumbnails", "strips", *(name for format in FORMATS.values() for name in format.rows(2, 2))
+}  # fmt: skip
 """Kinds of files whose copies are deleted to make room; a search reads few rows of them."""
 CACHE_GIGABYTES = 100.0
 STAGES = "first-stage"

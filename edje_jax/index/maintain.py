@@ -69,7 +69,8 @@ def compact(index: str | os.PathLike[str] | IndexFiles) -> int:
         manifest.write(out)
         listed = {name for record in manifest.shards for name in record["files"]}
         kinds = {
-            *manifest.column_types, *RowLookup._fields, "thumbnails", "rows", "gone", "metadata"
+            *manifest.column_types, *RowLookup._fields,
+            "thumbnails", "strips", "rows", "gone", "metadata",
         }  # fmt: skip
         names = [name for name in out.names("*") if kind_of(name) in kinds and name not in listed]
         out.delete(names)
@@ -167,4 +168,6 @@ def _append(writer: ShardWriter, manifest: Manifest, shard: Shard, rows: np.ndar
         if name in shard.columns
     }
     left = [shard.row(int(row)) for row in rows]
-    writer.append(columns, left, [shard.thumbnail(int(row)) for row in rows])
+    numbers = rows.tolist()
+    strips = [shard.strip(row) for row in numbers] if shard.has_strips else None
+    writer.append(columns, left, [shard.thumbnail(row) for row in numbers], strips=strips)

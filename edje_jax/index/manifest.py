@@ -20,6 +20,9 @@ FORMAT = 3
 """Format 1 knew no stamps, digests, dropped images and faults. Shards of formats 1 and 2 have no
 files of `row_lookup`, and no list of the rows that count no more."""
 
+FRAME_TIMES, VIDEO_LENGTH = "frame_times", "video_length"
+"""Columns of an index of videos, float32: seconds at which each frame is shown, NaN where there is
+no frame, and those of the whole video; 0 and 0 for an image."""
 
 Per = Literal["image", "caption"]
 
@@ -84,6 +87,12 @@ class Manifest:
     def hidden(self) -> frozenset[str]:
         """Ids that have rows, perhaps, but no part in any answer."""
         return frozenset((*self.removed, *self.rejected, *self.dropped))
+
+    @property
+    def frames(self) -> int:
+        """Most frames of a video; 0 of an index of images."""
+        times = self.columns.get(FRAME_TIMES)
+        return times.shape[0] if times else 0
 
     @property
     def bytes_per_image(self) -> int:

@@ -48,6 +48,9 @@ class Shard:
             files.array(record, kind, BYTES, _size_of(record, kind, files))
             for kind in ("rows", "thumbnails")
         )
+        self._strips = None
+        if has_file(record, "strips"):
+            self._strips = files.array(record, "strips", BYTES, _size_of(record, "strips", files))
         self.is_old = _is_old(record)
         """Whether an older version wrote it, without the files of `row_lookup`."""
         self.lookup = _lookup(files, record)
@@ -122,6 +125,22 @@ class Shard:
         """A JPEG file."""
         start, length = self.row(row).thumbnail
         return self._thumbnails[start : start + length].tobytes()
+
+    @property
+    def has_strips(self) -> bool:
+        """Whether it keeps strips of frames, as shards of videos do."""
+        return self._strips is not None
+
+    def strip(self, row: int) -> bytes:
+        """A JPEG file of a video's frames beside each other.
+
+        Raises:
+            BadStore: it is a shard of images.
+        """
+        if self._strips is None:
+            raise BadStore(f"{self._path}: no strips of frames here; it is an index of images")
+        start, length = self.row(row).strip
+        return self._strips[start : start + length].tobytes()
 
     def gone_images(self) -> Gone:
         """Rows of images that count no more."""

@@ -3,7 +3,7 @@
     {"number", "rows", "captions", "files": {name: {"bytes", "sha256"}}}
 
 A file's name begins with what it holds: a column, such as `tokens-00000.npy`, or `rows`,
-`thumbnails`. `store` describes each.
+`thumbnails`, `strips`. `store` describes each.
 """
 
 import hashlib
@@ -38,6 +38,8 @@ class ImageRecord(NamedTuple):
     """Digest of the image's file; "" where the stamp suffices, and in a row of format 1."""
     metadata: Mapping[str, Scalar] = {}
     """Values that filters can ask for."""
+    strip: tuple[int, int] = (0, 0)
+    """(start, length) in the shard's strips, of an index of videos."""
     unknown: Mapping[str, Any] = {}
     """Keys of the row that this version does not know, which are kept."""
 
@@ -46,12 +48,12 @@ _KEYS = frozenset(ImageRecord._fields) - {"unknown"}
 
 
 def kind_of(name: str) -> str:
-    """Content of a shard's file by its name: a column, "thumbnails" or "rows"."""
+    """Content of a shard's file by its name: a column, "thumbnails", "strips" or "rows"."""
     return name.rpartition("-")[0]
 
 
 def file_of(folder: Path, record: dict[str, Any], kind: str) -> Path:
-    """A shard's file of a kind: a column, "thumbnails" or "rows".
+    """A shard's file of a kind: a column, "thumbnails", "strips" or "rows".
 
     Raises:
         BadStore: the record names none.
@@ -120,8 +122,9 @@ def row_line(row: ImageRecord) -> bytes:
     """Line of a file of rows."""
     words = row._asdict()
     unknown = words.pop("unknown")
-    if not row.metadata:
-        del words["metadata"]
+    for name in ("metadata", "strip"):
+        if words[name] == ImageRecord._field_defaults[name]:
+            del words[name]
     line = json.dumps({**words, **unknown}, ensure_ascii=False) + "\n"
     # A path may hold bytes that are not UTF-8: they are written as JSON escapes.
     return line.encode("utf-8", "backslashreplace")
@@ -152,7 +155,8 @@ def parse_row(line: bytes, path: Path | str) -> ImageRecord:
     try:
         words = json.loads(line)
         unknown = {name: words.pop(name) for name in sorted(words.keys() - _KEYS)}
-        words |= {"thumbnail": tuple(words["thumbnail"])}
+        spans = ("thumbnail", "strip") if "strip" in words else ("thumbnail",)
+        words |= {name: tuple(words[name]) for name in spans}
         return ImageRecord(**words, unknown=unknown)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise BadStore(f"{path}: damaged ({error}); build the index again") from error

@@ -55,12 +55,14 @@ class ShardWriter:
         rows: Sequence[ImageRecord],
         thumbnails: Sequence[bytes],
         rejected: Mapping[str, str] | None = None,
+        strips: Sequence[bytes] | None = None,
     ) -> None:
         """Write a part: from now on it is there, whatever happens.
 
         Args:
             columns: {name: array with a row for each image or for each caption}.
             rejected: {id: why the image could not be read}.
+            strips: the videos' frames beside each other, of an index of videos.
         """
         for kind, array in columns.items():
             if array.dtype.kind == "V":  # bfloat16 and the like, which .npy files know as bits
@@ -71,11 +73,11 @@ class ShardWriter:
             )
             self._grow(name, np.ascontiguousarray(array).data.cast("B") if array.size else b"")
             known["length"] += len(array)
-        name = f"thumbnails-{self.number:05d}.bin"
-        starts = np.cumsum([self._sizes.get(name, 0), *map(len, thumbnails)]).tolist()
-        spans = [(start, len(one)) for start, one in zip(starts, thumbnails, strict=False)]
-        self._grow(name, b"".join(thumbnails))
+        spans = self._grow_pictures("thumbnails", thumbnails)
         placed = [row._replace(thumbnail=span) for row, span in zip(rows, spans, strict=True)]
+        if strips is not None:
+            spans = self._grow_pictures("strips", strips)
+            placed = [row._replace(strip=span) for row, span in zip(placed, spans, strict=True)]
         self._grow(self._rows_name, b"".join(map(row_line, placed)))
         self.parts += 1
         self.rejected |= rejected or {}
@@ -124,6 +126,13 @@ class ShardWriter:
 
     def _partial(self, name: str) -> Path:
         return self.folder / f"{name}.partial"
+
+    def _grow_pictures(self, kind: str, pictures: Sequence[bytes]) -> list[tuple[int, int]]:
+        """Append JPEG files, and return where each lies: (start, length)."""
+        name = f"{kind}-{self.number:05d}.bin"
+        starts = np.cumsum([self._sizes.get(name, 0), *map(len, pictures)]).tolist()
+        self._grow(name, b"".join(pictures))
+        return [(start, len(one)) for start, one in zip(starts, pictures, strict=False)]
 
     def _grow(self, name: str, data: bytes | memoryview) -> None:
         path = self._partial(name)

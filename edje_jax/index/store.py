@@ -13,7 +13,10 @@
     row_starts-00000.npy and  where lines, captions and ids are found in a shard (`row_lookup`)
       three more
     gone-00000.1.npy          uint32, rising: rows that count no more; none where all do
-    thumbnails-00000.bin      JPEG files after each other
+    thumbnails-00000.bin      JPEG files after each other; of a video, its middle frame
+    strips-00000.bin          of an index of videos: JPEG files of the frames (`Store.strip`)
+    frame_times-00000.npy and  of an index of videos: seconds of frames and of whole videos
+      video_length-00000.npy
     rejected.csv              images that could not be read, records that the source left out,
                               images without some of their captions, and why
     first-stage/NAME/         first stages that were built from these files (`first_stages`)
@@ -37,13 +40,13 @@ from functools import cached_property
 from typing import Any, overload
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float32, Int
 
 from edje_jax.index.column import Column
 from edje_jax.index.embeddings import from_stored
 from edje_jax.index.files import LARGE, STAGES, IndexFiles, files_of
 from edje_jax.index.gone import gone_rows
-from edje_jax.index.manifest import Manifest
+from edje_jax.index.manifest import FRAME_TIMES, VIDEO_LENGTH, Manifest
 from edje_jax.index.metadata import Kind, kinds_of
 from edje_jax.index.places import Places
 from edje_jax.index.shard import Shard, find_rows, open_shards
@@ -107,6 +110,38 @@ class Store:
         """Thumbnail of an image, a JPEG file."""
         shard, row = self._locate(image)
         return self.shards[shard].thumbnail(row)
+
+    @property
+    def frames(self) -> int:
+        """Most frames of a video; 0 of an index of images."""
+        return self.manifest.frames
+
+    def strip(self, image: int) -> bytes:
+        """Frames of a video beside each other, left to right as they are shown, a JPEG file: each
+        is `video_content.STRIP` pixels high, and all are equally wide.
+
+        Raises:
+            BadStore: it is an index of images.
+        """
+        shard, row = self._locate(image)
+        return self.shards[shard].strip(row)
+
+    def frame_times(self, image: int) -> Float32[np.ndarray, " f"]:
+        """Seconds from the beginning of a video at which its frames are shown; NaN behind its last
+        frame. An image is one frame at 0 seconds.
+
+        Raises:
+            BadStore: it is an index of images.
+        """
+        return self.column(FRAME_TIMES)[np.array([image])][0]
+
+    def video_length(self, image: int) -> float:
+        """Length of a video in seconds; 0 for an image.
+
+        Raises:
+            BadStore: it is an index of images.
+        """
+        return float(self.column(VIDEO_LENGTH)[np.array([image])][0])
 
     def column(self, name: str) -> Column:
         """A column, with a row for each image or, if it is one of captions, for each caption.

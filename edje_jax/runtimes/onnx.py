@@ -36,8 +36,9 @@ class OnnxRuntime:
     """A model whose pairs ONNX Runtime scores: see `edje_jax.runtimes.base.Runtime`.
 
     Every pair is a call of its own, on one of as many threads as there are cores. So no row is
-    padding, threads do not wait for each other within a call, and a logit depends on nothing but
-    its pair, in int8 too. Larger batches hardly take less time of a core.
+    padding, or of a frame that a video does not have, threads do not wait for each other within a
+    call, and a logit depends on nothing but its pair, in int8 too. Larger batches hardly take less
+    time of a core.
     """
 
     offline: JaxRuntime
@@ -149,7 +150,7 @@ class OnnxRuntime:
             texts = self._read(ids, np.unique(text_index[pairs]).tolist(), texts)
             gathered = _as_float32(tokens[image_index[pairs]])
             calls = [
-                {**texts[caption], "tokens": gathered[i : i + 1]}
+                {**texts[caption], "tokens": self._present(gathered[i : i + 1])}
                 for i, caption in enumerate(text_index[pairs].tolist())
             ]
             if cosines is not None:
@@ -158,6 +159,12 @@ class OnnxRuntime:
             scored = self._threads.map(lambda call: run(["logits"], call)[0], calls)
             logits[pairs] = np.concatenate(list(scored))
         return logits
+
+    def _present(self, tokens: Float32[np.ndarray, "1 m d"]) -> Float32[np.ndarray, "1 r d"]:
+        """Rows of the frames that a video has; all of an image."""
+        if not self.config.may_miss_frames:
+            return tokens
+        return tokens[:, : max(int(tokens[0].any(axis=-1).sum()), 1)]
 
     def _read(
         self, ids: Int[np.ndarray, "t l"], captions: list[int], texts: dict[int, Inputs]

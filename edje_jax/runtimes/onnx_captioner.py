@@ -5,8 +5,9 @@
             tokens [b, m, d],
             text [b] ──── decoders ──────────────────── logits: scores in nats [b]
 
-Captions of a call have one length t, without padding. In int8, products of the decoders' layers are
-quantised as in `onnx_graph`; the output layer over the vocabulary stays float32.
+Captions of a call have one length t, without padding, and its videos the same number of frames. In
+int8, products of the decoders' layers are quantised as in `onnx_graph`; the output layer over the
+vocabulary stays float32.
 """
 
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from onnx import TensorProto, helper
 
 from edje_jax.config.captioner import CaptionerConfig
 from edje_jax.config.model import EdjeConfig
-from edje_jax.runtimes.onnx_graph import MICROSOFT, GraphWriter, Params
+from edje_jax.runtimes.onnx_graph import MICROSOFT, GraphWriter, Params, token_rows
 
 LAST, BEFORE_FIRST = 2**31 - 1, -(2**31)
 """Ends of slices that go to the end of an axis, and backwards to its beginning."""
@@ -40,7 +41,7 @@ def pairs_graph(config: EdjeConfig, params: Params, is_int8: bool) -> onnx.Model
     graph, width = CaptionerGraphWriter(config, params, is_int8), config.joint_encoder.hidden_size
     inputs = {
         "ids": (TensorProto.INT64, ["pairs", "length"]),
-        "tokens": (TensorProto.FLOAT, ["pairs", config.num_tokens, width]),
+        "tokens": (TensorProto.FLOAT, ["pairs", token_rows(config), width]),
     }
     score = graph.log_probability("ids", "tokens")
     if graph.captioner.score == "pmi":

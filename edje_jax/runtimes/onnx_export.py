@@ -95,7 +95,8 @@ class Export:
         """16 hex digits over the parameters and shapes, and over the version of the graphs."""
         config, params = self.config, params_fingerprint(self.params)
         parts = [config.joint_encoder, *config.joint_heads.values()]
-        shapes = map(to_dict, [*parts, config.captioner] if config.captioner else parts)
+        others = [part for part in (config.captioner, config.video) if part]
+        shapes = map(to_dict, [*parts, *others])
         told = json.dumps(
             [VERSION, params, config.num_tokens, config.max_text_length, *shapes], sort_keys=True
         )

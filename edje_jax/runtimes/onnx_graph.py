@@ -7,8 +7,11 @@ Two graphs, of which the first runs once for each caption and the second once fo
             tokens [b, m, d],
             similarities [b] ──────────── the other layers, match head ── logits [b]
 
-Captions of a call have one length t, without padding, so that nothing has to be masked. Rows stand
-in memory as `edje_jax.models.joint_encoder` has them: `v_1..v_m [SEP] [CLS] caption [SEP]`.
+Captions of a call have one length t, without padding, and its videos have the same number of
+frames, so that nothing has to be masked. Rows stand in memory as `edje_jax.models.joint_encoder`
+has them: `v_1..v_m [SEP] [CLS] caption [SEP]`. Where a video may have fewer frames than others, the
+second graph takes the rows that are there, and embeds the [SEP] behind them, of which `text` has
+the word.
 
 Attention over heads is one operator of ONNX Runtime's own (domain com.microsoft), and so is a
 product in int8. Graphs that PyTorch's exporter traces have a dozen operators in the place of the
@@ -37,8 +40,9 @@ OPSET, IR_VERSION = 20, 10
 
 Params = Mapping[str, Any]
 """Parameters of the joint encoder, or of a part of it, as NumPy arrays by name."""
-Rows = tuple[int, int] | None
-"""Rows that leave a layer, from the first to before the last; None is all."""
+Rows = tuple[str, str] | None
+"""Rows that leave a layer, from the first to before the last, by the names of lists of one integer;
+None is all."""
 
 
 def text_graph(config: EdjeConfig, params: Params, is_int8: bool) -> onnx.ModelProto:
@@ -57,7 +61,8 @@ def pairs_graph(config: EdjeConfig, params: Params, is_int8: bool) -> onnx.Model
     "logits" [b]."""
     joint, graph = config.joint_encoder, GraphWriter(config, params, is_int8)
     vision = "tokens" if joint.deferred_layers else graph.embedded_vision("tokens", "text")
-    cls = graph.op("Squeeze", graph.encoded(vision, "text"), graph.ints(1))
+    text = graph.closed("text", "tokens") if graph.closes_by_frames else "text"
+    cls = graph.op("Squeeze", graph.encoded(vision, text), graph.ints(1))
     if config.similarity_prior:
         cls = graph.op("Add", cls, graph.prior("similarities"))
     pooled = graph.op("Tanh", graph.head_linear(cls, params["pooler"]))
@@ -65,13 +70,18 @@ def pairs_graph(config: EdjeConfig, params: Params, is_int8: bool) -> onnx.Model
     width = joint.hidden_size
     inputs = {
         "text": (TensorProto.FLOAT, ["pairs", "rows", width]),
-        "tokens": (TensorProto.FLOAT, ["pairs", config.num_tokens, width]),
+        "tokens": (TensorProto.FLOAT, ["pairs", token_rows(config), width]),
     }
     if config.similarity_prior:
         inputs["similarities"] = (TensorProto.FLOAT, ["pairs"])
     infos = [helper.make_tensor_value_info(name, *info) for name, info in inputs.items()]
     out = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["pairs"])
     return graph.model(infos, logits, out)
+
+
+def token_rows(config: EdjeConfig) -> int | str:
+    """Rows of "tokens": their number, or the name of one that differs from video to video."""
+    return "token_rows" if config.may_miss_frames else config.num_tokens
 
 
 def quantise(
@@ -133,11 +143,18 @@ class GraphWriter:
 
     def embedded_text(self, ids: str) -> str:
         """`[SEP] [CLS] caption [SEP]`, embedded: the [SEP] that closes the vision segment is the
-        caption's last id again."""
+        caption's last id again. Of videos it is the word alone, if `closes_by_frames`."""
         tables, limit = self.params["embeddings"], self.config.num_positions
         length = self.op("Shape", ids, start=1, end=2)
         closing = self.op("Slice", ids, self.ints(-1), self.ints(limit), self.ints(1))
         words = self.constant(tables["word"]["embedding"])
+        if self.closes_by_frames:
+            own = self.op(
+                "Slice", self.constant(self._places(0)), self.ints(0), length, self.ints(0)
+            )
+            caption = self.op("Add", self.op("Gather", words, ids, axis=0), own)
+            caption = self._normalised(caption, tables["norm"])
+            return self.op("Concat", self.op("Gather", words, closing, axis=0), caption, axis=1)
         # Segment 1 is the image's, to which the closing [SEP] belongs.
         own = self.constant(self._places(0))
         of_closing = self.constant(self._places(1)[self.config.num_tokens :])
@@ -153,11 +170,32 @@ class GraphWriter:
         x = self.op("Add", content, self.op("Concat", *places, axis=0))
         return self._normalised(x, tables["norm"])
 
+    @property
+    def closes_by_frames(self) -> bool:
+        """Whether the [SEP] behind the vision rows is embedded where their number is known."""
+        return self.config.may_miss_frames and not self.config.joint_encoder.deferred_layers
+
+    def closed(self, text: str, tokens: str) -> str:
+        """Text rows whose first, a word, is embedded at the place behind a video's rows."""
+        rows = self.op("Shape", text, start=1, end=2)  # One more than the caption has
+        place = self.op("Sub", self.op("Add", rows, self.token_count(tokens)), self.ints(1))
+        end, axis = self.ints(self.config.num_positions), self.ints(1)
+        word = self.op("Slice", text, self.ints(0), self.ints(1), axis)
+        places = self.op("Gather", self.constant(self._places(1)), place, axis=0)
+        closing = self._normalised(self.op("Add", word, places), self.params["embeddings"]["norm"])
+        return self.op("Concat", closing, self.op("Slice", text, self.ints(1), end, axis), axis=1)
+
+    def token_count(self, tokens: str) -> str:
+        """Number of compressed tokens of an image or a video, as a list of one integer."""
+        if self.config.may_miss_frames:
+            return self.op("Shape", tokens, start=1, end=2)
+        return self.ints(self.config.num_tokens)
+
     def embedded_vision(self, tokens: str, text: str) -> str:
         """Vision rows, embedded at the places that follow the caption's."""
         rows = self.op("Shape", text, start=1, end=2)  # One more than the caption has
         start = self.op("Sub", rows, self.ints(1))
-        end = self.op("Add", start, self.ints(self.config.num_tokens))
+        end = self.op("Add", start, self.token_count(tokens))
         places = self.op("Slice", self.constant(self._places(1)), start, end, self.ints(0))
         x = self.op("Add", tokens, places)
         return self._normalised(x, self.params["embeddings"]["norm"])
@@ -178,23 +216,24 @@ class GraphWriter:
 
     def encoded(self, vision: str, text: str) -> str:
         """[CLS] of every pair after the layers that see both sides, [b, 1, d]."""
-        joint, m = self.config.joint_encoder, self.config.num_tokens
+        joint, m = self.config.joint_encoder, self.token_count(vision)
         last = joint.num_hidden_layers - 1
         x = self.op("Concat", vision, text, axis=1)
         for number in range(joint.deferred_layers, last):
             if joint.online_vision == "updated":
                 x = self.layer(number, x)
             else:
-                text = self.layer(number, x, (m, self.config.num_positions))
+                text = self.layer(number, x, (m, self.ints(self.config.num_positions)))
                 x = self.op("Concat", vision, text, axis=1)
-        return self.layer(last, x, (m + 1, m + 2))
+        first = self.op("Add", m, self.ints(1))
+        return self.layer(last, x, (first, self.op("Add", m, self.ints(2))))
 
     def layer(self, number: int, x: str, rows: Rows = None) -> str:
         """norm(x + attention(x)), then norm(x + mlp(x)), of which only some rows leave."""
         layer = self.params[f"layers_{number}"]
         kept = x
         if rows is not None:
-            kept = self.op("Slice", x, *(self.ints(row) for row in rows), self.ints(1))
+            kept = self.op("Slice", x, *rows, self.ints(1))
         context = self._attended(layer, kept, x)
         kept = self._added(kept, context, layer["attention_output"], layer["attention_norm"])
         return self._added(kept, self._inner(layer, kept), layer["output"], layer["output_norm"])

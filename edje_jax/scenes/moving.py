@@ -22,6 +22,7 @@ from edje_jax.config.frames import FrameSampling
 from edje_jax.scenes.drawing import new_canvas, noisy, paint
 from edje_jax.scenes.scene import COLOURS, SHAPES
 from edje_jax.scenes.shapes import Grouped, generator
+from edje_jax.types import FRAME_TIME, FrameTime
 
 SECONDS = 4.0
 """Length that a clip counts as, where frames are read by their rate."""
@@ -125,11 +126,15 @@ class MovingShapes(Grouped):
         return True
 
     def frames(self, index: int, sampling: FrameSampling) -> Iterator[Image.Image]:
-        """Frames of a clip of `SECONDS` seconds, half of them of either event."""
+        """Frames of a clip of `SECONDS` seconds, half of them of either event, each with its time,
+        the middle of equal parts of the clip."""
         clip, drawing = self.clip(index)
         count = sampling.parts(SECONDS)
         drawn = _drawn(self.seed, self.split, drawing, clip.events, self.image_size, count)
-        return (Image.fromarray(drawn[i]) for i in clip.frame_numbers(count))
+        for place, number in enumerate(clip.frame_numbers(count)):
+            frame = Image.fromarray(drawn[number])
+            frame.info[FRAME_TIME] = FrameTime((place + 0.5) * SECONDS / count, SECONDS)
+            yield frame
 
     def image(self, index: int) -> Image.Image:
         """Frame in the middle of the first event, RGB."""

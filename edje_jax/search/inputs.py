@@ -8,8 +8,11 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from edje_jax.config.model import ImageRecipe
+from edje_jax.config.model import EdjeConfig, ImageRecipe
+from edje_jax.data.frames import ENDINGS, decode_frames
+from edje_jax.data.image_reader import stack_frames
 from edje_jax.data.images import BadImage, ImageLike, image_pixels
+from edje_jax.types import Frames
 
 T = TypeVar("T")
 Pair = Sequence[Any]
@@ -83,6 +86,58 @@ def decode_images(
 
     shape = np.dtype((np.uint8, (recipe.size, recipe.size, 3)))
     return np.fromiter(map(read, enumerate(_items(images, "images"))), shape)
+
+
+def decode_items(
+    items: Iterable[Any], config: EdjeConfig, names: Sequence[str] = ()
+) -> UInt8[np.ndarray, "n s s 3"] | Frames:
+    """Images as `decode_images` does, and where the model reads videos also these: paths of them,
+    by their endings, and lists of frames in the order in which they are shown.
+
+    Args:
+        names: what messages call them; "images[0]" and so on by default.
+
+    Raises:
+        BadImage, TypeError: as for `decode_images`.
+        ValueError: as for `decode_images`; a list has no frames or more than the model reads, or
+            the model reads images alone.
+        ImportError: videos need PyAV; the message says how to install it.
+    """
+    if is_single_image(items):
+        raise ValueError("images is a single image; give a list of them")
+    given = list(_items(items, "images"))
+    places = [i for i, item in enumerate(given) if is_video_like(item)]
+    if not places:
+        return decode_images(given, config.image, names)
+    names = names or [f"images[{i}]" for i in range(len(given))]
+    if not config.video:
+        raise ValueError(
+            f"{names[places[0]]} is a video, and this model reads images; give a frame of it, or"
+            " take a model of videos"
+        )
+    sampling, recipe, videos = config.video.sampling, config.image, set(places)
+    found = []
+    for i, item in enumerate(given):
+        if i not in videos or isinstance(item, list | tuple):
+            frames = item if i in videos else [item]
+            if not 1 <= len(frames) <= sampling.frames:
+                raise ValueError(
+                    f"{names[i]}: {len(frames)} frames; this model reads 1 to {sampling.frames}"
+                )
+            found.append(decode_images(frames, recipe, [names[i]] * len(frames)))
+            continue
+        try:
+            found.append(decode_frames(item, sampling, recipe))
+        except BadImage as error:
+            raise BadImage(f"{names[i]}: {error}") from error
+    return stack_frames(found, sampling.frames, recipe)
+
+
+def is_video_like(item: object) -> bool:
+    """Whether an item is a video's path, by its ending, or a list of frames."""
+    if isinstance(item, str | os.PathLike):
+        return os.fsdecode(item).lower().endswith(ENDINGS)
+    return isinstance(item, list | tuple)
 
 
 def is_single_image(images: object) -> bool:

@@ -11,7 +11,7 @@ from edje_jax.data.images import ImageLike
 from edje_jax.first_stage.packing import unpack
 from edje_jax.index.image_index import ImageIndex
 from edje_jax.runtimes.base import Embedded, Runtime
-from edje_jax.search.inputs import as_text, decode_images
+from edje_jax.search.inputs import as_text, decode_items
 
 CAPTIONS = 5
 """Most captions of an image of the index that are asked for in its place."""
@@ -33,7 +33,7 @@ class Query:
     """Texts that the image must not match; a single one may be given as it is, and empty ones are
     passed over."""
     image: ImageLike | None = None
-    """Image to resemble."""
+    """Image to resemble, or a video where the model reads videos (`Reranker.encode_images`)."""
     like: str | None = None
     """Id of an image of the index to resemble, which is left out of the results. Its captions are
     asked for too, where it has some."""
@@ -102,7 +102,7 @@ def read_query(query: Query, runtime: Runtime, index: ImageIndex | None = None) 
         ValueError: there is no image of that id, or no index.
     """
     if query.image is not None:
-        pixels = decode_images([query.image], runtime.config.image, ["the image of the query"])
+        pixels = decode_items([query.image], runtime.config, ["the image of the query"])
         encoded = runtime.encode_images(pixels)
         return ReadQuery(query, Embedded(encoded.embeddings, encoded.projections))
     if query.like is None:

@@ -22,7 +22,7 @@ from edje_jax.runtimes.base import Embedded, Encoded, Runtime
 from edje_jax.runtimes.registry import open_runtime
 from edje_jax.search.cascade import search_texts
 from edje_jax.search.composed import rank_composed, search_queries
-from edje_jax.search.inputs import Pair, as_pairs, as_text, as_texts, as_tokens, decode_images
+from edje_jax.search.inputs import Pair, as_pairs, as_text, as_texts, as_tokens, decode_items
 from edje_jax.search.query import Query, as_query
 from edje_jax.search.results import check_min_score, ranked, to_results
 from edje_jax.search.second_reranker import SecondReranker
@@ -184,7 +184,7 @@ class Reranker:
                 images.append(image)
                 names.append("the image of the pair" if single else f"the image of pairs[{i}]")
             rows.append(place[key])
-        pixels = decode_images(images, self.config.image, names)
+        pixels = decode_items(images, self.config, names)
         encoded = self.runtime.encode_images(pixels)
         number = {text: i for i, text in enumerate(dict.fromkeys(text for text, _ in checked))}
         text_index = np.array([number[text] for text, _ in checked], int)
@@ -347,7 +347,7 @@ class Reranker:
             raise ValueError("give either images or pixel_values")
         recipe = self.config.image
         if pixel_values is None:
-            return self.runtime.encode_images(decode_images(images, recipe))
+            return self.runtime.encode_images(decode_items(images, self.config))
         if not hasattr(pixel_values, "shape"):
             pixel_values = list(pixel_values)
         pixel_values = np.asarray(pixel_values, np.float32)

@@ -15,7 +15,7 @@ from edje_jax.serving.batcher import Batcher
 from edje_jax.serving.limits import Limits
 from edje_jax.serving.middleware import Body, Drain, Head, Paths, Watch
 from edje_jax.serving.monitor import Monitor
-from edje_jax.serving.routes import images, rerank, search, status
+from edje_jax.serving.routes import images, rerank, search, status, videos
 from edje_jax.serving.schemas import ERROR_RESPONSES, state_limits
 from edje_jax.serving.service import Service
 from edje_jax.serving.state import State
@@ -56,7 +56,7 @@ def make_app(
         responses=ERROR_RESPONSES,
     )
     app.state.serving = state
-    for routes in (search, rerank, images, status):
+    for routes in (search, rerank, images, videos, status):
         app.include_router(routes.router)
     # The middleware that is added last gets a request first.
     app.add_middleware(Body, limit=limits.body_bytes)

@@ -60,9 +60,15 @@ class Head:
             return await self.app(scope, receive, send)
 
         async def without_body(message: Message) -> None:
+            if message["type"] == "http.response.pathsend":
+                message = {"type": "http.response.body"}
             await send({**message, "body": b""} if "body" in message else message)
 
-        await self.app(dict(scope) | {"method": "GET"}, receive, without_body)
+        # Ranges are of GET alone. A file is named and not read, as videos are large.
+        headers = [(name, value) for name, value in scope["headers"] if name != b"range"]
+        extensions = {**scope.get("extensions", {}), "http.response.pathsend": {}}
+        asked = {"method": "GET", "headers": headers, "extensions": extensions}
+        await self.app({**scope, **asked}, receive, without_body)
 
 
 class Drain:

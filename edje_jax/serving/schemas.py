@@ -169,22 +169,43 @@ class Seconds(BaseModel):
     total: float
 
 
+VideoAddress = Annotated[
+    str | None, Field(description="address of a video's file, below the server's own")
+]
+VideoType = Annotated[str | None, Field(description="media type of that file, such as video/mp4")]
+
+
 class FoundImage(BaseModel):
-    """An image that a search found."""
+    """An image that a search found, or a video; what is of videos alone is absent for an image."""
 
     id: Stored
     captions: list[Stored]
     score: Annotated[float, Field(description="from 0 to 1; a probability once calibrated")]
     similarity: Annotated[float, Field(description="cosine of the first stage")]
     base_rank: Annotated[int, Field(description="place (from 1) that the first stage gave")]
+    moment: Annotated[
+        float | None, Field(description="seconds at which the frame is shown that matches most")
+    ] = None
+    frame: Annotated[int | None, Field(description="number of that frame, from 0")] = None
+    frames: Annotated[int | None, Field(description="frames that the model has read")] = None
+    frame_times: Annotated[
+        list[float] | None, Field(description="seconds at which each of them is shown")
+    ] = None
+    strip: Annotated[
+        str | None, Field(description="address of a JPEG file of them, from left to right")
+    ] = None
+    video: VideoAddress = None
+    video_type: VideoType = None
 
 
 class BaseImage(BaseModel):
-    """An image in the order of the first stage."""
+    """An image or video in the order of the first stage."""
 
     id: Stored
     similarity: float
     rank: Annotated[int, Field(description="place (from 1) that reranking gave")]
+    video: VideoAddress = None
+    video_type: VideoType = None
 
 
 class SearchAnswer(BaseModel):
@@ -292,6 +313,9 @@ class Info(BaseModel):
     model: str
     pictures: int
     captions: int
+    frames: Annotated[
+        int, Field(description="most frames of a video that the model reads; 0 if it reads images")
+    ] = 0
     examples: list[Stored]
     calibrated: Annotated[bool, Field(description="whether scores are probabilities")] = False
     min_score: Annotated[

@@ -22,6 +22,7 @@ from edje_jax.search.reranker import Reranker
 from edje_jax.search.results import RankedCandidates, to_results
 from edje_jax.serving.documents import Images
 from edje_jax.serving.jobs import Answer, CaptionsJob, Job, Reranked, RerankJob, SearchJob
+from edje_jax.serving.videos import file_facts, video_facts
 
 log = logging.getLogger(__name__)
 
@@ -142,10 +143,12 @@ class Service:
     ) -> list[dict[str, Any]]:
         """Metadata and scores of a search's best images."""
         store = self.index.store
-        return [
-            {"id": store.row(row).id, "captions": store.row(row).captions, **scores}
-            for row, scores in to_results(found, top_k, min_score)
-        ]
+        out = []
+        for image, scores in to_results(found, top_k, min_score):
+            row = store.row(image)
+            facts = video_facts(store, image, row)
+            out.append({"id": row.id, "captions": row.captions, **scores, **facts})
+        return out
 
     def base_order(self, found: RankedCandidates, top_k: int) -> list[dict[str, Any]]:
         """First stage's best images, with their ranks after reranking."""
@@ -153,7 +156,8 @@ class Service:
         for place in np.argsort(found.base_ranks, kind="stable")[:top_k]:
             row = store.row(int(found.rows[place]))
             similarity = float(found.similarities[place])
-            out.append({"id": row.id, "similarity": similarity, "rank": int(place) + 1})
+            facts = {"similarity": similarity, "rank": int(place) + 1, **file_facts(row)}
+            out.append({"id": row.id, **facts})
         return out
 
     @property

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from edje_jax.config.captioner import CaptionScore
+from edje_jax.config.frames import FrameSampling
 from edje_jax.config.model import BertConfig, EdjeConfig, ImageRecipe, ModelKind
 from edje_jax.config.run import EdjeRun, RunConfig
 from edje_jax.config.saved_run import run_to_dict
+from edje_jax.models.token_formats import FORMATS
 from edje_jax.system.files import atomic_path
 from edje_jax.weights.folder import Model
 from edje_jax.weights.hub import is_hub_id
@@ -27,7 +29,7 @@ def model_card(
     parts = [_front_matter(model, run), _what_it_is(model)]
     parts.append(_usage(name, model))
     if metrics:
-        parts.append(_results(metrics))
+        parts.append(_results(metrics, _what(model.config)))
     if run:
         parts.append(f"## Training\n\n```json\n{json.dumps(run_to_dict(run), indent=1)}\n```\n")
     return "\n".join(parts)
@@ -56,7 +58,7 @@ def _front_matter(model: Model, run: RunConfig | None) -> str:
         "---",
         "pipeline_tag: text-ranking",
         "library_name: edje_jax",
-        "tags: [vision-language, reranking, image-retrieval, edje]",
+        f"tags: [vision-language, reranking, {_what(model.config)}-retrieval, edje]",
     ]
     if bases := _base_models(model, run):
         lines += ["base_model:", *(f"- {base}" for base in bases)]
@@ -74,18 +76,22 @@ def _what_it_is(model: Model) -> str:
     c = model.config
     vision, width = c.backbone.vision, c.joint_encoder.hidden_size
     title, sentence, architecture = _KINDS[c.kind]
+    what = "an image"
+    if c.video:
+        what = "a video"
+        title += " of videos" if c.kind == "edje" else " videos"
     return f"""# {title}
 
-{sentence} from {c.num_tokens} stored tokens of {width} numbers
-({c.num_tokens * width * 2:,} bytes an image in 16 bits). Architecture: {architecture}, trained with
+{sentence.replace("an image", what)} from {c.num_tokens} stored tokens of {width} numbers
+({c.num_tokens * width * 2:,} bytes {what} in 16 bits). Architecture: {architecture}, trained with
 edje_jax.
 
 | part | shape |
 |---|---|
 | backbone | {c.backbone.kind}, {vision.num_hidden_layers} layers x {vision.hidden_size}, \
 {vision.image_size} px, patches of {vision.patch_size} px |
-| adapter | {c.adapter.kind}, {c.num_tokens} tokens{_upsampling(c)} |
-{_scorer(c)}{_reading(c.image)}{_captions(c)}{_first_stage(c)}"""
+| adapter | {c.adapter.kind}, {c.tokens_per_frame} tokens{_upsampling(c)} |
+{_videos(c)}{_scorer(c)}{_reading(c.image)}{_captions(c)}{_first_stage(c)}"""
 
 
 _KINDS: dict[ModelKind, tuple[str, str, str]] = {
@@ -101,6 +107,40 @@ _KINDS: dict[ModelKind, tuple[str, str, str]] = {
     ),
 }
 """Title, first words and architecture of a card."""
+
+
+def _what(config: EdjeConfig) -> str:
+    """Word for what captions are scored against."""
+    return "video" if config.video else "image"
+
+
+def _videos(config: EdjeConfig) -> str:
+    """Rows on the frames of a video that are read, and on what is stored of them."""
+    if not config.video:
+        return ""
+    kept = f"{config.tokens_per_frame} tokens of each frame, in their order"
+    if config.video.pooling == "mean":
+        kept = f"the mean of the frames, {config.tokens_per_frame} tokens"
+    rows = config.num_tokens, config.joint_encoder.hidden_size
+    formats = [
+        name for name in FORMATS if name != "float16" and not (name == "int4" and rows[1] % 2)
+    ]
+    sizes = ", ".join(f"{name} {FORMATS[name].bytes_per_image(*rows):,}" for name in formats)
+    return (
+        f"| videos | {_sampled(config.video.sampling)}; an image is a video of one frame |\n"
+        f"| stored of a video | {kept} (pooling {config.video.pooling}) |\n"
+        f"| bytes a video | {sizes} |\n"
+    )
+
+
+def _sampled(sampling: FrameSampling) -> str:
+    """Choice of a video's frames."""
+    frames = f"{sampling.frames} frame{'s' if sampling.frames > 1 else ''}"
+    if sampling.by == "rate":
+        return f"{sampling.rate:g} frames a second, {frames} at most, spread evenly"
+    if sampling.by == "keyframes":
+        return f"{frames} at most, of those that are coded without others"
+    return f"{frames}, from the middles of as many equal parts"
 
 
 def _upsampling(config: EdjeConfig) -> str:
@@ -164,7 +204,8 @@ def _deferred(joint: BertConfig) -> str:
 
 
 def _usage(name: str, model: Model) -> str:
-    prior = model.config.similarity_prior
+    prior, video = model.config.similarity_prior, model.config.video
+    ending, pixels = ("mp4", "pixel_values, present") if video else ("jpg", "pixel_values")
     return f"""## Use
 
 JAX:
@@ -173,7 +214,7 @@ JAX:
 from edje_jax import Reranker
 
 reranker = Reranker.from_pretrained("{name}")
-reranker.rank("two dogs", ["dogs.jpg", "boat.jpg"], top_k=1)
+reranker.rank("two dogs", ["dogs.{ending}", "boat.{ending}"], top_k=1)
 ```
 
 PyTorch, with no JAX (`modeling_edje.py` stands beside the weights):
@@ -182,22 +223,29 @@ PyTorch, with no JAX (`modeling_edje.py` stands beside the weights):
 from transformers import AutoModel
 
 model = AutoModel.from_pretrained("{name}", trust_remote_code=True)
-{_TORCH[bool(prior)]}
+{_torch(bool(prior), bool(video))}
 ```
 
-ONNX: `edje convert {name} onnx/ --to onnx` writes `offline.onnx` (pixel_values -> tokens) and
+ONNX: `edje convert {name} onnx/ --to onnx` writes `offline.onnx` ({pixels} -> tokens) and
 {_online(model.config)}{"; it takes each pair's cosine as `similarity` too" if prior else ""}.
 {_CALIBRATED if model.calibration.is_fitted else ""}"""
 
 
-_TORCH = {
-    False: """tokens = model.encode_image(model.preprocess(["dogs.jpg", "boat.jpg"]))
-model.score(**model.tokenize(["two dogs"] * 2), tokens=tokens)""",
-    True: """texts, pixels = ["two dogs"] * 2, model.preprocess(["dogs.jpg", "boat.jpg"])
-cosines = (model.embed_text(texts) * model.embed_image(pixels)).sum(1)
-tokens = model.encode_image(pixels)
-model.score(**model.tokenize(texts), tokens=tokens, similarity=cosines)""",
-}
+def _torch(prior: bool, video: bool) -> str:
+    """Lines of PyTorch that score two pairs."""
+    made, pixels = 'model.preprocess(["dogs.jpg", "boat.jpg"])', "pixels"
+    if video:
+        # The module reads no files of videos: frames are chosen by whoever calls it.
+        made, pixels = 'model.preprocess_videos([["1.jpg", "2.jpg"], ["boat.jpg"]])', "**pixels"
+    if not prior:
+        return f"""pixels = {made}
+tokens = model.encode_image({pixels})
+model.score(**model.tokenize(["two dogs"] * 2), tokens=tokens)"""
+    return f"""texts, pixels = ["two dogs"] * 2, {made}
+cosines = (model.embed_text(texts) * model.embed_image({pixels})).sum(1)
+tokens = model.encode_image({pixels})
+model.score(**model.tokenize(texts), tokens=tokens, similarity=cosines)"""
+
 
 _CALIBRATED = """
 Scores are calibrated: `calibration.json` turns a match logit and the first stage's cosine into the
@@ -216,11 +264,11 @@ def _online(config: EdjeConfig) -> str:
 `online.onnx` ({taken}, each pair's `caption` among them, tokens -> logits)"""
 
 
-def _results(metrics: Mapping[str, Any]) -> str:
+def _results(metrics: Mapping[str, Any], what: str) -> str:
     """Section on an evaluation: base beside reranked, with the settings that it was made under."""
     names = list(metrics["t2i"]["base"])
     rows = [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-    for direction, label in (("t2i", "text to image"), ("i2t", "image to text")):
+    for direction, label in (("t2i", f"text to {what}"), ("i2t", f"{what} to text")):
         for kind in ("base", "reranked"):
             figures = " | ".join(f"{metrics[direction][kind][n]:.1f}" for n in names)
             rows.append(f"| {label}, {kind} | {figures} |")

@@ -139,7 +139,8 @@ def _video(entry: Any, path: Path) -> VideoConfig | None:
     if entry is None:
         return None
     try:
-        return VideoConfig(FrameSampling(**entry["sampling"]), entry["pooling"])
+        parts = {"sampling": FrameSampling(**entry["sampling"]), "pooling": entry["pooling"]}
+        return VideoConfig(**{**entry, **parts})
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f'{path}: "video" of {entry!r}: {error}; export the model again, or fetch it anew'

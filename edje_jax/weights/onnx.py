@@ -105,14 +105,14 @@ class OnlinePmi(nn.Module):
 
 
 class Offline(nn.Module):
-    """Normalised pixels -> compressed tokens."""
+    """Normalised pixels, of videos with which of the frames are there -> compressed tokens."""
 
     def __init__(self, model: EdjeModel):
         super().__init__()
         self.model, self.backbone = model, model.backbone
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        return self.model.encode_image(pixel_values)
+    def forward(self, pixel_values: Tensor, present: Tensor | None = None) -> Tensor:
+        return self.model.encode_image(pixel_values, present)
 
 
 class Graph(NamedTuple):
@@ -127,6 +127,10 @@ class Graph(NamedTuple):
 def export_onnx(folder: Path, out: Path, note: Callable[[str], None] = lambda path: None) -> None:
     """Write `online.onnx`, `offline.onnx` and their `-fp16` twins, with what feeds them: the
     tokenizer and `preprocessor_config.json`. `note` is called with every file.
+
+    Of a model of videos `offline.onnx` takes pixels of all frames that the model reads,
+    [n, f, 3, s, s], and `present` [n, f], which of them a video has; the other graphs leave tokens
+    of those that it does not have aside, which are zeros.
 
     Where layers are deferred there is a `text.onnx` too, run once per caption. `online.onnx` then
     takes its two outputs in the place of ids and mask, and each pair's row in them. Of a model with
@@ -234,10 +238,11 @@ def _online_pmi(model: CaptionerModel) -> Graph:
 
 def _offline(model: EdjeModel) -> Graph:
     side = model.backbone.config.vision_config.image_size
-    pixels = torch.zeros(2, 3, side, side, dtype=model.dtype)
-    return Graph(
-        Offline(model), {"pixel_values": pixels}, ("tokens",), {"pixel_values": {0: "pictures"}}
-    )
+    frames = (model.config.video["sampling"]["frames"],) if model.config.video else ()
+    inputs = {"pixel_values": torch.zeros(2, *frames, 3, side, side, dtype=model.dtype)}
+    if frames:
+        inputs["present"] = torch.ones(2, *frames, dtype=torch.bool)
+    return Graph(Offline(model), inputs, ("tokens",), {name: {0: "pictures"} for name in inputs})
 
 
 _LARGEST = 1_500_000_000

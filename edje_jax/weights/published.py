@@ -61,8 +61,8 @@ def save_published(path: Path, model: Model) -> None:
 
     Raises:
         ValueError: the model has deferred layers, attended vision, a similarity prior, captions as
-            written, a captioner's decoders or an adapter that upsamples, of which the published
-            code knows nothing.
+            written, a captioner's decoders, an adapter that upsamples or frames of videos, of which
+            the published code knows nothing.
         BadWeights: PyTorch is not installed.
         OSError: the file could not be written; nothing is left of it.
     """
@@ -114,6 +114,7 @@ def _unpublished(config: EdjeConfig) -> str | None:
         "captions as written": config.text_recipe != "published",
         "a captioner's decoders": config.captioner is not None,
         "an adapter that upsamples": config.adapter.upsampling > 1,
+        "frames of videos": config.video is not None,
     }
     return next((what for what, is_there in present.items() if is_there), None)
 

@@ -10,6 +10,7 @@ from edje_jax.data.sources.blip_json import BlipJson
 from edje_jax.index.build import build
 from edje_jax.scenes.shapes import Shapes
 from edje_jax.serving.service import Service
+from tests.serving.video_set import served_videos, video_source
 
 IMAGES = 12
 
@@ -39,3 +40,14 @@ def indexed(trained, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def service(trained, indexed) -> Service:
     return Service(Reranker.from_pretrained(trained), ImageIndex.open(indexed))
+
+
+@pytest.fixture(scope="session")
+def video_folder(tmp_path_factory) -> Path:
+    """Videos of several kinds, as `video_set` writes them."""
+    return video_source(tmp_path_factory.mktemp("videos"))
+
+
+@pytest.fixture(scope="session")
+def video_service(video_model, video_folder) -> Service:
+    return served_videos(video_model, video_folder)

@@ -1,7 +1,10 @@
 """The search page in a real browser."""
 
+import json
+import re
 import shutil
 import threading
+import urllib.request
 from collections.abc import Iterator
 
 import pytest
@@ -20,6 +23,8 @@ pytestmark = [
 ]
 TILES = "document.querySelectorAll('#results .tile').length"
 IDS_OF = "[...document.querySelectorAll('#results .tile')].map(one => one.dataset.id)"
+UNPLAYED = {"old.avi", "gone.mp4"}
+"""A container, and a codec, that Chromium does not know."""
 IDS = f"return {IDS_OF}"
 
 
@@ -244,3 +249,59 @@ def test_an_image_that_is_pasted_is_searched_for(browser, server, service):
     assert "mine.png" in browser.run("return document.getElementById('asked').textContent")
     browser.click("#asked button")
     browser.until("document.getElementById('asked').hidden && document.querySelector('.chips')")
+
+
+def test_videos_play_in_place_from_the_moment(browser, video_service):
+    server = Server(make_app(video_service))
+    try:
+        browser.open(f"{server.address}/?q=a+red+circle")
+        browser.until(TILES)
+        asked = {"query": "a red circle", "k": 100, "top_k": 24}
+        asking = urllib.request.Request(f"{server.address}/search", json.dumps(asked).encode())
+        with urllib.request.urlopen(asking) as answer:
+            results = json.load(answer)["results"]
+        assert browser.run(IDS) == [one["id"] for one in results]
+        for place, one in enumerate(results):
+            check_a_result(browser, place, one)
+        browser.size(520, 900)
+        assert browser.run("return document.documentElement.scrollWidth <= innerWidth")
+        browser.size(1300, 900)
+        with urllib.request.urlopen(f"{server.address}/metrics") as answer:
+            counted = answer.read().decode()
+        assert re.search(r'route="/videos/{name:?.*}".*status="206"', counted)
+    finally:
+        server.stop()
+
+
+def check_a_result(browser, place: int, one: dict) -> None:
+    """Look at a result's strip, play it from its moment and from a frame, and stop it."""
+    item = f"document.querySelectorAll('#results > li')[{place}]"
+    if "video" not in one:
+        assert browser.run(f"return {item}.querySelectorAll('.frame').length") == 0
+        return
+    browser.run(f"{item}.scrollIntoView()")
+    frames = f"[...{item}.querySelectorAll('.frame img')]"
+    browser.until(f"{frames}.every(one => one.naturalHeight === 72)")
+    assert browser.run(f"return {frames}.length") == one["frames"]
+    marked = f"[...{item}.querySelectorAll('.frame')].map(one => one.className)"
+    best = [number for number, name in enumerate(browser.run(f"return {marked}")) if "best" in name]
+    assert best == [one["frame"]]
+    told = browser.run(f"return {item}.querySelector('.best').getAttribute('aria-label')")
+    assert told.startswith(f"Play from {one['moment']:.1f} s") and "matches most" in told
+    browser.click(f"#results > li:nth-child({place + 1}) .tile")
+    if one["id"] in UNPLAYED:
+        browser.until(f"{item}.querySelector('.told a')")
+        assert "does not play this file" in browser.run(f"return {item}.innerText")
+        assert browser.run(f"return {item}.querySelector('.told a').href").endswith(one["video"])
+    else:
+        video = f"{item}.querySelector('video')"
+        browser.until(f"{video}.currentTime > {one['moment']}")
+        browser.until(f"{video}.paused === false || {video}.ended")
+        assert browser.run(f"return {video}.error") is None
+        browser.run(f"{item}.querySelector('.frame').click()")
+        browser.until(f"!{video}.paused && {video}.currentTime < {one['frame_times'][0] + 0.5}")
+        assert browser.run(f"return {video}.muted && {video}.controls")
+        assert one["id"] in browser.run(f"return {video}.ariaLabel")
+    browser.keys(KEYS["Escape"])
+    browser.until("!document.querySelector('.player')")
+    assert browser.run(f"return document.activeElement === {item}.querySelector('.tile')")

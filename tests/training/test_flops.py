@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from edje_jax.config.captioner import CaptionerConfig
+from edje_jax.config.frames import FrameSampling, VideoConfig
 from edje_jax.config.model import (
     AdapterConfig,
     BackboneConfig,
@@ -159,3 +160,19 @@ def test_known_devices():
     assert flops.peak_flops("TPU v5 lite") == 197e12 and flops.peak_flops("TPU v5") == 459e12
     assert flops.peak_flops("NVIDIA L4") == 121e12
     assert flops.peak_flops("NVIDIA L40S") == flops.peak_flops("cpu") == 0.0
+
+
+@pytest.mark.parametrize("pooling", ["none", "mean"])
+def test_every_frame_of_a_video_is_counted(pooling):
+    """Towers and adapter run over each; the rows that are kept meet the caption."""
+    config = dataclasses.replace(CONFIG, video=VideoConfig(FrameSampling(3), pooling))
+    captions = flops.layers(CONFIG.backbone.text, CONFIG.backbone.text.max_position_embeddings)
+    of_image = flops.backbone(CONFIG) - captions
+    assert flops.backbone(config) - captions == pytest.approx(3 * of_image)
+    assert flops.adapter(config) == pytest.approx(3 * flops.adapter(CONFIG))
+    model, vision = Edje(config), jnp.zeros((1, 3, 64, 128))
+    params = shapes(model, vision, jnp.ones((1, 3), jnp.int32))
+    kept = counted(lambda p, x: model.bind({"params": p}).compress(x), params, vision)
+    assert flops.stored(config) == pytest.approx(kept, rel=0.15)
+    wider = dataclasses.replace(CONFIG.adapter, num_tokens=32 if pooling == "mean" else 96)
+    assert flops.fused(config) == flops.fused(dataclasses.replace(CONFIG, adapter=wider))

@@ -3,6 +3,7 @@
 import pytest
 
 from edje_jax.config.captioner import CaptionerConfig
+from edje_jax.config.frames import FrameSampling, VideoConfig
 from edje_jax.config.model import AdapterConfig, BackboneConfig, EdjeConfig
 from edje_jax.weights.card import model_card, state_calibration
 from edje_jax.weights.folder import Model
@@ -65,3 +66,25 @@ def test_a_joint_encoder_s_card_knows_nothing_of_captioners():
     card = card_of(EdjeConfig())
     assert "# An EDJE reranker" in card and "| joint encoder | BERT, 12 layers x 384 |" in card
     assert "decoders" not in card and "score |" not in card and "upsampled" not in card
+
+
+def test_a_card_of_videos_tells_frames_and_bytes():
+    """VEDJE's sixteen frames of four tokens: 48 KiB a video in 16 bits."""
+    adapter = AdapterConfig("compress", 4)
+    card = card_of(EdjeConfig(adapter=adapter, video=VideoConfig(FrameSampling(16))))
+    assert "# An EDJE reranker of videos\n\nScores a caption against a video from 64" in card
+    assert "(49,152 bytes a video in 16 bits)" in card and "video-retrieval" in card
+    assert "| adapter | compress, 4 tokens |" in card
+    assert "| videos | 16 frames, from the middles of as many equal parts; an image is" in card
+    assert "| stored of a video | 4 tokens of each frame, in their order (pooling none) |" in card
+    assert "| bytes a video | bfloat16 49,152, int8 24,704, int4 12,416 |" in card
+    assert "model.preprocess_videos(" in card and "(pixel_values, present -> tokens)" in card
+    sampling = FrameSampling(8, "rate", 0.5)
+    mean = card_of(EdjeConfig(adapter=adapter, video=VideoConfig(sampling, "mean")))
+    assert "| videos | 0.5 frames a second, 8 frames at most, spread evenly;" in mean
+    assert "the mean of the frames, 4 tokens (pooling mean)" in mean
+    assert "| bytes a video | bfloat16 3,072, int8 1,544, int4 776 |" in mean
+    keyframes = VideoConfig(FrameSampling(4, "keyframes"))
+    told = card_of(EdjeConfig(captioner=CaptionerConfig(), video=keyframes))
+    assert "# A captioner that reranks videos" in told and "how well a video explains it" in told
+    assert "| videos | 4 frames at most, of those that are coded without others;" in told

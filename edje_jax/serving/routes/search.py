@@ -25,7 +25,7 @@ from edje_jax.serving.state import Shared, State, check_at_most
 router = APIRouter(route_class=JsonRoute)
 
 
-@router.post("/search")
+@router.post("/search", response_model_exclude_none=True)
 async def search(asked: SearchRequest, state: Shared) -> SearchAnswer:
     """Images of the index for a query."""
     check_at_most("k", asked.k, state.limits.k, "--max-k")

@@ -40,10 +40,12 @@ def ready(state: Shared) -> Ready:
 @router.get("/info")
 def info(state: Shared) -> Info:
     """Model, counts and examples that the search page shows."""
+    config = state.service.reranker.config
     return Info(
         model=state.service.name,
         pictures=len(state.service.index),
         captions=len(state.store.captions),
+        frames=config.frames if config.video else 0,
         examples=state.service.examples(),
         calibrated=state.service.reranker.calibration.is_fitted,
         min_score=state.service.reranker.calibration.least_score,

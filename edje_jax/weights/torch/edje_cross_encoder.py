@@ -5,7 +5,8 @@
     tokens = model[0].encode(["dogs.jpg", "boat.jpg"])      # or compressed tokens made before
     model.predict([("two dogs", tokens[0]), ("two dogs", tokens[1])])
 
-An image that several pairs of a batch share is encoded once; tokens [m, d] skip the backbone.
+An image that several pairs of a batch share is encoded once; tokens [m, d] skip the backbone. Of a
+model of videos a document may also be a list of images, a video's frames in their order.
 """
 
 import os
@@ -46,8 +47,16 @@ class EdjeCrossEncoder(InputModule):
 
     @torch.inference_mode()
     def encode(self, images: list) -> Tensor:
-        """Paths or PIL images -> compressed tokens [N, m, d]: documents to rank by later."""
-        return self.model.encode_image(self.model.preprocess(images))
+        """Paths or PIL images, or lists of them -> compressed tokens [N, m, d]: documents to rank
+        by later."""
+        return self.model.encode_image(**self._pixels(images))
+
+    def _pixels(self, images: list) -> dict[str, Tensor]:
+        """Pixel values of images; of a model of videos also which frames are there."""
+        if not self.model.config.video:
+            return {"pixel_values": self.model.preprocess(images)}
+        frames = [image if isinstance(image, list) else [image] for image in images]
+        return self.model.preprocess_videos(frames)
 
     def preprocess(self, inputs, prompt: str | None = None, **_) -> dict[str, Tensor]:
         """(text, image) pairs -> ids, mask and compressed tokens.
@@ -82,9 +91,9 @@ class EdjeCrossEncoder(InputModule):
         """({key: compressed tokens}, {key: first-stage embedding, if asked for}) of images."""
         if not images:
             return {}, {}
-        pixels = self.model.preprocess(list(images.values()))
-        tokens = self.model.encode_image(pixels)
-        vectors = self.model.embed_image(pixels, tokens) if embed else []
+        pixels = self._pixels(list(images.values()))
+        tokens = self.model.encode_image(**pixels)
+        vectors = self.model.embed_image(**pixels, tokens=tokens) if embed else []
         return dict(zip(images, tokens, strict=True)), dict(zip(images, vectors, strict=False))
 
     def forward(self, features: dict[str, Tensor], **_) -> dict[str, Tensor]:

@@ -14,6 +14,14 @@ once for all its candidates:
 
 A captioner (`CaptionerModel`) is called in the same way; its scores are log-probabilities in nats.
 
+A model of videos ("video" in config.json) takes up to that many frames of each; an image is a video
+of one frame. It is for the caller to read a file and to choose the frames, as the entry says:
+
+    videos = model.preprocess_videos([["a.jpg", "b.jpg", "c.jpg"], ["d.jpg"]])
+    tokens, embeddings = model.encode_image(**videos), model.embed_image(**videos)
+
+Tokens of a frame that is not there are all zeros, which nothing attends to.
+
 The first stage, which finds the candidates, compares embeddings or, of a model with a code head,
 packed codes by their Hamming distance:
 
@@ -77,6 +85,7 @@ class EdjeConfig(PretrainedConfig):
         first_stage=None,
         text_recipe="published",
         captioner=None,
+        video=None,
         **rest,
     ):
         self.adapter = adapter or {}
@@ -92,6 +101,7 @@ class EdjeConfig(PretrainedConfig):
         self.first_stage = first_stage
         self.text_recipe = text_recipe
         self.captioner = captioner
+        self.video = video
         super().__init__(**rest)
 
 
@@ -244,9 +254,11 @@ class DecoderLayer(BertLayer):
             output=Holder(dense=nn.Linear(width, width), LayerNorm=nn.LayerNorm(width, eps=eps)),
         )
 
-    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+    def forward(self, x: Tensor, tokens: Tensor, seen: Tensor | None = None) -> Tensor:
+        """`seen` [N, m] is true for the tokens that are there; None for all."""
         x = self._attended(self.attention, x, x, is_causal=True)
-        return self._mlp(self._attended(self.crossattention, x, tokens))
+        mask = None if seen is None else seen[:, None, None, :]
+        return self._mlp(self._attended(self.crossattention, x, tokens, attn_mask=mask))
 
 
 class Bert(nn.Module):
@@ -397,6 +409,21 @@ class EdjeModel(PreTrainedModel):
         pixels = processor(loaded, return_tensors="pt").pixel_values
         return pixels.to(self.device, self.dtype)
 
+    def preprocess_videos(self, videos: list) -> dict[str, Tensor]:
+        """Videos, each a list of paths or PIL images in the order in which they are shown ->
+        `pixel_values` [N, f, 3, S, S] and `present` [N, f], false behind a video's last frame.
+
+        Raises:
+            ValueError: a video has no frame.
+        """
+        counts = torch.tensor([len(frames) for frames in videos])
+        if not videos or not counts.all():
+            raise ValueError("give videos of one frame at least")
+        pixels = self.preprocess([frame for frames in videos for frame in frames])
+        padded = nn.utils.rnn.pad_sequence(pixels.split(counts.tolist()), batch_first=True)
+        present = torch.arange(padded.shape[1]) < counts[:, None]
+        return {"pixel_values": padded, "present": present.to(self.device)}
+
     def vision_tokens(self, pixel_values: Tensor) -> Tensor:
         """Rows that the adapter reads, [N, n, w]: a layer of the frozen backbone, and beside it
         those of the earlier layers that an adapter which upsamples asks for."""
@@ -407,15 +434,67 @@ class EdjeModel(PreTrainedModel):
         rows = torch.cat([last, *(out.hidden_states[one] for one in earlier)], dim=-1)
         return rows[:, rows.shape[1] - self.num_vision_tokens :]  # A class token stands first
 
-    def encode_image(self, pixel_values: Tensor) -> Tensor:
-        """Pixel values [N, 3, S, S] -> compressed tokens [N, m, d]: what a store keeps."""
-        tokens = self.vision_projection(self.vision_tokens(pixel_values))
-        if not self.deferred:
-            return tokens
+    def encode_image(self, pixel_values: Tensor, present: Tensor | None = None) -> Tensor:
+        """Pixel values [N, 3, S, S], or [N, f, 3, S, S] of videos -> compressed tokens [N, m, d]:
+        what a store keeps.
+
+        `present` [N, f] tells which frames are there; all of them without.
+
+        Raises:
+            ValueError: frames, and the model reads images, or fewer.
+        """
+        if self.config.video or pixel_values.ndim > 4:
+            tokens = self._adapt_frames(*self._frames(pixel_values, present))
+        else:
+            tokens = self.vision_projection(self.vision_tokens(pixel_values))
+        return self._run_deferred_layers(tokens) if self.deferred else tokens
+
+    def _adapt_frames(self, pixel_values: Tensor, present: Tensor) -> Tensor:
+        """Compressed tokens of each frame in turn, or their mean over the frames."""
+        tokens = self.vision_projection(self.vision_tokens(pixel_values.flatten(0, 1)))
+        tokens = tokens.unflatten(0, (-1, pixel_values.shape[1]))
+        tokens = torch.where(present[:, :, None, None], tokens, 0)
+        if self.pools_frames:
+            count = present.sum(dim=1).clamp(min=1).to(tokens.dtype)
+            return tokens.sum(dim=1) / count[:, None, None]
+        tokens = tokens.flatten(1, 2)
+        return F.pad(tokens, (0, 0, 0, self.num_tokens - tokens.shape[1]))
+
+    def _run_deferred_layers(self, tokens: Tensor) -> Tensor:
         start = tokens.new_full((tokens.shape[0], 1), self.config.max_text_length, dtype=torch.long)
-        vision = self._embed_vision(tokens, start)
-        present = torch.ones_like(vision[:, :, 0], dtype=torch.bool)
-        return self.language_model.bert.run(slice(self.deferred), vision, present)
+        vision, present = self._embed_vision(tokens, start), self._present(tokens)
+        vision = self.language_model.bert.run(slice(self.deferred), vision, present)
+        return torch.where(present[..., None], vision, 0) if self.may_miss_frames else vision
+
+    def _frames(self, pixel_values: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Pixel values [N, f, 3, S, S] and which frames are there; an image is one frame."""
+        most = self.config.video["sampling"]["frames"] if self.config.video else 0
+        if pixel_values.ndim == 4:
+            pixel_values = pixel_values[:, None]
+        elif not most:
+            raise ValueError("this model reads images and no videos; give pixels [N, 3, S, S]")
+        elif pixel_values.shape[1] > most:
+            raise ValueError(f"{pixel_values.shape[1]} frames, and the model reads {most}")
+        if present is None:
+            present = torch.ones_like(pixel_values[:, :, 0, 0, 0], dtype=torch.bool)
+        return pixel_values, present
+
+    def _present(self, tokens: Tensor) -> Tensor:
+        """Which rows of compressed tokens [N, m, d] are of frames that are there."""
+        if self.may_miss_frames:
+            return (tokens != 0).any(dim=-1)
+        return torch.ones_like(tokens[:, :, 0], dtype=torch.bool)
+
+    @property
+    def pools_frames(self) -> bool:
+        """Whether the tokens of a video are the mean of its frames'."""
+        return bool(self.config.video) and self.config.video["pooling"] == "mean"
+
+    @property
+    def may_miss_frames(self) -> bool:
+        """Whether rows of tokens may be of frames that are not there."""
+        video = self.config.video
+        return bool(video) and not self.pools_frames and video["sampling"]["frames"] > 1
 
     # --- online -----------------------------------------------------------------------------------
 
@@ -464,7 +543,11 @@ class EdjeModel(PreTrainedModel):
     forward = score
 
     def read_text(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Captions before they meet an image: (rows [N, 1 + t, d], which are there)."""
+        """Captions before they meet an image: (rows [N, 1 + t, d], which are there).
+
+        Where the [SEP] behind the vision rows stands depends on how many frames a video has, its
+        row is its word alone, and `score_read` embeds it.
+        """
         bert = self.language_model.bert
         lengths = attention_mask.long().sum(dim=1, keepdim=True)
         words = torch.cat([input_ids.gather(1, lengths - 1), input_ids], dim=1)
@@ -473,7 +556,10 @@ class EdjeModel(PreTrainedModel):
         closing = start + self.num_tokens
         positions = torch.cat([closing, places.expand(input_ids.shape[0], -1)], dim=1)
         segments = torch.cat([torch.ones_like(closing), torch.zeros_like(input_ids)], dim=1)
-        rows = bert.embed(bert.embeddings.word_embeddings(words), positions, segments)
+        content = bert.embeddings.word_embeddings(words)
+        rows = bert.embed(content, positions, segments)
+        if self._closes_by_frames:
+            rows = torch.cat([content[:, :1], rows[:, 1:]], dim=1)
         mask = torch.cat([torch.ones_like(closing), attention_mask.long()], dim=1).bool()
         return bert.run(slice(self.deferred), rows, mask), mask
 
@@ -487,7 +573,12 @@ class EdjeModel(PreTrainedModel):
         lengths = mask[:, 1:].sum(dim=1, keepdim=True)
         tokens = tokens.to(text.dtype)
         vision = tokens if self.deferred else self._embed_vision(tokens, lengths)
-        mask = torch.cat([torch.ones_like(vision[:, :, 0], dtype=torch.bool), mask], dim=1)
+        present = self._present(tokens)
+        if self._closes_by_frames:
+            place = lengths + present.sum(dim=1, keepdim=True)
+            closing = self.language_model.bert.embed(text[:, :1], place, torch.ones_like(place))
+            text = torch.cat([closing, text[:, 1:]], dim=1)
+        mask = torch.cat([present, mask], dim=1)
         x, updated = torch.cat([vision, text], dim=1), self.online_vision == "updated"
         *layers, last = self.language_model.bert.encoder.layer[self.deferred :]
         for layer in layers:
@@ -502,6 +593,11 @@ class EdjeModel(PreTrainedModel):
             cls = cls + self.prior(self._standardised(similarity).to(cls.dtype)[:, None])
         head: Any = self.classification_head
         return head[1](torch.tanh(head[0].dense(cls)))[:, 0].float()
+
+    @property
+    def _closes_by_frames(self) -> bool:
+        """Whether the [SEP] behind the vision rows stands right behind those that are there."""
+        return self.may_miss_frames and not self.deferred
 
     def _standardised(self, similarity: Tensor) -> Tensor:
         prior = self.config.similarity_prior
@@ -589,8 +685,10 @@ class EdjeModel(PreTrainedModel):
 
     @property
     def num_tokens(self) -> int:
-        """Compressed tokens per image."""
+        """Compressed tokens per image or video."""
         adapter = self.config.adapter
+        if self.config.video:
+            return self.config.num_tokens
         if adapter["kind"] == "compress":
             return adapter["num_tokens"]
         if self.config.num_tokens:
@@ -620,22 +718,27 @@ class EdjeModel(PreTrainedModel):
 
     # --- first stage ------------------------------------------------------------------------------
 
-    def embed_image(self, pixel_values: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """First-stage embeddings of images, unit length, float32 [N, e].
+    def embed_image(
+        self, pixel_values: Tensor, tokens: Tensor | None = None, present: Tensor | None = None
+    ) -> Tensor:
+        """First-stage embeddings of images, unit length, float32 [N, e]; a video's is the mean of
+        those of its frames. `pixel_values` and `present` are as for `encode_image`.
 
         Some models' heads read compressed tokens too. Give `tokens`, as `encode_image` made them
         of these images, and they are not computed anew.
         """
-        return self._image_outputs(pixel_values, tokens)[0]
+        return self._image_outputs(pixel_values, tokens, present)[0]
 
     def embed_text(self, texts: list[str]) -> Tensor:
         """First-stage embeddings of captions, unit length, float32 [N, e]."""
         return self._text_outputs(texts)[0]
 
-    def project_image(self, pixel_values: Tensor, tokens: Tensor | None = None) -> Tensor:
+    def project_image(
+        self, pixel_values: Tensor, tokens: Tensor | None = None, present: Tensor | None = None
+    ) -> Tensor:
         """Projections of images, whose signs are a code, float32 [N, bits]; [N, 0] without a code
-        head. `tokens` are as for `embed_image`."""
-        return self._image_outputs(pixel_values, tokens)[1]
+        head. `tokens` and `present` are as for `embed_image`."""
+        return self._image_outputs(pixel_values, tokens, present)[1]
 
     def project_text(self, texts: list[str]) -> Tensor:
         """Projections of captions, whose signs are a code, float32 [N, bits]; [N, 0] without a code
@@ -665,14 +768,21 @@ class EdjeModel(PreTrainedModel):
         weights = 2 ** torch.arange(7, -1, -1, device=projections.device)
         return (octets * weights).sum(dim=2).to(torch.uint8)
 
-    def _image_outputs(self, pixel_values: Tensor, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _image_outputs(
+        self, pixel_values: Tensor, tokens: Tensor | None, present: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Embeddings and projections of images."""
-        embeddings = _unit(self.backbone.get_image_features(pixel_values=pixel_values))
+        pixels, there = self._frames(pixel_values, present)
+        features = self.backbone.get_image_features(pixel_values=pixels.flatten(0, 1))
+        embeddings = _unit(features)
+        if pixels.shape[1] > 1:
+            of_frames = torch.where(there[..., None], embeddings.unflatten(0, there.shape), 0)
+            embeddings = F.normalize(of_frames.sum(dim=1), dim=-1)
         if not self.config.first_stage:
             return embeddings, embeddings[:, :0]
         if not self.config.first_stage["reads_tokens"]:
             return self.heads.image(embeddings)
-        tokens = self.encode_image(pixel_values) if tokens is None else tokens
+        tokens = self.encode_image(pixel_values, present) if tokens is None else tokens
         return self.heads.image(embeddings, tokens.float().mean(dim=1))
 
     def _text_outputs(self, texts: list[str]) -> tuple[Tensor, Tensor]:
@@ -775,8 +885,7 @@ class CaptionerModel(EdjeModel):
         if self.scored_by != "pmi":
             without_image = torch.zeros_like(input_ids[:, 0], dtype=torch.float32)
         else:
-            nothing = self.no_image.expand(input_ids.shape[0], -1, -1)
-            found = self.log_probabilities(input_ids, attention_mask, nothing)
+            found = self.log_probabilities(input_ids, attention_mask, None)
             without_image = found.sum(dim=(0, 2))
         return input_ids, attention_mask, without_image
 
@@ -800,18 +909,24 @@ class CaptionerModel(EdjeModel):
         return total - without_image
 
     def log_probabilities(
-        self, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor
+        self, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor | None
     ) -> Tensor:
         """Log p of all tokens but the first that is read, float32 [directions, N, t - 1] in the
-        order of reading; 0 for padding, which stands behind."""
+        order of reading, beside an image or, with None for `tokens`, without one; 0 for padding,
+        which stands behind."""
         count = attention_mask.long().sum(dim=1, keepdim=True)
         place = torch.arange(input_ids.shape[1], device=input_ids.device)
         backward = input_ids.gather(1, torch.where(place < count, count - 1 - place, place))
         orders = {"forward": input_ids, "backward": backward}
-        found = [self._read(name, orders[name], tokens) for name in self.reads]
+        seen = None
+        if tokens is None:
+            tokens = self.no_image.expand(input_ids.shape[0], -1, -1)
+        elif self.may_miss_frames:
+            seen = self._present(tokens)
+        found = [self._read(name, orders[name], tokens, seen) for name in self.reads]
         return torch.where(attention_mask[:, 1:].bool(), torch.stack(found), 0.0)
 
-    def _read(self, direction: str, ids: Tensor, tokens: Tensor) -> Tensor:
+    def _read(self, direction: str, ids: Tensor, tokens: Tensor, seen: Tensor | None) -> Tensor:
         """Log p of every token after the first, [N, t - 1]; padding sees what stands before it."""
         bert, head = self.language_model.bert, self.language_model.cls.predictions
         words, tokens = bert.embeddings.word_embeddings, tokens.to(self.dtype)
@@ -819,7 +934,7 @@ class CaptionerModel(EdjeModel):
         place = torch.arange(read.shape[1], device=ids.device)
         x = bert.embed(words(read), place, torch.zeros_like(read))
         for layer in getattr(self, f"{direction}_decoder").layer:
-            x = layer(x, tokens)
+            x = layer(x, tokens, seen)
         activation = ACTIVATIONS[self.config.joint_encoder["hidden_act"]]
         x = head.transform.LayerNorm(activation(head.transform.dense(x)))
         logits = F.linear(x, words.weight, head.bias).float()
