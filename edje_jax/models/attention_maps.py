@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from edje_jax.models.attention_plain import HIDDEN
 from edje_jax.models.captioner import Captioner, reversed_places
 from edje_jax.models.edje import Edje
+from edje_jax.models.frames import present_rows
 from edje_jax.models.layers import split_heads
 from edje_jax.models.pair_scorer import PairScorer
 
@@ -65,17 +66,44 @@ def patch_attention(
     """
     config = model.config
     tokens, inside = _captured(model, params, "compress", {"upsampling"}, vision_tokens)
-    if isinstance(model, Captioner):
-        seen = decoder_attention(model, params, ids, tokens)
-    else:
-        assert isinstance(model, Edje)
-        seen = joint_attention(model, params, ids, tokens)
+    seen = token_attention(model, params, ids, tokens)
     if config.adapter.kind == "local":
         return seen
     grid = inside["adapter"]["upsampling"] if inside else vision_tokens
     vision_heads = config.backbone.vision.num_attention_heads
     drawn = compressor_attention(params["adapter"], grid, vision_heads)
     return seen @ jnp.mean(drawn, axis=1)
+
+
+def frame_attention(
+    model: PairScorer,
+    params: PyTree,
+    ids: Int[Array, "b t"],
+    tokens: Float[Array, "b m d"],
+    weights: Float[Array, " t"],
+) -> Float[Array, "b f"]:
+    """Share of the attention of some tokens of captions that each frame of a video gets; rows sum
+    to 1, and a frame that is not there gets 0.
+
+    Args:
+        tokens: what a store keeps of videos, `config.tokens_per_frame` rows for each frame.
+        weights: weight of each token of the captions; 0 leaves one out.
+    """
+    seen = token_attention(model, params, ids, tokens)
+    rows = jnp.einsum("t,btm->bm", weights, seen)
+    frames = jnp.sum(rows.reshape(len(rows), -1, model.config.tokens_per_frame), axis=-1)
+    return frames / jnp.sum(frames, axis=-1, keepdims=True)
+
+
+def token_attention(
+    model: PairScorer, params: PyTree, ids: Int[Array, "b t"], tokens: Float[Array, "b m d"]
+) -> Float[Array, "b t m"]:
+    """Attention of captions' tokens to compressed tokens: `joint_attention`, or a captioner's
+    `decoder_attention`."""
+    if isinstance(model, Captioner):
+        return decoder_attention(model, params, ids, tokens)
+    assert isinstance(model, Edje)
+    return joint_attention(model, params, ids, tokens)
 
 
 def joint_attention(
@@ -86,9 +114,8 @@ def joint_attention(
     config = model.config
     states = model.bind({"params": params}).hidden_states(ids, tokens)
     m = tokens.shape[1]
-    mask = jnp.pad(
-        ids != config.joint_encoder.pad_token_id, ((0, 0), (m + 1, 0)), constant_values=True
-    )
+    text = jnp.pad(ids != config.joint_encoder.pad_token_id, ((0, 0), (1, 0)), constant_values=True)
+    mask = jnp.concatenate([present_rows(config, tokens), text], axis=1)
     heads = config.joint_encoder.num_attention_heads
     # Counted from the end: layers that ran offline, on each side alone, come before these.
     first = config.joint_encoder.num_hidden_layers + 1 - len(states)
@@ -108,11 +135,12 @@ def decoder_attention(
     captioner, bert = model.config.captioner, model.config.joint_encoder
     assert captioner is not None
     heads, names = bert.num_attention_heads, {"cross_query", "cross_key"}
+    mask = present_rows(model.config, tokens)
     _, inside = _captured(model, params, "log_probabilities", names, ids, tokens)
     seen = []
     for name in captioner.reads:
         layers = [
-            probabilities(layer["cross_query"], layer.get("cross_key", tokens), heads)
+            probabilities(layer["cross_query"], layer.get("cross_key", tokens), heads, mask)
             for layer in inside["captioner"][name].values()
         ]
         # The row that reads a token predicts the one after it.
