@@ -3,11 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-SampledBy = Literal["uniform", "rate", "keyframes"]
-
-
 FramePooling = Literal["none", "mean"]
 """Ways from the tokens of frames to those of a video."""
+SamplingBy = Literal["uniform", "rate", "keyframes"]
+"""Ways to choose the frames of a video."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,7 @@ class FrameSampling:
 
     frames: int = 8
     """Most frames of a video; a shorter video has fewer."""
-    by: SampledBy = "uniform"
+    by: SamplingBy = "uniform"
     """"uniform" takes the frames shown in the middles of `frames` equal parts of the video, "rate"
     those of as many parts as give `rate` frames a second, "keyframes" the frames that are coded
     without others, spread evenly over them where there are too many."""
@@ -32,8 +31,8 @@ class FrameSampling:
             raise ValueError(f"frames {self.frames}: read at least 1 frame of a video")
         if not self.rate > 0:
             raise ValueError(f"rate {self.rate}: give frames a second, above 0")
-        if self.by not in get_args(SampledBy):
-            raise ValueError(f'by "{self.by}": {", ".join(get_args(SampledBy))}')
+        if self.by not in get_args(SamplingBy):
+            raise ValueError(f'by "{self.by}": {", ".join(get_args(SamplingBy))}')
 
     def parts(self, seconds: float) -> int:
         """Number of equal parts that a video of so many seconds is cut into."""

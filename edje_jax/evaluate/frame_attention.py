@@ -16,13 +16,16 @@ from edje_jax.data.buckets import batches, bucket, lengths_up_to
 from edje_jax.models.attention_maps import frame_attention
 from edje_jax.models.token_formats import PackedTokens, unpack
 from edje_jax.runtimes.jax import JaxRuntime
+from edje_jax.runtimes.onnx import OnnxRuntime
 
 BATCHES = (1, 4, 16)
 """Videos of one call of the program."""
 
 
 def attended_frames(
-    runtime: JaxRuntime, caption: str, tokens: Float[np.ndarray, "n m d"] | PackedTokens
+    runtime: JaxRuntime | OnnxRuntime,
+    caption: str,
+    tokens: Float[np.ndarray, "n m d"] | PackedTokens,
 ) -> Float32[np.ndarray, "n f"]:
     """Share of the attention of a caption's words that each frame of n videos gets.
 
@@ -33,11 +36,13 @@ def attended_frames(
     that are there get equal shares.
 
     Args:
+        runtime: one that scores by ONNX Runtime tells attention by JAX, as it encodes.
         tokens: compressed tokens as a store keeps them, m = f * `config.tokens_per_frame`.
 
     Raises:
         ValueError: the model keeps no tokens of single frames.
     """
+    runtime = runtime.offline if isinstance(runtime, OnnxRuntime) else runtime
     check_frames(runtime.config)
     tokens = np.asarray(unpack(tokens) if isinstance(tokens, PackedTokens) else tokens, np.float32)
     places = [pieces for _, pieces in runtime.joint_tokenizer.words(caption)]

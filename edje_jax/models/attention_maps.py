@@ -56,23 +56,33 @@ def layer_attention(
 
 
 def patch_attention(
-    model: PairScorer, params: PyTree, ids: Int[Array, "b t"], vision_tokens: Float[Array, "b n w"]
-) -> Float[Array, "b t g"]:
-    """How a token's view of the image is spread over the grid that the adapter reads: the vision
-    tokens, or those of a finer grid; rows sum to 1.
+    model: PairScorer,
+    params: PyTree,
+    ids: Int[Array, "b t"],
+    vision_tokens: Float[Array, "b *f n w"],
+) -> Float[Array, "b t *f g"]:
+    """How a token's view of the image, or of a video's frames, is spread over the grid that the
+    adapter reads: the vision tokens, or those of a finer grid; each token's shares sum to 1.
 
     The mean over heads and layers, through the mean over the heads of a compressing adapter; a
     local one has a token for every place of the grid. Rows of padding mean nothing.
     """
     config = model.config
     tokens, inside = _captured(model, params, "compress", {"upsampling"}, vision_tokens)
-    seen = token_attention(model, params, ids, tokens)
-    if config.adapter.kind == "local":
-        return seen
-    grid = inside["adapter"]["upsampling"] if inside else vision_tokens
-    vision_heads = config.backbone.vision.num_attention_heads
-    drawn = compressor_attention(params["adapter"], grid, vision_heads)
-    return seen @ jnp.mean(drawn, axis=1)
+    seen = token_attention(model, params, ids, tokens)[:, :, None]
+    if config.video and config.video.pooling == "mean":
+        present = jnp.any(vision_tokens != 0, axis=(2, 3)).astype(seen.dtype)
+        share = present / jnp.sum(present, axis=1, keepdims=True)
+        seen = seen * share[:, None, :, None]
+    elif config.video:
+        seen = seen.reshape(*ids.shape, vision_tokens.shape[1], -1)
+    if config.adapter.kind == "compress":
+        grid = inside["adapter"]["upsampling"] if inside else vision_tokens
+        grid = grid.reshape(-1, *grid.shape[-2:])
+        vision_heads = config.backbone.vision.num_attention_heads
+        drawn = jnp.mean(compressor_attention(params["adapter"], grid, vision_heads), axis=1)
+        seen = jnp.einsum("btfm,bfmn->btfn", seen, drawn.reshape(len(ids), -1, *drawn.shape[1:]))
+    return seen if config.video else seen[:, :, 0]
 
 
 def frame_attention(

@@ -41,8 +41,7 @@ def layers(
 
 
 def backbone(config: EdjeConfig) -> float:
-    """FLOPs of one image, or of all frames of a video, and one caption in the frozen towers,
-    forward."""
+    """FLOPs of one image, or of a video's frames, and one caption in the frozen towers, forward."""
     vision, text = config.backbone.vision, config.backbone.text
     patches = 2 * vision.num_patches * 3 * vision.patch_size**2 * vision.hidden_size
     towers = layers(vision, config.backbone.num_vision_tokens)
@@ -50,17 +49,20 @@ def backbone(config: EdjeConfig) -> float:
 
 
 def adapter(config: EdjeConfig) -> float:
-    """FLOPs of the vision tokens of an image, or of all frames of a video -> compressed tokens,
-    forward."""
+    """FLOPs of an image's vision tokens -> compressed tokens, forward; of a video's, frame by
+    frame."""
+    return config.frames * _adapter_of_frame(config)
+
+
+def _adapter_of_frame(config: EdjeConfig) -> float:
     width, out = config.backbone.vision.hidden_size, config.joint_encoder.hidden_size
     kept, inner = config.tokens_per_frame, config.adapter.intermediate_size
     tokens = config.backbone.num_vision_tokens * config.adapter.upsampling**2
     if config.adapter.kind == "local":
-        return config.frames * (upsampling(config) + 2.0 * tokens * inner * (width + out))
+        return upsampling(config) + 2.0 * tokens * inner * (width + out)
     # Keys and values are projected twice, queries and the result once.
     attention = 4 * tokens * width**2 + 2 * kept * width**2 + 2 * kept * tokens * width
-    products = attention + kept * width * (2 * inner + out)
-    return config.frames * (upsampling(config) + 2.0 * products)
+    return upsampling(config) + 2.0 * (attention + kept * width * (2 * inner + out))
 
 
 def upsampling(config: EdjeConfig) -> float:
@@ -110,6 +112,6 @@ def decoders(config: EdjeConfig, tokens: int) -> float:
 
 
 def stored(config: EdjeConfig) -> float:
-    """FLOPs of an image's or a video's vision tokens -> the tokens that a store keeps, forward."""
+    """FLOPs of an image's vision tokens -> the tokens that a store keeps, forward."""
     joint = config.joint_encoder
     return adapter(config) + layers(joint, config.num_tokens, joint.deferred_layers)

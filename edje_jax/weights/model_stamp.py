@@ -47,6 +47,7 @@ def model_fingerprint(config: EdjeConfig, params: PyTree[np.ndarray]) -> str:
         del raw["text_recipe"]
     for part, name, default in (
         (raw, "captioner", None),
+        (raw, "video", None),
         (raw["adapter"], "upsampling", 1),
         (raw["backbone"], "earlier_layers", ()),
     ):

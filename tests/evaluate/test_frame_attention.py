@@ -8,10 +8,12 @@ import pytest
 
 from edje_jax.config.frames import FrameSampling, VideoConfig
 from edje_jax.evaluate.frame_attention import attended_frames
+from edje_jax.evaluate.word_attention import frame_word_maps
 from edje_jax.models.attention_maps import token_attention
 from edje_jax.models.token_formats import pack
 from edje_jax.runtimes.jax import JaxRuntime
 from edje_jax.search.reranker import Reranker
+from edje_jax.types import Frames
 
 FRAMES = 3
 CAPTION = "A large, red_square zyxwvq"
@@ -68,6 +70,21 @@ def test_shares_of_frames_where_vision_is_attended_to(runtime):
 
 def test_shares_of_frames_of_a_captioner(captioner):
     check(with_video(Reranker.from_pretrained(captioner).runtime))
+
+
+def test_word_maps_of_a_video_are_of_the_frame_that_is_attended_to_most(runtime):
+    if runtime.config.joint_encoder.deferred_layers:
+        pytest.skip("the model without deferred layers is enough")
+    video = with_video(runtime)
+    side = video.config.image.size
+    pixels = np.random.default_rng(1).integers(0, 256, (1, FRAMES, side, side, 3), np.uint8)
+    pixels[0, 2] = 0
+    tokens = video.encode_images(Frames(pixels, np.array([[True, True, False]]))).tokens
+    moment = int(attended_frames(video, CAPTION, tokens)[0].argmax())
+    found = frame_word_maps(video, pixels[0, :2], CAPTION)
+    np.testing.assert_array_equal(found.image, pixels[0, moment])
+    np.testing.assert_allclose(found.maps.sum(axis=(1, 2)), 1, atol=1e-5)
+    assert len(found.words) == 5
 
 
 def test_a_caption_without_words_tells_no_frame_from_another(runtime):

@@ -18,6 +18,7 @@ from scipy.stats import spearmanr
 from edje_jax import ImageIndex, Reranker
 from edje_jax.cli.edje import main
 from edje_jax.cli.program import UsageError
+from edje_jax.config.frames import FrameSampling, VideoConfig
 from edje_jax.config.model import (
     AdapterConfig,
     BertConfig,
@@ -43,6 +44,9 @@ JOINT = BertConfig(40, 32, 64, 3, 4, max_position_embeddings=18)
 PLAIN = EdjeConfig(
     adapter=AdapterConfig("compress", 8, 32), joint_encoder=JOINT, max_text_length=12
 )
+VIDEO = dataclasses.replace(
+    PLAIN, adapter=AdapterConfig("compress", 2, 32), video=VideoConfig(FrameSampling(4))
+)
 VARIANTS = {
     "published": PLAIN,
     "deferred": dataclasses.replace(
@@ -55,9 +59,16 @@ VARIANTS = {
         ),
     ),
     "prior": dataclasses.replace(PLAIN, similarity_prior=SimilarityPrior(0.2, 0.5)),
+    "video": VIDEO,
+    "attended video": dataclasses.replace(
+        VIDEO,
+        joint_encoder=dataclasses.replace(JOINT, deferred_layers=1, online_vision="attended"),
+    ),
 }
 RNG = np.random.default_rng(0)
 TOKENS = RNG.normal(size=(5, 8, 32)).astype(np.float32)
+SHORT = TOKENS * (np.arange(8)[:, None] < np.array([8, 2, 4, 8, 6])[:, None, None])
+"""Tokens of videos of four frames and fewer, two tokens each."""
 IDS = np.where(np.arange(12) < [[3], [9], [5], [12], [9], [5]], RNG.integers(1, 40, (6, 12)), 0)
 TEXT, IMAGE = np.indices((6, 5)).reshape(2, -1)
 COSINES = RNG.normal(size=30)
@@ -73,7 +84,9 @@ def cache(tmp_path_factory):
 
 def made(config: EdjeConfig, precision: str = "float32") -> OnnxRuntime:
     """Runtime of a model of random weights, which can only score."""
-    shapes = jnp.zeros((1, 4, config.backbone.vision.hidden_size)), jnp.ones((1, 3), jnp.int32)
+    frames = (config.frames,) if config.video else ()
+    vision = jnp.zeros((1, *frames, 4, config.backbone.vision.hidden_size))
+    shapes = vision, jnp.ones((1, 3), jnp.int32)
     params = jax.eval_shape(Edje(config).init, jax.random.key(0), *shapes)["params"]
     rng = np.random.default_rng(1)
     params = jax.tree.map(
@@ -88,18 +101,29 @@ def made(config: EdjeConfig, precision: str = "float32") -> OnnxRuntime:
 def test_logits_are_those_of_the_model_in_jax(variant):
     runtime = made(VARIANTS[variant])
     edje, params = Edje(runtime.config), {"params": runtime.offline.params}
+    tokens = SHORT if runtime.config.video else TOKENS
     expected = jax.jit(
         lambda ids, tokens, cosines: edje.apply(
             params, ids, tokens, similarity=cosines, method="match"
         )
-    )(IDS[TEXT], TOKENS[IMAGE], COSINES.astype(np.float32))
+    )(IDS[TEXT], tokens[IMAGE], COSINES.astype(np.float32))
     expected = np.asarray(expected)
     assert expected.std() > 0.01
-    logits = runtime.score_pairs(IDS, TOKENS, TEXT, IMAGE, COSINES)
+    logits = runtime.score_pairs(IDS, tokens, TEXT, IMAGE, COSINES)
     assert logits.dtype == np.float32
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
-    one = runtime.score_pairs(IDS, TOKENS, TEXT[[17]], IMAGE[[17]], COSINES[[17]])
+    one = runtime.score_pairs(IDS, tokens, TEXT[[17]], IMAGE[[17]], COSINES[[17]])
     np.testing.assert_allclose(one, expected[[17]], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_frames_that_are_not_there_change_nothing(precision):
+    """A video of one frame scores as an image, also where rows of a call share a scale."""
+    image = dataclasses.replace(VIDEO, video=None)
+    first = np.array([0, 3, 5]), np.ones(3, int)
+    found = made(VIDEO, precision).score_pairs(IDS, SHORT, *first)
+    expected = made(image, precision).score_pairs(IDS, SHORT[:, :2], *first)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from edje_jax.config.captioner import CaptionerConfig
+from edje_jax.config.frames import FrameSampling, VideoConfig
 from edje_jax.config.model import AdapterConfig, BertConfig, EdjeConfig
 from edje_jax.models.captioner import Captioner
 from edje_jax.runtimes.devices import Compute
@@ -32,9 +33,14 @@ VARIANTS = {
         PMI, captioner=CaptionerConfig("both", "mean", "stored"), joint_encoder=QUICK
     ),
     "backward, sum": dataclasses.replace(PMI, captioner=CaptionerConfig("backward", "sum")),
+    "video": dataclasses.replace(
+        PMI, adapter=AdapterConfig("compress", 2, 32), video=VideoConfig(FrameSampling(4))
+    ),
 }
 RNG = np.random.default_rng(0)
 TOKENS = RNG.normal(size=(5, 8, 32)).astype(np.float32)
+SHORT = TOKENS * (np.arange(8)[:, None] < np.array([8, 2, 4, 8, 6])[:, None, None])
+"""Tokens of videos of four frames and fewer, two tokens each."""
 IDS = np.where(np.arange(12) < [[3], [9], [5], [12], [9], [2]], RNG.integers(1, 40, (6, 12)), 0)
 IDS = IDS.astype(np.int32)
 INT8 = Compute(jnp.float32, True)
@@ -69,13 +75,21 @@ def of_onnx(config: EdjeConfig, precision: str = "float32") -> OnnxRuntime:
     return OnnxRuntime(of_jax(config), export)
 
 
+def tokens_of(config: EdjeConfig) -> np.ndarray:
+    return SHORT if config.video else TOKENS
+
+
 @cache
 def expected(config: EdjeConfig) -> np.ndarray:
     """Scores of all pairs by the model itself."""
     model = Captioner(config)
     match = jax.jit(partial(model.apply, method="match"))
     return np.asarray(
-        match({"params": params(config)}, jnp.asarray(IDS[TEXT]), jnp.asarray(TOKENS[IMAGE]))
+        match(
+            {"params": params(config)},
+            jnp.asarray(IDS[TEXT]),
+            jnp.asarray(tokens_of(config)[IMAGE]),
+        )
     )
 
 
@@ -84,7 +98,7 @@ def expected(config: EdjeConfig) -> np.ndarray:
 def test_scores_are_those_of_the_model(variant, opened):
     config = VARIANTS[variant]
     assert expected(config).std() > 0.1
-    scores = opened(config).score_pairs(IDS, TOKENS, TEXT, IMAGE)
+    scores = opened(config).score_pairs(IDS, tokens_of(config), TEXT, IMAGE)
     assert scores.dtype == np.float32
     np.testing.assert_allclose(scores, expected(config), rtol=1e-5, atol=1e-4)
 

@@ -143,7 +143,7 @@ def test_a_folder_is_the_same_model_again(folder, tmp_path):
         ({"sampling": {"by": "luck"}, "pooling": "none"}, r'by "luck": uniform, rate, keyframes'),
         ({"sampling": {"fps": 3}, "pooling": "none"}, "'fps'; export"),
         ({"sampling": {}, "pooling": "max"}, 'pooling "max": none or mean; export'),
-        ({"sampling": {}, "pooling": "none", "speed": 2}, "speed; export"),
+        ({"sampling": {}, "pooling": "none", "speed": 2}, "'speed'; export"),
     ],
 )
 def test_a_damaged_entry_is_named_with_its_remedy(published, tmp_path, entry, message):
