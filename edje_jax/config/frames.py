@@ -5,6 +5,8 @@ from typing import Literal, get_args
 
 FramePooling = Literal["none", "mean"]
 """Ways from the tokens of frames to those of a video."""
+SamplingBy = Literal["uniform", "rate", "keyframes"]
+"""Ways to choose the frames of a video."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class FrameSampling:
 
     frames: int = 8
     """Most frames of a video; a shorter video has fewer."""
-    by: Literal["uniform", "rate", "keyframes"] = "uniform"
+    by: SamplingBy = "uniform"
     """"uniform" takes the frames shown in the middles of `frames` equal parts of the video, "rate"
     those of as many parts as give `rate` frames a second, "keyframes" the frames that are coded
     without others, spread evenly over them where there are too many."""

@@ -41,17 +41,22 @@ def layers(
 
 
 def backbone(config: EdjeConfig) -> float:
-    """FLOPs of one image and one caption in the frozen towers, forward."""
+    """FLOPs of one image, or of a video's frames, and one caption in the frozen towers, forward."""
     vision, text = config.backbone.vision, config.backbone.text
     patches = 2 * vision.num_patches * 3 * vision.patch_size**2 * vision.hidden_size
     towers = layers(vision, config.backbone.num_vision_tokens)
-    return patches + towers + layers(text, text.max_position_embeddings)
+    return config.frames * (patches + towers) + layers(text, text.max_position_embeddings)
 
 
 def adapter(config: EdjeConfig) -> float:
-    """FLOPs of an image's vision tokens -> compressed tokens, forward."""
+    """FLOPs of an image's vision tokens -> compressed tokens, forward; of a video's, frame by
+    frame."""
+    return config.frames * _adapter_of_frame(config)
+
+
+def _adapter_of_frame(config: EdjeConfig) -> float:
     width, out = config.backbone.vision.hidden_size, config.joint_encoder.hidden_size
-    kept, inner = config.num_tokens, config.adapter.intermediate_size
+    kept, inner = config.tokens_per_frame, config.adapter.intermediate_size
     tokens = config.backbone.num_vision_tokens * config.adapter.upsampling**2
     if config.adapter.kind == "local":
         return upsampling(config) + 2.0 * tokens * inner * (width + out)
