@@ -188,7 +188,7 @@ def _adapter_params(config: EdjeRun, init: Model, whole: EdjeConfig) -> PyTree[n
         )  # fmt: skip
     if init.config.adapter == whole.adapter:
         return {"adapter": init.params["adapter"]}
-    if with_fewer := _with_fewer_tokens(init, whole.adapter):
+    if with_fewer := _with_fewer_tokens(init, whole):
         return {"adapter": with_fewer}
     log.warning(
         "the adapter of --init %s is another, and starts fresh: %s there, %s here",
@@ -197,19 +197,20 @@ def _adapter_params(config: EdjeRun, init: Model, whole: EdjeConfig) -> PyTree[n
     return {}
 
 
-def _with_fewer_tokens(init: Model, adapter: AdapterConfig) -> PyTree[np.ndarray] | None:
-    """Adapter of --init with the first of its queries, if this run's is the same but for fewer
-    tokens; a line of the log says so."""
-    theirs, fewer = init.config.adapter, adapter.num_tokens
-    same = dataclasses.replace(theirs, num_tokens=fewer) == adapter
-    if adapter.kind != "compress" or not same or fewer > theirs.num_tokens:
+def _with_fewer_tokens(init: Model, whole: EdjeConfig) -> PyTree[np.ndarray] | None:
+    """Adapter of an image model --init with the first of its queries, for a model of videos whose
+    adapter is the same but for fewer tokens a frame; a line of the log says so."""
+    theirs, ours = init.config.adapter, whole.adapter
+    same = dataclasses.replace(theirs, num_tokens=ours.num_tokens) == ours
+    starts_videos = whole.video and not init.config.video and ours.kind == "compress"
+    if not starts_videos or not same or ours.num_tokens > theirs.num_tokens:
         return None
     log.info(
-        "the adapter of --init %s goes on with the first %d of its %d queries",
-        init.source, fewer, theirs.num_tokens,
+        "the adapter of --init %s goes on, for each frame, with the first %d of its %d queries",
+        init.source, ours.num_tokens, theirs.num_tokens,
     )  # fmt: skip
     params = init.params["adapter"]
-    return {**params, "query": params["query"][:, :fewer]}
+    return {**params, "query": params["query"][:, : ours.num_tokens]}
 
 
 def _check_shapes(params: PyTree[np.ndarray], config: EdjeConfig, source: str) -> None:
