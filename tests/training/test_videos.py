@@ -27,12 +27,13 @@ from edje_jax.config.model import EdjeConfig
 from edje_jax.config.parts import AdapterSpec, VideoSpec
 from edje_jax.config.run import EdjeRun, LossConfig, MeshConfig
 from edje_jax.data.feature_cache import OtherFeatures
+from edje_jax.data.images import BadImage
 from edje_jax.models.edje import Edje
 from edje_jax.models.heads.future_predictor import FuturePredictor, sinusoids
 from edje_jax.models.siglip import Siglip
 from edje_jax.scenes.moving import MovingShapes
 from edje_jax.training.assemble import assemble
-from edje_jax.training.edje_step import Frozen, StepSetup, fresh_state, jit_step
+from edje_jax.training.edje_step import Frozen, StepSetup, encode, fresh_state, jit_step
 from edje_jax.training.feature_pass import FeaturePass
 from edje_jax.training.load_checkpoint import load_checkpoint
 from edje_jax.training.losses.future_difference import (
@@ -158,10 +159,10 @@ def test_future_differences_are_errors_of_changes_between_frames_that_are_there(
     errors = np.square(predicted - (known[:, 3:] - known[:, :2])).mean((2, 3))
     expected = (errors[0].mean() + errors[1, 0] + 0.0) / 3
     valid = np.ones(3, bool)
-    found = future_difference_loss(jnp.asarray(predicted), jnp.asarray(tokens), valid)
+    found = future_difference_loss(jnp.asarray(predicted), jnp.asarray(tokens), jnp.asarray(valid))
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     valid[0] = False
-    found = future_difference_loss(jnp.asarray(predicted), jnp.asarray(tokens), valid)
+    found = future_difference_loss(jnp.asarray(predicted), jnp.asarray(tokens), jnp.asarray(valid))
     np.testing.assert_allclose(found, errors[1, 0] / 2, rtol=1e-5)
     assert not np.asarray(standardised(jnp.zeros((2, 6)))).any()
 
@@ -319,8 +320,6 @@ class WithBadClip(MovingShapes):
     def frames(self, index: int, sampling: FrameSampling):
         for number, frame in enumerate(super().frames(index, sampling)):
             if index == 2 and number == 1:
-                from edje_jax.data.images import BadImage
-
                 raise BadImage("breaks off")
             if index != 4 or number < 2:
                 yield frame
@@ -354,8 +353,6 @@ def test_batches_hold_frames_and_kept_features_are_theirs(tmp_path):
     )  # fmt: skip
     kept, valid = keep.ensure_cache().rows(rows)
     assert valid.tolist() == batch.valid.tolist()
-    from edje_jax.training.edje_step import encode
-
     seen = jax.jit(partial(encode, task.backbone, recipe=task.model_config.image))(
         task.frozen.backbone, batch=batch
     )

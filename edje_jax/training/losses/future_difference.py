@@ -10,7 +10,7 @@ are both there; and a video without such a pair counts as 0.
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from edje_jax.config.model import EdjeConfig
 from edje_jax.config.run import LossConfig
@@ -31,7 +31,7 @@ def horizon_of(config: EdjeConfig) -> int:
 def future_difference_loss(
     predicted: Float[Array, "b p n w"],
     vision_tokens: Float[Array, "b f n w"],
-    valid: Array,
+    valid: Bool[Array, " b"],
     count: Int[Array, ""] | None = None,
 ) -> Float[Array, ""]:
     """Mean squared error of the predicted changes, averaged over the pairs of each video and then
