@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from edje_jax.config.captioner import CaptionerConfig, CaptionScore, CrossAttention, Directions
+from edje_jax.config.frames import FramePooling, FrameSampling, SamplingBy, VideoConfig
 from edje_jax.config.model import (
     AdapterConfig,
     BertConfig,
@@ -95,6 +96,41 @@ class CaptionerSpec:
 
 
 @dataclass(frozen=True)
+class VideoSpec:
+    """Videos of a run. One setting makes the model read videos, and what is left out is that of
+    --init, or else 8 frames, evenly spread; without any the model reads images, or videos as that
+    of --init does."""
+
+    frames: int | None = None
+    """Frames of a video that are read, at most. `adapter.num_tokens` counts the tokens of one."""
+    by: SamplingBy | None = None
+    """Choice of the frames: "uniform", "rate" or "keyframes" (see `FrameSampling`)."""
+    rate: float | None = None
+    """Frames a second that "rate" reads."""
+    pooling: FramePooling | None = None
+    """"none" keeps the tokens of each frame, "mean" their mean over the frames, which knows no
+    order."""
+
+    def __post_init__(self):
+        at_least(1, {"--model.video.frames": self.frames}, or_none=True)
+        if self.rate is not None and not self.rate > 0:
+            raise ValueError(f"--model.video.rate {self.rate}: frames a second, above 0")
+
+    def resolve(self, start: VideoConfig | None) -> VideoConfig | None:
+        """Complete settings of a run, which may start from a model with those of `start`; None for
+        a model of images."""
+        if start is None and self == VideoSpec():
+            return None
+        base = start or VideoConfig()
+        sampling = FrameSampling(
+            self.frames or base.sampling.frames,
+            self.by or base.sampling.by,
+            self.rate or base.sampling.rate,
+        )
+        return VideoConfig(sampling, self.pooling or base.pooling)
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """Parts that an EDJE or a captioner is assembled from."""
 
@@ -115,6 +151,7 @@ class ModelSpec:
     fresh: BertConfig = field(default_factory=BertConfig)
     """Shape of a joint encoder trained from scratch (`vocab_size` is its tokenizer's limit)."""
     captioner: CaptionerSpec = field(default_factory=CaptionerSpec)
+    video: VideoSpec = field(default_factory=VideoSpec)
     max_text_length: int | None = None
     """[CLS] + caption + [SEP] (default: that of --init, or else 63, as published). More than the
     joint encoder has positions for, with an image's tokens and a [SEP], is refused."""

@@ -35,7 +35,8 @@ class DataConfig:
     """Images to train on, from the first of the set (default: all)."""
     crop: float = 1.0
     """Least area, about, of the random window of an image that is trained on (RandomResizedCrop),
-    as a share; 1 takes images whole. Not for features that are kept or patches with labels."""
+    as a share; 1 takes images whole. All frames of a video have one window. Not for features that
+    are kept or patches with labels."""
     batch_size: int = 64
     block_size: int = 1
     """Records that stay together in a shuffle: neighbours in the set are then each other's
@@ -146,6 +147,9 @@ class LossConfig:
     """Weight of predicting the hidden tokens of a caption beside its image."""
     text_recovery: float = weight_of_a_loss(1.0)
     """Weight of predicting the backbone's embedding of a caption from its text alone."""
+    future_difference: float = weight_of_a_loss(0.0)
+    """Weight of predicting, from the tokens of a video's frame, how the vision tokens change until
+    a later one (VEDJE): the predictor is trained along and no part of the model."""
     captioning: float = weight_of_a_loss(0.0)
     """Weight of predicting a caption's tokens from its image, in the directions of a captioner."""
     unconditional_captioning: float = weight_of_a_loss(0.0)

@@ -1,7 +1,8 @@
 """Backbone features of a data set, kept on disk and read row by row.
 
     manifest.json         what it was made from; written last, so that a folder with one is whole
-    vision_tokens.npy     [images, n, w] in the run's compute dtype
+    vision_tokens.npy     [images, n, w] in the run's compute dtype; [videos, f, n, w] of videos,
+                          all zeros where a video has no more frames
     image_embeddings.npy  [images, e] float32
     text_embeddings.npy   [captions, e] float32, an image's captions after each other
     first_caption.npy     [images + 1] int64: where each image's captions begin

@@ -16,15 +16,16 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
+from edje_jax.config.frames import FrameSampling
 from edje_jax.config.model import ImageRecipe
 from edje_jax.config.run import DataConfig
 from edje_jax.data.bad_records import BadRecords, caption_faults
 from edje_jax.data.buckets import bucket, lengths_up_to
 from edje_jax.data.feature_cache import Caption, FeatureCache
-from edje_jax.data.images import BadImage, decode_record, random_crop, resize
+from edje_jax.data.images import BadImage, decode_record, frames_of, random_crop, resize
 from edje_jax.data.prefetch import Reader, prefetch
 from edje_jax.data.text import BackboneTokenizer, JointTokenizer, canonicalise
-from edje_jax.types import Batch, Source
+from edje_jax.types import Batch, Frames, Source
 
 _CROPS = 1
 """Random stream of the crops, apart from that of the captions."""
@@ -42,6 +43,8 @@ class RowRecipe:
     extra_labels: Callable[[int], np.ndarray] | None = None
     """(record) -> what a task wants to know of its image besides captions, an array of one shape;
     picklable. The batch carries them as its `extra_labels`."""
+    frames: FrameSampling | None = None
+    """Frames that are read of videos; None for a model of images."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,8 @@ class TrainingBatches:
             unreadable = "unreadable when its features were made"
             bad = {i: unreadable for i, good in zip(records, valid, strict=True) if not good}
         else:
-            images, valid, bad = self._images(records, first + own.start)
+            read = self._frames if recipe.frames else self._images
+            images, valid, bad = read(records, first + own.start)
         captions = [self._caption(row) for row in everyone]
         for row, record in enumerate(records):
             fault = caption_faults(source, record)
@@ -135,8 +139,31 @@ class TrainingBatches:
             valid[row] = True
         return images, valid, bad
 
+    def _frames(
+        self, records: list[int], first: int
+    ) -> tuple[Frames, Bool[np.ndarray, " b"], dict[int, str]]:
+        """(resized frames, which videos could be read, {bad record: reason}), as `_images`; an
+        image is a video of one frame."""
+        recipe, sampling = self.recipe.image, self.recipe.frames
+        assert sampling is not None
+        shape = (len(records), sampling.frames, recipe.size, recipe.size, 3)
+        frames = Frames(np.zeros(shape, np.uint8), np.zeros(shape[:2], bool))
+        valid, bad = np.zeros(len(records), bool), {}
+        for row, record in enumerate(records):
+            try:
+                for number, frame in enumerate(frames_of(self.source, record, sampling, recipe)):
+                    frames.pixels[row, number] = resize(self._cropped(frame, first + row), recipe)
+                    frames.present[row, number] = True
+            except BadImage as error:
+                frames.present[row] = False
+                bad[record] = str(error)
+                continue
+            valid[row] = True
+        return frames, valid, bad
+
     def _cropped(self, image: Image.Image, position: int) -> Image.Image:
-        """Window of an image that is drawn for a position of the stream; by default all of it."""
+        """Window of an image that is drawn for a position of the stream, by default all of it; the
+        same one of all frames of a video, where they have one size."""
         if self.data.crop == 1:
             return image
         rng = np.random.default_rng([self.seed, position, _CROPS])

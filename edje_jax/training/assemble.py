@@ -29,6 +29,7 @@ from edje_jax.data.sources.subset import Subset, joined
 from edje_jax.data.text import JointTokenizer, train_wordpiece
 from edje_jax.training.captioner_start import captioner_config, shared_decoders
 from edje_jax.training.edje_teacher import (
+    check_frames,
     check_scores,
     check_texts,
     check_vision,
@@ -101,7 +102,10 @@ def assemble(config: EdjeRun, source: Source | None, workdir: Path) -> Assembled
         init.config.first_stage if init and _keeps_heads(config, init, backbone) else None,
         _text_recipe(config.model, init or teacher),
         captioner,
+        config.model.video.resolve(init.config.video if init else None),
     )
+    if teacher:
+        check_frames(config, teacher, whole)
     check_terms(config.loss, whole, teacher is not None)
     if "joint_encoder" in params:
         unused = JOINT_HEADS.keys() - whole.joint_heads.keys()
@@ -184,11 +188,29 @@ def _adapter_params(config: EdjeRun, init: Model, whole: EdjeConfig) -> PyTree[n
         )  # fmt: skip
     if init.config.adapter == whole.adapter:
         return {"adapter": init.params["adapter"]}
+    if with_fewer := _with_fewer_tokens(init, whole):
+        return {"adapter": with_fewer}
     log.warning(
         "the adapter of --init %s is another, and starts fresh: %s there, %s here",
         config.init, init.config.adapter, whole.adapter,
     )  # fmt: skip
     return {}
+
+
+def _with_fewer_tokens(init: Model, whole: EdjeConfig) -> PyTree[np.ndarray] | None:
+    """Adapter of an image model --init with the first of its queries, for a model of videos whose
+    adapter is the same but for fewer tokens a frame; a line of the log says so."""
+    theirs, ours = init.config.adapter, whole.adapter
+    same = dataclasses.replace(theirs, num_tokens=ours.num_tokens) == ours
+    starts_videos = whole.video and not init.config.video and ours.kind == "compress"
+    if not starts_videos or not same or ours.num_tokens > theirs.num_tokens:
+        return None
+    log.info(
+        "the adapter of --init %s goes on, for each frame, with the first %d of its %d queries",
+        init.source, ours.num_tokens, theirs.num_tokens,
+    )  # fmt: skip
+    params = init.params["adapter"]
+    return {**params, "query": params["query"][:, : ours.num_tokens]}
 
 
 def _check_shapes(params: PyTree[np.ndarray], config: EdjeConfig, source: str) -> None:

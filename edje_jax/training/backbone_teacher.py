@@ -68,7 +68,16 @@ class BackboneTeacher:
     def of(
         cls, run: BackboneRun, model: Model, devices: Devices, dtype: jax.typing.DTypeLike
     ) -> "BackboneTeacher":
-        """The teacher that a model folder holds."""
+        """The teacher that a model folder holds.
+
+        Raises:
+            ValueError: it reads videos.
+        """
+        if model.config.video:
+            raise ValueError(
+                f"--teacher {run.teacher}: reads videos, and a dual encoder is trained on images;"
+                " name a model of images"
+            )
         towers = make_backbone(model.config.backbone, dtype)
         return cls(run, make_scorer(model.config, dtype), towers, devices)
 

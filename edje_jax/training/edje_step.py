@@ -23,7 +23,7 @@ from edje_jax.models.pair_scorer import PairScorer
 from edje_jax.models.scorers import make_scorer
 from edje_jax.models.towers import DualTower
 from edje_jax.training.gradients import gradients_of, in_chunks
-from edje_jax.training.losses.table import active_terms, loss_of_rows
+from edje_jax.training.losses.table import active_terms, heads_of_terms, loss_of_rows
 from edje_jax.training.losses.term import Objective, RowContext
 from edje_jax.training.masking import choose_masked
 from edje_jax.training.negatives import (
@@ -67,11 +67,17 @@ class StepSetup:
 
 
 def fresh_state(setup: StepSetup) -> TrainState:
-    """State of a run that has taken no step: parameters drawn from the seed, an empty queue."""
+    """State of a run that has taken no step: parameters drawn from the seed, an empty queue.
+
+    Beside the model's parameters stand those of modules that training alone has
+    (`Term.init_head`).
+    """
     config = setup.objective.model.config
     tokens = jnp.zeros((1, *config.vision_shape))
     ids = jnp.ones((1, 3), jnp.int32)
-    params = make_scorer(config).init(jax.random.key(setup.seed), tokens, ids)["params"]
+    key = jax.random.key(setup.seed)
+    params = make_scorer(config).init(key, tokens, ids)["params"]
+    params = {**params, **heads_of_terms(setup.objective.loss, config, key)}
     state = init_state(params, setup.optimiser, setup.ema)
     if size := setup.objective.loss.queue:
         return dataclasses.replace(state, queue=empty_queue(config, size))
@@ -110,6 +116,9 @@ def edje_train_step(
     )  # fmt: skip
     if objective.reads_similarities:
         rows = rows._replace(similarities=pair_similarities(examples, pool, negatives))
+    terms = active_terms(objective.loss, objective.phase, objective.teacher is not None)
+    if any(term.reads_vision_tokens for term in terms.values()):
+        rows = rows._replace(vision_tokens=features.vision_tokens)
     counts = Counts.of(rows, pad, objective.auxiliary_stride)
     rows = rows._replace(targets=targets_of(objective, frozen, features, rows, counts, chunks))
 

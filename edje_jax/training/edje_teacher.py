@@ -37,6 +37,22 @@ def check_vision(config: EdjeRun, teacher: Model, backbone: Backbone) -> None:
         )
 
 
+def check_frames(config: EdjeRun, teacher: Model, whole: EdjeConfig) -> None:
+    """Refuse a teacher that reads other frames than this run, as the backbone runs once for both.
+
+    Raises:
+        ValueError: the message names the option.
+    """
+    theirs, ours = teacher.config.video, whole.video
+    if (theirs and theirs.sampling) == (ours and ours.sampling):
+        return
+    told = [f"videos by {video.sampling}" if video else "images" for video in (theirs, ours)]
+    raise ValueError(
+        f"--teacher {config.teacher}: reads {told[0]}, and this run {told[1]}; set the options of"
+        " --model.video as its run did"
+    )
+
+
 def check_scores(config: EdjeRun, teacher: Model) -> None:
     """Refuse a teacher whose scores or states are not what the losses of a run follow.
 

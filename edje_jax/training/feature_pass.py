@@ -13,19 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, PyTree, UInt8
 
+from edje_jax.config.frames import FrameSampling
 from edje_jax.config.model import BackboneConfig, ImageRecipe
 from edje_jax.config.run import DataConfig
 from edje_jax.data.bad_records import BadRecords, left_out
 from edje_jax.data.feature_cache import FeatureCache, FeatureCacheWriter, check, dataset_stamp
-from edje_jax.data.image_reader import read_images
-from edje_jax.data.images import normalise
+from edje_jax.data.image_reader import ImageBatch, read_frames, read_images
 from edje_jax.data.loader import part_of
 from edje_jax.data.text import BackboneTokenizer
+from edje_jax.models.frames import encode_vision
 from edje_jax.models.towers import DualTower
 from edje_jax.system.files import read_json
 from edje_jax.training.processes import is_first, part_of_this_process, wait_for_all
 from edje_jax.training.sharding import Devices, rows_of_this_process
-from edje_jax.types import Source
+from edje_jax.types import Frames, Source
 from edje_jax.weights.backbone import Backbone
 from edje_jax.weights.model_stamp import params_fingerprint
 
@@ -50,6 +51,8 @@ class FeaturePass:
     devices: Devices
     dtype: jax.typing.DTypeLike
     """Data type in which vision tokens are computed and kept."""
+    sampling: FrameSampling | None = None
+    """Frames of videos whose features are kept; None for a model of images."""
 
     def ensure_cache(self) -> FeatureCache:
         """The cache at `data.cache_features`, made first, or made complete, if it has to be.
@@ -70,6 +73,8 @@ class FeaturePass:
             "vision_tokens": _vision_tokens(self.backbone.config),
             "preprocessing": self.backbone.image.to_dict(),
             "dtype": jnp.dtype(self.dtype).name,
+            # Left out for images: their caches keep the stamps of before there were videos.
+            **({"frames": dataclasses.asdict(self.sampling)} if self.sampling else {}),
         }
         if (folder / "manifest.json").exists():
             check(folder, stamp, read_json(folder / "manifest.json")["stamp"])
@@ -83,8 +88,9 @@ class FeaturePass:
         config = self.backbone.config
         width, tokens = config.token_width, config.num_vision_tokens
         shared = config.text.projection_size
+        frames = (self.sampling.frames,) if self.sampling else ()
         shapes = {
-            "vision_tokens": (images, tokens, width),
+            "vision_tokens": (images, *frames, tokens, width),
             "image_embeddings": (images, shared),
             "text_embeddings": (captions, shared),
         }
@@ -153,17 +159,29 @@ class FeaturePass:
 
     def _padded_images(
         self, batches: list[range], rows: int
-    ) -> Iterator[tuple[UInt8[np.ndarray, "b s s 3"], Bool[np.ndarray, " b"]]]:
-        """(images, which could be read) of each batch, filled up to so many rows."""
+    ) -> Iterator[tuple[UInt8[np.ndarray, "b s s 3"] | Frames, Bool[np.ndarray, " b"]]]:
+        """(images or videos, which could be read) of each batch, filled up to so many rows."""
         recipe = self.backbone.image
         bad = BadRecords.after(left_out(self.source), len(self.source), self.data.max_bad)
-        reader = read_images(self.source, recipe, batches, self.data.workers)
+        workers, size = self.data.workers, (recipe.size, recipe.size, 3)
+        if self.sampling:
+            reader = read_frames(self.source, self.sampling, recipe, batches, workers)
+            size = (self.sampling.frames, *size)
+        else:
+            reader = read_images(self.source, recipe, batches, workers)
         for records, batch in zip(batches, reader, strict=True):
             bad.add({self.source.image_id(i): reason for i, reason in batch.bad.items()})
-            images = np.zeros((rows, recipe.size, recipe.size, 3), np.uint8)
+            images = np.zeros((rows, *size), np.uint8)
             valid, own = np.zeros(rows, bool), [i - records.start for i in batch.records]
-            images[own], valid[own] = batch.images, True
-            yield images, valid
+            valid[own] = True
+            if isinstance(batch, ImageBatch):
+                images[own] = batch.images
+                yield images, valid
+            else:
+                images[own] = batch.frames
+                present = np.zeros(images.shape[:2], bool)
+                present[own] = batch.present
+                yield Frames(images, present), valid
 
     def _captions(self, cache: FeatureCacheWriter, start: int, first: np.ndarray) -> Iterator[int]:
         """Write captions from `start` on; how many are done, now and then."""
@@ -205,8 +223,10 @@ def _one_behind(made: Iterator[tuple[Callable[..., int], object]]) -> Iterator[i
         yield before[0](before[1])
 
 
-def _encode_images(model: DualTower, recipe: ImageRecipe, params: PyTree, images: jax.Array):
-    image = model.bind({"params": params}).encode_image(normalise(images, recipe))
+def _encode_images(
+    model: DualTower, recipe: ImageRecipe, params: PyTree, images: jax.Array | Frames
+):
+    image = encode_vision(model.bind({"params": params}), images, recipe)
     return image.tokens, image.embedding
 
 

@@ -16,7 +16,7 @@ def gradients_of(
     loss: Callable[..., tuple[Array, Metrics]],
     compress: Callable[[PyTree, Array], Array],
     params: PyTree,
-    vision_tokens: Float[Array, "b n w"],
+    vision_tokens: Float[Array, "b *f n w"],
     rows: Rows,
     dropout: Array,
     chunks: int,

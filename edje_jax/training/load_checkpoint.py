@@ -7,6 +7,7 @@ from edje_jax.config.run import EdjeRun
 from edje_jax.config.saved_run import read_run
 from edje_jax.training.assemble import assemble
 from edje_jax.training.checkpoint import CheckpointError, read_params
+from edje_jax.training.losses.table import without_heads
 from edje_jax.weights.card import model_card
 from edje_jax.weights.folder import Model
 
@@ -29,7 +30,7 @@ def load_checkpoint(path: Path) -> tuple[Model, str]:
             f" {workdir / 'model'}, written when it ends: run the same command again if it has not"
         )
     parts = assemble(config, None, workdir)
-    params = read_params(workdir / "checkpoints" / str(step))
+    params = without_heads(read_params(workdir / "checkpoints" / str(step)))
     # A run of an earlier version may have fewer rows of positions than one begins with today.
     scorer = next(part for name, part in params.items() if name != "adapter")
     rows = len(scorer["embeddings"]["position"]["embedding"])

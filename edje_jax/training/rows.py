@@ -27,6 +27,8 @@ class Rows(NamedTuple):
     negatives: Negatives
     similarities: Pairs | None = None
     """The backbone's cosines of the rows' pairs, where a model has a similarity prior."""
+    vision_tokens: Float[Array, "r *f n w"] | None = None
+    """Vision tokens of the rows' own images or videos, where a term reads them."""
     targets: dict[str, PyTree] | None = None
     """A teacher's outputs for the rows, by the term that follows them (`losses.term`)."""
 

@@ -17,7 +17,7 @@ NAMES = "from edje_jax.cli.named_configs import config_names, configs_folder, lo
 
 def test_every_config_is_a_run_and_can_be_chosen():
     names = config_names()
-    assert {"debug", "tiny", "tiny_backbone"} <= set(names) and "__init__" not in names
+    assert {"debug", "tiny", "tiny_backbone", "video"} <= set(names) and "__init__" not in names
     for name in names:
         chosen, config = choose_config([name, "--rest"], "usage")
         assert chosen == name and config.data.batch_size > 0

@@ -2,8 +2,9 @@
 
 from importlib import import_module
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from edje_jax.config.model import EdjeConfig
 from edje_jax.config.run import LossConfig
@@ -33,6 +34,8 @@ def check_terms(loss: LossConfig, config: EdjeConfig, has_teacher: bool) -> None
                 f"{asked}: a model of the kind {config.kind} has no such loss; set it to"
                 f" 0, or train another with --model.kind {' or '.join(term.kinds)}"
             )
+        if reason := term.refuses(config):
+            raise ValueError(f"{asked}: {reason}")
         if term.is_binary and score in ("sum", "mean"):
             raise ValueError(
                 f"{asked}: takes scores for logits of a match, and log-probabilities are never"
@@ -55,6 +58,20 @@ def active_terms(loss: LossConfig, phase: Phase, has_teacher: bool) -> dict[str,
         and (term.comes_first or phase == "all")
         and (has_teacher or term.target is None)
     }
+
+
+def heads_of_terms(loss: LossConfig, config: EdjeConfig, key: Array) -> dict[str, PyTree]:
+    """Fresh parameters of the modules that training alone has, by the name of their term."""
+    return {
+        name: term.init_head(config, jax.random.fold_in(key, number))
+        for number, (name, term) in enumerate(TERMS.items())
+        if getattr(loss, name) > 0 and term.init_head
+    }
+
+
+def without_heads(params: dict[str, PyTree]) -> dict[str, PyTree]:
+    """Parameters of a training state that are the model's."""
+    return {name: part for name, part in params.items() if name not in TERMS}
 
 
 def loss_of_rows(context: RowContext) -> tuple[Float[Array, ""], Metrics]:

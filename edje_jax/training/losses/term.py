@@ -141,6 +141,13 @@ class Term(NamedTuple):
     """Whether it reads a pair's score as the logit of the probability of a match."""
     kinds: tuple[ModelKind, ...] = ("edje", "captioner")
     """Kinds of models that it can train."""
+    refuses: Callable[[EdjeConfig], str] = lambda config: ""
+    """Reason why a model of a kind that it can train is none for it, and the remedy; else ""."""
+    init_head: Callable[[EdjeConfig, Array], PyTree] | None = None
+    """Parameters of a module that training alone has, from a random key: they stand beside the
+    model's under the term's name, and are no part of what is exported."""
+    reads_vision_tokens: bool = False
+    """Whether it reads `Rows.vision_tokens`."""
     target_flops: Callable[[EdjeConfig, LossConfig], float] = lambda config, loss: 0.0
     """As `flops`, of the teacher for `target`; terms with one target have one count."""
 

@@ -22,7 +22,7 @@ from edje_jax.training.assemble import AssembledModel, assemble, open_sets
 from edje_jax.training.edje_step import Frozen, StepSetup, fresh_state, jit_step
 from edje_jax.training.edje_teacher import calibration_of
 from edje_jax.training.feature_pass import FeaturePass
-from edje_jax.training.losses.table import step_flops
+from edje_jax.training.losses.table import step_flops, without_heads
 from edje_jax.training.losses.term import Objective, Phase
 from edje_jax.training.optim import optimiser, schedule
 from edje_jax.training.processes import part_of_this_process
@@ -76,7 +76,12 @@ class EdjeTask:
         self.frozen = Frozen(
             place(self.parts.backbone.params), place(teacher.params) if teacher else None
         )
-        recipe = RowRecipe(self.model_config.image, self.backbone_tokenizer, self.joint_tokenizer)
+        video = self.model_config.video
+        self.sampling = video.sampling if video else None
+        recipe = RowRecipe(
+            self.model_config.image, self.backbone_tokenizer, self.joint_tokenizer,
+            frames=self.sampling,
+        )  # fmt: skip
         self.reader = TrainingBatches(
             source, recipe, config.data, config.seed, steps, part_of_this_process(),
             self._features(source) if config.data.cache_features else None,
@@ -99,6 +104,7 @@ class EdjeTask:
             self.frozen.backbone,
             self.devices,
             self.dtype,
+            self.sampling,
         ).ensure_cache()
 
     def init(self) -> TrainState:
@@ -153,7 +159,7 @@ class EdjeTask:
         one = self.devices.count == 1
         runtime = JaxRuntime(
             self.model_config,
-            self.devices.on_one_device(state.result),
+            self.devices.on_one_device(without_heads(state.result)),
             self.frozen.backbone if one else to_device(self.parts.backbone.params),
             self.joint_tokenizer,
             self.backbone_tokenizer,
@@ -172,7 +178,7 @@ class EdjeTask:
 
     def fetch(self, state: TrainState) -> PyTree[np.ndarray]:
         """The trained parameters in host memory."""
-        return self.devices.fetch(state.result)
+        return self.devices.fetch(without_heads(state.result))
 
     def export(self, params: PyTree[np.ndarray], folder: Path) -> None:
         """A model folder."""
