@@ -25,7 +25,7 @@ from configs.video import config as video
 from edje_jax.config.frames import FrameSampling, VideoConfig
 from edje_jax.config.model import EdjeConfig
 from edje_jax.config.parts import AdapterSpec, VideoSpec
-from edje_jax.config.run import EdjeRun, LossConfig, MeshConfig
+from edje_jax.config.run import BackboneRun, EdjeRun, LossConfig, MeshConfig
 from edje_jax.data.feature_cache import OtherFeatures
 from edje_jax.data.images import BadImage
 from edje_jax.models.edje import Edje
@@ -33,6 +33,7 @@ from edje_jax.models.heads.future_predictor import FuturePredictor, sinusoids
 from edje_jax.models.siglip import Siglip
 from edje_jax.scenes.moving import MovingShapes
 from edje_jax.training.assemble import assemble
+from edje_jax.training.backbone_teacher import BackboneTeacher
 from edje_jax.training.edje_step import Frozen, StepSetup, encode, fresh_state, jit_step
 from edje_jax.training.feature_pass import FeaturePass
 from edje_jax.training.load_checkpoint import load_checkpoint
@@ -252,6 +253,14 @@ def test_a_model_of_images_goes_on_with_videos(trained, tmp_path, caplog):
 def test_a_teacher_of_images_teaches_no_model_of_videos(trained, tmp_path):
     with pytest.raises(ValueError, match=r"reads images, and this run videos by .*frames=4"):
         assemble(edited(teacher=trained, video=VideoSpec(frames=4)), None, tmp_path)
+
+
+def test_a_model_of_videos_teaches_no_dual_encoder(trained):
+    model = load_model(str(trained))
+    reads_videos = dataclasses.replace(model.config, video=VideoConfig())
+    model, one = dataclasses.replace(model, config=reads_videos), Devices.of(MeshConfig(1, 1), ROWS)
+    with pytest.raises(ValueError, match=r"^--teacher runs/clips: reads videos"):
+        BackboneTeacher.of(BackboneRun(teacher="runs/clips"), model, one, jnp.float32)
 
 
 def test_the_named_config_reads_the_built_in_clips():
