@@ -20,7 +20,7 @@ from edje_jax.evaluate.second_model import SecondModel
 from edje_jax.evaluate.word_attention import caption_word_maps
 from edje_jax.evaluation.compare import compare
 from edje_jax.evaluation.compositional import summarise
-from edje_jax.evaluation.second_ranking import check_calibrated
+from edje_jax.evaluation.second_ranking import check_calibrated, check_same_frames
 from edje_jax.reports.compositional import compositional_table, write_compositional
 from edje_jax.reports.evaluation_files import read_evaluation, write_metrics
 from edje_jax.reports.report import Heading, write_report
@@ -98,6 +98,8 @@ def evaluate_model(
     source = open_gallery(data, pool, image_root)
     second = _Second(then, image_root) if then else None
     reranker = Reranker.from_pretrained(model)
+    if second:
+        check_same_frames(reranker.config, second.model.runtime.config)
     if protocol.caption_score and reranker.config.captioner is None:
         raise ValueError(
             f"--caption-score {protocol.caption_score}: {model} is no captioner; the option is of"

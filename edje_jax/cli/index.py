@@ -15,6 +15,7 @@ from edje_jax.cli.first_stage_options import check_codes
 from edje_jax.cli.program import UsageError
 from edje_jax.cli.progress import Bars
 from edje_jax.config.model import InferencePrecision
+from edje_jax.data.images import has_videos
 from edje_jax.data.sources.registry import open_source
 from edje_jax.data.sources.texts import printable
 from edje_jax.evaluate.first_stage import StageChoice
@@ -131,6 +132,8 @@ def _open(
     """Runtime and stamp of a model, and the images that it is to encode."""
     reranker = Reranker.from_pretrained(model, encoder_precision=encoder_precision)
     source = open_source(spec, image_root, reranker.config.image.size)
+    if not reranker.config.video and has_videos(source):
+        log.info("this model reads images: of each video it takes the frame in the middle")
     return reranker.runtime, reranker.stamp, source
 
 
@@ -269,16 +272,18 @@ def info(index: str | IndexFiles) -> None:
             sizes[kind] = sizes.get(kind, 0) + file["bytes"]
     table = Table(show_header=False)
     tokens = f"{manifest.num_tokens} x {manifest.width} {manifest.token_dtype}"
+    item = "a video" if store.frames else "an image"
     if deferred := manifest.model.get("deferred_layers", 0):
         tokens += f" after {deferred} deferred layers"
     for name, value in (
-        ("images", f"{len(store):,}"),
+        ("videos" if store.frames else "images", f"{len(store):,}"),
         ("captions", f"{len(store.captions):,}"),
         ("removed", f"{len(manifest.removed):,}"),
         ("rejected", f"{len(manifest.rejected):,}"),
         ("with faults", f"{len(manifest.faults):,}"),
         ("shards", f"{len(manifest.shards):,}"),
-        ("tokens", f"{tokens}, {manifest.bytes_per_image:,} bytes an image"),
+        *((("frames", f"up to {store.frames} of a video"),) if store.frames else ()),
+        ("tokens", f"{tokens}, {manifest.bytes_per_image:,} bytes {item}"),
         ("embeddings", f"{manifest.embedding_size} {manifest.embedding_dtype}"),
         *((("metadata", ", ".join(manifest.metadata)),) if manifest.metadata else ()),
         *((f"first stage {name}", told) for name, told in _first_stages(store)),

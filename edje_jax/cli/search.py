@@ -160,7 +160,9 @@ def model_of(store: Store, asked: Any, moved: str = "model") -> Reranker:
 
 
 def _table(index: ImageIndex, found: list[dict[str, Any]]) -> Table:
-    table = Table("", "score", "cosine", "before", "image")
+    has_moments = any("moment" in result for result in found)
+    shown = ("moment", "video") if has_moments else ("image",)
+    table = Table("", "score", "cosine", "before", *shown)
     for place, result in enumerate(found, start=1):
         moved = result["base_rank"] - place
         arrow = f" ↑{moved}" if moved > 0 else f" ↓{-moved}" if moved < 0 else ""
@@ -175,6 +177,14 @@ def _table(index: ImageIndex, found: list[dict[str, Any]]) -> Table:
             f"{result['score']:.3f}",
             f"{result['similarity']:.3f}",
             f"{result['base_rank']}{arrow}",
+            *([clock(result["moment"])] if has_moments else []),
             name,
         )
     return table
+
+
+def clock(seconds: float) -> str:
+    """Time in a video as minutes and seconds, such as 1:05, and hours where there are some."""
+    minutes, left = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{left:02d}" if hours else f"{minutes}:{left:02d}"

@@ -195,16 +195,27 @@ def read_frames(
 
 
 def read_gallery(
-    source: Source, recipe: ImageRecipe, bad: BadRecords, records: range | None = None
-) -> Iterator[ImageBatch]:
-    """Images of a set that is evaluated, all or some `records`; bad ones are handed to `bad`, and
-    so are faults of captions. Batches without an image are left out.
+    source: Source,
+    recipe: ImageRecipe,
+    bad: BadRecords,
+    records: range | None = None,
+    sampling: FrameSampling | None = None,
+) -> Iterator[ImageBatch | FrameBatch]:
+    """Images of a set that is evaluated, all or some `records`, or with a `sampling` the frames of
+    its videos; bad ones are handed to `bad`, and so are faults of captions. Batches without an
+    image are left out.
 
     Raises:
         TooManyBadRecords: see `BadRecords`.
     """
-    batches = cut_into(range(len(source)) if records is None else records)
-    for wanted, batch in zip(batches, read_images(source, recipe, batches), strict=True):
+    records = range(len(source)) if records is None else records
+    batches = cut_into(records, max(BATCH // (sampling.frames if sampling else 1), 1))
+    found: Iterator[ImageBatch | FrameBatch] = (
+        read_frames(source, sampling, recipe, batches)
+        if sampling
+        else read_images(source, recipe, batches)
+    )
+    for wanted, batch in zip(batches, found, strict=True):
         reasons = {i: batch.bad.get(i) or caption_faults(source, i) for i in wanted}
         bad.add({source.image_id(i): reason for i, reason in reasons.items() if reason})
         if batch.records:

@@ -252,6 +252,12 @@ def is_video(source: Source, index: int) -> bool:
     return isinstance(source, HasVideos) and source.is_video(index)
 
 
+def has_videos(source: Source) -> bool:
+    """Whether some item of a source is a video."""
+    known = isinstance(source, HasVideos)
+    return known and any(source.is_video(index) for index in range(len(source)))
+
+
 def frames_of(
     source: Source, index: int, sampling: FrameSampling, recipe: ImageRecipe | None = None
 ) -> Iterator[Image.Image]:

@@ -1,5 +1,6 @@
 """Gallery of an evaluation: opened, encoded to tokens and embeddings, and scored pair by pair."""
 
+import logging
 import math
 import os
 import tempfile
@@ -13,6 +14,7 @@ from jaxtyping import Float, Float32
 
 from edje_jax.data.bad_records import BadRecords, left_out
 from edje_jax.data.image_reader import read_gallery
+from edje_jax.data.images import has_videos
 from edje_jax.data.sources.pooled import Pooled
 from edje_jax.data.sources.registry import open_captioned, open_source
 from edje_jax.data.sources.subset import joined
@@ -24,6 +26,8 @@ from edje_jax.types import Source
 
 IN_MEMORY = 2 << 30
 """Bytes of compressed tokens to hold in memory; more lie in a temporary file (TMPDIR)."""
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 """Function that is called with (kind of work, done, total)."""
@@ -55,7 +59,8 @@ class EncodedGallery:
 def encode_gallery(
     runtime: Runtime, source: Source, max_bad: float, progress: Progress | None = None
 ) -> EncodedGallery:
-    """Read and encode every image of a source once.
+    """Read and encode every image or video of a source once; of a video, a model of images reads
+    the frame in the middle.
 
     Raises:
         ValueError: the source has no captions to ask with (`open_captioned` finds that sooner).
@@ -64,6 +69,8 @@ def encode_gallery(
         OSError: the tokens need a temporary file, and there is no room for it.
     """
     config = runtime.config
+    if not config.video and has_videos(source):
+        log.info("this model reads images: of each video it takes the frame in the middle")
     record: list[int] = []
     size = (config.num_tokens, config.joint_encoder.hidden_size)
     tokens = _allocate_tokens((len(source), *size))
@@ -76,7 +83,11 @@ def encode_gallery(
         batch
         for part, of in zip((range(own), range(own, len(source))), sets, strict=False)
         for batch in read_gallery(
-            source, config.image, BadRecords.after(left_out(of), len(part), max_bad), part
+            source,
+            config.image,
+            BadRecords.after(left_out(of), len(part), max_bad),
+            part,
+            config.video.sampling if config.video else None,
         )
     )
     for batch in batches:

@@ -1,5 +1,6 @@
 """Attention of each word of a caption over an image: its patches, or the places of a finer grid."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -17,7 +18,9 @@ from edje_jax.types import Source
 
 def word_maps(runtime: JaxRuntime, image: Image.Image, caption: str) -> WordMaps:
     """Attention maps of each word over the grid that the adapter reads: the mean over its pieces,
-    without a class token's share."""
+    without a class token's share. A model of videos sees the image as it would without frames."""
+    if runtime.config.video:
+        runtime = replace(runtime, config=replace(runtime.config, video=None))
     pixels = resize(image, runtime.config.image)
     places = runtime.joint_tokenizer.words(caption)
     rows = _patch_attention(

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from edje_jax.config.calibration import Calibration
+from edje_jax.config.model import EdjeConfig
 from edje_jax.evaluation.combination import pooled
 from edje_jax.evaluation.intervals import difference_intervals
 from edje_jax.evaluation.measures import measure_ranks
@@ -34,6 +35,28 @@ log = logging.getLogger(__name__)
 
 WEIGHTS = tuple(np.linspace(0, 1, 21).round(2).tolist())
 """Weights of the second model that are compared."""
+
+
+def check_same_frames(first: EdjeConfig, second: EdjeConfig) -> None:
+    """Refuse a second model that reads other frames of a video than the first one.
+
+    Raises:
+        ValueError: it does, or only one of them reads videos.
+    """
+    own, other = (_frames_read(config) for config in (first, second))
+    if own != other:
+        raise ValueError(
+            f"the first model reads {own} and the second one {other}; take two that read the same"
+            " frames"
+        )
+
+
+def _frames_read(config: EdjeConfig) -> str:
+    if config.video is None:
+        return "images"
+    sampling = config.video.sampling
+    rate = f" at {sampling.rate:g} a second" if sampling.by == "rate" else ""
+    return f"up to {sampling.frames} frames of a video, {sampling.by}{rate}"
 
 
 def check_calibrated(first: Calibration, second: Calibration, weight: float) -> bool:

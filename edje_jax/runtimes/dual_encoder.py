@@ -68,6 +68,7 @@ class DualEncoder:
         parts = []
         bad = BadRecords.after(left_out(source), len(source), max_bad)
         for batch in read_gallery(source, self.image, bad):
+            assert isinstance(batch.images, np.ndarray)  # No frames were asked for
             parts.append(self.embed_images(batch.images))
             record += batch.records
         ids = [source.image_id(i) for i in record]

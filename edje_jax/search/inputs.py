@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 from PIL import Image
 
 from edje_jax.config.model import EdjeConfig, ImageRecipe
@@ -14,6 +14,8 @@ from edje_jax.data.image_reader import stack_frames
 from edje_jax.data.images import BadImage, ImageLike, image_pixels
 from edje_jax.types import Frames
 
+ItemLike = ImageLike | Sequence[ImageLike]
+"""Image or video: a video is a path with an ending of `data.frames.ENDINGS`, or its frames."""
 T = TypeVar("T")
 Pair = Sequence[Any]
 """(text, image)."""
@@ -41,7 +43,7 @@ def as_texts(texts: Iterable[Any], read: Callable[[object, str], T] = as_text) -
     return [read(text, f"texts[{i}]") for i, text in enumerate(_items(texts, "texts"))]
 
 
-def as_pairs(pairs: Iterable[Pair] | Pair) -> tuple[list[tuple[str, ImageLike]], bool]:
+def as_pairs(pairs: Iterable[Pair] | Pair) -> tuple[list[tuple[str, ItemLike]], bool]:
     """Every (text, image) of an iterable, and whether `pairs` was one pair itself.
 
     As in sentence-transformers, a tuple, list or array that begins with a string is one pair.
@@ -89,7 +91,7 @@ def decode_images(
 
 
 def decode_items(
-    items: Iterable[Any], config: EdjeConfig, names: Sequence[str] = ()
+    items: Iterable[ItemLike], config: EdjeConfig, names: Sequence[str] = ()
 ) -> UInt8[np.ndarray, "n s s 3"] | Frames:
     """Images as `decode_images` does, and where the model reads videos also these: paths of them,
     by their endings, and lists of frames in the order in which they are shown.
@@ -105,7 +107,7 @@ def decode_items(
     """
     if is_single_image(items):
         raise ValueError("images is a single image; give a list of them")
-    given = list(_items(items, "images"))
+    given: list[Any] = list(_items(items, "images"))
     places = [i for i, item in enumerate(given) if is_video_like(item)]
     if not places:
         return decode_images(given, config.image, names)
@@ -138,6 +140,26 @@ def is_video_like(item: object) -> bool:
     if isinstance(item, str | os.PathLike):
         return os.fsdecode(item).lower().endswith(ENDINGS)
     return isinstance(item, list | tuple)
+
+
+def as_pixels(pixel_values: Any, recipe: ImageRecipe) -> Float32[np.ndarray, "n s s 3"]:
+    """Pixels of images that are normalised already, in any iterable.
+
+    Raises:
+        ValueError: they are of another shape than the recipe says.
+    """
+    if not hasattr(pixel_values, "shape"):
+        pixel_values = list(pixel_values)
+    pixel_values = np.asarray(pixel_values, np.float32)
+    shape = (recipe.size, recipe.size, 3)
+    if not pixel_values.size:
+        pixel_values = pixel_values.reshape(0, *shape)
+    if pixel_values.shape[1:] != shape:
+        raise ValueError(
+            f"pixel_values has shape {pixel_values.shape}; this model takes"
+            f" [N, {recipe.size}, {recipe.size}, 3], channels last"
+        )
+    return pixel_values
 
 
 def is_single_image(images: object) -> bool:

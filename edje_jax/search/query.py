@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int
 
-from edje_jax.data.images import ImageLike
 from edje_jax.first_stage.packing import unpack
 from edje_jax.index.image_index import ImageIndex
 from edje_jax.runtimes.base import Embedded, Runtime
-from edje_jax.search.inputs import as_text, decode_items
+from edje_jax.search.inputs import ItemLike, as_text, decode_items
 
 CAPTIONS = 5
 """Most captions of an image of the index that are asked for in its place."""
@@ -32,7 +31,7 @@ class Query:
     negatives: Sequence[str] = ()
     """Texts that the image must not match; a single one may be given as it is, and empty ones are
     passed over."""
-    image: ImageLike | None = None
+    image: ItemLike | None = None
     """Image to resemble, or a video where the model reads videos (`Reranker.encode_images`)."""
     like: str | None = None
     """Id of an image of the index to resemble, which is left out of the results. Its captions are

@@ -13,16 +13,25 @@ from jaxtyping import Array, Float, Float32, Int
 
 from edje_jax.config.calibration import Calibration
 from edje_jax.config.model import EdjeConfig, InferencePrecision, RuntimeName
-from edje_jax.data.images import ImageLike
 from edje_jax.evaluation.scores import cosines, mixed, probability, sigmoid
-from edje_jax.evaluation.second_ranking import check_calibrated
+from edje_jax.evaluation.second_ranking import check_calibrated, check_same_frames
 from edje_jax.index.image_index import ImageIndex
 from edje_jax.index.store import check_model
 from edje_jax.runtimes.base import Embedded, Encoded, Runtime
 from edje_jax.runtimes.registry import open_runtime
 from edje_jax.search.cascade import search_texts
 from edje_jax.search.composed import rank_composed, search_queries
-from edje_jax.search.inputs import Pair, as_pairs, as_text, as_texts, as_tokens, decode_items
+from edje_jax.search.inputs import (
+    ItemLike,
+    Pair,
+    as_pairs,
+    as_pixels,
+    as_text,
+    as_texts,
+    as_tokens,
+    decode_items,
+)
+from edje_jax.search.moments import with_moments
 from edje_jax.search.query import Query, as_query
 from edje_jax.search.results import check_min_score, ranked, to_results
 from edje_jax.search.second_reranker import SecondReranker
@@ -93,13 +102,14 @@ class Reranker:
 
     def encode_images(
         self,
-        images: Iterable[ImageLike] | None = None,
+        images: Iterable[ItemLike] | None = None,
         *,
         pixel_values: Float32[np.ndarray, "n s s 3"] | None = None,
         dtype: jax.typing.DTypeLike = np.float32,
     ) -> Float[np.ndarray, "n m d"]:
         """Compressed tokens of images, or of pixels that are normalised already; after the
-        deferred layers, where the model has any.
+        deferred layers, where the model has any. A model of videos also takes paths of videos, and
+        lists of frames; an image is a video of one frame.
 
         Raises:
             BadImage: an image cannot be read; the message says which.
@@ -110,7 +120,7 @@ class Reranker:
 
     def embed_images(
         self,
-        images: Iterable[ImageLike] | None = None,
+        images: Iterable[ItemLike] | None = None,
         *,
         pixel_values: Float32[np.ndarray, "n s s 3"] | None = None,
     ) -> Float32[np.ndarray, "n e"]:
@@ -174,7 +184,7 @@ class Reranker:
             ValueError: something is no pair of a text and an image.
         """
         checked, single = as_pairs(pairs)
-        images: list[ImageLike] = []
+        images: list[ItemLike] = []
         place: dict[Any, int] = {}
         names, rows = [], []
         for i, (_, image) in enumerate(checked):
@@ -197,7 +207,7 @@ class Reranker:
         return scores[0] if single else scores
 
     def rank(
-        self, text: str | Query, images: Iterable[ImageLike], *, top_k: int | None = None
+        self, text: str | Query, images: Iterable[ItemLike], *, top_k: int | None = None
     ) -> list[dict[str, Any]]:
         """Images by falling score: [{"corpus_id", "score"}, ...].
 
@@ -241,7 +251,8 @@ class Reranker:
         only those images are searched. The first stage's cosine counts as `edje tune` chose. With
         `details` results also carry "first_stage", its name, and "seconds", the time of each part
         of the search, for all queries together. Where a second model follows (`followed_by`), it
-        reranks the best of the k, before the rest of them; queries are texts then.
+        reranks the best of the k, before the rest of them; queries are texts then. Of videos, texts
+        also tell "moment" and "frame" (`search.moments`).
 
         Raises:
             BadStore: the index was built with another model.
@@ -262,9 +273,11 @@ class Reranker:
         out = [
             [
                 {"id": index.store.row(image).id, **scores}
-                for image, scores in to_results(one, top_k, min_score)
+                for image, scores in with_moments(
+                    self.runtime, index, query, to_results(one, top_k, min_score)
+                )
             ]
-            for one in found
+            for query, one in zip(asked, found, strict=True)
         ]
         return _with_details(out, index, seconds) if details else out
 
@@ -281,7 +294,12 @@ class Reranker:
         return SecondReranker(self.runtime, index, self.calibration, k, weight)
 
     def followed_by(self, then: SecondReranker) -> "Reranker":
-        """This model, whose `search` has the best images reranked by a second one."""
+        """This model, whose `search` has the best images reranked by a second one.
+
+        Raises:
+            ValueError: the second model reads other frames of videos.
+        """
+        check_same_frames(self.config, then.runtime.config)
         check_calibrated(self.calibration, then.calibration, then.weight)
         followed = copy.copy(self)
         followed.then = then
@@ -290,7 +308,7 @@ class Reranker:
     def search_captions(
         self,
         index: ImageIndex,
-        images: Iterable[ImageLike],
+        images: Iterable[ItemLike],
         *,
         k: int = 100,
         top_k: int = 10,
@@ -342,24 +360,12 @@ class Reranker:
         heads of captions."""
         return self.runtime.count_parameters()
 
-    def _encode(self, images, pixel_values) -> Encoded:
-        if (images is None) == (pixel_values is None):
-            raise ValueError("give either images or pixel_values")
-        recipe = self.config.image
-        if pixel_values is None:
+    def _encode(self, images: Iterable[ItemLike] | None, pixel_values: Any) -> Encoded:
+        if images is not None and pixel_values is None:
             return self.runtime.encode_images(decode_items(images, self.config))
-        if not hasattr(pixel_values, "shape"):
-            pixel_values = list(pixel_values)
-        pixel_values = np.asarray(pixel_values, np.float32)
-        shape = (recipe.size, recipe.size, 3)
-        if not pixel_values.size:
-            pixel_values = pixel_values.reshape(0, *shape)
-        if pixel_values.shape[1:] != shape:
-            raise ValueError(
-                f"pixel_values has shape {pixel_values.shape}; this model takes"
-                f" [N, {recipe.size}, {recipe.size}, 3], channels last"
-            )
-        return self.runtime.encode_pixels(pixel_values)
+        if images is not None or pixel_values is None:
+            raise ValueError("give either images or pixel_values")
+        return self.runtime.encode_pixels(as_pixels(pixel_values, self.config.image))
 
     def _tokens(self, tokens: Tokens) -> Any:
         return as_tokens(tokens, (self.config.num_tokens, self.config.joint_encoder.hidden_size))

@@ -64,7 +64,8 @@ class RuntimeOptions:
 
 @dataclass(frozen=True)
 class Search(CacheOptions, RuntimeOptions):
-    """Search an index with words, or its captions with an image.
+    """Search an index with words, or its captions with an image. In an index of videos, words also
+    find the moment of each.
 
     Examples:
         edje search photos.index "two dogs on a beach"
@@ -89,7 +90,8 @@ class Search(CacheOptions, RuntimeOptions):
     ] = ()
     """Text that the images must not match; give it once for each."""
     image: str | None = None
-    """An image to look for captions of; with a query or --among images, one to resemble."""
+    """An image to look for captions of; with a query or --among images, one to resemble. In an
+    index of videos it may be a video."""
     like: Text = None
     """Id of an image of the index, to find more like it."""
     image_weight: float = 0.5
