@@ -121,7 +121,7 @@ def decode_items(
     found = []
     for i, item in enumerate(given):
         if i not in videos or isinstance(item, list | tuple):
-            frames = item if i in videos else [item]
+            frames: list[Any] = list(item) if i in videos else [item]
             if not 1 <= len(frames) <= sampling.frames:
                 raise ValueError(
                     f"{names[i]}: {len(frames)} frames; this model reads 1 to {sampling.frames}"

@@ -33,7 +33,7 @@ from edje_jax.search.inputs import (
 )
 from edje_jax.search.moments import with_moments
 from edje_jax.search.query import Query, as_query
-from edje_jax.search.results import check_min_score, ranked, to_results
+from edje_jax.search.results import check_min_score, ranked, to_results, with_details
 from edje_jax.search.second_reranker import SecondReranker
 from edje_jax.weights.folder import Model, load_model
 from edje_jax.weights.model_stamp import model_stamp
@@ -279,7 +279,7 @@ class Reranker:
             ]
             for query, one in zip(asked, found, strict=True)
         ]
-        return _with_details(out, index, seconds) if details else out
+        return with_details(out, index, seconds) if details else out
 
     def second(self, index: ImageIndex, *, k: int = 20, weight: float = 1.0) -> SecondReranker:
         """This model as the last step of another one's searches (`followed_by`), with an index of
@@ -341,7 +341,7 @@ class Reranker:
                 image, caption = index.store.captions[row]
                 results.append({"id": index.store.row(image).id, "caption": caption, **scores})
             out.append(results)
-        return _with_details(out, index, dataclasses.asdict(timings)) if details else out
+        return with_details(out, index, dataclasses.asdict(timings)) if details else out
 
     @property
     def stamp(self) -> dict[str, Any]:
@@ -394,12 +394,3 @@ class Reranker:
     def _score(self, texts, tokens, text_index, image_index, similarities) -> np.ndarray:
         ids = self.runtime.joint_tokenizer(texts)
         return self.runtime.score_pairs(ids, tokens, text_index, image_index, similarities)
-
-
-def _with_details(
-    results: list[list[dict[str, Any]]], index: ImageIndex, seconds: dict[str, float]
-) -> list[list[dict[str, Any]]]:
-    """Results that also tell how they were found."""
-    name = f"{index.first_stage}-{index.bits}" if index.bits else index.first_stage
-    told = {"first_stage": name, "seconds": seconds}
-    return [[{**one, **told} for one in found] for found in results]

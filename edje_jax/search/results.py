@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float32, Int
 
+from edje_jax.index.image_index import ImageIndex
+
 
 @dataclass(frozen=True)
 class RankedCandidates:
@@ -88,3 +90,12 @@ def check_min_score(min_score: float | None) -> None:
     """
     if min_score is not None and not 0 <= min_score <= 1:
         raise ValueError(f"min_score {min_score}: scores lie from 0 to 1")
+
+
+def with_details(
+    results: list[list[dict[str, Any]]], index: ImageIndex, seconds: dict[str, float]
+) -> list[list[dict[str, Any]]]:
+    """Results that also tell how they were found."""
+    name = f"{index.first_stage}-{index.bits}" if index.bits else index.first_stage
+    told = {"first_stage": name, "seconds": seconds}
+    return [[{**one, **told} for one in found] for found in results]
