@@ -1,11 +1,12 @@
 """Jobs of the server; jobs with the same `batch_key` are computed in one batch."""
 
-from collections.abc import Hashable
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float32
 
+from edje_jax.search.moments import Moment
 from edje_jax.search.query import Query
 from edje_jax.search.results import RankedCandidates, Timings
 from edje_jax.serving.documents import Images
@@ -21,6 +22,8 @@ class SearchJob:
     """Images that may be found; None if all may."""
     where: str | None = None
     """Filter of the images that may be found."""
+    shown: int = 10
+    """Best results of which moments are told, where they are videos."""
 
     @property
     def batch_key(self) -> Hashable:
@@ -71,6 +74,8 @@ class Answer:
 
     found: RankedCandidates
     seconds: Timings
+    moments: Mapping[int, Moment] = field(default_factory=dict)
+    """Moments of the best images that are videos, by their rows."""
 
 
 @dataclass(frozen=True)

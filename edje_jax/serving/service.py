@@ -17,6 +17,7 @@ from edje_jax.index.shard_files import BadStore
 from edje_jax.models.token_formats import PackedTokens, unpack
 from edje_jax.search.cascade import search_texts
 from edje_jax.search.composed import combine, joined, score_parts, search_queries
+from edje_jax.search.moments import Moment, find_moments, tells_moments
 from edje_jax.search.query import Query, read_query, stored_images
 from edje_jax.search.reranker import Reranker
 from edje_jax.search.results import RankedCandidates, to_results
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 
 DEPTHS = (10, 20, 50, 100, 200)
 """Depths of searches that are compiled before a request asks for them."""
+SHOWN = 24
+"""Results of the search page, of which moments are told."""
 
 
 class Service:
@@ -66,7 +69,19 @@ class Service:
         found, seconds = search_queries(
             self.reranker.runtime, self.index, queries, jobs[0].k, self.reranker.calibration, chosen
         )
-        return [Answer(one, seconds) for one in found]
+        return [
+            Answer(one, seconds, self._moments(job, one))
+            for job, one in zip(jobs, found, strict=True)
+        ]
+
+    def _moments(self, job: SearchJob, found: RankedCandidates) -> dict[int, Moment]:
+        """Moments of the best images, by their rows; none where they cannot be told."""
+        text = job.query if isinstance(job.query, str) else job.query.text
+        runtime, store = self.reranker.runtime, self.index.store
+        if not (text and store.frames and tells_moments(runtime)):
+            return {}
+        images = found.rows[: job.shown].tolist()
+        return dict(zip(images, find_moments(runtime, self.index, text, images), strict=True))
 
     def _captions(self, jobs: list[CaptionsJob]) -> list[Answer]:
         rows = np.array([job.image for job in jobs])
@@ -139,14 +154,14 @@ class Service:
         return Reranked(logits, logits, sigmoid(logits))
 
     def results(
-        self, found: RankedCandidates, top_k: int, min_score: float | None = None
+        self, answer: Answer, top_k: int, min_score: float | None = None
     ) -> list[dict[str, Any]]:
-        """Metadata and scores of a search's best images."""
+        """Metadata and scores of a search's best images, and facts of those that are videos."""
         store = self.index.store
         out = []
-        for image, scores in to_results(found, top_k, min_score):
+        for image, scores in to_results(answer.found, top_k, min_score):
             row = store.row(image)
-            facts = video_facts(store, image, row)
+            facts = video_facts(store, image, row, answer.moments.get(image))
             out.append({"id": row.id, "captions": row.captions, **scores, **facts})
         return out
 
@@ -216,6 +231,8 @@ class Service:
             for depth in {one.depth(k) for k in ks}:
                 for queries in QUERY_BATCHES:
                     one.stage.nearest(self._no_queries(queries), depth)
+        if self.index.store.frames and tells_moments(runtime):
+            find_moments(runtime, self.index, "a", range(min(len(self.index), SHOWN)))
         log.info("compiled in %.0f s", time.perf_counter() - began)
 
     def _no_queries(self, count: int) -> np.ndarray:

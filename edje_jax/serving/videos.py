@@ -9,6 +9,7 @@ import numpy as np
 
 from edje_jax.index.shard_files import ImageRecord
 from edje_jax.index.store import Store
+from edje_jax.search.moments import Moment
 from edje_jax.serving.json_body import whole_characters
 
 MEDIA_TYPES: Mapping[str, str] = {
@@ -37,9 +38,12 @@ def file_facts(row: ImageRecord) -> dict[str, str]:
     return {"video": address("videos", row.id), "video_type": kind} if kind else {}
 
 
-def video_facts(store: Store, image: int, row: ImageRecord) -> dict[str, Any]:
-    """Facts of a result that is a video, for its answer: those of `file_facts`, and "frames",
-    "frame_times" and "strip" where the index was built by a model of videos.
+def video_facts(
+    store: Store, image: int, row: ImageRecord, moment: Moment | None = None
+) -> dict[str, Any]:
+    """Facts of a result that is a video, for its answer: those of `file_facts`, and where the index
+    was built by a model of videos "frames", "frame_times", "strip", and "moment" and "frame" where
+    the moment is known.
 
     Nothing of an image, also where it stands as a video of one frame.
     """
@@ -48,6 +52,8 @@ def video_facts(store: Store, image: int, row: ImageRecord) -> dict[str, Any]:
         return facts
     times = store.frame_times(image)
     times = times[~np.isnan(times)]
+    if moment:
+        facts |= {"moment": moment.seconds, "frame": moment.frame}
     return facts | {
         "frames": len(times),
         "frame_times": [round(float(time), 3) for time in times],

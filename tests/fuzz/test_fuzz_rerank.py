@@ -74,6 +74,7 @@ class Index:
             captions=[(number, f"caption {number} \ud83d") for number in range(len(IDS))],
             row=self.rows.__getitem__,
             thumbnail=lambda _: png(4),
+            frames=0,
         )
 
     def __len__(self) -> int:
@@ -84,7 +85,7 @@ class StandIn(Service):
     """Answers of the right shapes, without a model."""
 
     def __init__(self, folder: Path):
-        config = SimpleNamespace(image=ImageRecipe(size=8), num_tokens=4)
+        config = SimpleNamespace(image=ImageRecipe(size=8), num_tokens=4, video=None)
         self.reranker = SimpleNamespace(
             config=config, source=str(folder), calibration=Calibration()
         )

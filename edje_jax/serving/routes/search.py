@@ -31,10 +31,10 @@ async def search(asked: SearchRequest, state: Shared) -> SearchAnswer:
     check_at_most("k", asked.k, state.limits.k, "--max-k")
     began = time.perf_counter()
     where, query = await _filter(asked, state), await state.read_query(asked.query)
-    answer = await state.compute(SearchJob(query, asked.k, _ids(asked), where))
+    answer = await state.compute(SearchJob(query, asked.k, _ids(asked), where, asked.top_k))
     state.monitor.answer(answer.seconds, len(answer.found.rows) * state.texts_of(query))
     service = state.service
-    found = service.results(answer.found, asked.top_k, asked.min_score)
+    found = service.results(answer, asked.top_k, asked.min_score)
     return SearchAnswer(
         query=asked.query.text,
         k=len(answer.found.rows),
