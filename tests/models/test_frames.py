@@ -1,4 +1,7 @@
-"""Models of videos: one frame is the image model, order counts, and what is not there does not."""
+"""Models of videos: one frame is the image model, order counts, and what is not there does not.
+
+Covers runtimes/encoding.py.
+"""
 
 import functools
 from dataclasses import replace

@@ -420,7 +420,7 @@ class EdjeModel(PreTrainedModel):
         if not videos or not counts.all():
             raise ValueError("give videos of one frame at least")
         pixels = self.preprocess([frame for frames in videos for frame in frames])
-        padded = nn.utils.rnn.pad_sequence(pixels.split(counts.tolist()), batch_first=True)
+        padded = nn.utils.rnn.pad_sequence(list(pixels.split(counts.tolist())), batch_first=True)
         present = torch.arange(padded.shape[1]) < counts[:, None]
         return {"pixel_values": padded, "present": present.to(self.device)}
 

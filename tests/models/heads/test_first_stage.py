@@ -1,6 +1,6 @@
 """Heads of the first stage: a fresh one changes nothing, and short codes begin long ones.
 
-Covers runtimes/heads.py.
+Covers config/first_stage.py and runtimes/heads.py.
 """
 
 import dataclasses
