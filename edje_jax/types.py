@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Float32, Int, UInt8
 from PIL import Image
 
 from edje_jax.config.frames import FrameSampling
@@ -166,9 +166,9 @@ class PartOfSource(Protocol):
 class Frames(NamedTuple):
     """Frames of videos as a model takes them; an image is a video of one frame."""
 
-    pixels: UInt8[Any, "b f s s 3"]
-    """Frames in the order in which they are shown, resized and not normalised; what follows a
-    video's last frame counts for nothing."""
+    pixels: UInt8[Any, "b f s s 3"] | Float32[Any, "b f s s 3"]
+    """Frames in the order in which they are shown, resized, and normalised if they are floats; what
+    follows a video's last frame counts for nothing."""
     present: Bool[Any, "b f"]
     """Whether there is such a frame; each video has one at least."""
 

@@ -8,7 +8,7 @@ import io
 import logging
 import os
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -19,7 +19,7 @@ from edje_jax.config.model import ImageRecipe
 from edje_jax.data import png
 from edje_jax.data.colours import to_rgb
 from edje_jax.data.decoders import open_image
-from edje_jax.types import ArrayT, HasFiles, HasVideos, Source
+from edje_jax.types import ArrayT, Frames, HasFiles, HasVideos, Source
 
 MAX_PIXELS = 178_956_970
 """Images of more are refused as decompression bombs: Pillow's own limit, but not switched off
@@ -245,6 +245,13 @@ def normalise(
     mean = np.array(recipe.mean, np.float32).reshape(shape)
     std = np.array(recipe.std, np.float32).reshape(shape)
     return (images.astype(np.float32) / 255 - mean) / std
+
+
+def normalise_all(images: Any, recipe: ImageRecipe) -> Any:
+    """`normalise` of images [b, s, s, 3], or of `Frames`."""
+    if isinstance(images, Frames):
+        return images._replace(pixels=normalise(images.pixels, recipe))
+    return normalise(images, recipe)
 
 
 def is_video(source: Source, index: int) -> bool:

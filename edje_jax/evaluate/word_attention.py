@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from edje_jax.data.frames import record_frames
-from edje_jax.data.images import decode_record, resize
+from edje_jax.data.images import decode_record, normalise_all, resize
 from edje_jax.evaluate.gallery import EncodedGallery
 from edje_jax.models.attention_maps import patch_attention
 from edje_jax.models.frames import encode_vision
@@ -85,5 +85,7 @@ def caption_word_maps(
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _patch_attention(backbone, model, recipe, backbone_params, params, ids, images):
-    vision = encode_vision(backbone.bind({"params": backbone_params}), images, recipe)
+    vision = encode_vision(
+        backbone.bind({"params": backbone_params}), normalise_all(images, recipe)
+    )
     return patch_attention(model, params, ids, vision.tokens)

@@ -12,14 +12,13 @@ ours.)
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from edje_jax.config.frames import FramePooling
-from edje_jax.config.model import EdjeConfig, ImageRecipe
-from edje_jax.data.images import normalise
+from edje_jax.config.model import EdjeConfig
 from edje_jax.models.towers import DualTower
 from edje_jax.types import Frames
 
@@ -32,17 +31,12 @@ class EncodedVision(NamedTuple):
     """Unit length."""
 
 
-def encode_vision(backbone: DualTower, images: Any, recipe: ImageRecipe | None) -> EncodedVision:
-    """Run a backbone that has its parameters over images [b, s, s, 3] or `Frames`.
-
-    Args:
-        recipe: how pixels are normalised; None for pixels that are.
-    """
-    pixels = images.pixels if isinstance(images, Frames) else images
-    pixels = pixels if recipe is None else normalise(pixels, recipe)
+def encode_vision(backbone: DualTower, images: Float[Array, "b s s 3"] | Frames) -> EncodedVision:
+    """Run a backbone that has its parameters over images or frames, whose pixels are normalised."""
     if not isinstance(images, Frames):
-        found = backbone.encode_image(pixels)
+        found = backbone.encode_image(images)
         return EncodedVision(found.tokens, found.embedding)
+    pixels = images.pixels
     batch, frames = images.present.shape
     if frames == 1:
         found = backbone.encode_image(pixels[:, 0])

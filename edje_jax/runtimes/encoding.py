@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float32, Int, UInt8
 
 from edje_jax.config.model import EdjeConfig
+from edje_jax.data.images import normalise_all
 from edje_jax.models.frames import encode_vision
 from edje_jax.runtimes.dual_encoder import IMAGE_BATCHES
 from edje_jax.types import Frames
@@ -52,7 +53,8 @@ def check_images(config: EdjeConfig, images: Images) -> None:
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def encode_batch(backbone, model, recipe, backbone_params, params, images):
     """(tokens [b, m, d] in float32, embeddings [b, e]); a model of videos takes images too."""
-    image = encode_vision(backbone.bind({"params": backbone_params}), images, recipe)
+    pixels = images if recipe is None else normalise_all(images, recipe)
+    image = encode_vision(backbone.bind({"params": backbone_params}), pixels)
     tokens, config = image.tokens, model.config
     if config.video and not isinstance(images, Frames):
         tokens = tokens[:, None]

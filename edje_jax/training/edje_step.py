@@ -18,6 +18,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from edje_jax.config.model import ImageRecipe
+from edje_jax.data.images import normalise_all
 from edje_jax.models.frames import encode_vision
 from edje_jax.models.pair_scorer import PairScorer
 from edje_jax.models.scorers import make_scorer
@@ -146,7 +147,7 @@ def edje_train_step(
 def encode(backbone: DualTower, params: PyTree, batch: Batch, recipe: ImageRecipe) -> Features:
     """Run the frozen backbone over a batch."""
     assert batch.images is not None
-    image = encode_vision(backbone.bind({"params": params}), batch.images, recipe)
+    image = encode_vision(backbone.bind({"params": params}), normalise_all(batch.images, recipe))
     text = backbone.bind({"params": params}).encode_text(batch.backbone_ids)
     return Features(image.tokens, image.embedding, text)
 

@@ -19,6 +19,7 @@ from edje_jax.config.run import DataConfig
 from edje_jax.data.bad_records import BadRecords, left_out
 from edje_jax.data.feature_cache import FeatureCache, FeatureCacheWriter, check, dataset_stamp
 from edje_jax.data.image_reader import ImageBatch, read_frames, read_images
+from edje_jax.data.images import normalise_all
 from edje_jax.data.loader import part_of
 from edje_jax.data.text import BackboneTokenizer
 from edje_jax.models.frames import encode_vision
@@ -226,7 +227,7 @@ def _one_behind(made: Iterator[tuple[Callable[..., int], object]]) -> Iterator[i
 def _encode_images(
     model: DualTower, recipe: ImageRecipe, params: PyTree, images: jax.Array | Frames
 ):
-    image = encode_vision(model.bind({"params": params}), images, recipe)
+    image = encode_vision(model.bind({"params": params}), normalise_all(images, recipe))
     return image.tokens, image.embedding
 
 

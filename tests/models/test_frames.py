@@ -21,6 +21,7 @@ from edje_jax.config.model import (
     TextConfig,
     VisionConfig,
 )
+from edje_jax.data.images import normalise_all
 from edje_jax.models.frames import encode_vision, mean_embedding, present_rows, rows_of_frame
 from edje_jax.models.scorers import make_scorer
 from edje_jax.models.token_formats import pack, unpack
@@ -162,7 +163,9 @@ def test_pixels_behind_the_last_frame_count_for_nothing():
     bound = backbone.bind({"params": params})
     black = np.where(present[..., None, None, None], pixels, 0)
     one, other = (
-        encode_vision(bound, Frames(jnp.asarray(each), jnp.asarray(present)), IMAGES.image)
+        encode_vision(
+            bound, normalise_all(Frames(jnp.asarray(each), jnp.asarray(present)), IMAGES.image)
+        )
         for each in (pixels, black)
     )
     np.testing.assert_array_equal(one.tokens, other.tokens)
