@@ -61,7 +61,8 @@ def test_videos_lists_of_frames_and_images_are_queries(reranker, index, tmp_path
     source, sampling = clips(), reranker.config.video.sampling
     frames = list(source.frames(2, sampling))
     found = reranker.search(index, [Query(image=frames)], top_k=1)[0]
-    assert found[0]["id"] == source.image_id(2) and found[0]["similarity"] > 0.999
+    # The first four are one group: the same frames in other orders, and so the same mean.
+    assert found[0]["id"] in map(source.image_id, range(4)) and found[0]["similarity"] > 0.9999
     video = write_video(tmp_path / "grey.mp4")
     assert len(reranker.search(index, [Query(image=video), Query(image=frames[0])])) == 2
     assert len(reranker.search_captions(index, [video, frames, frames[0]])) == 3
