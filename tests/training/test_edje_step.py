@@ -439,7 +439,6 @@ def test_bfloat16_is_for_activations_only():
 @pytest.mark.parametrize(
     ("taught", "settings"),
     [
-        (False, {}),
         (True, {}),
         # A chunk of two rows has fewer pairs than there are captions, and reads those alone.
         (True, {"deferred": 1, "loss": STATES}),
