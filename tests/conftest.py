@@ -33,6 +33,9 @@ def xla_flags(given: str, devices: int = 8) -> str:
         # Compiling takes most of the tests' time, and most of that goes into making programs fast
         # that run once: without, it takes a seventh.
         ours["xla_backend_optimization_level"] = 0
+        # A program cut into parts, for as many threads, takes a quarter more; the cores are busy
+        # with other tests.
+        ours["xla_cpu_parallel_codegen_split_count"] = 1
         if FUSION_EMITTERS:
             ours["xla_cpu_use_fusion_emitters"] = "false"
     added = [f"--{name}={value}" for name, value in ours.items() if name not in given]
@@ -103,6 +106,12 @@ if find_spec("torch") is None:
     collect_ignore = [
         str(path) for path in sorted((ROOT / "tests").rglob("*.py")) if needs_torch(path)
     ]
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector pass over what imports have made, which stays to the end."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

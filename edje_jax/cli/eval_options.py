@@ -80,8 +80,8 @@ class Options:
     """Labels of the images: COCO's instances_*.json, or JSON {id: [label, ...]}; mean average
     precision by categories as well (default: none)."""
     caption_score: CaptionScore | None = None
-    """Score of MODEL, a captioner: sum, mean or pmi (default: its own); --then keeps its own. The
-    score pmi means nothing of a model trained with --loss.unconditional-captioning 0."""
+    """Score of MODEL, a captioner: sum, mean or pmi (default: its own). The score pmi
+    means nothing of a model trained with --loss.unconditional-captioning 0."""
     then: str | None = None
     """Second model, which reranks the best candidates of the first one's order (default: none)."""
     then_k: int = 20
@@ -89,6 +89,8 @@ class Options:
     then_weight: float | None = None
     """Weight of the scores of --then beside the first model's, from 0 to 1 (default: 1, which
     leaves the first model's aside)."""
+    then_caption_score: CaptionScore | None = None
+    """Score of the model of --then, a captioner: sum, mean or pmi (default: its own)."""
     choose_on: str | None = None
     """SPEC of other images to choose that weight on (default: none)."""
     compositional: tuple[str, ...] = ()
@@ -178,7 +180,9 @@ def _second(options: Options) -> "SecondChoice | None":
     if options.then is None:
         return None
     weight = 1.0 if options.then_weight is None else options.then_weight
-    return SecondChoice(options.then, options.then_k, weight, options.choose_on)
+    return SecondChoice(
+        options.then, options.then_k, weight, options.choose_on, options.then_caption_score
+    )
 
 
 def check(options: Options) -> None:

@@ -11,11 +11,12 @@ from rich.console import Console
 
 from edje_jax.cli.progress import Bars
 from edje_jax.cli.tables import print_tables_after
+from edje_jax.config.captioner import CaptionScore
 from edje_jax.data.compositional import read_items
 from edje_jax.data.sources.pooled import Pooled
 from edje_jax.evaluate.compositional import score_items
 from edje_jax.evaluate.gallery import open_gallery
-from edje_jax.evaluate.measure import Measurement, Protocol, measure_source
+from edje_jax.evaluate.measure import Measurement, Protocol, measure_source, scored_by
 from edje_jax.evaluate.second_model import SecondModel
 from edje_jax.evaluate.word_attention import caption_word_maps
 from edje_jax.evaluation.compare import compare
@@ -42,6 +43,8 @@ class SecondChoice:
     """Weight of its scores beside the first model's, from 0 to 1."""
     choose_on: str | None = None
     """SPEC to choose the weight on instead."""
+    caption_score: CaptionScore | None = None
+    """Score of the model, a captioner; None for its own."""
 
 
 class _Second:
@@ -52,7 +55,13 @@ class _Second:
         if choice.choose_on:
             self.chosen_on = open_gallery(choice.choose_on, None, image_root)
         reranker = Reranker.from_pretrained(choice.model)
-        self.model = SecondModel(reranker.runtime, reranker.calibration, choice.k)
+        if choice.caption_score and reranker.config.captioner is None:
+            raise ValueError(
+                f"--then-caption-score {choice.caption_score}: {choice.model} is no captioner;"
+                " leave the option out"
+            )
+        scored = scored_by(reranker.runtime, reranker.calibration, choice.caption_score)
+        self.model = SecondModel(*scored, choice.k)
 
     def measure(
         self, source: Source, found: Measurement, first: Reranker, protocol: Protocol, **how: Any
@@ -70,6 +79,8 @@ class _Second:
             "chosen_on": self.choice.choose_on,
             "calibrated": check_calibrated(found.calibration, self.model.calibration, weight),
         }
+        if captioner := self.model.runtime.config.captioner:
+            told["caption_score"] = captioner.score
         return {**told, **self.model.rank(source, found, **how).metrics(weight)}
 
 
@@ -102,8 +113,8 @@ def evaluate_model(
         check_same_frames(reranker.config, second.model.runtime.config)
     if protocol.caption_score and reranker.config.captioner is None:
         raise ValueError(
-            f"--caption-score {protocol.caption_score}: {model} is no captioner; the option is of"
-            " MODEL alone, and a captioner after --then keeps its own score"
+            f"--caption-score {protocol.caption_score}: {model} is no captioner; the score of a"
+            " captioner after --then is chosen by --then-caption-score"
         )
     runtime, loaded = reranker.runtime, time.perf_counter()
     with Bars() as bars:

@@ -1,5 +1,6 @@
 """`edje search`: ask an index with words or with an image."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from edje_jax.cli.first_stage_options import screening_of
 from edje_jax.cli.program import UsageError
 from edje_jax.cli.second_options import check_then
 from edje_jax.cli.terminal import write_json
+from edje_jax.evaluate.measure import scored_by
 from edje_jax.index.image_index import ImageIndex
 from edje_jax.index.store import Store
 from edje_jax.runtimes import onnx
@@ -121,6 +123,7 @@ def open_second(asked: Any) -> SecondReranker:
 
     Raises:
         BadStore, FileNotFoundError: the index or its model cannot be opened.
+        UsageError: a score is asked for that the model has not.
     """
     index = ImageIndex.open(
         asked.then,
@@ -130,7 +133,16 @@ def open_second(asked: Any) -> SecondReranker:
     )
     reranker = model_of(index.store, asked, "then_model")
     weight = 1.0 if asked.then_weight is None else asked.then_weight
-    return reranker.second(index, k=asked.then_k, weight=weight)
+    second = reranker.second(index, k=asked.then_k, weight=weight)
+    try:
+        runtime, calibration = scored_by(
+            second.runtime, second.calibration, asked.then_caption_score
+        )
+    except ValueError as error:
+        raise UsageError(
+            f"--then-caption-score {asked.then_caption_score}: {error}; leave the option out"
+        ) from None
+    return replace(second, runtime=runtime, calibration=calibration)
 
 
 def model_of(store: Store, asked: Any, moved: str = "model") -> Reranker:

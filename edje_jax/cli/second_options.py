@@ -8,12 +8,13 @@ from edje_jax.cli.program import UsageError
 
 def check_then(options: Any, *others: str) -> None:
     """Refuse options of a second model that are out of range, or without `--then`; `others` are
-    names of those that a command has beside `then_k` and `then_weight`.
+    those that a command has beside `then_k`, `then_weight` and
+    `then_caption_score`.
 
     Raises:
         UsageError: some are.
     """
-    names = ("then_k", "then_weight", *others)
+    names = ("then_k", "then_weight", "then_caption_score", *others)
     defaults = {one.name: one.default for one in fields(options)}
     given = [name for name in names if getattr(options, name) != defaults[name]]
     if given and options.then is None:

@@ -95,15 +95,27 @@ def measure_source(
         ValueError: the set has no captions, or set or model is not what the protocol needs.
     """
     started = time.perf_counter()
-    if (score := protocol.caption_score) is not None:
-        changed = with_caption_score(runtime, score)
-        calibration = calibration if changed.config == runtime.config else UNTUNED
-        runtime = changed
+    runtime, calibration = scored_by(runtime, calibration, protocol.caption_score)
     encoded = encode_gallery(runtime, source, max_bad, progress)
     encoded_at = time.perf_counter()
     retrieval, extra = measure(runtime, encoded, protocol, progress, calibration)
     seconds = {"encode": encoded_at - started, "rerank": time.perf_counter() - encoded_at}
     return Measurement(encoded, retrieval, extra, seconds, calibration)
+
+
+def scored_by(
+    runtime: Runtime, calibration: Calibration, score: CaptionScore | None
+) -> tuple[Runtime, Calibration]:
+    """Runtime of that score of a captioner, and its calibration: none of a score that is not the
+    folder's own. Both as they are for None.
+
+    Raises:
+        ValueError: see `with_caption_score`.
+    """
+    if score is None:
+        return runtime, calibration
+    changed = with_caption_score(runtime, score)
+    return changed, calibration if changed.config == runtime.config else UNTUNED
 
 
 def with_caption_score(runtime: Runtime, score: CaptionScore) -> Runtime:
@@ -115,8 +127,8 @@ def with_caption_score(runtime: Runtime, score: CaptionScore) -> Runtime:
     captioner = runtime.config.captioner
     if captioner is None or not isinstance(runtime, JaxRuntime):
         raise ValueError(
-            f"caption_score {score}: only a captioner in JAX has a choice of scores, and the model"
-            f" that is measured has the kind {runtime.config.kind}"
+            f"caption_score {score}: only a captioner in JAX has a choice of scores, and this"
+            f" {type(runtime).__name__} has a model of the kind {runtime.config.kind}"
         )
     config = replace(runtime.config, captioner=replace(captioner, score=score))
     return replace(runtime, config=config)

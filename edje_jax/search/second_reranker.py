@@ -4,7 +4,8 @@
 
 The second model reads the same images from an index of its own. Its scores and the first model's
 are pooled as logits (`evaluation.second_ranking`). Candidates that it does not score, beyond the
-best k2 or not in its index, follow in the first order with the first model's scores.
+best k2 or not in its index as they are in the first one, follow in the first order with the first
+model's scores.
 """
 
 import logging
@@ -19,6 +20,7 @@ from edje_jax.config.calibration import Calibration
 from edje_jax.evaluation.combination import pooled
 from edje_jax.evaluation.scores import calibrated_logits, cosines, mixed, sigmoid
 from edje_jax.index.image_index import ImageIndex
+from edje_jax.index.shard_files import ImageRecord
 from edje_jax.runtimes.base import Runtime
 from edje_jax.search.results import RankedCandidates
 
@@ -54,7 +56,7 @@ class SecondReranker:
         with the best k reranked, and the seconds that it took.
 
         Equal candidates keep the first model's order. A warning tells of images that this model's
-        index lacks.
+        index lacks, or that were replaced in one of the indexes.
 
         Raises:
             ValueError: this model's index has none of the images.
@@ -107,21 +109,41 @@ class SecondReranker:
         return calibrated_logits(logits, self.calibration)
 
     def _find(self, index: ImageIndex, rows: Int[np.ndarray, " p"]) -> Int[np.ndarray, " p"]:
-        """Rows of this model's index that hold the images of another index; -1 where it has none.
+        """Rows of this model's index that hold the images of another index; -1 where it has none,
+        or another image under the same id.
 
         Raises:
             ValueError: it has none of them.
         """
         own, (distinct, place) = self.index.store, np.unique(rows, return_inverse=True)
-        ids = [index.store.row(row).id for row in distinct.tolist()]
-        found = own.image_of_id.find(ids)
-        missing = np.flatnonzero(found < 0)
-        if len(missing):
-            told = (
-                f"{own.files}: lacks {len(missing)} of {len(ids)} candidates of"
-                f" {index.store.files}, such as {ids[missing[0]]}"
-            )
-            if len(missing) == len(ids):
-                raise ValueError(f"{told}; build both indexes from one set")
-            log.warning("%s; they stand behind the others", told)
-        return found[place]
+        records = [index.store.row(row) for row in distinct.tolist()]
+        found = own.image_of_id.find([record.id for record in records])
+        lacking = found < 0
+        replaced = np.array(
+            [
+                row >= 0 and shows_another(record, own.row(row))
+                for record, row in zip(records, found.tolist(), strict=True)
+            ],
+            bool,
+        )
+        told = [
+            f"{what} {which.sum()} of {len(records)} candidates of {index.store.files}, such as"
+            f" {records[int(np.argmax(which))].id}"
+            for what, which in (("lacks", lacking), ("holds another picture of", replaced))
+            if which.any()
+        ]
+        if told:
+            faults = f"{own.files}: {', and '.join(told)}"
+            if (lacking | replaced).all():
+                raise ValueError(f"{faults}; build both indexes from one set")
+            log.warning("%s; they stand behind the others", faults)
+        return np.where(replaced, -1, found)[place]
+
+
+def shows_another(one: ImageRecord, other: ImageRecord) -> bool:
+    """Whether rows of one id are known to have been made from different images: their digests
+    differ, or their stamps where neither has a digest. A stamp beside a digest is that of a file,
+    which a copy has not."""
+    if one.digest or other.digest:
+        return bool(one.digest and other.digest) and one.digest != other.digest
+    return bool(one.stamp and other.stamp) and one.stamp != other.stamp

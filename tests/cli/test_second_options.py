@@ -18,6 +18,7 @@ COMMANDS: dict[str, Any] = {"then_model": Search, "choose_on": Options}
     [
         ({"then_k": 5}, "--then-k: of a second model; give --then as well"),
         ({"then_weight": 1.0}, "--then-weight: of a second model"),
+        ({"then_caption_score": "sum"}, "--then-caption-score: of a second model"),
         ({"then": "b", "then_k": 0}, "--then-k 0: the least is 1"),
         ({"then": "b", "then_weight": 1.5}, "--then-weight 1.5: give a number from 0 to 1"),
     ],

@@ -52,7 +52,10 @@ def test_metrics_tell_of_the_second_model(trained, captioner, tmp_path, capsys):
     assert then["k"] == 4 and 0 <= then["weight"] <= 1
     same = SecondChoice(str(captioner), 4, then["weight"])
     again = evaluate_model(str(trained), "shapes:val", Protocol(k=8), then=same)["then"]
-    assert again == then | {"chosen_on": None}
+    assert again == then | {"chosen_on": None} and again["caption_score"] == "pmi"
+    other = dataclasses.replace(same, caption_score="sum")
+    other = evaluate_model(str(trained), "shapes:val", Protocol(k=8), then=other)["then"]
+    assert other["caption_score"] == "sum" and other["i2t"] != again["i2t"]
     told = " ".join(capsys.readouterr().out.split())
     assert f"{then['t2i']['R@1']:.2f}" in told and "reranks the best 4" in told
 
@@ -86,6 +89,9 @@ def test_a_model_without_a_choice_of_scores_says_so(trained):
         measure_source(runtime, open_gallery("shapes:val"), Protocol(caption_score="sum"))
     with pytest.raises(ValueError, match=f"--caption-score sum: {trained} is no captioner"):
         evaluate_model(str(trained), "shapes:val", Protocol(caption_score="sum"))
+    then = SecondChoice(str(trained), caption_score="sum")
+    with pytest.raises(ValueError, match=f"--then-caption-score sum: {trained} is no captioner"):
+        evaluate_model(str(trained), "shapes:val", then=then)
 
 
 def test_models_that_read_other_images_are_not_compared(trained, captioner):

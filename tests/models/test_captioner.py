@@ -273,16 +273,24 @@ def test_one_direction_is_a_part_of_both(direction):
     np.testing.assert_allclose(ours.values[0], found().values[number], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("remat, scan", [(True, False), (False, True), (True, True)])
-def test_remat_and_loops_change_neither_scores_nor_gradients(remat, scan):
+@functools.cache
+def with_gradient(remat: bool = False, scan: bool = False) -> Any:
+    """(sum of the scores, its gradient)."""
     ids, tokens = jnp.asarray(text_ids()), jnp.asarray(stored_tokens())
+    model = Captioner(SUM, remat=remat, scan=scan)
 
-    def loss(params, model):
+    @jax.jit
+    @jax.value_and_grad
+    def step(params):
         return jnp.sum(model.bind({"params": params}).match(ids, tokens))
 
-    step = jax.jit(jax.value_and_grad(loss), static_argnums=1)
-    expected, gradient = step(weights(), Captioner(SUM))
-    ours, other = step(weights(), Captioner(SUM, remat=remat, scan=scan))
+    return step(weights())
+
+
+@pytest.mark.parametrize("remat, scan", [(True, False), (False, True), (True, True)])
+def test_remat_and_loops_change_neither_scores_nor_gradients(remat, scan):
+    expected, gradient = with_gradient()
+    ours, other = with_gradient(remat, scan)
     assert float(ours) == pytest.approx(float(expected), rel=1e-6)
     largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(gradient))
     jax.tree.map(
@@ -296,6 +304,7 @@ def test_dropout_is_drawn_anew_in_training_and_never_elsewhere():
     model = Captioner(SUM, dropout=0.5)
     ids, tokens = jnp.asarray(text_ids()), jnp.asarray(stored_tokens())
 
+    @functools.partial(jax.jit, static_argnums=1)
     def match(seed: int, train: bool) -> Any:
         rngs = {"dropout": jax.random.key(seed)}
         return model.apply({"params": weights()}, ids, tokens, train, method="match", rngs=rngs)

@@ -12,12 +12,13 @@ from edje_jax.cli.edje import main as edje
 from edje_jax.cli.program import UsageError
 from edje_jax.config.calibration import Calibration
 from edje_jax.evaluation.scores import sigmoid
+from edje_jax.index.shard_files import ImageRecord
 from edje_jax.index.store import BadStore
 from edje_jax.models.token_formats import unpack
 from edje_jax.scenes.shapes import Shapes
 from edje_jax.search.cascade import search_images
 from edje_jax.search.query import Query
-from edje_jax.search.second_reranker import SecondReranker
+from edje_jax.search.second_reranker import SecondReranker, shows_another
 
 IMAGES = 10
 TEXTS = ["a red circle left of a blue square", "a small striped green star"]
@@ -103,6 +104,37 @@ def test_images_that_the_second_index_lacks_stand_behind(
         assert got[-2:] == [id for id in was if id in lost]
     told = [record.getMessage() for record in caplog.records if "lacks" in record.getMessage()]
     assert len(told) == 1 and f"lacks 2 of {IMAGES} candidates" in told[0] and ".png" in told[0]
+
+
+def test_an_image_that_was_replaced_in_one_index_is_left_out(
+    first, second, indexes, caplog, monkeypatch
+):
+    """Its tokens in the other are of another picture."""
+    store = indexes["second"].store
+    row = type(store).row
+
+    def replaced(self, number: int) -> ImageRecord:
+        record = row(self, number)
+        other = self is store and record.id == "3.png"
+        return record._replace(digest="0" * 32) if other else record
+
+    monkeypatch.setattr(type(store), "row", replaced)
+    both = first.followed_by(second.second(indexes["second"], k=IMAGES))
+    found = both.search(indexes["first"], TEXTS, k=IMAGES, top_k=IMAGES)
+    assert [ids[-1] for ids in ids_of(found)] == ["3.png"] * 2
+    (told,) = [one.getMessage() for one in caplog.records if "another picture" in one.getMessage()]
+    assert "holds another picture of 1 of 10 candidates" in told and "such as 3.png; they" in told
+
+
+def test_pictures_are_told_apart_by_digests_and_else_by_stamps():
+    def row(stamp: str = "", digest: str = "") -> ImageRecord:
+        return ImageRecord("a", "", [], (0, 0), stamp, digest)
+
+    assert shows_another(row("1", "a"), row("1", "b"))
+    assert not shows_another(row("1", "a"), row("2", "a"))  # A copy of the file
+    assert not shows_another(row("1", "a"), row("2"))
+    assert shows_another(row("1"), row("2")) and not shows_another(row("1"), row("1"))
+    assert not shows_another(row(), row("1"))
 
 
 def test_a_weight_between_two_models_warns_once_if_one_is_not_calibrated(
@@ -208,6 +240,11 @@ def test_the_command(first, second, indexes, capsys):
     expected = both.search(indexes["first"], TEXTS[:1], k=8)
     assert [result["id"] for result in told] == ids_of(expected)[0] and len(told) == 8
     assert told[0]["seconds"]["then"] > 0 and told[0]["seconds"]["rerank"] > 0
+    assert edje([*arguments, *then, "--then-caption-score", "mean"]) == 0
+    other = json.loads(capsys.readouterr().out)
+    assert {r["id"]: r["score"] for r in other} != {r["id"]: r["score"] for r in told}
+    with pytest.raises(UsageError, match=r"--then-caption-score mean: .* kind edje; leave"):
+        edje([*arguments, "--then", folders[0], "--then-caption-score", "mean"])
     with pytest.raises(UsageError, match="--then reranks"):
         edje([*arguments, *then, "--not", "a cat"])
     with pytest.raises(UsageError, match="--then-weight: of a second model"):

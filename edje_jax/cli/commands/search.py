@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from edje_jax.config.captioner import CaptionScore
 from edje_jax.config.model import InferencePrecision, RuntimeName
 from edje_jax.first_stage.registry import FIRST_STAGES, check_first_stage
 
@@ -121,6 +122,8 @@ class Search(CacheOptions, RuntimeOptions):
     then_weight: float | None = None
     """Weight of its scores beside the first model's, from 0 to 1 (default: 1, which leaves those
     aside)."""
+    then_caption_score: CaptionScore | None = None
+    """Score of its model, a captioner: sum, mean or pmi (default: its own)."""
     then_model: str | None = None
     """Present path of the model of --then, if it was moved (default: where it was then)."""
     model: str | None = None

@@ -1,4 +1,4 @@
-"""The `folder:` source: every image below a folder, without captions."""
+"""Files below a folder as sources without captions, and the `folder:` source, of its images."""
 
 import logging
 import os
@@ -28,35 +28,37 @@ LISTED = 20
 """Endings that the log counts."""
 
 
-class Folder:
-    """Images below a folder, sorted by path.
-
-    A file with an ending of the decoders' (`data.decoders`), in either case, is taken as it is; one
-    with `SIDECARS`' is not; any other is opened, and its first bytes decide. Hidden files and
-    folders are passed over. `passed_over` counts and names what is no image, and the log says so.
+class FilesOfFolder:
+    """Files of a kind below a folder, sorted by path, without captions.
 
     Links are followed. A folder is read once, by its own path if that is below this one, else by
-    the first link to it: links that lead back or to the same place add nothing.
+    the first link to it: links that lead back or to the same place add nothing. `passed_over`
+    counts and names all other files, and the log says so.
 
-    An image's id is its path below the folder, with "/" on every system.
+    An id is the path below the folder, with "/" on every system.
 
     Raises:
         FileNotFoundError: no such folder.
         NotADirectoryError: it is a file.
-        ValueError: it holds no image.
+        ValueError: it holds no such file.
     """
 
-    def __init__(self, path: str | os.PathLike[str]):
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        kind: str,
+        why_not: Callable[[os.DirEntry[str]], str],
+    ):
         self.folder = os.path.expanduser(path)
+        self.kind = kind
         self.passed_over = PassedOver()
-        found = files_below(self.folder, "image", _why_no_image, self.passed_over)
-        self._paths = PackedStrings(found)
+        self._paths = PackedStrings(files_below(self.folder, kind, why_not, self.passed_over))
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def image_id(self, index: int) -> str:
-        """The image's path below the folder."""
+        """The file's path below the folder."""
         return self._paths[self._checked(index)]
 
     def captions(self, index: int) -> tuple[str, ...]:
@@ -65,12 +67,32 @@ class Folder:
         return ()
 
     def path(self, index: int) -> str:
-        """Path of the image's file."""
+        """Path of the file."""
         return os.path.join(self.folder, self._paths[self._checked(index)])
 
     def stamp(self, index: int) -> str:
         """The file's size and modification time."""
         return file_stamp(self.path(index))
+
+    def _checked(self, index: int) -> int:
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.folder} has {len(self)} {self.kind}s, asked for {index}")
+        return index
+
+
+class Folder(FilesOfFolder):
+    """Images below a folder.
+
+    A file with an ending of the decoders' (`data.decoders`), in either case, is taken as it is; one
+    with `SIDECARS`' is not; any other is opened, and its first bytes decide. Hidden files and
+    folders are passed over.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError, ValueError: see `FilesOfFolder`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        super().__init__(path, "image", _why_no_image)
 
     def encoded(self, index: int) -> bytes:
         """The image's file; `BadImage` if it cannot be read."""
@@ -86,11 +108,6 @@ class Folder:
         if text_fault(self.image_id(index)):
             raise BadImage(f"{printable(path)}: its name is not UTF-8; rename it")
         return path
-
-    def _checked(self, index: int) -> int:
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.folder} has {len(self)} images, asked for {index}")
-        return index
 
 
 def files_below(

@@ -9,9 +9,7 @@ from PIL import Image
 from edje_jax.config.frames import FrameSampling
 from edje_jax.data.frames import ENDINGS, middle_frame, read_frames, require_av
 from edje_jax.data.images import BadImage, read_file
-from edje_jax.data.sources.folder import ending, files_below
-from edje_jax.data.sources.packed import PackedStrings
-from edje_jax.data.sources.passed_over import PassedOver
+from edje_jax.data.sources.folder import FilesOfFolder, ending
 from edje_jax.data.sources.texts import printable, text_fault
 from edje_jax.data.stamps import file_stamp
 
@@ -51,47 +49,20 @@ class VideoFiles(ABC):
         return path
 
 
-class VideoFolder(VideoFiles):
-    """Videos below a folder, sorted by path, without captions.
+class VideoFolder(FilesOfFolder, VideoFiles):
+    """Videos below a folder.
 
     A file with an ending of `data.frames.ENDINGS`, in either case, is taken for a video; whether it
-    is one shows when it is read. `passed_over` counts and names all others, and the log says so.
-    Links are followed as `folder.Folder` does. A video's id is its path below the folder.
+    is one shows when it is read.
 
     Raises:
-        FileNotFoundError: no such folder.
-        NotADirectoryError: it is a file.
-        ValueError: it holds no video.
+        FileNotFoundError, NotADirectoryError, ValueError: see `FilesOfFolder`.
         ImportError: PyAV is not installed.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
         require_av()
-        self.folder = os.path.expanduser(path)
-        self.passed_over = PassedOver()
-        found = files_below(self.folder, "video", why_no_video, self.passed_over)
-        self._paths = PackedStrings(found)
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def image_id(self, index: int) -> str:
-        """The video's path below the folder."""
-        return self._paths[self._checked(index)]
-
-    def captions(self, index: int) -> tuple[str, ...]:
-        """None: an empty tuple."""
-        self._checked(index)
-        return ()
-
-    def path(self, index: int) -> str:
-        """Path of the video's file."""
-        return os.path.join(self.folder, self._paths[self._checked(index)])
-
-    def _checked(self, index: int) -> int:
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.folder} has {len(self)} videos, asked for {index}")
-        return index
+        super().__init__(path, "video", why_no_video)
 
 
 def why_no_video(entry: os.DirEntry[str]) -> str:
