@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import train
+from edje_jax.training.processes import NoCluster
 from tests.conftest import ROOT
 from tests.real_sets import scenes, write_tar
 from tests.small_runs import TINY, read_log
@@ -103,50 +105,48 @@ def eight(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def half(tmp_path_factory) -> Path:
-    """A run of one process on eight devices, stopped at half of its way."""
-    workdir = tmp_path_factory.mktemp("half")
-    process = start(workdir, 8)
-    await_step(workdir, 10, [process])
-    process.send_signal(signal.SIGTERM)
-    finish(process)
-    assert 10 <= len(losses(workdir)) < STEPS
+def stopped(tmp_path_factory) -> Path:
+    """A run of two processes of four devices that one's SIGTERM stopped on its way."""
+    workdir = tmp_path_factory.mktemp("stopped")
+    both = start_two(workdir)
+    await_step(workdir, 5, both)
+    both[1].send_signal(signal.SIGTERM)
+    finish(*both)
+    saved = [int(path.name) for path in (workdir / "checkpoints").iterdir()]
+    assert 5 <= max(saved) == len(losses(workdir)) < STEPS
+    assert not (workdir / "model").exists()
     return workdir
 
 
-@pytest.mark.parametrize("where", ["one device", "two processes, fsdp = 4"])
-def test_a_run_goes_on_elsewhere(where, eight, half, tmp_path):
-    workdir, done = tmp_path / "run", len(losses(half))
-    shutil.copytree(half, workdir)
-    if where == "one device":
-        finish(start(workdir, 1))
-    else:
-        finish(*start_two(workdir, "--mesh.fsdp", "4"))
+def test_two_processes_take_the_steps_of_one(eight, stopped):
+    ours = losses(stopped)
+    np.testing.assert_allclose(ours[0], losses(eight)[0], rtol=1e-5)
+    np.testing.assert_allclose(ours, losses(eight)[: len(ours)], rtol=1e-4)
+
+
+def test_a_run_of_two_goes_on_on_one_device(eight, stopped, tmp_path):
+    workdir, done = shutil.copytree(stopped, tmp_path / "run"), len(losses(stopped))
+    finish(start(workdir, 1))
     ours, theirs = losses(workdir), losses(eight)
     assert len(ours) == STEPS
     np.testing.assert_allclose(ours[done : done + 10], theirs[done : done + 10], rtol=1e-4)
 
 
-def test_two_processes_stopped_and_killed_take_the_steps_of_one(eight, tmp_path):
-    """A run of two that one's SIGTERM stops, that loses process 0, then process 1, then ends."""
-    both = start_two(tmp_path)
-    await_step(tmp_path, 5, both)
-    both[1].send_signal(signal.SIGTERM)
-    finish(*both)
-    saved = [int(path.name) for path in (tmp_path / "checkpoints").iterdir()]
-    assert max(saved) == len(losses(tmp_path)) < STEPS
+def test_two_processes_killed_take_the_steps_of_one(eight, stopped, tmp_path):
+    """A run of two that loses process 0, then process 1, then ends with its parameters split."""
+    workdir = shutil.copytree(stopped, tmp_path / "run")
     for killed in (0, 1):
-        before, both = log_file(tmp_path), start_two(tmp_path)
-        await_step(tmp_path, 12, both, before)
+        before, both = log_file(workdir), start_two(workdir)
+        await_step(workdir, 12, both, before)
         assert_ends_when_the_other_dies(both, killed)
-        assert not (tmp_path / "model").exists()
-    finish(*start_two(tmp_path))
-    ours, theirs = losses(tmp_path), losses(eight)
-    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5)
+        assert not (workdir / "model").exists()
+    finish(*start_two(workdir, "--mesh.fsdp", "4"))
+    ours, theirs = losses(workdir), losses(eight)
+    assert len(ours) == STEPS
     np.testing.assert_allclose(ours, theirs, rtol=1e-4)
     names = {path.relative_to(eight) for path in (eight / "model").rglob("*")}
-    assert names == {path.relative_to(tmp_path) for path in (tmp_path / "model").rglob("*")}
-    assert not list(tmp_path.glob(".model*"))
+    assert names == {path.relative_to(workdir) for path in (workdir / "model").rglob("*")}
+    assert not list(workdir.glob(".model*"))
 
 
 def assert_ends_when_the_other_dies(both: list[subprocess.Popen[str]], killed: int) -> None:
@@ -198,6 +198,5 @@ def test_processes_that_find_nobody_say_what_to_set(tmp_path):
     _, err = alone.communicate(timeout=120)
     assert alone.returncode == 1
     assert "--coordinator HOST:PORT, --num-processes N and its own --process-id" in err
-    astray = start(tmp_path, 1, "--coordinator", "localhost:1234")
-    _, err = astray.communicate(timeout=120)
-    assert astray.returncode == 1 and "need --distributed auto" in err
+    with pytest.raises(NoCluster, match="need --distributed auto"):
+        train.main(["debug", "--workdir", str(tmp_path), "--coordinator", "localhost:1234"])
