@@ -160,7 +160,7 @@ def masked_pass(config: EdjeConfig, params, ids) -> jax.Array:
         plain = Edje(dataclasses.replace(config, joint_encoder=config_of(0).joint_encoder))
         tokens = plain.apply({"params": params}, jnp.asarray(vision_tokens()), method="compress")
         start = jnp.full((len(ids), 1), config.max_text_length)
-        text, there = joint._text(ids)
+        text, there = joint._text(ids, M)
         parts = zip(joint._vision(tokens, start), text, strict=True)
         x = joint.embeddings(*(jnp.concatenate(part, axis=1) for part in parts), False)
         vision = jnp.arange(x.shape[1]) < M

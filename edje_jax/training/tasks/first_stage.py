@@ -62,6 +62,11 @@ class FirstStageTask:
         claim_workdir(config, workdir)
         source, self.validation = open_sets(config.data, model.config.image.size)
         self.heads = config.heads.resolve()
+        if self.heads.reads_tokens and model.config.may_miss_frames:
+            raise ValueError(
+                "--heads.reads-tokens True: the mean of a video's tokens would count frames that"
+                " are not there; leave it out"
+            )
         self.model = without_heads(model)
         self.runtime = JaxRuntime.of(self.model, config.precision)
         folder = Path(config.index).expanduser() if config.index else workdir / "index"
