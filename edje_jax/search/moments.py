@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from edje_jax.evaluate.frame_attention import attended_frames
 from edje_jax.index.image_index import ImageIndex
 from edje_jax.runtimes.base import Runtime
 from edje_jax.runtimes.jax import JaxRuntime
@@ -37,8 +38,6 @@ def find_moments(
     Raises:
         BadStore: the index is one of images.
     """
-    from edje_jax.evaluate.frame_attention import attended_frames
-
     if not len(images):
         return []
     assert isinstance(runtime, JaxRuntime)
