@@ -6,6 +6,7 @@ Examples:
     {program} tiny --data.train blip:train.json --model.backbone runs/backbone/model
 """
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import tyro
 
 from edje_jax.cli.named_configs import choose_config, config_names
 from edje_jax.cli.program import UsageError
-from edje_jax.config.run import RunConfig
+from edje_jax.config.run import EdjeRun, RunConfig
 from edje_jax.config.saved_run import run_to_dict
 
 
@@ -24,6 +25,8 @@ def main(arguments: list[str], program: str = "edje train", runs: Path = Path("r
         sys.stdout.write(f"usage: {usage}\n\n{help_text(program)}")
         return 0
     name, default = choose_config(arguments, usage)
+    if "--init" in given(arguments):
+        default = without_own_parts(default)
     config = tyro.cli(type(default), default=default, args=arguments[1:], prog=f"{program} {name}")
     workdir = Path(config.workdir or runs / name).expanduser()
     # Imported late, so that a mistyped option is reported at once.
@@ -38,6 +41,21 @@ def main(arguments: list[str], program: str = "edje train", runs: Path = Path("r
     return 0
 
 
+def given(arguments: list[str]) -> set[str]:
+    """Options that a command line names, spelled with hyphens."""
+    return {argument.partition("=")[0].replace("_", "-") for argument in arguments}
+
+
+def without_own_parts(config: RunConfig) -> RunConfig:
+    """A config without the backbone, the adapter's width and the captions' length that it names for
+    a model from scratch, so that a run with --init keeps those of the model that it starts from."""
+    if not isinstance(config, EdjeRun):
+        return config
+    adapter = dataclasses.replace(config.model.adapter, intermediate_size=None)
+    model = dataclasses.replace(config.model, backbone=None, adapter=adapter, max_text_length=None)
+    return dataclasses.replace(config, model=model)
+
+
 def check_followed(asked: RunConfig, run: RunConfig, arguments: list[str]) -> None:
     """Refuse options on a command line that a run does not follow, as what it starts from decides.
 
@@ -46,9 +64,9 @@ def check_followed(asked: RunConfig, run: RunConfig, arguments: list[str]) -> No
     """
     from edje_jax.training.loop import differences
 
-    given = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
+    options = given(arguments)
     for name, (value, of_run) in differences(run_to_dict(asked), run_to_dict(run)).items():
-        if (option := "--" + name.replace("_", "-")) in given:
+        if (option := "--" + name.replace("_", "-")) in options:
             raise UsageError(
                 f"{option} {value}: the model of --init has {of_run}; leave the option out"
             )

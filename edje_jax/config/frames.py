@@ -34,6 +34,16 @@ class FrameSampling:
         if self.by not in get_args(SamplingBy):
             raise ValueError(f'by "{self.by}": {", ".join(get_args(SamplingBy))}')
 
+    @property
+    def words(self) -> str:
+        """The choice in words, such as "8 frames, from the middles of as many equal parts"."""
+        frames = f"{self.frames} frame{'s' if self.frames > 1 else ''}"
+        if self.by == "rate":
+            return f"{self.rate:g} frames a second, {frames} at most, spread evenly"
+        if self.by == "keyframes":
+            return f"{frames} at most, of those that are coded without others"
+        return f"{frames}, from the middles of as many equal parts"
+
     def parts(self, seconds: float) -> int:
         """Number of equal parts that a video of so many seconds is cut into."""
         if self.by != "rate":

@@ -118,15 +118,22 @@ class VideoSpec:
 
     def resolve(self, start: VideoConfig | None) -> VideoConfig | None:
         """Complete settings of a run, which may start from a model with those of `start`; None for
-        a model of images."""
+        a model of images.
+
+        Raises:
+            ValueError: a rate is given, and frames are not chosen by it.
+        """
         if start is None and self == VideoSpec():
             return None
         base = start or VideoConfig()
-        sampling = FrameSampling(
-            self.frames or base.sampling.frames,
-            self.by or base.sampling.by,
-            self.rate or base.sampling.rate,
-        )
+        by, rate = self.by or base.sampling.by, self.rate or base.sampling.rate
+        if self.rate is not None and by != "rate":
+            raise ValueError(
+                f"--model.video.rate {self.rate}: frames are chosen by {by}; add --model.video.by"
+                " rate, or leave it out"
+            )
+        rate = rate if by == "rate" else FrameSampling.rate
+        sampling = FrameSampling(self.frames or base.sampling.frames, by, rate)
         return VideoConfig(sampling, self.pooling or base.pooling)
 
 

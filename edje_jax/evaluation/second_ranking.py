@@ -52,11 +52,7 @@ def check_same_frames(first: EdjeConfig, second: EdjeConfig) -> None:
 
 
 def _frames_read(config: EdjeConfig) -> str:
-    if config.video is None:
-        return "images"
-    sampling = config.video.sampling
-    rate = f" at {sampling.rate:g} a second" if sampling.by == "rate" else ""
-    return f"up to {sampling.frames} frames of a video, {sampling.by}{rate}"
+    return f"{config.video.sampling.words}, of a video" if config.video else "images"
 
 
 def check_calibrated(first: Calibration, second: Calibration, weight: float) -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from edje_jax.config.frames import FramePooling
 from edje_jax.config.model import EdjeConfig
@@ -81,9 +81,3 @@ def present_rows(config: EdjeConfig, tokens: Float[Array, "b m d"]) -> Bool[Arra
     if not config.may_miss_frames:
         return jnp.ones(tokens.shape[:2], bool)
     return jnp.any(tokens != 0, axis=-1)
-
-
-def rows_of_frame(config: EdjeConfig, frame: Int[Array, " n"]) -> Int[Array, "n m"]:
-    """Rows of the compressed tokens that a frame has, by its number."""
-    each = config.tokens_per_frame
-    return frame[:, None] * each + jnp.arange(each)[None]

@@ -46,7 +46,7 @@ def check_frames(config: EdjeRun, teacher: Model, whole: EdjeConfig) -> None:
     theirs, ours = teacher.config.video, whole.video
     if (theirs and theirs.sampling) == (ours and ours.sampling):
         return
-    told = [f"videos by {video.sampling}" if video else "images" for video in (theirs, ours)]
+    told = [f"{each.sampling.words}, of a video" if each else "images" for each in (theirs, ours)]
     raise ValueError(
         f"--teacher {config.teacher}: reads {told[0]}, and this run {told[1]}; set the options of"
         " --model.video as its run did"

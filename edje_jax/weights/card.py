@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from edje_jax.config.captioner import CaptionScore
-from edje_jax.config.frames import FrameSampling
 from edje_jax.config.model import BertConfig, EdjeConfig, ImageRecipe, ModelKind
 from edje_jax.config.run import EdjeRun, RunConfig
 from edje_jax.config.saved_run import run_to_dict
@@ -127,20 +126,10 @@ def _videos(config: EdjeConfig) -> str:
     ]
     sizes = ", ".join(f"{name} {FORMATS[name].bytes_per_image(*rows):,}" for name in formats)
     return (
-        f"| videos | {_sampled(config.video.sampling)}; an image is a video of one frame |\n"
+        f"| videos | {config.video.sampling.words}; an image is a video of one frame |\n"
         f"| stored of a video | {kept} (pooling {config.video.pooling}) |\n"
         f"| bytes a video | {sizes} |\n"
     )
-
-
-def _sampled(sampling: FrameSampling) -> str:
-    """Choice of a video's frames."""
-    frames = f"{sampling.frames} frame{'s' if sampling.frames > 1 else ''}"
-    if sampling.by == "rate":
-        return f"{sampling.rate:g} frames a second, {frames} at most, spread evenly"
-    if sampling.by == "keyframes":
-        return f"{frames} at most, of those that are coded without others"
-    return f"{frames}, from the middles of as many equal parts"
 
 
 def _upsampling(config: EdjeConfig) -> str:

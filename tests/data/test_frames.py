@@ -198,6 +198,7 @@ def test_a_truncated_video_gives_its_frames_if_half_of_it_is_there(tmp_path, end
     path = write_video(tmp_path / f"whole.{ending}", "mjpeg", front=ending == "mp4")
     data = path.read_bytes()
     found = numbers(data[: len(data) * 8 // 10], 4)
+    # How much is there after a cut depends on the encoder, whose bytes differ between machines.
     assert len(found) == 4 and found == sorted(set(found)) and 10 <= found[-1] < 17
     with pytest.raises(BadImage, match=r"cut: truncated: 0\.\d of \d\.\d seconds are there"):
         list(read_frames(data[: len(data) * 4 // 10], FrameSampling(4), "cut"))

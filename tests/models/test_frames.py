@@ -22,7 +22,7 @@ from edje_jax.config.model import (
     VisionConfig,
 )
 from edje_jax.data.images import normalise_all
-from edje_jax.models.frames import encode_vision, mean_embedding, present_rows, rows_of_frame
+from edje_jax.models.frames import encode_vision, mean_embedding, present_rows
 from edje_jax.models.scorers import make_scorer
 from edje_jax.models.token_formats import pack, unpack
 from edje_jax.runtimes.encoding import encode_batch
@@ -150,7 +150,6 @@ def test_missing_frames_stay_missing_in_the_store(dtype):
     expected = np.ones((3, 8), bool)
     expected[1, 2:] = False
     np.testing.assert_array_equal(present_rows(config, stored), expected)
-    assert rows_of_frame(config, jnp.asarray([1, 3])).tolist() == [[2, 3], [6, 7]]
 
 
 def test_pixels_behind_the_last_frame_count_for_nothing():

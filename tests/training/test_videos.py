@@ -22,6 +22,7 @@ from flax.traverse_util import flatten_dict
 import train
 from configs.debug import config as debug
 from configs.video import config as video
+from edje_jax.cli.train import given, without_own_parts
 from edje_jax.config.frames import FrameSampling, VideoConfig
 from edje_jax.config.model import EdjeConfig
 from edje_jax.config.parts import AdapterSpec, VideoSpec
@@ -215,9 +216,11 @@ def test_a_run_reads_videos_where_it_says_so_or_starts_from_such_a_model():
     assert VideoSpec().resolve(None) is None
     assert VideoSpec().resolve(start) == start
     assert VideoSpec(frames=3).resolve(None) == VideoConfig(FrameSampling(3))
-    assert VideoSpec(by="uniform", pooling="none").resolve(start) == VideoConfig(
-        FrameSampling(4, "uniform", 2.0)
-    )
+    assert VideoSpec(by="uniform", pooling="none").resolve(start) == VideoConfig(FrameSampling(4))
+    with pytest.raises(
+        ValueError, match=r"^--model\.video\.rate 2\.0: frames are chosen by uniform"
+    ):
+        VideoSpec(rate=2.0).resolve(None)
     for wrong, told in ((dict(frames=0), "frames 0"), (dict(rate=0.0), r"rate 0\.0")):
         with pytest.raises(ValueError, match=rf"--model\.video\.{told}"):
             VideoSpec(**wrong)
@@ -250,8 +253,22 @@ def test_a_model_of_images_goes_on_with_videos(trained, tmp_path, caplog):
     assert "with the first 2 of its 8 queries" in caplog.text
 
 
+def test_the_config_for_videos_goes_on_with_the_parts_of_init(trained, tmp_path):
+    before = load_model(str(trained))
+    run = dataclasses.replace(without_own_parts(video), init=str(trained))
+    parts = assemble(run, None, tmp_path)
+    assert parts.backbone.shares_params_of(before.backbone)
+    assert parts.config.max_text_length == before.config.max_text_length
+    assert (parts.config.frames, parts.config.tokens_per_frame) == (8, 2)
+    theirs = before.params["adapter"]
+    np.testing.assert_array_equal(parts.params["adapter"]["query"], theirs["query"][:, :2])
+    assert given(["video", "--init=runs/mine", "--model.max_text_length", "9"]) == {
+        "video", "--init", "--model.max-text-length", "9"
+    }  # fmt: skip
+
+
 def test_a_teacher_of_images_teaches_no_model_of_videos(trained, tmp_path):
-    with pytest.raises(ValueError, match=r"reads images, and this run videos by .*frames=4"):
+    with pytest.raises(ValueError, match=r"reads images, and this run 4 frames, .* of a video"):
         assemble(edited(teacher=trained, video=VideoSpec(frames=4)), None, tmp_path)
 
 

@@ -22,8 +22,8 @@ SIDECARS = (
     ".txt", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".html", ".md", ".npy", ".npz", ".parquet",
 )  # fmt: skip
 """Endings of what often lies beside images by the million: not opened to see whether it is one."""
-_THUMBNAILS = re.compile(r"thumbnails-\d+\.bin.*")
-"""An index's, in which JPEG files follow each other: an index may lie among its images."""
+_OF_AN_INDEX = re.compile(r"(thumbnails|strips)-\d+\.bin.*")
+"""Files of an index, in which JPEG files follow each other: it may lie among its images."""
 LISTED = 20
 """Endings that the log counts."""
 
@@ -188,7 +188,7 @@ def _kind(entry: os.DirEntry[str]) -> str:
 
 
 def _why_no_image(entry: os.DirEntry[str]) -> str:
-    if _THUMBNAILS.fullmatch(entry.name):
+    if _OF_AN_INDEX.fullmatch(entry.name):
         return "thumbnails of an index"
     if (kind := ending(entry.name)) in endings():
         return ""
