@@ -8,8 +8,7 @@ from edje_jax.cli.program import UsageError
 
 def check_then(options: Any, *others: str) -> None:
     """Refuse options of a second model that are out of range, or without `--then`; `others` are
-    those that a command has beside `then_k`, `then_weight` and
-    `then_caption_score`.
+    those that a command has beside `then_k`, `then_weight` and `then_caption_score`.
 
     Raises:
         UsageError: some are.

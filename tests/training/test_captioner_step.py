@@ -198,8 +198,8 @@ def test_every_parameter_learns_and_no_gradient_is_broken_by_a_row_of_padding():
     assert "captioner/backward/layers_0/cross_value/kernel" in gradients
 
 
-def test_captioning_alone_asks_for_no_negatives():
-    """Nor for captions without an image."""
+def test_captioning_alone_computes_no_other_loss():
+    """Neither pairs with negatives nor captions without an image."""
     _, step, given = prepared(CAPTIONING)
     _, told = jax.eval_shape(step, *given)
     assert set(told) == {"loss", "loss/captioning", "grad_norm", "lr"}

@@ -39,7 +39,7 @@ def test_every_format_trains_on_the_same_batches(tmp_path, monkeypatch):
         for (ours, bad), (theirs, _) in zip(batches, expected, strict=True):
             assert not bad, kind
             for name, one, other in zip(Batch._fields, ours, theirs, strict=True):
-                # Ids differ from format to format; who is whose twin does not.
+                # Ids differ from format to format; which rows share one does not.
                 if name in ("image_ids", "caption_ids"):
                     one, other = (np.equal.outer(ids, ids) for ids in (one, other))
                 np.testing.assert_array_equal(one, other, err_msg=f"{kind}: {name}")
