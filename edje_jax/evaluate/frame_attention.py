@@ -60,6 +60,23 @@ def attended_frames(
     return found
 
 
+def warm_frames(runtime: JaxRuntime | OnnxRuntime) -> None:
+    """Compile every shape that `attended_frames` will ask for: each text length and batch size.
+
+    Raises:
+        ValueError: the model keeps no tokens of single frames.
+    """
+    runtime = runtime.offline if isinstance(runtime, OnnxRuntime) else runtime
+    config = runtime.config
+    check_frames(config)
+    shape = (max(BATCHES), config.num_tokens, config.joint_encoder.hidden_size)
+    tokens = np.zeros(shape, np.float32)
+    for length in lengths_up_to(config.max_text_length):
+        ids, weights = runtime.joint_tokenizer([""], length), np.zeros(length, np.float32)
+        for size in BATCHES:
+            _frame_attention(runtime.model, runtime.params, ids, tokens[:size], weights)
+
+
 def check_frames(config: EdjeConfig) -> None:
     """Refuse a model that does not keep tokens of each frame.
 

@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from edje_jax.evaluate.frame_attention import attended_frames
+from edje_jax.evaluate.frame_attention import attended_frames, warm_frames
 from edje_jax.index.image_index import ImageIndex
 from edje_jax.runtimes.base import Runtime
 from edje_jax.runtimes.jax import JaxRuntime
+from edje_jax.runtimes.onnx import OnnxRuntime
 from edje_jax.search.query import Query
 
 
@@ -23,24 +24,31 @@ class Moment(NamedTuple):
 
 
 def tells_moments(runtime: Runtime) -> bool:
-    """Whether moments of videos can be told: the model keeps tokens of each frame, and runs in JAX,
-    as other runtimes hand no attention out."""
-    video = runtime.config.video
-    return video is not None and video.pooling == "none" and isinstance(runtime, JaxRuntime)
+    """Whether moments of videos can be told: the model keeps tokens of each frame, and its
+    parameters are in this process."""
+    video, is_here = runtime.config.video, isinstance(runtime, JaxRuntime | OnnxRuntime)
+    return video is not None and video.pooling == "none" and is_here
+
+
+def warm_moments(runtime: Runtime, index: ImageIndex) -> None:
+    """Compile whatever moments of results of an index will need, if they can be told."""
+    if index.store.frames and tells_moments(runtime):
+        assert isinstance(runtime, JaxRuntime | OnnxRuntime)
+        warm_frames(runtime)
 
 
 def find_moments(
     runtime: Runtime, index: ImageIndex, text: str, images: Sequence[int]
 ) -> list[Moment]:
     """Moments of some videos of an index that a text speaks of; for those few that are shown, as
-    each is another run of the joint encoder.
+    each is another run of the joint encoder, by JAX whatever scores.
 
     Raises:
         BadStore: the index is one of images.
     """
     if not len(images):
         return []
-    assert isinstance(runtime, JaxRuntime)
+    assert isinstance(runtime, JaxRuntime | OnnxRuntime)
     shares = attended_frames(runtime, text, index.tokens[np.array(images, np.int64)])
     times = [index.store.frame_times(image) for image in images]
     return [most_attended(own, shown) for own, shown in zip(np.asarray(shares), times, strict=True)]

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import os
+import time
 from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
@@ -270,14 +271,15 @@ class Reranker:
         if then:
             texts = [*map(str, asked)]
             found, seconds["then"] = then.rerank(texts, index, found, self.calibration)
-        out = [
-            [
-                {"id": index.store.row(image).id, **scores}
-                for image, scores in with_moments(
-                    self.runtime, index, query, to_results(one, top_k, min_score)
-                )
-            ]
+        began = time.perf_counter()
+        results = [
+            with_moments(self.runtime, index, query, to_results(one, top_k, min_score))
             for query, one in zip(asked, found, strict=True)
+        ]
+        seconds["moments"] = time.perf_counter() - began
+        out = [
+            [{"id": index.store.row(image).id, **scores} for image, scores in one]
+            for one in results
         ]
         return with_details(out, index, seconds) if details else out
 

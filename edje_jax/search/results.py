@@ -39,6 +39,9 @@ class Timings:
     gather: float
     """Reading of tokens, which runs beside the reranking and is a part of it."""
     rerank: float
+    moments: float = 0.0
+    """Second pass over the results that are shown, which tells their moments; 0 where there is
+    none."""
 
     @classmethod
     def of(cls, seconds: dict[str, float], candidates: dict[str, float]) -> "Timings":

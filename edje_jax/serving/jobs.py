@@ -24,6 +24,8 @@ class SearchJob:
     """Filter of the images that may be found."""
     shown: int = 10
     """Best results of which moments are told, where they are videos."""
+    min_score: float | None = None
+    """Least score of those results; None for any."""
 
     @property
     def batch_key(self) -> Hashable:

@@ -166,6 +166,9 @@ class Seconds(BaseModel):
     ] = 0.0
     gather: float
     rerank: float
+    moments: Annotated[
+        float, Field(description="attention to the frames of the results; 0 where none are told")
+    ] = 0.0
     total: float
 
 

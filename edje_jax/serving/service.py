@@ -1,5 +1,6 @@
 """Computations of the server: batches of searches and rerankings, on one thread."""
 
+import dataclasses
 import logging
 import time
 from collections import defaultdict
@@ -17,7 +18,7 @@ from edje_jax.index.shard_files import BadStore
 from edje_jax.models.token_formats import PackedTokens, unpack
 from edje_jax.search.cascade import search_texts
 from edje_jax.search.composed import combine, joined, score_parts, search_queries
-from edje_jax.search.moments import Moment, find_moments, tells_moments
+from edje_jax.search.moments import Moment, find_moments, tells_moments, warm_moments
 from edje_jax.search.query import Query, read_query, stored_images
 from edje_jax.search.reranker import Reranker
 from edje_jax.search.results import RankedCandidates, to_results
@@ -29,8 +30,6 @@ log = logging.getLogger(__name__)
 
 DEPTHS = (10, 20, 50, 100, 200)
 """Depths of searches that are compiled before a request asks for them."""
-SHOWN = 24
-"""Results of the search page, of which moments are told."""
 
 
 class Service:
@@ -69,18 +68,19 @@ class Service:
         found, seconds = search_queries(
             self.reranker.runtime, self.index, queries, jobs[0].k, self.reranker.calibration, chosen
         )
-        return [
-            Answer(one, seconds, self._moments(job, one))
-            for job, one in zip(jobs, found, strict=True)
-        ]
+        began = time.perf_counter()
+        moments = [self._moments(job, one) for job, one in zip(jobs, found, strict=True)]
+        if any(moments):
+            seconds = dataclasses.replace(seconds, moments=time.perf_counter() - began)
+        return [Answer(one, seconds, told) for one, told in zip(found, moments, strict=True)]
 
     def _moments(self, job: SearchJob, found: RankedCandidates) -> dict[int, Moment]:
-        """Moments of the best images, by their rows; none where they cannot be told."""
+        """Moments of the results that are shown, by their rows; none where they cannot be told."""
         text = job.query if isinstance(job.query, str) else job.query.text
         runtime, store = self.reranker.runtime, self.index.store
         if not (text and store.frames and tells_moments(runtime)):
             return {}
-        images = found.rows[: job.shown].tolist()
+        images = [image for image, _ in to_results(found, job.shown, job.min_score)]
         return dict(zip(images, find_moments(runtime, self.index, text, images), strict=True))
 
     def _captions(self, jobs: list[CaptionsJob]) -> list[Answer]:
@@ -206,6 +206,7 @@ class Service:
         """
         self.open_metadata()
         self.compile(ks)
+        self.compile_moments()
 
     def open_metadata(self) -> None:
         """Open the metadata of all shards, for filters."""
@@ -231,9 +232,12 @@ class Service:
             for depth in {one.depth(k) for k in ks}:
                 for queries in QUERY_BATCHES:
                     one.stage.nearest(self._no_queries(queries), depth)
-        if self.index.store.frames and tells_moments(runtime):
-            find_moments(runtime, self.index, "a", range(min(len(self.index), SHOWN)))
         log.info("compiled in %.0f s", time.perf_counter() - began)
+
+    def compile_moments(self) -> None:
+        """Compile what moments of results will ask for, where they can be told."""
+        if len(self.index):
+            warm_moments(self.reranker.runtime, self.index)
 
     def _no_queries(self, count: int) -> np.ndarray:
         """Queries of zeros, in the form that the first stage reads."""

@@ -29,7 +29,7 @@ IDS = re.compile(r"[!-~]{1,128}")
 """Ids that are kept: visible ASCII, of a length that suits a log."""
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 """Id of the request that is answered."""
-PARTS = ("first_stage", "by_projection", "by_embedding", "rerank")
+PARTS = ("first_stage", "by_projection", "by_embedding", "rerank", "moments")
 """Parts of a search, one after the other; the reading of tokens runs beside the reranking."""
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from edje_jax.config.frames import FrameSampling, VideoConfig
-from edje_jax.evaluate.frame_attention import attended_frames
+from edje_jax.evaluate.frame_attention import _frame_attention, attended_frames, warm_frames
 from edje_jax.evaluate.word_attention import frame_word_maps
 from edje_jax.models.attention_maps import token_attention
 from edje_jax.models.token_formats import pack
@@ -91,6 +91,17 @@ def test_a_caption_without_words_tells_no_frame_from_another(runtime):
     video = with_video(runtime)
     shares = attended_frames(video, "...", stored(video))
     np.testing.assert_allclose(shares[[0, -2, -1]], [[1 / 3] * 3, [0.5, 0.5, 0], [1, 0, 0]])
+
+
+def test_warming_compiles_every_shape(runtime):
+    if runtime.config.joint_encoder.deferred_layers:
+        pytest.skip("the model without deferred layers is enough")
+    video = with_video(runtime)
+    warm_frames(video)
+    warm = _frame_attention._cache_size()
+    for words, videos in ((1, 1), (12, 5), (200, 17)):
+        attended_frames(video, "red " * words, stored(video, 17)[:videos])
+    assert _frame_attention._cache_size() == warm
 
 
 def test_a_model_without_tokens_of_frames_is_refused(runtime):

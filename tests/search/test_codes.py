@@ -127,7 +127,7 @@ def reranker(coded) -> Reranker:
     return Reranker.from_pretrained(coded)
 
 
-PARTS = {"first_stage", "by_projection", "by_embedding", "gather", "rerank"}
+PARTS = {"first_stage", "by_projection", "by_embedding", "gather", "rerank", "moments"}
 
 
 def test_results_tell_the_first_stage_and_the_seconds_of_every_part(reranker, shapes):

@@ -14,8 +14,10 @@ from edje_jax.evaluate.frame_attention import attended_frames
 from edje_jax.evaluate.measure import measure_source
 from edje_jax.evaluation.second_ranking import check_same_frames
 from edje_jax.index.build import build
+from edje_jax.runtimes.onnx import OnnxRuntime
+from edje_jax.runtimes.onnx_export import Export
 from edje_jax.scenes.moving import SECONDS, MovingShapes
-from edje_jax.search.moments import Moment, most_attended
+from edje_jax.search.moments import Moment, find_moments, most_attended, tells_moments
 from edje_jax.search.query import Query
 from tests.videos import write_video
 
@@ -40,8 +42,8 @@ def index(reranker, tmp_path_factory) -> ImageIndex:
 
 
 def test_results_tell_the_frame_that_the_words_attend_to_most(reranker, index):
-    (found,) = reranker.search(index, [TEXT], top_k=3)
-    assert len(found) == 3
+    (found,) = reranker.search(index, [TEXT], top_k=3, details=True)
+    assert len(found) == 3 and found[0]["seconds"]["moments"] > 0
     for result in found:
         row = index.store.image_of_id[result["id"]]
         shares = attended_frames(reranker.runtime, TEXT, index.tokens[np.array([row])])[0]
@@ -49,6 +51,14 @@ def test_results_tell_the_frame_that_the_words_attend_to_most(reranker, index):
         assert result["moment"] == (result["frame"] + 0.5) * SECONDS / 4
     only_image = Query(like=found[0]["id"])
     assert all("moment" not in one for one in reranker.search(index, [only_image])[0])
+
+
+def test_moments_are_the_same_where_onnx_runtime_scores(reranker, index):
+    runtime = reranker.runtime
+    scored = OnnxRuntime(runtime, Export(runtime.config, {}, "float32", ""))
+    assert tells_moments(scored)
+    moments = find_moments(scored, index, TEXT, [0, 4])
+    assert moments == find_moments(runtime, index, TEXT, [0, 4])
 
 
 def test_a_frame_that_is_not_there_is_no_moment():

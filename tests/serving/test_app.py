@@ -50,7 +50,7 @@ def test_search_is_the_rerankers(client, service):
         assert result["score"] == pytest.approx(one["score"], abs=1e-5)
         assert result["base_rank"] == one["base_rank"] and len(result["captions"]) == 2
     assert answer["k"] == 9 and set(answer["seconds"]) == {
-        "first_stage", "by_projection", "by_embedding", "gather", "rerank", "total"
+        "first_stage", "by_projection", "by_embedding", "gather", "rerank", "moments", "total"
     }  # fmt: skip
     # The base order's ranks are the reranked places of the same images.
     everything = client.post("/search", json={"query": QUERY, "k": 9, "top_k": 9}).json()

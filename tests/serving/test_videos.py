@@ -15,6 +15,7 @@ from PIL import Image
 
 from edje_jax.data.frames import ENDINGS
 from edje_jax.index.shard_files import ImageRecord
+from edje_jax.search.moments import find_moments
 from edje_jax.serving.app import make_app
 from edje_jax.serving.videos import MEDIA_TYPES, address, file_facts
 from tests.serving.video_set import NAMES, served_videos
@@ -123,6 +124,21 @@ def test_results_tell_the_moment_and_where_files_are(client, results):
     told = {one["id"]: one.get("video") for one in base}
     assert told == {name: one.get("video") for name, one in results.items()}
     assert client.get("/info").json()["frames"] == 4
+
+
+def test_moments_are_told_of_shown_results_alone(client, video_service, monkeypatch):
+    asked = {"query": "a red circle", "top_k": 2}
+    told = []
+    monkeypatch.setattr(
+        "edje_jax.serving.service.find_moments",
+        lambda *given: told.append(given[-1]) or find_moments(*given),
+    )
+    seconds = client.post("/search", json=asked).json()["seconds"]
+    parts = ("first_stage", "by_projection", "by_embedding", "rerank", "moments")
+    assert seconds["moments"] > 0 and sum(seconds[part] for part in parts) <= seconds["total"]
+    refused = client.post("/search", json={**asked, "min_score": 1}).json()
+    assert refused["results"] == [] and refused["seconds"]["moments"] == 0
+    assert [len(images) for images in told] == [2, 0]
 
 
 def test_an_image_asks_among_videos(client, video_folder):

@@ -31,7 +31,8 @@ async def search(asked: SearchRequest, state: Shared) -> SearchAnswer:
     check_at_most("k", asked.k, state.limits.k, "--max-k")
     began = time.perf_counter()
     where, query = await _filter(asked, state), await state.read_query(asked.query)
-    answer = await state.compute(SearchJob(query, asked.k, _ids(asked), where, asked.top_k))
+    job = SearchJob(query, asked.k, _ids(asked), where, asked.top_k, asked.min_score)
+    answer = await state.compute(job)
     state.monitor.answer(answer.seconds, len(answer.found.rows) * state.texts_of(query))
     service = state.service
     found = service.results(answer, asked.top_k, asked.min_score)
