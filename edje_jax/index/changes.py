@@ -93,7 +93,7 @@ class Changes:
         return list(dict.fromkeys(texts)), "; ".join(filter(None, faults))
 
     def row(self, record: int, captions: list[str], stamp: str, digest: str) -> ImageRecord:
-        """Metadata row of an image, before its pictures have places in the shard."""
+        """Metadata row of an image, before its thumbnail and its strip have places in the shard."""
         source = self.source
         path = os.path.abspath(source.path(record)) if isinstance(source, OnDisk) else ""
         metadata = self._metadata(record) if self.metadata_names else {}

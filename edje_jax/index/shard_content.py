@@ -24,8 +24,8 @@ from edje_jax.first_stage.packing import pack as pack_codes
 from edje_jax.index.caption_columns import CODES, caption_columns
 from edje_jax.index.changes import Changes
 from edje_jax.index.embeddings import to_stored
-from edje_jax.index.pictures import thumbnail
 from edje_jax.index.shard_files import ImageRecord
+from edje_jax.index.thumbnails import thumbnail
 from edje_jax.index.video_content import KeptVideo, decode_video, video_columns
 from edje_jax.models.token_formats import pack
 from edje_jax.runtimes.base import Embedded, Encoded, Runtime

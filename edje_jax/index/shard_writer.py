@@ -73,10 +73,10 @@ class ShardWriter:
             )
             self._grow(name, np.ascontiguousarray(array).data.cast("B") if array.size else b"")
             known["length"] += len(array)
-        spans = self._grow_pictures("thumbnails", thumbnails)
+        spans = self._grow_files("thumbnails", thumbnails)
         placed = [row._replace(thumbnail=span) for row, span in zip(rows, spans, strict=True)]
         if strips is not None:
-            spans = self._grow_pictures("strips", strips)
+            spans = self._grow_files("strips", strips)
             placed = [row._replace(strip=span) for row, span in zip(placed, spans, strict=True)]
         self._grow(self._rows_name, b"".join(map(row_line, placed)))
         self.parts += 1
@@ -127,12 +127,12 @@ class ShardWriter:
     def _partial(self, name: str) -> Path:
         return self.folder / f"{name}.partial"
 
-    def _grow_pictures(self, kind: str, pictures: Sequence[bytes]) -> list[tuple[int, int]]:
+    def _grow_files(self, kind: str, images: Sequence[bytes]) -> list[tuple[int, int]]:
         """Append JPEG files, and return where each lies: (start, length)."""
         name = f"{kind}-{self.number:05d}.bin"
-        starts = np.cumsum([self._sizes.get(name, 0), *map(len, pictures)]).tolist()
-        self._grow(name, b"".join(pictures))
-        return [(start, len(one)) for start, one in zip(starts, pictures, strict=False)]
+        starts = np.cumsum([self._sizes.get(name, 0), *map(len, images)]).tolist()
+        self._grow(name, b"".join(images))
+        return [(start, len(one)) for start, one in zip(starts, images, strict=False)]
 
     def _grow(self, name: str, data: bytes | memoryview) -> None:
         path = self._partial(name)

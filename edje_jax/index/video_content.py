@@ -13,7 +13,7 @@ from edje_jax.config.model import ImageRecipe
 from edje_jax.data.frames import time_of
 from edje_jax.data.images import frames_of, resize
 from edje_jax.index.manifest import FRAME_TIMES, VIDEO_LENGTH, ColumnType
-from edje_jax.index.pictures import jpeg, shrunk
+from edje_jax.index.thumbnails import jpeg, shrunk
 from edje_jax.types import Source
 
 STRIP = 72

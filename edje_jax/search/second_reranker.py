@@ -129,7 +129,7 @@ class SecondReranker:
         told = [
             f"{what} {which.sum()} of {len(records)} candidates of {index.store.files}, such as"
             f" {records[int(np.argmax(which))].id}"
-            for what, which in (("lacks", lacking), ("holds another picture of", replaced))
+            for what, which in (("lacks", lacking), ("holds another image of", replaced))
             if which.any()
         ]
         if told:

@@ -1,6 +1,6 @@
 """Indexes of videos: built from files, killed, brought up to date, merged, and read back.
 
-Covers index/pictures.py.
+Covers index/thumbnails.py.
 """
 
 import io

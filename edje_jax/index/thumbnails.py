@@ -1,4 +1,4 @@
-"""Small pictures that an index keeps of its images."""
+"""Small copies that an index keeps of its images, as JPEG files."""
 
 import io
 
