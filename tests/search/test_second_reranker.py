@@ -123,7 +123,7 @@ def test_an_image_that_was_replaced_in_one_index_is_left_out(
     found = both.search(indexes["first"], TEXTS, k=IMAGES, top_k=IMAGES)
     assert [ids[-1] for ids in ids_of(found)] == ["3.png"] * 2
     (told,) = [one.getMessage() for one in caplog.records if "another picture" in one.getMessage()]
-    assert "holds another picture of 1 of 10 candidates" in told and "such as 3.png; they" in told
+    assert "holds another image of 1 of 10 candidates" in told and "such as 3.png; they" in told
 
 
 def test_pictures_are_told_apart_by_digests_and_else_by_stamps():
