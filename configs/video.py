@@ -6,7 +6,7 @@ It is VEDJE's recipe in small (OpenReview ZqB0Ab4juk): the adapter compresses ea
 same weights, to two tokens, and the joint encoder tells their order by its positions. More of that
 recipe, for sets of one's own:
 
-    --loss.future-difference 1                                  tokens foresee the change of frames
+    --loss.future-difference 1 --model.deferred-layers 0        tokens foresee the change of frames
     --loss.negatives 24 --loss.hardest-of 50 --loss.random-negatives 25     lists of 49 negatives
     --model.similarity-prior True                               the first stage's score, learned
     --init runs/mine                                            from a trained model of images
