@@ -25,6 +25,7 @@ from edje_jax.index import build as building
 from edje_jax.index.build import BuildOptions, build
 from edje_jax.index.image_index import TokensOn
 from edje_jax.index.maintain import compact, remove
+from edje_jax.index.shard_content import RecordDecoder
 from edje_jax.index.store import BadStore, Store, verify
 from edje_jax.models.token_formats import FORMATS, TokenFormat, unpack
 from edje_jax.scenes.shapes import Shapes
@@ -229,13 +230,13 @@ def test_building_again_changes_nothing(reranker, built, tmp_path):
 def test_one_stream_of_images_fills_all_shards(reranker, built, tmp_path, monkeypatch):
     """Worker processes are started once, and what is built already is not read again."""
     source, folder = built
-    read, read_batches = [], building.read_batches
+    read, read_batches = [], RecordDecoder.read
 
     def spied(decoder, batches, workers):
         read.append(len(batches))
         return read_batches(decoder, batches, workers)
 
-    monkeypatch.setattr(building, "read_batches", spied)
+    monkeypatch.setattr(RecordDecoder, "read", spied)
     assert not build(
         reranker.runtime, reranker.stamp, source, "blip:set", tmp_path, BuildOptions(share=(0, 2))
     )

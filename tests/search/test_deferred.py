@@ -71,7 +71,7 @@ def one_pass(config: EdjeConfig, params, ids, states) -> jax.Array:
 
     def whole(module: Edje) -> jax.Array:
         joint, bert, m = module.joint_encoder, config.joint_encoder, config.num_tokens
-        text, there = joint._text(ids)
+        text, there = joint._text(ids, m)
         vision = jnp.arange(m + there.shape[1]) < m
         there = jnp.concatenate([jnp.ones((len(ids), m), bool), there], axis=1)
         start = [jnp.zeros_like(states), joint.embeddings(*text, False)]

@@ -201,6 +201,7 @@ def test_an_index_made_before_there_was_a_choice_still_opens(reranker):
     assert config.pop("first_stage") is None
     assert config.pop("text_recipe") == "published"
     assert config.pop("captioner") is None
+    assert config.pop("video") is None
     assert config["adapter"].pop("upsampling") == 1
     assert config["backbone"].pop("earlier_layers") == ()
     params = jax.device_get((reranker.runtime.params, reranker.runtime.backbone_params))

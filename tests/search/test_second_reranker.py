@@ -109,7 +109,7 @@ def test_images_that_the_second_index_lacks_stand_behind(
 def test_an_image_that_was_replaced_in_one_index_is_left_out(
     first, second, indexes, caplog, monkeypatch
 ):
-    """Its tokens in the other are of another picture."""
+    """Tokens in the other index are of another image."""
     store = indexes["second"].store
     row = type(store).row
 
@@ -122,11 +122,11 @@ def test_an_image_that_was_replaced_in_one_index_is_left_out(
     both = first.followed_by(second.second(indexes["second"], k=IMAGES))
     found = both.search(indexes["first"], TEXTS, k=IMAGES, top_k=IMAGES)
     assert [ids[-1] for ids in ids_of(found)] == ["3.png"] * 2
-    (told,) = [one.getMessage() for one in caplog.records if "another picture" in one.getMessage()]
+    (told,) = [one.getMessage() for one in caplog.records if "another image" in one.getMessage()]
     assert "holds another image of 1 of 10 candidates" in told and "such as 3.png; they" in told
 
 
-def test_pictures_are_told_apart_by_digests_and_else_by_stamps():
+def test_images_are_told_apart_by_digests_and_else_by_stamps():
     def row(stamp: str = "", digest: str = "") -> ImageRecord:
         return ImageRecord("a", "", [], (0, 0), stamp, digest)
 

@@ -396,7 +396,7 @@ def test_a_checkpoint_of_something_else(name, tmp_path):
 def test_a_format_from_the_future(folder):
     change(folder / "config.json", format=99)
     with pytest.raises(
-        ValueError, match=r"config\.json: format 99 is newer than .* reads \(7\); update edje_jax"
+        ValueError, match=r"config\.json: format 99 is newer than .* reads \(8\); update edje_jax"
     ):
         load_model(str(folder))
 
