@@ -261,8 +261,10 @@ def is_video(source: Source, index: int) -> bool:
 
 def has_videos(source: Source) -> bool:
     """Whether some item of a source is a video, of a thousand that are spread over it."""
-    known, step = isinstance(source, HasVideos), max(len(source) // 1000, 1)
-    return known and any(source.is_video(index) for index in range(0, len(source), step))
+    if not isinstance(source, HasVideos):
+        return False
+    step = max(len(source) // 1000, 1)
+    return any(source.is_video(index) for index in range(0, len(source), step))
 
 
 def frames_of(
