@@ -252,14 +252,19 @@ def plot(found: Sequence[Way], path: Path) -> None:
     for name, mark in zip(WAYS, "sov*", strict=True):
         own = [way for way in found if way.name == name]
         axes.plot([w.milliseconds for w in own], [w.recall for w in own], mark, label=name)
-        for way in own:
-            label = f"{way.k}" + (f" > {way.k2}" if way.k2 else "") if way.k else ""
-            at = way.milliseconds, way.recall
-            axes.annotate(label, at, fontsize=6, xytext=(3, 3), textcoords="offset points")
     best = sorted(way for way, front in zip(found, on_front(found), strict=True) if front)
     best.sort(key=lambda way: way.milliseconds)
     axes.plot([w.milliseconds for w in best], [w.recall for w in best], ":", color="grey", zorder=0)
+    for way in best:
+        label = f"{way.k}" + (f", then {way.k2}" if way.k2 else "") if way.k else ""
+        at = way.milliseconds, way.recall
+        axes.annotate(label, at, fontsize=8, xytext=(4, -12), textcoords="offset points")
     axes.set(xscale="log", xlabel="milliseconds a query", ylabel="R@1, text to image (percent)")
+    ticks = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
+    slowest = max(way.milliseconds for way in found)
+    axes.set_xlim(min(way.milliseconds for way in found) / 1.3, slowest * 1.3)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=150)
