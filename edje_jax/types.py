@@ -177,7 +177,7 @@ class Features(NamedTuple):
     """Features of a batch from the frozen backbone."""
 
     vision_tokens: Float[Any, "b *f n w"]
-    """Of videos, frame by frame; all zeros where there is no frame."""
+    """Tokens of images, or of videos frame by frame: all zeros where there is no frame."""
     image_embeddings: Float[Any, "b e"]
     text_embeddings: Float[Any, "b e"]
 

@@ -36,9 +36,9 @@ class Decoded(NamedTuple):
     """Image or video of a record, ready to be encoded."""
 
     pixels: UInt8[np.ndarray, "*f s s 3"]
-    """Of a video, those of the frames that are there."""
+    """Resized pixels; of a video, one array for each frame that is there."""
     thumbnail: bytes
-    """Of a video, that of the frame in the middle."""
+    """JPEG file; of a video, of the frame in the middle."""
     digest: str
     """Digest of the file; "" where the stamp alone identifies the image."""
     video: KeptVideo | None

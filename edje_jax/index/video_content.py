@@ -76,7 +76,7 @@ def video_column_types(frames: int) -> dict[str, ColumnType]:
 
 
 def video_columns(videos: Sequence[KeptVideo], frames: int) -> dict[str, np.ndarray]:
-    """Those columns of some videos."""
+    """Columns of `video_column_types` for some videos."""
     times = np.full((len(videos), frames), np.nan, np.float32)
     for row, video in enumerate(videos):
         times[row, : len(video.times)] = video.times
