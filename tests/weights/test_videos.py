@@ -42,7 +42,7 @@ VARIANTS = {
     "attended": {"deferred_layers": 1, "online_vision": "attended"},
     "captioner": {"captioner": CaptionerConfig()},
 }
-"""What is not as in a published model that reads videos, by name."""
+"""Settings in which models of videos differ from a published one, by name."""
 
 
 @functools.cache
