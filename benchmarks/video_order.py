@@ -9,6 +9,8 @@ eight clips of its group, and a clip for one of its captions among those of its 
 stage (the mean of the frames' embeddings) and by the reranker. Similarities that are equal within
 1e-4 count as a tie, by expectation. "all" asks among all clips, k = 50 candidates of the first
 stage reranked. Intervals are of the gain over the first stage, from groups drawn anew (95%).
+"told apart" takes pairs of clips that differ in one thing alone: which event comes first, or which
+way an event of one kind runs; how often does the caption of one score higher with its own clip?
 """
 
 import argparse
@@ -51,9 +53,14 @@ def main() -> None:
     options = parser.parse_args()
     if any(len(row) < 2 for row in options.row):
         parser.error("--row: give a name and at least one run")
-    source, groups = some_groups(open_captioned(options.data), options.clips)
+    clips = open_captioned(options.data)
+    source, groups = some_groups(clips, options.clips)
+    what = {
+        (int(a), int(b)): difference(clips, int(a), int(b))
+        for a, b in zip(*np.nonzero(groups[:, None] == groups[None]), strict=True)
+    }
     results = [
-        row_of(name, [measured(run, source, groups) for run in runs], groups)
+        row_of(name, [measured(run, source, groups, what) for run in runs], groups)
         for name, *runs in options.row
     ]
     Console().print(table(results))
@@ -83,7 +90,23 @@ def chance(groups: Int[np.ndarray, " n"]) -> float:
     return float(100 * np.mean(1 / np.bincount(groups)[groups]))
 
 
-def measured(run: str, source: Source, groups: Int[np.ndarray, " n"]) -> dict[str, Any]:
+def difference(clips: Source, a: int, b: int) -> str | None:
+    """The one thing in which two clips of a group differ: "order", or the kind of the event that
+    runs the other way; None if there are several or none."""
+    assert isinstance(clips, MovingShapes)
+    (clip, _), (other, _) = clips.clip(a), clips.clip(b)
+    changed = [i for i in range(3) if clip.order[i] != other.order[i]]
+    if len(changed) != 1:
+        return None
+    return "order" if changed == [0] else clip.events[changed[0] - 1].kind
+
+
+def measured(
+    run: str,
+    source: Source,
+    groups: Int[np.ndarray, " n"],
+    what: dict[tuple[int, int], str | None],
+) -> dict[str, Any]:
     """Hits of a model in percent, query by query, and what it takes."""
     model = load_model(run)
     runtime = JaxRuntime.of(model, "float32")
@@ -91,7 +114,7 @@ def measured(run: str, source: Source, groups: Int[np.ndarray, " n"]) -> dict[st
     found = evaluate(runtime, encoded, K).metrics()
     config = model.config
     return {
-        "hits": within_groups(runtime, encoded, groups),
+        **within_groups(runtime, encoded, groups, what),
         "all": {
             task: {side: found[task][side]["R@1"] for side in ("base", "reranked")}
             for task in TASKS
@@ -104,21 +127,35 @@ def measured(run: str, source: Source, groups: Int[np.ndarray, " n"]) -> dict[st
 
 
 def within_groups(
-    runtime: JaxRuntime, encoded: EncodedGallery, groups: Int[np.ndarray, " n"]
-) -> dict[str, dict[str, Float[np.ndarray, " q"]]]:
-    """{direction: {"base", "reranked": hits of each query in percent}} within its group."""
+    runtime: JaxRuntime,
+    encoded: EncodedGallery,
+    groups: Int[np.ndarray, " n"],
+    what: dict[tuple[int, int], str | None],
+) -> dict[str, Any]:
+    """{"hits": {direction: {"base", "reranked": of each query in percent}} within its group, "told
+    apart": {difference: percent of the pairs of clips with no other}}."""
     owner = encoded.gallery.caption_image
     caption, clip = np.nonzero(groups[owner][:, None] == groups[None])
     texts = runtime.embed_texts(encoded.gallery.captions)
     cosines = np.einsum("pe,pe->p", texts[caption], encoded.embeddings[clip])
     logits = pair_scorer(runtime, encoded)(caption, clip)
     right = owner[caption] == clip
-    return {
+    found = {
         task: {
             "base": hits(query, cosines, right, EQUAL),
             "reranked": hits(query, logits, right, 0.0),
         }
         for task, query in (("t2i", caption), ("i2t", clip))
+    }
+    own = np.zeros(len(owner))
+    own[caption[right]] = logits[right]
+    apart: dict[str, list[bool]] = {}
+    for c, other, logit in zip(caption, clip, logits, strict=True):
+        if kind := what[int(owner[c]), int(other)]:
+            apart.setdefault(kind, []).append(bool(own[c] > logit))
+    return {
+        "hits": found,
+        "told apart": {kind: 100 * float(np.mean(won)) for kind, won in sorted(apart.items())},
     }
 
 
@@ -142,6 +179,10 @@ def row_of(name: str, runs: list[dict[str, Any]], groups: Int[np.ndarray, " n"])
     first = runs[0]
     out = {"name": name} | {key: first[key] for key in ("frames", "tokens", "bytes_per_video")}
     out["seconds"] = [run["seconds"] for run in runs]
+    out["told apart"] = {
+        kind: float(np.mean([run["told apart"][kind] for run in runs]))
+        for kind in first["told apart"]
+    }
     for task in TASKS:
         mean = {
             side: np.mean([run["hits"][task][side] for run in runs], axis=0)

@@ -47,8 +47,8 @@ def given(arguments: list[str]) -> set[str]:
 
 
 def without_own_parts(config: RunConfig) -> RunConfig:
-    """A config without the backbone, the adapter's width and the captions' length that it names for
-    a model from scratch, so that a run with --init keeps those of the model that it starts from."""
+    """A config without the backbone, the adapter's width and the captions' length that it names, so
+    that a run with --init keeps those of the model that it starts from."""
     if not isinstance(config, EdjeRun):
         return config
     adapter = dataclasses.replace(config.model.adapter, intermediate_size=None)

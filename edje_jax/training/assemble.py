@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from edje_jax.training.edje_teacher import (
 from edje_jax.training.losses.table import check_terms
 from edje_jax.training.processes import is_first, main_process_first, wait_for_all
 from edje_jax.training.similarity_prior import known_prior
+from edje_jax.training.vision_positions import KnownFrames, known_frames, with_vision_positions
 from edje_jax.types import Source
 from edje_jax.weights import bert, edje
 from edje_jax.weights.backbone import Backbone, load_backbone
@@ -60,6 +61,8 @@ class AssembledModel:
     teacher: Model | None
     heads: PyTree[np.ndarray] | None = None
     """Heads of the first stage that --init has, which a run hands on as they are."""
+    known_frames: KnownFrames = field(default_factory=KnownFrames)
+    """Parts of a model of videos that --init has trained."""
 
     @property
     def step_backbone(self) -> Backbone:
@@ -115,11 +118,14 @@ def assemble(config: EdjeRun, source: Source | None, workdir: Path) -> Assembled
     if init:
         params = shared_decoders(config, init, whole, params)
         params = {**_adapter_params(config, init, whole), **params}
+        if not config.model.joint_encoder:
+            params = with_vision_positions(init, whole, params)
     _check_shapes(params, whole, config.init or config.model.joint_encoder or "")
     if teacher:
         check_texts(config, teacher, whole, tokenizer)
     heads = init.heads if init and whole.first_stage else None
-    return AssembledModel(whole, backbone, tokenizer, params, teacher, heads)
+    known = known_frames(init, whole, bool(config.model.joint_encoder))
+    return AssembledModel(whole, backbone, tokenizer, params, teacher, heads, known)
 
 
 def _with_earlier_layers(backbone: Backbone, adapter: AdapterConfig) -> Backbone:
@@ -178,14 +184,6 @@ def _text_recipe(spec: ModelSpec, start: Model | None) -> TextRecipe:
 
 def _adapter_params(config: EdjeRun, init: Model, whole: EdjeConfig) -> PyTree[np.ndarray]:
     """Adapter of --init, if this run has the same; a line of the log names what starts fresh."""
-    joint, longest = whole.joint_encoder, init.config.max_text_length
-    stood = init.config.joint_encoder.deferred_layers and joint.deferred_layers
-    if stood and longest != whole.max_text_length:
-        log.warning(
-            "vision rows stand after the longest caption, which --init %s took for %d pieces and"
-            " this run for %d; --model.max-text-length %d leaves them where they were",
-            config.init, longest, whole.max_text_length, longest,
-        )  # fmt: skip
     if init.config.adapter == whole.adapter:
         return {"adapter": init.params["adapter"]}
     if with_fewer := _with_fewer_tokens(init, whole):

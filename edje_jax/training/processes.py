@@ -100,6 +100,13 @@ def any_of(flag: bool) -> bool:
     return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
+def said_by_first(value: float) -> float:
+    """A number as the first process has it, in float32; every process has to ask at once."""
+    if jax.process_count() == 1:
+        return float(np.float32(value))
+    return float(multihost_utils.broadcast_one_to_all(np.float32(value)))
+
+
 @contextmanager
 def process_group(config: RunConfig) -> Iterator[None]:
     """A block that is one process's part of a run.

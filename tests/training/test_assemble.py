@@ -204,6 +204,7 @@ def test_init_with_another_adapter_starts_it_fresh_and_says_so(trained, tmp_path
 
 def test_layers_of_a_trained_model_are_deferred(trained, tmp_path, caplog):
     """Weights stay; a run that says nothing keeps what the model has."""
+    caplog.set_level("INFO")
     before = assemble(edited(init=str(trained)), SOURCE, tmp_path).config
     assert before.joint_encoder.is_published_layout
     config = edited(init=str(trained), deferred_layers=1, online_vision="attended")
@@ -219,10 +220,10 @@ def test_layers_of_a_trained_model_are_deferred(trained, tmp_path, caplog):
     assert (kept.deferred_layers, kept.online_vision) == (1, "attended")
     model = dataclasses.replace(config.model, max_text_length=20)
     assemble(dataclasses.replace(config, model=model), SOURCE, tmp_path)
-    assert "vision rows stand after the longest caption" not in caplog.text  # They never did
+    assert "go on after captions" not in caplog.text  # They never stood there
     model = dataclasses.replace(again.model, max_text_length=20)
     assemble(dataclasses.replace(again, model=model), SOURCE, tmp_path)
-    assert "vision rows stand after the longest caption" in caplog.text
+    assert f"vision rows of --init {tmp_path / 'model'} go on after captions of 20" in caplog.text
 
 
 def read_config(folder: Path) -> dict:

@@ -29,6 +29,7 @@ from edje_jax.config.parts import AdapterSpec, VideoSpec
 from edje_jax.config.run import BackboneRun, EdjeRun, LossConfig, MeshConfig
 from edje_jax.data.feature_cache import OtherFeatures
 from edje_jax.data.images import BadImage
+from edje_jax.data.text import JointTokenizer
 from edje_jax.models.edje import Edje
 from edje_jax.models.heads.future_predictor import FuturePredictor, sinusoids
 from edje_jax.models.siglip import Siglip
@@ -280,9 +281,18 @@ def test_a_model_of_videos_teaches_no_dual_encoder(trained):
         BackboneTeacher.of(BackboneRun(teacher="runs/clips"), model, one, jnp.float32)
 
 
-def test_the_named_config_reads_the_built_in_clips():
-    assert video.data.train == "moving-shapes:train" and video.model.backbone == "shapes-backbone"
-    assert video.model.video.resolve(None) == VideoConfig(FrameSampling(8))
+def test_the_named_config_reads_the_built_in_clips(tmp_path):
+    """Its captions fit, and it goes on with the backbone that ships with the package."""
+    assert video.data.train == "moving-shapes:train"
+    parts = assemble(video, None, tmp_path)
+    shipped = load_model("shapes-demo")
+    assert parts.config.video == VideoConfig(FrameSampling(8))
+    assert parts.backbone.shares_params_of(shipped.backbone)
+    tokenizer = JointTokenizer(parts.tokenizer, 512)
+    clips = MovingShapes("test")
+    captions = [caption for i in range(300) for caption in clips.captions(i)]
+    longest = np.count_nonzero(tokenizer(captions) != tokenizer.pad_id, axis=1).max()
+    assert parts.config.max_text_length >= longest
 
 
 # --- runs -----------------------------------------------------------------------------------------

@@ -25,10 +25,16 @@ from edje_jax.training.feature_pass import FeaturePass
 from edje_jax.training.losses.table import step_flops, without_heads
 from edje_jax.training.losses.term import Objective, Phase
 from edje_jax.training.optim import optimiser, schedule
-from edje_jax.training.processes import part_of_this_process
+from edje_jax.training.processes import (
+    is_first,
+    main_process_first,
+    part_of_this_process,
+    said_by_first,
+)
 from edje_jax.training.sharding import Devices
 from edje_jax.training.similarity_prior import measured_prior
 from edje_jax.training.state import Metrics, TrainState, start_from
+from edje_jax.training.vision_positions import frames_apart, measured_size, tells_order
 from edje_jax.types import Batch, Source
 from edje_jax.weights.card import model_card
 from edje_jax.weights.families.registry import make_backbone
@@ -110,7 +116,26 @@ class EdjeTask:
     def init(self) -> TrainState:
         """Fresh parameters from the seed, with what was loaded laid over them."""
         state = self.devices.init_sharded(partial(fresh_state, self._setup("all")))
-        return start_from(state, self.devices.put(self.parts.params))
+        state = start_from(state, self.devices.put(self.parts.params))
+        return self._with_frames_apart(state) if tells_order(self.model_config) else state
+
+    def _with_frames_apart(self, state: TrainState) -> TrainState:
+        """State of a run on videos that has taken no step, see `training.vision_positions`."""
+        parts, size = self.parts, 0.0
+        params = without_heads(self.devices.fetch(state.params))
+        with main_process_first("size of tokens"):
+            if is_first():
+                size = measured_size(
+                    self.reader, self.backbone, parts.backbone.params, self.model_config.image,
+                    self.model, params,
+                )  # fmt: skip
+        size = said_by_first(size)
+        if not size:  # Nothing can be read, and the run is about to tell what and why
+            return state
+        changed = frames_apart(
+            self.model_config, params, parts.known_frames, size, self.config.seed
+        )
+        return start_from(state, self.devices.put(changed)) if changed else state
 
     def _setup(self, phase: Phase) -> StepSetup:
         loss, mask_id = self.config.loss, self.joint_tokenizer.mask_id
