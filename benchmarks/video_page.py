@@ -1,6 +1,6 @@
 """Image of the search page with videos: clips of moving shapes, in a real browser.
 
-    python benchmarks/video_page.py MODEL [--clips 60] [--query 1] [--out docs/video-page.png]
+    python benchmarks/video_page.py MODEL [--clips 60] [--query 35] [--out docs/video-page.png]
 
 Writes clips of the test set as WebM files (VP9), indexes them with a model of videos, serves them
 and asks for a caption of one of them. Needs `chromium` on the PATH, and an idle machine: the page
@@ -29,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", help="folder of a model of videos, or of its training run")
     parser.add_argument("--clips", type=int, default=60, help="clips of the test set")
-    parser.add_argument("--query", type=int, default=1, help="clip whose caption is asked")
+    parser.add_argument("--query", type=int, default=35, help="clip whose caption is asked")
     parser.add_argument("--out", default="docs/video-page.png", help="PNG file to write")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
