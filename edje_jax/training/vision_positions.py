@@ -124,8 +124,8 @@ def frames_apart(
 def with_vision_positions(
     init: Model, whole: EdjeConfig, params: PyTree[np.ndarray]
 ) -> PyTree[np.ndarray]:
-    """Where layers are deferred, vision rows and their [SEP] stand after the longest caption: they
-    keep their positions' parameters if a run reads longer or shorter captions than its --init."""
+    """Parameters of --init whose vision rows keep their positions' where a run reads longer or
+    shorter captions: with deferred layers, they and their [SEP] stand after the longest one."""
     theirs = init.config
     flat: dict[str, Any] = dict(flatten_dict(params, sep="/"))
     stood = theirs.joint_encoder.deferred_layers and whole.joint_encoder.deferred_layers

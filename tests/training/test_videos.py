@@ -282,7 +282,7 @@ def test_a_model_of_videos_teaches_no_dual_encoder(trained):
 
 
 def test_the_named_config_reads_the_built_in_clips(tmp_path):
-    """Its captions fit, and it goes on with the backbone that ships with the package."""
+    """Captions of the clips fit, and the backbone is the one that ships with the package."""
     assert video.data.train == "moving-shapes:train"
     parts = assemble(video, None, tmp_path)
     shipped = load_model("shapes-demo")
