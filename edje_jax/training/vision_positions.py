@@ -111,8 +111,8 @@ def frames_apart(
         log.info("tokens of videos begin with the size %g, %.3g before", SIZE, size)
     first_new = max(known.positions, 1)
     if config.joint_encoder.deferred_layers and first_new < config.frames:
-        table, start, each = np.array(flat[POSITIONS]), config.max_text_length, config.num_tokens
-        each //= config.frames
+        table, start = np.array(flat[POSITIONS]), config.max_text_length
+        each = config.tokens_per_frame
         drawn = np.random.default_rng(seed).normal(0, SIZE, (config.frames, 1, table.shape[1]))
         new = drawn[first_new:] + table[start : start + each]
         table[start + first_new * each : start + config.num_tokens] = np.concatenate(new)
