@@ -208,11 +208,12 @@ def _recall(stamp: Stamp) -> str:
 
 def _tell(files: IndexFiles, report: Report, prune: bool) -> None:
     """Say what a build found and did."""
-    bad = report.rejected | report.faults
+    bad, store = report.rejected | report.faults, Store(files)
+    rows = "videos" if store.frames else "images"
     log.info(
-        "%s: %d images (%d new, %d changed, %d with other captions, %d at another path, %d gone,"
+        "%s: %d %s (%d new, %d changed, %d with other captions, %d at another path, %d gone,"
         " %d removed, %d bad)",
-        files, len(Store(files)), len(report.new), len(report.changed), len(report.recaptioned),
+        files, len(store), rows, len(report.new), len(report.changed), len(report.recaptioned),
         len(report.moved), len(report.gone), len(report.removed), len(bad),
     )  # fmt: skip
     for names, what in (
@@ -224,8 +225,8 @@ def _tell(files: IndexFiles, report: Report, prune: bool) -> None:
             log.info("%s: %s", what, _some(names))
     if report.unstamped:
         log.warning(
-            "%d images were indexed by an older version, which kept neither sizes nor times: taken"
-            " as unchanged, and compared from now on", report.unstamped,
+            "%d %s were indexed by an older version, which kept neither sizes nor times: taken"
+            " as unchanged, and compared from now on", report.unstamped, rows,
         )  # fmt: skip
     if report.gone:
         kept = "dropped" if prune else "still in the index; --prune drops them"

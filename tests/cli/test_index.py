@@ -4,6 +4,7 @@ Covers cli/commands/index.py, cli/first_stage_options.py and cli/search.py.
 """
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from edje_jax.cli.program import UsageError
 from edje_jax.data.images import BadImage
 from edje_jax.index.store import BadStore, Store
 from edje_jax.scenes.shapes import Shapes
+from tests.videos import write_video
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,6 +55,26 @@ def test_a_folder_becomes_an_index_that_answers(index, images, capsys):
     main(["search", str(index), "a red circle", "--top", "3"])
     table = capsys.readouterr().out
     assert all(result["id"] in table for result in results)
+
+
+def test_a_folder_of_videos_becomes_an_index_that_tells_moments(
+    video_model, tmp_path, capsys, caplog
+):
+    write_video(tmp_path / "films" / "a.mp4")
+    write_video(tmp_path / "films" / "b.mkv", "mjpeg")
+    (tmp_path / "films" / "empty.mkv").write_bytes(b"")
+    index = str(tmp_path / "index")
+    caplog.set_level(logging.INFO, "edje_jax")
+    main(["index", "build", str(video_model), f"video:{tmp_path}/films", "--out", index])
+    assert "2 videos (2 new," in caplog.text and "1 bad)" in caplog.text
+    assert "empty.mkv" in (tmp_path / "index" / "rejected.csv").read_text()
+    main(["search", index, "a red circle", "--json"])
+    results = json.loads(capsys.readouterr().out)
+    assert {result["id"] for result in results} == {"a.mp4", "b.mkv"}
+    assert all(0 <= result["moment"] <= 2 for result in results)
+    main(["search", index, "a red circle"])
+    table = capsys.readouterr().out
+    assert "video" in table and "moment" in table and "0:0" in table
 
 
 def test_info_and_verify_and_remove(index, capsys, tmp_path):
