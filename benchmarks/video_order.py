@@ -11,6 +11,7 @@ stage (the mean of the frames' embeddings) and by the reranker. Similarities tha
 stage reranked. Intervals are of the gain over the first stage, from groups drawn anew (95%).
 "told apart" takes pairs of clips that differ in one thing alone: which event comes first, or which
 way an event of one kind runs; how often does the caption of one score higher with its own clip?
+Equal scores count as half. Rows that the file of --out already has under other names stay in it.
 """
 
 import argparse
@@ -59,18 +60,29 @@ def main() -> None:
         (int(a), int(b)): difference(clips, int(a), int(b))
         for a, b in zip(*np.nonzero(groups[:, None] == groups[None]), strict=True)
     }
-    results = [
+    about = {
+        "data": options.data, "clips": len(groups), "groups": int(groups[-1]) + 1,
+        "chance": {"t2i": chance(groups), "i2t": chance(groups)}, "machine": machine(),
+    }  # fmt: skip
+    kept = other_rows(options.out, about, [name for name, *_ in options.row])
+    results = kept + [
         row_of(name, [measured(run, source, groups, what) for run in runs], groups)
         for name, *runs in options.row
     ]
     Console().print(table(results))
     if options.out:
-        sizes = np.bincount(groups)
-        about = {
-            "data": options.data, "clips": len(groups), "groups": len(sizes),
-            "chance": {"t2i": chance(groups), "i2t": chance(groups)}, "machine": machine(),
-        }  # fmt: skip
         options.out.write_text(json.dumps(about | {"rows": results}, indent=1) + "\n", "utf-8")
+
+
+def other_rows(path: Path | None, about: dict[str, Any], names: list[str]) -> list[dict[str, Any]]:
+    """Rows of a file that was written before, for the same clips, but those of these names."""
+    if path is None or not path.exists():
+        return []
+    before = json.loads(path.read_text("utf-8"))
+    for key in ("data", "clips"):
+        if before[key] != about[key]:
+            raise SystemExit(f"{path}: its {key} is {before[key]}, not {about[key]}; name another")
+    return [row for row in before["rows"] if row["name"] not in names]
 
 
 def some_groups(source: Source, clips: int) -> tuple[Source, Int[np.ndarray, " n"]]:
@@ -149,10 +161,10 @@ def within_groups(
     }
     own = np.zeros(len(owner))
     own[caption[right]] = logits[right]
-    apart: dict[str, list[bool]] = {}
+    apart: dict[str, list[float]] = {}
     for c, other, logit in zip(caption, clip, logits, strict=True):
         if kind := what[int(owner[c]), int(other)]:
-            apart.setdefault(kind, []).append(bool(own[c] > logit))
+            apart.setdefault(kind, []).append((np.sign(own[c] - logit) + 1) / 2)
     return {
         "hits": found,
         "told apart": {kind: 100 * float(np.mean(won)) for kind, won in sorted(apart.items())},
