@@ -13,8 +13,13 @@ from edje_jax.serving.service import Service
 from tests.videos import grey, set_display_matrix, write_video
 
 RED, BLUE, GREY = (220, 30, 30), (30, 30, 220), (128, 128, 128)
-NAMES = {"red.mp4", "odd #?.webm", "turned.mp4", "cut.webm", "old.avi", "gone.mp4", "still.png"}
+NAMES = {
+    "red.mp4", "odd #?.webm", "turned.mp4", "large.mp4", "cut.webm", "old.avi", "gone.mp4",
+    "still.png",
+}  # fmt: skip
 """Ids of the set."""
+LARGE, TIMES = (3840, 2160), (0, 300, 1000, 1400, 2000, 2300, 3000, 3900)
+"""Size of a frame of large.mp4, and the milliseconds at which its frames are shown."""
 SECONDS, RATE = 4, 10
 """Length and frames a second of its videos."""
 
@@ -31,6 +36,10 @@ def video_source(folder: Path) -> Path:
     write_video(folder / "odd #?.webm", "libvpx", coloured(GREY, GREY, GREY, BLUE))
     write_video(folder / "turned.mp4", "libx264", coloured(BLUE, GREY, GREY, GREY), front=True)
     set_display_matrix(folder / "turned.mp4", (0, 1, -1, 0))
+    write_video(
+        folder / "large.mp4", "libx264", [grey(i, LARGE) for i in range(len(TIMES))],
+        times=TIMES, sound=True, front=True,
+    )  # fmt: skip
     whole = write_video(folder / "cut.webm", "libvpx", coloured(RED, BLUE, RED, BLUE)).read_bytes()
     (folder / "cut.webm").write_bytes(whole[: len(whole) * 4 // 5])
     write_video(folder / "old.avi", "mpeg4", coloured(RED, GREY, GREY, GREY))
