@@ -20,6 +20,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 # Compiling, which takes most of the time, keeps one core busy. A file's tests stay together, and files
 # keep their order: the longest have few tests, and would come last.
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+MARKED := -m "not extra"
 CHECK_VERSION := import sys; sys.exit(sys.version_info < (3, 11))
 
 # The type checker that was installed is the one that runs; it looks for no newer one.
@@ -28,7 +29,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo docs test test-newest test-wheel lint types tests fast fuzz backbone format constraints clean
+.PHONY: help setup demo docs test test-all test-newest test-wheel lint types tests fast fuzz backbone format constraints clean
 
 help:  ## list the goals
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -41,7 +42,10 @@ demo: $(STAMP)  ## train, evaluate and report on the built-in shapes set
 docs: $(STAMP)  ## the documentation site, in build/site/
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
-test: lint types tests  ## everything that is checked
+test: lint types tests  ## style, types, and all tests but the extra ones
+
+test-all: MARKED :=
+test-all: test  ## the same with the extra ones, which take long
 
 lint: $(STAMP)  ## style
 	$(PY) -m ruff check .
@@ -53,17 +57,17 @@ types: $(STAMP)  ## types
 	or put node on the PATH." >&2; exit 1; }
 	$(PY) -m pyright $(TYPED)
 
-tests: $(STAMP)  ## all tests
-	$(PY) -m pytest -q --maxfail 20 $(PARALLEL) --ignore tests/test_wheel.py
+tests: $(STAMP)  ## tests alone
+	$(PY) -m pytest -q --maxfail 20 $(MARKED) $(PARALLEL) --ignore tests/test_wheel.py
 
 test-newest: $(NEWEST_STAMP)  ## models, train steps, weights and the Python API on the newest JAX
-	$(NEWEST)/bin/python -m pytest -q -m "not slow" $(PARALLEL) $(NEWEST_TESTS)
+	$(NEWEST)/bin/python -m pytest -q -m "not slow and not extra" $(PARALLEL) $(NEWEST_TESTS)
 
 test-wheel: $(STAMP)  ## build wheel and sdist, and try the wheel in a bare environment; needs a package index
 	$(PY) -m pytest -q tests/test_wheel.py
 
 fast: $(STAMP)  ## the tests that take seconds
-	$(PY) -m pytest -x -q -m "not slow" $(PARALLEL)
+	$(PY) -m pytest -x -q -m "not slow and not extra" $(PARALLEL)
 
 fuzz: $(STAMP)  ## 10,000 mutated sets and requests
 	EDJE_FUZZ_INPUTS=10000 $(PY) -m pytest -x -q $(PARALLEL) tests/fuzz

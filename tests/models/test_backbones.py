@@ -158,7 +158,7 @@ FULL = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.extra
 @pytest.mark.parametrize("name", FULL)
 def test_whole_models_equal_transformers(name, tmp_path):
     found = differences(randomise(FULL[name](), std=0.03), tmp_path, images=1)

@@ -15,7 +15,7 @@ from edje_jax.cli.train import help_text
 from tests.conftest import ROOT
 
 
-@pytest.mark.slow
+@pytest.mark.extra
 def test_debug_trains_as_documented(tmp_path):
     described = help_text("python train.py").splitlines()
     line = next(line.strip() for line in described if "debug" in line)

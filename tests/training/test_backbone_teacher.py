@@ -25,7 +25,8 @@ from edje_jax.weights.folder import load_model, save_model
 from edje_jax.weights.published import load_published
 from tests.small_runs import TINY, read_log
 from tests.training.captioner_runs import captioner as captioner  # a fixture
-from tests.training.tasks.test_tasks import MESHES, taken
+from tests.training.tasks.test_tasks import taken
+from tests.training.test_sharding import EVERY_MESH, MESHES
 
 K = 3
 RUN = BackboneRun(
@@ -160,7 +161,7 @@ def first_steps(teacher: str, data: int, fsdp: int, workdir: Path) -> list[Metri
     return taken(BackboneTask(config, workdir), 3)[0]
 
 
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("mesh", EVERY_MESH)
 def test_eight_devices_take_the_steps_of_one(mesh, teachers):
     told = [
         first_steps(str(teachers["prior"]), *shape, teachers["prior"])

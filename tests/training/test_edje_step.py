@@ -412,7 +412,10 @@ def test_other_pieces_are_masked_at_another_step():
     assert losses[0] == losses[2] != losses[1]
 
 
-@pytest.mark.parametrize("settings", [{}, {"deferred": 1}, {"vision": "attended"}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, pytest.param({"deferred": 1}, marks=pytest.mark.extra), {"vision": "attended"}],
+)
 def test_recomputing_activations_changes_no_number(settings):
     plain, told = one_step(make_batch(), dropout=0.5, **settings)
     if settings:
@@ -443,11 +446,11 @@ def test_bfloat16_is_for_activations_only():
         (True, {}),
         # A chunk of two rows has fewer pairs than there are captions, and reads those alone.
         (True, {"deferred": 1, "loss": STATES}),
-        (False, {"vision": "attended"}),
+        pytest.param(False, {"vision": "attended"}, marks=pytest.mark.extra),
         pytest.param(
             False,
             {"loss": dataclasses.replace(ALL, auxiliary_stride=2, random_negatives=2)},
-            marks=pytest.mark.slow,
+            marks=pytest.mark.extra,
         ),
     ],
 )
@@ -468,6 +471,7 @@ def test_chunks_give_the_gradients_of_the_whole_batch(taught, settings):
         np.testing.assert_allclose(told_parts[name], value, rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.extra
 def test_chunks_take_less_memory():
     batch = make_batch(64)
     state, frozen = init_state(fresh_params(), OPTIMISER), Frozen(backbone_params(), None)

@@ -14,6 +14,7 @@ from edje_jax.training.negatives import (
 )
 
 B, E = 12, 5
+CHOOSE = jax.jit(choose_negatives, static_argnums=2)
 
 
 def unit(seed: int, rows: int = B) -> np.ndarray:
@@ -28,8 +29,8 @@ def examples_of(text, image, image_ids, caption_ids, valid) -> Examples:
 
 def mine(text, image, image_ids, caption_ids, valid, k, random=0, seed=0, of=0) -> Negatives:
     rows = examples_of(text, image, image_ids, caption_ids, valid)
-    run = jax.jit(lambda rows, key: choose_negatives(rows, rows, Kinds(k, of or k, random), key))
-    return jax.tree.map(np.asarray, run(rows, jax.random.key(seed)))
+    kinds = Kinds(k, of or k, random)
+    return jax.tree.map(np.asarray, CHOOSE(rows, rows, kinds, jax.random.key(seed)))
 
 
 def search(similarity: np.ndarray, allowed: np.ndarray, k: int) -> list[list[int]]:

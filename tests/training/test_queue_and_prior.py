@@ -37,7 +37,7 @@ def config() -> EdjeRun:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.extra
 def test_two_steps_and_two_more_are_four(config, tmp_path):
     task = EdjeTask(config, tmp_path / "run")
     batches = [task.reader[t][0] for t in range(4)]

@@ -31,6 +31,11 @@ from tests.training.test_edje_step import CONFIG, MASK, SPECIAL, deferring, make
 
 ROWS = 16
 MESHES = {"8 x 1": (8, 1), "1 x 8": (1, 8), "2 x 4": (2, 4)}
+EVERY_MESH = [
+    "2 x 4",
+    *(pytest.param(name, marks=pytest.mark.extra) for name in ("8 x 1", "1 x 8")),
+]
+"""Both axes at once, and, where time does not matter, each alone."""
 LOSS = LossConfig(negatives=2)
 OPTIMISER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(2e-3, weight_decay=0.05))
 
@@ -125,7 +130,7 @@ def test_a_program_of_the_mesh_finds_it_in_use():
     assert "jit_program" in jitted.lower(jnp.zeros(ROWS)).as_text()
 
 
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("mesh", EVERY_MESH)
 def test_twenty_steps_on_eight_devices_are_those_of_one(mesh):
     (one, _), (eight, _) = trained(1, 1, 20), trained(*MESHES[mesh], 20)
     assert_told(eight[0], one[0], 1e-5)
@@ -142,7 +147,13 @@ def test_chunks_on_a_mesh_are_the_same_steps():
 
 
 @pytest.mark.parametrize(
-    "mesh, chunks", [("8 x 1", 1), ("2 x 4", 1), ("1 x 8", 2)], ids=["data", "both", "chunks"]
+    "mesh, chunks",
+    [
+        pytest.param("8 x 1", 1, marks=pytest.mark.extra),
+        ("2 x 4", 1),
+        pytest.param("1 x 8", 2, marks=pytest.mark.extra),
+    ],
+    ids=["data", "both", "chunks"],
 )
 def test_random_negatives_and_a_queue_are_the_same_on_a_mesh(mesh, chunks):
     """With a batch and a half in the queue, and the similarity prior."""
@@ -151,6 +162,7 @@ def test_random_negatives_and_a_queue_are_the_same_on_a_mesh(mesh, chunks):
         assert_told(ours, theirs, 1e-5 if theirs is one[0][0] else 1e-4)
 
 
+@pytest.mark.extra
 def test_deferred_layers_and_their_teacher_on_a_mesh():
     (one, _), (eight, _) = (trained(*mesh, 3, deferred=1) for mesh in ((1, 1), MESHES["2 x 4"]))
     assert {"loss/distillation", "loss/hidden_states"} <= one[0].keys()

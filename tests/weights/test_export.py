@@ -302,7 +302,7 @@ def test_vision_may_be_attended_to_alone(folder, pixels, expected, tmp_path):
     agree(of_torch(EdjeModel.from_folder(other), pixels), (tokens, logits))
 
 
-@pytest.mark.slow
+@pytest.mark.extra
 def test_onnxruntime_attends_to_vision_alone(folder, pixels, expected, tmp_path):
     other = shutil.copytree(folder, tmp_path / "attended")
     edit_joint_encoder(other, online_vision="attended")

@@ -20,9 +20,9 @@ from edje_jax.training.state import Metrics, TrainState
 from edje_jax.training.tasks.backbone import BackboneTask
 from edje_jax.training.tasks.edje import EdjeTask
 from tests.small_runs import TINY
+from tests.training.test_sharding import EVERY_MESH, MESHES
 
 STEPS = 20
-MESHES = {"8 x 1": (8, 1), "1 x 8": (1, 8), "2 x 4": (2, 4)}
 BACKBONE = BackboneRun(
     steps=STEPS,
     data=DataConfig(train="shapes:train", batch_size=16),
@@ -67,7 +67,7 @@ def workdir(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("backbone")
 
 
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("mesh", EVERY_MESH)
 def test_a_backbone_on_eight_devices_takes_the_steps_of_one(mesh, workdir):
     one, eight = backbone_steps(1, 1, workdir), backbone_steps(*MESHES[mesh], workdir)
     assert {"loss/sigmoid", "loss/patch_naming", "grad_norm"} <= one[0].keys()
