@@ -122,10 +122,9 @@ class FirstStageTask:
         if self.heads.bits:
             heads = {name: heads[name] | {"mean": jnp.asarray(means[name])} for name in heads}
         start = jnp.asarray(math.log(SCALE), jnp.float32)
-        scales = {
-            "embeddings": start,
-            "codes": jnp.full((len(self.heads.code_lengths),), start),
-        }
+        scales = {"embeddings": start}
+        if self.heads.bits:
+            scales["codes"] = jnp.full((len(self.heads.code_lengths),), start)
         return init_state({"heads": heads, "scales": scales}, self.optimiser, self.config.optim.ema)
 
     @cached_property

@@ -257,6 +257,19 @@ def test_a_temperature_goes_for_several_teachers_too(workdir, trained, tmp_path,
     assert told[0] < 0.5 * np.log(4) and told[1] == pytest.approx(np.log(4), rel=1e-3)
 
 
+def test_heads_without_codes_are_trained_and_saved(workdir, trained, tmp_path):
+    """With the weights of the losses of codes as they are; also where no teacher is asked."""
+    at = [*COMMAND, "--init", str(trained), "--index", str(workdir / "index"), "--steps", "1"]
+    for name, more in (("taught", ()), ("untaught", ("--loss.distillation", "0"))):
+        command = [*at, "--heads.code-lengths", *more, "--workdir", str(tmp_path / name)]
+        assert train.main(command) == 0
+        model = load_model(str(tmp_path / name))
+        assert model.config.first_stage is not None and model.config.first_stage.code_lengths == ()
+        log = read_log(tmp_path / name)[-1]
+        assert np.isfinite(log["loss"]) and not [key for key in log if "code" in key]
+        assert ("loss/distillation" in log) == (name == "taught")
+
+
 def test_a_captioner_gets_heads_from_its_own_scores(captioner, tmp_path):
     command = [*COMMAND, "--init", str(captioner), "--steps", "1", "--workdir", str(tmp_path)]
     assert train.main(command) == 0

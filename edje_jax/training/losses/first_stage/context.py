@@ -50,8 +50,8 @@ class FirstStageContext:
     loss: FirstStageLoss
     devices: Devices
     scales: PyTree
-    """Logarithms of the factors that turn similarities into logits: `embeddings` [], and `codes`
-    [number of lengths]."""
+    """Logarithms of the factors that turn similarities into logits: `embeddings` [], and, of heads
+    with codes, `codes` [number of lengths]."""
     sides: tuple[Sides, Sides]
     """Captions that ask for images, and images that ask for captions."""
     positive: Bool[Array, "b b"]
