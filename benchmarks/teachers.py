@@ -146,12 +146,12 @@ def gains(
 def table(results: list[dict[str, Any]], direction: str) -> Table:
     """Recalls of every row in one direction."""
     first = results[1]["name"]
-    out = Table("teachers", *(f"R@{k}" for k in DEPTHS), "R@10 less backbone", f"less {first}")
+    out = Table("teachers", *(f"R@{k}" for k in DEPTHS), "R@1 less backbone", f"less {first}")
     for row in results:
         side = row[direction]
         cells = [f"{side['mean'][f'R@{k}']:.1f}" for k in DEPTHS]
         for other in (BACKBONE, first):
-            gain = side.get(f"less {other}", {}).get("R@10")
+            gain = side.get(f"less {other}", {}).get("R@1")
             cells.append(
                 "{mean:+.1f} [{interval[0]:+.1f}, {interval[1]:+.1f}]".format(**gain)
                 if gain
