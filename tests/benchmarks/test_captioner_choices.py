@@ -18,7 +18,7 @@ def choices(monkeypatch):
 
 
 def test_seconds_of_training_are_added_up(choices, tmp_path):
-    """Of a run of 30 steps at 2 and 10 at 5 a second; lines of evaluations have no speed."""
+    """Thirty steps at 2 a second and ten at 5 take 17 s; lines of evaluations have no speed."""
     log = tmp_path / "metrics.jsonl"
     lines = [
         {"step": 20, "steps_per_second": 2.0},
