@@ -132,7 +132,6 @@ def test_a_run_of_two_goes_on_on_one_device(eight, stopped, tmp_path):
     np.testing.assert_allclose(ours[done : done + 10], theirs[done : done + 10], rtol=1e-4)
 
 
-@pytest.mark.extra
 def test_two_processes_killed_take_the_steps_of_one(eight, stopped, tmp_path):
     """A run of two that loses process 0, then process 1, then ends with its parameters split."""
     workdir = shutil.copytree(stopped, tmp_path / "run")

@@ -162,7 +162,6 @@ def test_random_negatives_and_a_queue_are_the_same_on_a_mesh(mesh, chunks):
         assert_told(ours, theirs, 1e-5 if theirs is one[0][0] else 1e-4)
 
 
-@pytest.mark.extra
 def test_deferred_layers_and_their_teacher_on_a_mesh():
     (one, _), (eight, _) = (trained(*mesh, 3, deferred=1) for mesh in ((1, 1), MESHES["2 x 4"]))
     assert {"loss/distillation", "loss/hidden_states"} <= one[0].keys()

@@ -224,7 +224,7 @@ def test_frames_rank_as_a_cross_encoder(published, tmp_path):
 # --- ONNX -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.extra
+@pytest.mark.slow
 def test_onnxruntime_gives_what_jax_gives(folder, tmp_path, monkeypatch):
     kept = {"": onnx.PRECISIONS[""]}
     monkeypatch.setattr(onnx, "PRECISIONS", kept)
