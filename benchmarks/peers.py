@@ -12,7 +12,8 @@ and, for each candidate, the time in which the vision tower reads an image.
 Sides live in worker processes, and take their turn in every round. --jax-python names further
 interpreters to run ours in: JAX's int8 needs jax 0.12, which needs Python 3.12. A side that cannot
 be built or does not fit into memory is a row that says why. On a GPU half precision is timed too.
---read FILE.json makes tables of an earlier run, --only takes the sides whose names contain a text,
+--read FILE.json makes tables of an earlier run, --topic names the marks that --markdown fills
+(<!-- peers times --> are those of "peers"), --only takes the sides whose names contain a text,
 and --tiny runs small shapes, which show that the script works and nothing else.
 """
 
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.out:
         options.out.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
     if options.markdown:
-        page = filled(options.markdown.read_text("utf-8"), "peers", tables(result))
+        page = filled(options.markdown.read_text("utf-8"), options.topic, tables(result))
         options.markdown.write_text(page, "utf-8")
 
 
@@ -84,6 +85,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--read", type=Path, help="JSON file of an earlier run")
     out.add_argument("--out", type=Path, help="JSON file to write")
     out.add_argument("--markdown", type=Path, help="page to fill in")
+    out.add_argument("--topic", default="peers", help="beginning of the page's marks")
     return out
 
 

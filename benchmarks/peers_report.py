@@ -31,8 +31,8 @@ POSTER = {
 }
 
 
-OURS = "ours, float32 (JAX"
-"""Beginning of the name of the side that others are compared with: the first of these."""
+OURS = ("ours, float32 (JAX", "ours, bfloat16 (JAX")
+"""Beginnings of the names of sides that others are compared with: the first side of these."""
 
 
 class Line(NamedTuple):
@@ -46,7 +46,7 @@ class Line(NamedTuple):
     uncached: float | None
     """Milliseconds when each candidate's image is read first; computed."""
     slower: float | None
-    """How many times as long as ours in float32 it takes."""
+    """How many times as long as ours without deferred layers it takes."""
     kept: tuple[int, int]
     """Tokens and their width."""
     online: int

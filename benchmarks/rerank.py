@@ -198,7 +198,8 @@ def published(
     language.load_state_dict(state, strict=False)
     language.to(device)
     words = language.bert.embeddings.word_embeddings
-    head: Any = module.classification_head
+    head: Any = copy.deepcopy(module.classification_head).to(device)
+    project = copy.deepcopy(module.vision_projection).to(device) if adapter else None
     tokens, patches = torch.tensor(task.tokens).to(device), torch.tensor(task.patches).to(device)
     length, m = int((task.ids != PAD).sum(axis=1).max()), task.tokens.shape[1]
 
@@ -208,9 +209,9 @@ def published(
         for query, ids in enumerate(task.ids):
             used = int((ids != PAD).sum())
             vision = tokens[query * task.k : (query + 1) * task.k]
-            if adapter:
+            if project is not None:
                 # The result is not used, as tokens were drawn at random; the work is.
-                module.vision_projection.to(device)(patches.expand(task.k, -1, -1))
+                project(patches.expand(task.k, -1, -1))
             text = words(torch.tensor(ids[:used]).long().to(device)).expand(task.k, -1, -1)
             sep = words(torch.tensor([SEP]).to(device)).expand(task.k, 1, -1)
             pad = words(torch.tensor([PAD] * (length - used)).long().to(device))

@@ -36,7 +36,7 @@ from edje_jax.models.attention import IMPLEMENTATIONS
 from edje_jax.models.edje import Edje
 from edje_jax.runtimes.device_params import DeviceParams, Parts
 from edje_jax.runtimes.devices import Compute
-from edje_jax.runtimes.scoring import CHUNKS, encode_captions, gather_captions, score
+from edje_jax.runtimes.scoring import CHUNKS, encode_captions, gather_rows, score
 from edje_jax.system.platform import platform
 from edje_jax.training.flops import layers, peak_flops
 
@@ -117,7 +117,7 @@ def timed(
         text: Any = jax.device_put(ids)
         if config.joint_encoder.deferred_layers:
             encoded = encode_captions(model, params, 1, ids[:1])
-            text = gather_captions(encoded, np.zeros(batch, np.int64))
+            text = gather_rows(encoded, np.zeros(batch, np.int64))
         began = time.perf_counter()
         run = partial(score, model, params, batch, text, tokens)
         jax.block_until_ready(run())

@@ -32,7 +32,7 @@ from edje_jax.runtimes.heads import heads_of_images, heads_of_texts
 from edje_jax.runtimes.round_robin import default_devices, round_robin, sizes_within_share
 from edje_jax.runtimes.scoring import (
     encode_captions,
-    gather_captions,
+    gather_rows,
     pair_batches,
     score,
     text_batches,
@@ -245,7 +245,7 @@ class JaxRuntime:
     #
     # published            ids ──────────────────────────── of each pair ──┐
     #                                                                      ├── score ── match logits
-    # encodes_captions     ids ── encode_captions ── gather_captions ──────┤
+    # encodes_captions     ids ── encode_captions ── gather_rows ──────────┤
     #                             once a device      of each pair          │
     # either               tokens ───────────────────────── of each pair ──┘
 
@@ -327,9 +327,7 @@ class JaxRuntime:
             params = self._on_devices.scoring[device]
             return encode_captions(self.model, params, len(captions), ids[rows])
 
-        return lambda index, device: gather_captions(
-            encoded(device), np.searchsorted(captions, index)
-        )
+        return lambda index, device: gather_rows(encoded(device), np.searchsorted(captions, index))
 
     def _start_scoring(
         self,
@@ -342,7 +340,9 @@ class JaxRuntime:
     ) -> Array:
         """Logits under way on a device, of a batch filled up to a program's size."""
         # Gathered before, as the table's size would be compiled into the program.
-        gathered = jax.device_put(tokens[image_index], self._devices[device])
+        there = all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(tokens))
+        rows = gather_rows(tokens, image_index) if there else tokens[image_index]
+        gathered = jax.device_put(rows, self._devices[device])
         params = self._on_devices.scoring[device]
         return score(self.model, params, count, captions, gathered, cosines)
 

@@ -40,9 +40,13 @@ def encode_captions(
 
 
 @jax.jit
-def gather_captions(captions: PyTree, index: Int[Array, " p"]) -> PyTree:
-    """Gather the encoded captions of a batch of pairs."""
-    return jax.tree.map(lambda leaf: leaf[index], captions)
+def gather_rows(table: PyTree, index: Int[Array, " p"]) -> PyTree:
+    """Gather the encoded captions, or the tokens, of a batch of pairs from arrays on the device.
+
+    One program: each step of an index outside of one costs the host as long as a small batch takes
+    a GPU.
+    """
+    return jax.tree.map(lambda leaf: leaf[index], table)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -96,7 +96,7 @@ def test_no_pairs_no_scores(runtime, ids, tokens):
 def test_ragged_requests_compile_nothing_after_the_warm_up(runtime, tokens):
     """Whatever texts, images and pairs there are."""
     runtime.warm(tokens)
-    programs = (scoring.score, scoring.encode_captions, scoring.gather_captions)
+    programs = (scoring.score, scoring.encode_captions, scoring.gather_rows)
     warm = [program._cache_size() for program in programs]
     assert warm[0] >= len(lengths_up_to(runtime.config.max_text_length)) * len(
         scoring.pair_batches()

@@ -43,7 +43,7 @@ def test_every_kind_of_request(encodes_captions, service):
     stored = np.asarray(unpack(index.tokens[np.arange(images)]), np.float32)
     expected = reranker.score_matrix(TEXTS, stored)
     encodes_captions.warm(ks=(images,))
-    programs = (scoring.score, scoring.encode_captions, scoring.gather_captions)
+    programs = (scoring.score, scoring.encode_captions, scoring.gather_rows)
     warm = [program._cache_size() for program in programs]
 
     for row, answer in zip(
