@@ -1,5 +1,6 @@
 """AdamW and its schedules."""
 
+import logging
 import re
 
 import jax
@@ -8,6 +9,8 @@ import optax
 from jaxtyping import PyTree
 
 from edje_jax.config.run import OptimConfig
+
+log = logging.getLogger(__name__)
 
 
 def schedule(optim: OptimConfig, steps: int, steps_per_epoch: int) -> optax.Schedule:
@@ -30,7 +33,15 @@ def schedule(optim: OptimConfig, steps: int, steps_per_epoch: int) -> optax.Sche
 
 
 def optimiser(optim: OptimConfig, steps: int, steps_per_epoch: int) -> optax.GradientTransformation:
-    """AdamW; as published, decay covers biases and norms too."""
+    """AdamW; as published, decay covers biases and norms too. A cosine whose rate never falls is
+    warned of."""
+    warmup, held = optim.warmup_steps, round(optim.hold * steps)
+    if optim.schedule == "cosine" and warmup + held >= steps:
+        log.warning(
+            "the learning rate never falls: of %d steps, --optim.warmup-steps takes %d and"
+            " --optim.hold %g another %d; lower one of them",
+            steps, warmup, optim.hold, held,
+        )  # fmt: skip
     adamw = optax.adamw(
         schedule(optim, steps, steps_per_epoch),
         b1=optim.b1,

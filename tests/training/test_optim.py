@@ -56,6 +56,18 @@ def test_a_run_shorter_than_the_warm_up_still_reaches_its_rate(kind, steps):
     np.testing.assert_allclose(rates[-1], 1e-3, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "steps, warned", [(230, True), (300, True), (400, False)], ids=lambda value: str(value)
+)
+def test_a_cosine_that_never_falls_is_warned_of(steps, warned, caplog):
+    """Of 300 steps 100 warm up and 200 are held."""
+    optim = OptimConfig(schedule="cosine", warmup_steps=100, hold=2 / 3)
+    optimiser(optim, steps, steps_per_epoch=1)
+    assert ("the learning rate never falls" in caplog.text) == warned
+    rates = schedule(optim, steps, 1)(jnp.arange(steps))
+    assert bool((np.diff(rates) < 0).any()) == (not warned)
+
+
 def test_decay_reaches_biases_and_norms_too():
     """As published: every parameter shrinks, whatever its name and rank."""
     params = {"dense": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, "scale": jnp.ones(())}
