@@ -32,7 +32,7 @@ POSTER = {
 
 
 OURS = ("ours, float32 (JAX", "ours, bfloat16 (JAX")
-"""Beginnings of the names of sides that others are compared with: the first side of these."""
+"""Beginnings of the names of sides that others are compared with: the first of a result's rows."""
 
 
 class Line(NamedTuple):
@@ -62,7 +62,12 @@ class Line(NamedTuple):
 def lines(result: Result) -> Iterator[Line]:
     """Figures of every side that was measured."""
     ours = next(
-        (row.get("seconds") for name, row in result["rows"].items() if name.startswith(OURS)), None
+        (
+            row["seconds"]
+            for name, row in result["rows"].items()
+            if name.startswith(OURS) and "seconds" in row
+        ),
+        None,
     )
     for name, row in result["rows"].items():
         if "why" in row:

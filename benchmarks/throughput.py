@@ -2,13 +2,15 @@
 
     python benchmarks/throughput.py [--batches 256 1024] [--precisions bfloat16 int8]
                                     [--attention cudnn products] [--deferred 0 6] [--attended]
-                                    [--seconds 1] [--limit 600] [--out throughput.json]
+                                    [--seconds 1] [--limit 600] [--kernels]
+                                    [--out throughput.json]
 
 Tokens (bfloat16) and captions lie on the device, and calls are started one after the other, so that
 what is timed is the device's part: what batches of `runtimes.scoring` should hold is read off here.
 FLOPs are those of the matrix products on rows that count (`training.flops`), and a share is that of
 the device's bfloat16 peak. Weights are random: MiniLM-L12, 64 tokens, captions of 22 pieces in the
-bucket of 24. After --limit seconds what is left is not begun.
+bucket of 24. After --limit seconds what is left is not begun. With --kernels each row of the result
+has the kernels that take longest, too.
 """
 
 import argparse
@@ -26,6 +28,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+from kernels import kernel_milliseconds
 from pairs import CLS, CONFIG, SEP, TINY, Pairs
 from rich.console import Console
 from rich.table import Table
@@ -55,7 +58,7 @@ def main() -> None:
             if time.perf_counter() - began > options.limit:
                 break
             try:
-                row = timed(config, params, precision, kernel, batch, options.seconds)
+                row = timed(config, params, precision, kernel, batch, options)
             except Exception as error:  # A row of the table, whatever it is
                 row = {"why": str(error).splitlines()[0]}
             joint = config.joint_encoder
@@ -80,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--attended", action="store_true", help="add attended vision rows to S > 0")
     out.add_argument("--seconds", type=float, default=1.0, help="time to measure a row for")
     out.add_argument("--limit", type=float, default=600.0, help="seconds for everything")
+    out.add_argument("--kernels", action="store_true", help="profile each row's kernels")
     out.add_argument("--tiny", action="store_true", help="small shapes, which show that it works")
     out.add_argument("--out", type=Path, help="JSON file to write")
     return out
@@ -99,7 +103,12 @@ def config_of(options: argparse.Namespace, deferred: int, seen: Any) -> EdjeConf
 
 
 def timed(
-    config: EdjeConfig, params: Any, precision: Any, kernel: str, batch: int, seconds: float
+    config: EdjeConfig,
+    params: Any,
+    precision: Any,
+    kernel: str,
+    batch: int,
+    options: argparse.Namespace,
 ) -> dict[str, Any]:
     """Row of the table."""
     compute = Compute.of(precision)
@@ -122,11 +131,14 @@ def timed(
         run = partial(score, model, params, batch, text, tokens)
         jax.block_until_ready(run())
         compile_seconds = time.perf_counter() - began
-        call = seconds_of_a_call(run, seconds)
+        call = seconds_of_a_call(run, options.seconds)
+        longest = list(kernel_milliseconds(run).items())[:12] if options.kernels else []
     flops = flops_of_a_pair(config) * batch / call
     row = {"pairs_per_second": batch / call, "milliseconds": 1e3 * call, "flops_per_second": flops}
     if peak := peak_flops(jax.devices()[0].device_kind):
         row["share_of_peak"] = flops / peak
+    if longest:
+        row["kernel_milliseconds"] = dict(longest)
     return row | {"compile_seconds": compile_seconds}
 
 

@@ -339,7 +339,7 @@ class JaxRuntime:
         cosines: Float32[np.ndarray, " p"] | None = None,
     ) -> Array:
         """Logits under way on a device, of a batch filled up to a program's size."""
-        # Gathered before, as the table's size would be compiled into the program.
+        # Gathered before, as the table's size would be compiled into `score`.
         there = all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(tokens))
         rows = gather_rows(tokens, image_index) if there else tokens[image_index]
         gathered = jax.device_put(rows, self._devices[device])

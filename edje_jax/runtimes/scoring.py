@@ -43,8 +43,8 @@ def encode_captions(
 def gather_rows(table: PyTree, index: Int[Array, " p"]) -> PyTree:
     """Gather the encoded captions, or the tokens, of a batch of pairs from arrays on the device.
 
-    One program: each step of an index outside of one costs the host as long as a small batch takes
-    a GPU.
+    Indexing outside of `jit` starts several programs, and starting one takes the host about as
+    long as a small batch takes a GPU.
     """
     return jax.tree.map(lambda leaf: leaf[index], table)
 

@@ -36,7 +36,7 @@ def optimiser(optim: OptimConfig, steps: int, steps_per_epoch: int) -> optax.Gra
     """AdamW; as published, decay covers biases and norms too. A cosine whose rate never falls is
     warned of."""
     warmup, held = optim.warmup_steps, round(optim.hold * steps)
-    if optim.schedule == "cosine" and warmup + held >= steps:
+    if optim.schedule == "cosine" and warmup + held >= steps - 1:
         log.warning(
             "the learning rate never falls: of %d steps, --optim.warmup-steps takes %d and"
             " --optim.hold %g another %d; lower one of them",

@@ -57,7 +57,7 @@ def test_a_run_shorter_than_the_warm_up_still_reaches_its_rate(kind, steps):
 
 
 @pytest.mark.parametrize(
-    "steps, warned", [(230, True), (300, True), (400, False)], ids=lambda value: str(value)
+    "steps, warned", [(230, True), (300, True), (304, True), (305, False), (400, False)], ids=str
 )
 def test_a_cosine_that_never_falls_is_warned_of(steps, warned, caplog):
     """Of 300 steps 100 warm up and 200 are held."""
