@@ -7,8 +7,9 @@ Models are given seed by seed; all were trained on one backbone, whose k nearest
 row reranks. A captioner trained in both directions is read forward, backward and both ways, with
 each of its scores. Weights of mixtures (z(h) + b z(cosine), and w z(EDJE) + (1 - w) z(captioner) +
 b z(cosine), z-normalised over a query's candidates) are chosen on --choose-on, by the mean of R@1
-of both directions. Recalls are means over the seeds; intervals are of the difference to EDJE alone,
-from images drawn anew (95%).
+of both directions; among equally good ones those with the least w, and then the least b. Recalls
+are means over the seeds; intervals are of the difference to EDJE alone, from images drawn anew
+(95%).
 """
 
 import argparse
@@ -24,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
+from named_runs import check_backbones
 from rich.console import Console
 from rich.table import Table
 from side_by_side import machine
@@ -56,6 +58,11 @@ class Asked:
     cosine: Float[np.ndarray, "q k"]
     owner: Int[np.ndarray, " q"]
     """Image that each query belongs to, of which intervals draw."""
+
+    @property
+    def ceiling(self) -> float:
+        """Percentage of queries that have a right answer among their candidates."""
+        return float(100.0 * self.hits.any(axis=1).mean())
 
     def found(self, scores: Float[np.ndarray, "q k"]) -> Float[np.ndarray, "q d"]:
         """100 where a right answer is among the best 1, 5, 10 by the scores; base order breaks
@@ -114,12 +121,17 @@ def main() -> None:
     chosen: dict[str, list[tuple[float, float]]] = {}
     asked: dict[str, Asked] = {}
     for names in zip(options.captioner, options.edje, strict=True):
-        runtimes = [JaxRuntime.of(load_model(name), "float32") for name in names]
+        models = [load_model(name) for name in names]
+        try:
+            check_backbones(names, models, models[0])
+        except ValueError as error:
+            parser.error(str(error))
+        runtimes = [JaxRuntime.of(model, "float32") for model in models]
         settings = options.k, options.queries
-        known = scored(runtimes, open_gallery(options.choose_on, None), *settings)
-        told = scored(runtimes, open_gallery(options.data, options.pool), *settings)
-        asked = told.asked
-        for name, row, weights in measured(known, told):
+        validation = scored(runtimes, open_gallery(options.choose_on, None), *settings)
+        test = scored(runtimes, open_gallery(options.data, options.pool), *settings)
+        asked = test.asked
+        for name, row, weights in measured(validation, test):
             rows.setdefault(name, []).append(row)
             chosen.setdefault(name, []).append(weights)
     results = [summary(name, rows, chosen, asked) for name in rows]
@@ -135,21 +147,21 @@ def main() -> None:
 
 
 def measured(
-    known: Scored, told: Scored
+    validation: Scored, test: Scored
 ) -> Iterator[tuple[str, dict[str, np.ndarray], tuple[float, float]]]:
-    """Yield (row, hits by direction, weights) of one seed; weights are chosen on `known`."""
+    """Yield (row, hits by direction, weights) of one seed; weights are chosen on `validation`."""
     plain = (1.0, 0.0)
-    yield "base", told.found("base", plain), plain
-    for name in told.scores["t2i"]:
-        yield name, told.found(name, plain), plain
+    yield "base", test.found("base", plain), plain
+    for name in test.scores["t2i"]:
+        yield name, test.found(name, plain), plain
     for row, name, shares in (
         ("edje + cosine", "edje", (1.0,)),
-        ("captioner + cosine", known.captioner, (1.0,)),
+        ("captioner + cosine", validation.captioner, (1.0,)),
         ("edje + captioner + cosine", "mixed", SHARES),
     ):
         options = list(product(shares, COSINES))
-        best = max(options, key=lambda weights: float(recall(known.found(name, weights))))
-        yield row, told.found(name, best), best
+        best = max(options, key=lambda weights: float(recall(validation.found(name, weights))))
+        yield row, test.found(name, best), best
 
 
 def recall(found: Mapping[str, np.ndarray]) -> float:

@@ -5,8 +5,10 @@
 
 A row has the models of one setting, seed by seed. Each model reranks the k nearest candidates of
 its own backbone by its own score, "pmi" of all directions that it reads. Recalls are means over the
-seeds; intervals are of the difference to the first row, from images drawn anew (95%). Seconds are
-those of training, added up from each run's log; runs are comparable where nothing else ran beside.
+seeds; intervals are of the difference to each row before, from images drawn anew (95%). A ceiling
+is the share of queries that have a right answer among their candidates, on the mean of the runs.
+Seconds are those of training, added up from each run's log; runs are comparable where nothing else
+ran beside.
 """
 
 import argparse
@@ -18,6 +20,7 @@ from typing import Any
 import numpy as np
 from captioner import DEPTHS, Asked, candidates, caption_scores
 from jaxtyping import Float
+from named_runs import add_rows, named_runs
 from rich.console import Console
 from rich.table import Table
 from side_by_side import machine
@@ -42,21 +45,17 @@ class Measured:
 def main() -> None:
     """Measure, print a table, and write JSON if asked to."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--row", nargs="+", action="append", required=True, metavar="NAME RUN",
-        help="name of a setting and its runs, seed by seed",
-    )  # fmt: skip
+    add_rows(parser, "a setting")
     parser.add_argument("--data", required=True, help="SPEC to report on")
     parser.add_argument("--k", type=int, default=50)
     parser.add_argument("--queries", type=int, default=0, help="captions, and images; 0: all")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
-    if any(len(row) < 2 for row in options.row):
-        parser.error("--row: give a name and at least one run")
+    runs_of = named_runs(parser, options.row)
     source = open_gallery(options.data, None)
     rows = {
         name: [measured(run, source, options.k, options.queries) for run in runs]
-        for name, *runs in options.row
+        for name, runs in runs_of.items()
     }
     results = [summary(name, rows) for name in rows]
     Console().print(table(results))
@@ -101,35 +100,53 @@ def training_seconds(log: Path) -> float | None:
 
 
 def summary(name: str, rows: dict[str, list[Measured]]) -> dict[str, Any]:
-    """Recalls of a row, and the interval of its R@1 less that of the first row."""
-    mine, first = rows[name], next(iter(rows.values()))
+    """Recalls of a row, and intervals of its R@1 less that of the rows before."""
+    mine = rows[name]
+    before = [other for other in rows if list(rows).index(other) < list(rows).index(name)]
     out: dict[str, Any] = {"name": name, "runs": [one.about for one in mine]}
     for direction, asked in mine[0].asked.items():
         hits = np.mean([one.found[direction] for one in mine], axis=0)
-        gain = hits - np.mean([one.found[direction] for one in first], axis=0)
-        low, high = mean_intervals(gain[:, :1], asked.owner)[0]
         out[direction] = {
             **{f"R@{d}": float(x) for d, x in zip(DEPTHS, hits.mean(axis=0), strict=True)},
             "base R@1": float(np.mean([one.base[direction][:, 0].mean() for one in mine])),
             "R@1 by seed": [float(one.found[direction][:, 0].mean()) for one in mine],
-            "R@1 less the first row's": {"mean": float(gain[:, 0].mean()), "interval": [low, high]},
+            "queries": len(asked.owner),
+            "ceiling": float(np.mean([one.asked[direction].ceiling for one in mine])),
+            "R@1 less": {
+                other: difference(hits, [one.found[direction] for one in rows[other]], asked.owner)
+                for other in before
+            },
         }
     return out
 
 
+def difference(
+    hits: Float[np.ndarray, "q d"], others: list[Float[np.ndarray, "q d"]], owner: np.ndarray
+) -> dict[str, Any]:
+    """R@1 of hits less the mean R@1 of other runs', and its interval."""
+    gain = (hits - np.mean(others, axis=0))[:, :1]
+    low, high = mean_intervals(gain, owner)[0]
+    return {"mean": float(gain.mean()), "interval": [float(low), float(high)]}
+
+
 def table(results: list[dict[str, Any]]) -> Table:
     """R@1 of every row in both directions."""
-    heads = [f"{d} {what}" for d in ("T2I", "I2T") for what in ("base", "R@1", "less the first's")]
+    each = ("base", "ceiling", "R@1", "less the first's")
+    heads = [f"{direction} {what}" for direction in ("T2I", "I2T") for what in each]
     out = Table("row", "tokens", "seconds", *heads)
     for row in results:
         seconds = [one["seconds"] for one in row["runs"] if one["seconds"] is not None]
         cells = [row["name"], str(row["runs"][0]["tokens"])]
         cells.append(f"{np.mean(seconds):.0f}" if seconds else "")
         for direction in ("t2i", "i2t"):
-            one, gain = row[direction], row[direction]["R@1 less the first row's"]
-            low, high = gain["interval"]
-            cells += [f"{one['base R@1']:.1f}", f"{one['R@1']:.1f}"]
-            cells.append(f"{gain['mean']:+.1f} [{low:+.1f}, {high:+.1f}]")
+            one = row[direction]
+            cells += [f"{one[key]:.1f}" for key in ("base R@1", "ceiling", "R@1")]
+            gain = next(iter(one["R@1 less"].values()), None)
+            cells.append(
+                "{mean:+.1f} [{interval[0]:+.1f}, {interval[1]:+.1f}]".format(**gain)
+                if gain
+                else ""
+            )
         out.add_row(*cells)
     return out
 

@@ -14,9 +14,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from first_stage import Asked, Stage, mean, pooled, queries, trained
+from named_runs import add_rows, check_backbones, named_runs
 from rich.console import Console
 from rich.table import Table
 from side_by_side import machine
@@ -37,18 +37,13 @@ Recalls = dict[str, list[ExpectedRecalls]]
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print tables, and write JSON if asked to."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--row", nargs="+", action="append", required=True, metavar="NAME RUN",
-        help="name of a choice of teachers and its runs, seed by seed",
-    )  # fmt: skip
+    add_rows(parser, "a choice of teachers")
     parser.add_argument("--data", required=True, help="SPEC to ask with")
     parser.add_argument("--pool", help="SPEC whose images join the gallery")
     parser.add_argument("--queries", type=int, default=0, help="captions, and images; 0: all")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args(arguments)
-    if any(len(row) < 2 for row in options.row):
-        parser.error("--row: give a name and at least one run")
-    runs = {name: folders for name, *folders in options.row}
+    runs = named_runs(parser, options.row)
     try:
         models = {name: opened(folders) for name, folders in runs.items()}
         first = next(iter(models.values()))[0]
@@ -91,19 +86,6 @@ def opened(folders: list[str]) -> list[Model]:
         if model.heads is None:
             raise ValueError(f"{folder}: no heads of the first stage; train some on it")
     return models
-
-
-def check_backbones(folders: list[str], models: list[Model], first: Model) -> None:
-    """Make sure that models have the backbone of the first one, bit for bit.
-
-    Raises:
-        ValueError: one has another.
-    """
-    expected = jax.tree.leaves(first.backbone.params)
-    for folder, model in zip(folders, models, strict=True):
-        found = jax.tree.leaves(model.backbone.params)
-        if len(found) != len(expected) or not all(map(np.array_equal, found, expected)):
-            raise ValueError(f"{folder}: another backbone than that of the first run")
 
 
 def by_direction(stages: list[Stage], asked: Asked) -> Recalls:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from captioner_choices import training_seconds
 from jaxtyping import Bool, Float, Int
+from named_runs import add_rows, named_runs
 from rich.console import Console
 from rich.table import Table
 from side_by_side import machine
@@ -44,16 +45,12 @@ TASKS = ("t2i", "i2t")
 def main() -> None:
     """Measure, print a table, and write JSON if asked to."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--row", nargs="+", action="append", required=True, metavar="NAME RUN",
-        help="name of a setting and its runs, seed by seed",
-    )  # fmt: skip
+    add_rows(parser, "a setting")
     parser.add_argument("--data", default="moving-shapes:test", help="SPEC of moving shapes")
     parser.add_argument("--clips", type=int, default=500, help="clips of the set, from the first")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
-    if any(len(row) < 2 for row in options.row):
-        parser.error("--row: give a name and at least one run")
+    runs_of = named_runs(parser, options.row)
     clips = open_captioned(options.data)
     source, groups = some_groups(clips, options.clips)
     what = {
@@ -64,10 +61,10 @@ def main() -> None:
         "data": options.data, "clips": len(groups), "groups": int(groups[-1]) + 1,
         "chance": {"t2i": chance(groups), "i2t": chance(groups)}, "machine": machine(),
     }  # fmt: skip
-    kept = other_rows(options.out, about, [name for name, *_ in options.row])
+    kept = other_rows(options.out, about, list(runs_of))
     results = kept + [
         row_of(name, [measured(run, source, groups, what) for run in runs], groups)
-        for name, *runs in options.row
+        for name, runs in runs_of.items()
     ]
     Console().print(table(results))
     if options.out:

@@ -92,7 +92,7 @@ def assemble(config: EdjeRun, source: Source | None, workdir: Path) -> Assembled
         check_vision(config, teacher, backbone)
     captioner = captioner_config(config.model, init)
     joint, tokenizer, params = _joint_encoder(config, init, teacher, source, workdir)
-    joint = _with_layers_deferred(joint, config.model)
+    joint = _with_layers_deferred(joint, config.model, captioner is not None)
     if captioner and "joint_encoder" in params:
         params = from_language_model(params["joint_encoder"], captioner)
     whole = EdjeConfig(
@@ -339,9 +339,13 @@ def _check_kind(config: EdjeRun, init: Model) -> None:
         )
 
 
-def _with_layers_deferred(joint: BertConfig, spec: ModelSpec) -> BertConfig:
-    """With as many deferred layers as the run asks for, if it does."""
+def _with_layers_deferred(joint: BertConfig, spec: ModelSpec, is_captioner: bool) -> BertConfig:
+    """With as many deferred layers as the run asks for, if it does; a captioner has none, whatever
+    the EDJE had that it starts from."""
     layers, vision = spec.deferred_layers, spec.online_vision
+    if is_captioner and layers is None and vision is None and not joint.is_published_layout:
+        log.info("layers of the EDJE are not deferred any more: a captioner defers none")
+        layers, vision = 0, "updated"
     try:
         return dataclasses.replace(
             joint,

@@ -1,4 +1,4 @@
-"""An EDJE or a captioner that teaches a whole dual encoder what it thinks of lists of candidates.
+"""An EDJE or a captioner whose scores of lists of candidates a whole dual encoder learns from.
 
 Our reconstruction of the distillation of Fast & Slow (arXiv 2103.16553), which has no published
 code. A list is a caption, its own image and the K other images of the batch that the student holds

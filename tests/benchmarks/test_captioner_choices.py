@@ -43,6 +43,23 @@ def test_one_command_compares(choices, captioner, monkeypatch, tmp_path, capsys)
     assert one["runs"][0]["upsampling"] == 2 and len(two["runs"]) == 2
     for direction in ("t2i", "i2t"):
         assert two[direction]["R@1 by seed"] == [one[direction]["R@1"]] * 2
-        gain = two[direction]["R@1 less the first row's"]
-        assert gain == {"mean": 0.0, "interval": [0.0, 0.0]}
+        assert one[direction]["R@1 less"] == {}
+        assert two[direction]["R@1 less"] == {"one": {"mean": 0.0, "interval": [0.0, 0.0]}}
+        assert one[direction]["queries"] == 6
+        assert one[direction]["R@1"] <= one[direction]["ceiling"] <= 100
     assert "+0.0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "rows, told",
+    [
+        ([["one"]], "give a name and at least one run"),
+        ([["one", "a"], ["two", "b"], ["one", "c"]], "two rows have this name"),
+    ],
+)
+def test_rows_that_would_be_lost_are_refused(choices, rows, told, monkeypatch, capsys):
+    arguments = [part for row in rows for part in ("--row", *row)]
+    monkeypatch.setattr("sys.argv", ["captioner_choices.py", *arguments, "--data", "shapes:test"])
+    with pytest.raises(SystemExit):
+        choices.main()
+    assert told in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""All terms of an EDJE's loss, and their weighted sum."""
+"""All terms of the loss of an EDJE or a captioner, and their weighted sum."""
 
 from importlib import import_module
 

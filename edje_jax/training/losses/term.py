@@ -1,4 +1,4 @@
-"""Terms of an EDJE's loss: the form of one, and what it is computed from.
+"""Terms of the loss of an EDJE or a captioner: the form of one, and what it is computed from.
 
 A term is the file of its name in this folder, with a `TERM`, and a weight of that name in
 `LossConfig`. A weight of 0 skips the term's work too.

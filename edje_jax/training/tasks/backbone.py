@@ -31,7 +31,8 @@ from edje_jax.weights.folder import Model, load_model
 
 class BackboneTask:
     """The loss of the dual encoder's family over the batch (SigLIP's sigmoid for a new one), patch
-    naming (`scenes.patch_naming`) on built-in scenes, and distillation from an EDJE."""
+    naming (`scenes.patch_naming`) on built-in scenes, and distillation from an EDJE or
+    a captioner."""
 
     def __init__(self, config: BackboneRun, workdir: Path):
         if config.data.cache_features:

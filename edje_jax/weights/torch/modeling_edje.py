@@ -136,8 +136,8 @@ class GridUpsampler(nn.Module):
         """Maps stand beside each other in the last axis."""
         side = math.isqrt(tokens.shape[1])
         grid, *earlier = tokens.unflatten(1, (side, side)).chunk(1 + self.steps, dim=-1)
-        for step, finer in enumerate(earlier, start=1):
-            grid = self._doubled(grid, finer, step)
+        for step, earlier_map in enumerate(earlier, start=1):
+            grid = self._doubled(grid, earlier_map, step)
         return grid.flatten(1, 2)
 
     def _doubled(self, grid: Tensor, earlier: Tensor, step: int) -> Tensor:

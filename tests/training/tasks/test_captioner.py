@@ -217,6 +217,24 @@ def test_a_captioner_leaves_the_similarity_prior_of_init_behind(trained, tmp_pat
         assembled(tmp_path, "--init", str(folder), "--model.similarity-prior", "True")
 
 
+def test_a_captioner_defers_no_layers_of_init(trained, tmp_path, caplog):
+    """A run that asks for some is refused."""
+    caplog.set_level("INFO")
+    model = load_model(str(trained))
+    joint = dataclasses.replace(
+        model.config.joint_encoder, deferred_layers=1, online_vision="attended"
+    )
+    config = dataclasses.replace(model.config, joint_encoder=joint)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    save_model(folder, dataclasses.replace(model, config=config), "A card.\n")
+    parts = assembled(tmp_path, "--init", str(folder))
+    assert parts.config.joint_encoder.is_published_layout
+    assert "layers of the EDJE are not deferred any more" in caplog.text
+    with pytest.raises(ValueError, match="a captioner has no deferred layers"):
+        assembled(tmp_path, "--init", str(folder), "--model.deferred-layers", "1")
+
+
 def test_decoders_start_as_an_edje_s_layers(trained, tmp_path):
     """Both directions as copies; what looks at the image is fresh."""
     task = EdjeTask(asked("--init", str(trained)), tmp_path)
