@@ -255,18 +255,21 @@ def plot(found: Sequence[Way], path: Path) -> None:
     best = sorted(way for way, front in zip(found, on_front(found), strict=True) if front)
     best.sort(key=lambda way: way.milliseconds)
     axes.plot([w.milliseconds for w in best], [w.recall for w in best], ":", color="grey", zorder=0)
-    for way in best:
+    for number, way in enumerate(best):
         label = f"{way.k}" + (f", then {way.k2}" if way.k2 else "") if way.k else ""
         at = way.milliseconds, way.recall
-        axes.annotate(label, at, fontsize=8, xytext=(4, -12), textcoords="offset points")
+        # Labels of neighbours stand above and below in turns, so that none covers another.
+        place, side = ((4, -12), "left") if number % 2 else ((-2, 8), "right")
+        axes.annotate(label, at, place, fontsize=8, textcoords="offset points", ha=side)
     axes.set(xscale="log", xlabel="milliseconds a query", ylabel="R@1, text to image (percent)")
     ticks = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
     slowest = max(way.milliseconds for way in found)
     axes.set_xlim(min(way.milliseconds for way in found) / 1.3, slowest * 1.3)
+    axes.margins(y=0.1)
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="lower right")
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 
