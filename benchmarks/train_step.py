@@ -2,11 +2,13 @@
 
     python benchmarks/train_step.py [--rounds 3] [--size small|B|L] [--batch 16] [--out FILE]
 
-Ours is `edje_train_step` as `train.py` runs it, "loop" the same with --scan-layers. The peers, both
+Ours is `edje_train_step` as `train.py` runs it, "loop" the same with --scan-layers. The peers, all
 float32 on a CPU:
   good       one pass of transformers' SigLIP under no_grad, the joint encoder of a model folder's
              `modeling_edje.py` (SDPA, last layer for the rows that are read), the vocabulary head
-             on masked positions, AdamW; on a GPU bfloat16 autocast and torch.compile
+             on masked positions, AdamW; on a GPU bfloat16 autocast and torch.compile (which took
+             over three minutes on an H200 at size B)
+  eager      the same, never compiled; left out unless --sides names it
   published  what the published script computes: the ViT run three times (student, miner, teacher),
              eager BERT with its vocabulary head on every position of every pass
 The same masked pieces, hard negatives and losses: matching (K = 1), masked LM, text recovery.
@@ -155,7 +157,7 @@ def ours(work: Work, chunks: int = 1, scan: bool = False) -> Callable[[], float]
 class Torch:
     """The PyTorch step, either way."""
 
-    def __init__(self, work: Work, published: bool):
+    def __init__(self, work: Work, published: bool, compiled: bool = True):
         self.published = published
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         config, batch = work.config, work.batch
@@ -195,7 +197,7 @@ class Torch:
         self.ids = torch.tensor(batch.joint_ids).long().to(self.device)
         self.masked = torch.tensor(work.masked).to(self.device)
         self.step = self._step
-        if self.device == "cuda" and not published:
+        if self.device == "cuda" and compiled and not published:
             self.step = torch.compile(self._step)
 
     def _load(self, module: Any, tensors: dict[str, np.ndarray]) -> None:
@@ -314,7 +316,9 @@ SIDES: dict[str, Callable[[Work], Callable[[], float]]] = {
     "loop": partial(ours, scan=True),
     "good": partial(Torch, published=False),
     "published": partial(Torch, published=True),
+    "eager": partial(Torch, published=False, compiled=False),
 }
+DEFAULT_SIDES = ("ours", "loop", "good", "published")
 
 
 def main() -> None:
@@ -324,7 +328,7 @@ def main() -> None:
     parser.add_argument("--size", choices=["small", "B", "L"], default="small")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--only", choices=list(SIDES))
-    parser.add_argument("--sides", choices=list(SIDES), nargs="+", default=list(SIDES))
+    parser.add_argument("--sides", choices=list(SIDES), nargs="+", default=DEFAULT_SIDES)
     parser.add_argument("--no-peak", action="store_true", help="do not measure memory")
     parser.add_argument("--out", default="", help="JSON file to write")
     options = parser.parse_args()
