@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from captioner import DEPTHS, Asked, candidates, caption_scores
 from jaxtyping import Float
-from named_runs import add_rows, named_runs
+from named_runs import ROW, named_runs
 from rich.console import Console
 from rich.table import Table
 from side_by_side import machine
@@ -45,7 +45,7 @@ class Measured:
 def main() -> None:
     """Measure, print a table, and write JSON if asked to."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    add_rows(parser, "a setting")
+    parser.add_argument("--row", **ROW)
     parser.add_argument("--data", required=True, help="SPEC to report on")
     parser.add_argument("--k", type=int, default=50)
     parser.add_argument("--queries", type=int, default=0, help="captions, and images; 0: all")

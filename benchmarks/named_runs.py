@@ -2,23 +2,18 @@
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from edje_jax.weights.folder import Model
 
-
-def add_rows(parser: argparse.ArgumentParser, setting: str) -> None:
-    """Add `--row NAME RUN...`, which can be given several times."""
-    parser.add_argument(
-        "--row",
-        nargs="+",
-        action="append",
-        required=True,
-        metavar="NAME RUN",
-        help=f"name of {setting} and its runs, seed by seed",
-    )
+ROW: dict[str, Any] = {
+    "nargs": "+", "action": "append", "required": True, "metavar": "NAME RUN",
+    "help": "name of a setting and its runs, seed by seed; given several times",
+}  # fmt: skip
+"""Arguments of `add_argument` that make an option one of rows."""
 
 
 def named_runs(parser: argparse.ArgumentParser, rows: list[list[str]]) -> dict[str, list[str]]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from first_stage import Asked, Stage, mean, pooled, queries, trained
-from named_runs import add_rows, check_backbones, named_runs
+from named_runs import ROW, check_backbones, named_runs
 from rich.console import Console
 from rich.table import Table
 from side_by_side import machine
@@ -37,7 +37,7 @@ Recalls = dict[str, list[ExpectedRecalls]]
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print tables, and write JSON if asked to."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    add_rows(parser, "a choice of teachers")
+    parser.add_argument("--row", **ROW)
     parser.add_argument("--data", required=True, help="SPEC to ask with")
     parser.add_argument("--pool", help="SPEC whose images join the gallery")
     parser.add_argument("--queries", type=int, default=0, help="captions, and images; 0: all")

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from captioner_choices import training_seconds
 from jaxtyping import Bool, Float, Int
-from named_runs import add_rows, named_runs
+from named_runs import ROW, named_runs
 from rich.console import Console
 from rich.table import Table
 from side_by_side import machine
@@ -45,7 +45,7 @@ TASKS = ("t2i", "i2t")
 def main() -> None:
     """Measure, print a table, and write JSON if asked to."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    add_rows(parser, "a setting")
+    parser.add_argument("--row", **ROW)
     parser.add_argument("--data", default="moving-shapes:test", help="SPEC of moving shapes")
     parser.add_argument("--clips", type=int, default=500, help="clips of the set, from the first")
     parser.add_argument("--out", type=Path, help="JSON file to write")
