@@ -60,7 +60,7 @@ def test_a_run_shorter_than_the_warm_up_still_reaches_its_rate(kind, steps):
     "steps, warned", [(230, True), (300, True), (304, True), (305, False), (400, False)], ids=str
 )
 def test_a_cosine_that_never_falls_is_warned_of(steps, warned, caplog):
-    """Of 300 steps 100 warm up and 200 are held."""
+    """A warm-up of 100 steps and two thirds of all held leave 300 steps nothing to fall in."""
     optim = OptimConfig(schedule="cosine", warmup_steps=100, hold=2 / 3)
     optimiser(optim, steps, steps_per_epoch=1)
     assert ("the learning rate never falls" in caplog.text) == warned
