@@ -101,8 +101,8 @@ def training_seconds(log: Path) -> float | None:
 
 def summary(name: str, rows: dict[str, list[Measured]]) -> dict[str, Any]:
     """Recalls of a row, and intervals of its R@1 less that of the rows before."""
-    mine = rows[name]
-    before = [other for other in rows if list(rows).index(other) < list(rows).index(name)]
+    mine, names = rows[name], list(rows)
+    before = names[: names.index(name)]
     out: dict[str, Any] = {"name": name, "runs": [one.about for one in mine]}
     for direction, asked in mine[0].asked.items():
         hits = np.mean([one.found[direction] for one in mine], axis=0)

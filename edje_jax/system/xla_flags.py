@@ -56,7 +56,8 @@ def leave_products_to_cublas() -> None:
     already stands, and so does the name of a file.
 
     On an H100 and jaxlib 0.11.2 the scorer takes 1.3 times as many pairs a second with it
-    (`benchmarks/throughput.py`). No other program was timed. It has no effect once JAX has started.
+    (`benchmarks/throughput.py`). No other program was timed with and without it. It has
+    no effect once JAX has started.
     """
     first, after = _KNOW_GPU_FLAG
     release = tuple(map(int, jaxlib.version.__version__.split(".")[:2]))
