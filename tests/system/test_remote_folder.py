@@ -3,6 +3,7 @@
 import errno
 from importlib.util import find_spec
 from pathlib import Path
+from time import sleep
 
 import pytest
 
@@ -92,6 +93,8 @@ def test_an_error_in_a_thread_ends_what_was_not_begun():
     def act(i: int) -> int:
         if not i:
             raise ValueError("first")
+        # Work that takes time, so that the threads cannot end all of it before the error is seen.
+        sleep(0.01)
         done.append(i)
         return i
 
