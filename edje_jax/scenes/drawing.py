@@ -1,8 +1,10 @@
 """Pixels of a scene."""
 
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image, ImageChops, ImageDraw
 
 from edje_jax.scenes.scene import COLOURS, SIZES, Scene
@@ -10,28 +12,42 @@ from edje_jax.scenes.scene import COLOURS, SIZES, Scene
 _SUPERSAMPLE = 4
 
 
-def render(scene: Scene, side: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a scene: uint8 [side, side, 3], and which object each fine pixel shows.
+Box = tuple[int, int, int, int]
 
-    The second is uint8 [4 * side, 4 * side], 0 for the background, i for the i-th object.
-    """
+
+class Drawing(NamedTuple):
+    """Drawn scene."""
+
+    pixels: UInt8[np.ndarray, "s s 3"]
+    masks: tuple[tuple[Image.Image, Box], ...]
+    """Of each object, on a canvas four times as large: its mask and the box that this covers.
+    Later objects cover earlier ones."""
+
+    def owners(self) -> UInt8[np.ndarray, "f f"]:
+        """Object that each pixel of the larger canvas shows: 0 for the background, i for the i-th
+        object."""
+        side = len(self.pixels) * _SUPERSAMPLE
+        owners = Image.new("L", (side, side))
+        for i, (mask, box) in enumerate(self.masks, start=1):
+            owners.paste(i, box, mask)
+        return np.asarray(owners)
+
+
+def render(scene: Scene, side: int, rng: np.random.Generator) -> Drawing:
+    """Draw a scene as an image of side x side."""
     canvas = new_canvas(side, int(rng.integers(205, 250)))
-    fine = canvas.width
-    owner = Image.new("L", (fine, fine))
     shift = rng.uniform(-0.025, 0.025, 2)
-    for i, (thing, (x, y, fixed)) in enumerate(
-        zip(scene.things, scene.layout.slots, strict=True), start=1
-    ):
+    masks = []
+    for thing, (x, y, fixed) in zip(scene.things, scene.layout.slots, strict=True):
         radius = (fixed or SIZES[thing.size]) * rng.uniform(0.95, 1.05)
         centre = np.array([x, y]) + shift + rng.uniform(-0.01, 0.01, 2)
         outline, box = paint(canvas, thing.shape, thing.colour, centre, radius)
-        ink = COLOURS[thing.colour]
+        masks.append((outline, box))
         if thing.texture != "plain":
-            light = tuple(c + (255 - c) * 2 // 3 for c in ink)
-            lit = _pattern(thing.texture, fine).crop(box)
+            light = tuple(c + (255 - c) * 2 // 3 for c in COLOURS[thing.colour])
+            lit = _pattern(thing.texture, canvas.width).crop(box)
             canvas.paste(light, box, ImageChops.multiply(outline, lit))
-        owner.paste(i, box, outline)
-    return noisy(canvas, rng), np.asarray(owner)
+    return Drawing(noisy(canvas, rng), tuple(masks))
 
 
 def new_canvas(side: int, shade: int) -> Image.Image:
@@ -42,7 +58,7 @@ def new_canvas(side: int, shade: int) -> Image.Image:
 
 def paint(
     canvas: Image.Image, shape: str, colour: str, centre: np.ndarray, radius: float
-) -> tuple[Image.Image, tuple[int, int, int, int]]:
+) -> tuple[Image.Image, Box]:
     """Paint a shape onto a canvas; centre (x, y) and radius are shares of its side.
 
     Returns:
@@ -60,9 +76,7 @@ def noisy(canvas: Image.Image, rng: np.random.Generator) -> np.ndarray:
     return np.clip(image + noise, 0, 255).astype(np.uint8)
 
 
-def _outline(
-    shape: str, centre: np.ndarray, radius: float
-) -> tuple[Image.Image, tuple[int, int, int, int]]:
+def _outline(shape: str, centre: np.ndarray, radius: float) -> tuple[Image.Image, Box]:
     """Mask, 255 inside a shape, and the box it covers; only the box is drawn, for speed."""
     left, top = np.floor(centre - 1.15 * radius).astype(int)
     side = int(2.3 * radius) + 3

@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
-from edje_jax.scenes.drawing import render
+from edje_jax.scenes.drawing import Drawing, render
 from edje_jax.scenes.scene import (
     COLOURS,
     SHAPES,
@@ -121,7 +121,7 @@ class Shapes(Grouped):
 
     def image(self, index: int) -> Image.Image:
         """The image, RGB."""
-        return Image.fromarray(self._render(index)[0])
+        return Image.fromarray(self._drawing(index).pixels)
 
     def patch_labels(self, index: int, grid: int) -> np.ndarray:
         """Labels of the grid x grid patches: int32 [grid * grid, 4], attribute by attribute.
@@ -130,9 +130,9 @@ class Shapes(Grouped):
         covers a fifth of it and more of it than any other. "size" 0 is also "fixed by the layout".
         """
         scene = self.scene(index)
-        _, owner = self._render(index)
-        side = owner.shape[0] // grid
-        patches = owner[: side * grid, : side * grid].reshape(grid, side, grid, side)
+        owners = self._drawing(index).owners()
+        side = owners.shape[0] // grid
+        patches = owners[: side * grid, : side * grid].reshape(grid, side, grid, side)
         cover = np.stack([(patches == i).mean((1, 3)) for i in range(1, len(scene.things) + 1)])
         winner = np.where(cover.max(0) >= 0.2, cover.argmax(0) + 1, 0).reshape(-1)
         codes = np.array([[0] * 4] + [_codes(thing) for thing in scene.things], np.int32)
@@ -143,8 +143,8 @@ class Shapes(Grouped):
         start, member, size = self._group(index)
         return _scenes(self.seed, self.split, start, size)[member]
 
-    def _render(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        return _rendered(self.seed, self.split, index, self.scene(index), self.image_size)
+    def _drawing(self, index: int) -> Drawing:
+        return _drawn(self.seed, self.split, index, self.scene(index), self.image_size)
 
 
 def generator(seed: int, split: str, stream: int, index: int) -> np.random.Generator:
@@ -153,9 +153,7 @@ def generator(seed: int, split: str, stream: int, index: int) -> np.random.Gener
 
 
 @lru_cache(maxsize=256)
-def _rendered(
-    seed: int, split: str, index: int, scene: Scene, side: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _drawn(seed: int, split: str, index: int, scene: Scene, side: int) -> Drawing:
     """Cached, as a batch asks for the images first and for what their patches hold later."""
     return render(scene, side, generator(seed, split, 2, index))
 
