@@ -211,6 +211,8 @@ def check(options: Options) -> None:
         raise UsageError("--bits, --by-codes and --by-projection go with a --first-stage of codes")
     if o.folds and o.first_stage:
         raise UsageError("--folds takes no --first-stage: each fold is searched exactly")
+    if o.eccv and o.first_stage:
+        raise UsageError("--eccv takes no --first-stage: its lists are those of exact search")
     if o.folds and o.then:
         raise UsageError("--folds takes no --then: the second model reranks the whole gallery")
     if o.similarity_weight is not None and not math.isfinite(o.similarity_weight):

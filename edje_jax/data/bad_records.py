@@ -56,7 +56,7 @@ class BadRecords:
             if len(listed) > LISTED:
                 listed[LISTED:] = [f"  and {len(listed) - LISTED:,} more"]
             raise TooManyBadRecords(
-                f"{len(self.reasons)} of {self.total} records could not be read, more than"
+                f"{len(self.reasons)} of {self.total} records are bad, more than"
                 f" --data.max-bad {self.max_bad:g} (--max-bad outside training) allows. Mend or"
                 " remove them, check --data.image-root, or raise the limit:\n" + "\n".join(listed)
             )

@@ -32,7 +32,11 @@ from edje_jax.types import Source
 
 @dataclass(frozen=True)
 class Protocol:
-    """Choice of the measurements on a gallery."""
+    """Choice of the measurements on a gallery.
+
+    Raises:
+        ValueError: folds or ECCV Caption, which are of exact search, with a first stage.
+    """
 
     k: int = 10
     similarity_weight: float | None = None
@@ -53,6 +57,10 @@ class Protocol:
     caption_score: CaptionScore | None = None
     """Score of a captioner that is measured; None for the model's own. A calibration of another
     score is left out."""
+
+    def __post_init__(self):
+        if self.first_stage and (self.folds or self.eccv):
+            raise ValueError("folds and eccv are of exact search; leave first_stage out")
 
     @property
     def depth(self) -> int:
@@ -141,7 +149,11 @@ def measure(
     progress: Progress | None = None,
     calibration: Calibration = UNTUNED,
 ) -> tuple[Retrieval, dict[str, Any]]:
-    """Retrieval at depth k, and the protocol's other measurements as metrics.json holds them."""
+    """Retrieval at depth k, and the protocol's other measurements as metrics.json holds them.
+
+    Raises:
+        ValueError: set or model is not what the protocol needs.
+    """
     # Refuse another data set before the work.
     ids = coco_ids(encoded.gallery, protocol.eccv) if protocol.eccv else None
     labels = None

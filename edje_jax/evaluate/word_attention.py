@@ -72,8 +72,10 @@ def caption_word_maps(
 
     Raises:
         BadImage: the image can no longer be read.
+        ValueError: it is another runtime.
     """
-    assert isinstance(runtime, JaxRuntime)
+    if not isinstance(runtime, JaxRuntime):
+        raise ValueError(f"{type(runtime).__name__} tells no attention; take the runtime jax")
     gallery = encoded.gallery
     record = int(encoded.record[int(gallery.caption_image[q])])
     caption, config = gallery.captions[q], runtime.config

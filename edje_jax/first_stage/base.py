@@ -17,8 +17,13 @@ Allowed = Bool[np.ndarray, " n"] | None
 """Whether each row may be found; None if every one may."""
 
 
+class BeyondLimits(ValueError):
+    """More is asked of a first stage than it gives; the message names the limit and the remedy."""
+
+
 class Nearest(NamedTuple):
-    """The k nearest rows of each query, nearest first."""
+    """The k nearest rows of each query, nearest first; where there are fewer, similarity -inf and
+    row -1 at the end."""
 
     similarities: Float32[np.ndarray, "q k"]
     rows: Int[np.ndarray, "q k"]

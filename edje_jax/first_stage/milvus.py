@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from edje_jax.first_stage.base import Nearest
+from edje_jax.first_stage.base import BeyondLimits, Nearest
 from edje_jax.first_stage.milvus_address import MilvusAddress, connect, disconnect
 from edje_jax.first_stage.milvus_table import (
     ID,
@@ -187,12 +187,12 @@ class MilvusCollection:
         `ids`. Equal similarities rank by lower key.
 
         Raises:
-            ValueError: Milvus finds no k rows at once, queries do not fit, or `where` makes no
-                sense.
+            BeyondLimits: Milvus finds no k rows at once.
+            ValueError: queries do not fit, or `where` makes no sense.
             OSError, RuntimeError: the Milvus does not answer, or refuses.
         """
         if k > MOST_NEAREST:
-            raise ValueError(f"k {k}: Milvus finds at most {MOST_NEAREST} rows of a query")
+            raise BeyondLimits(f"k {k}: Milvus finds at most {MOST_NEAREST} rows of a query")
         about = self._loaded or self._load()
         asked = VectorForm.of(queries, about.form.is_binary)
         if asked != about.form:

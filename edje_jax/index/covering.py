@@ -103,8 +103,6 @@ class Covering:
         # Lists or a graph may lead to none of the chosen rows, however many there are.
         short = np.flatnonzero((found.rows < 0).any(axis=1))
         if len(short):
-            for part in (found.similarities, found.rows):
-                part[short] = 0
             near = self._exactly(queries[short], k, selection.numbers)
             found.similarities[short], found.rows[short] = near
         return found

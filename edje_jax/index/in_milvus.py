@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from edje_jax.first_stage.base import Nearest, best, fill_up, no_neighbours
+from edje_jax.first_stage.base import BeyondLimits, Nearest, best, fill_up, no_neighbours
 from edje_jax.first_stage.milvus import MilvusCollection, StaleCollection, Synced
 from edje_jax.first_stage.milvus_vectors import VectorRows
 from edje_jax.index.caption_columns import CODES
@@ -172,7 +172,7 @@ class InMilvus:
 
         Raises:
             StaleCollection: the collection has been brought up to a later state of the index.
-            ValueError: Milvus finds no k rows at once, or more ids are selected than it takes.
+            BeyondLimits: Milvus finds no k rows at once, or more ids are selected than it takes.
             OSError, RuntimeError: Milvus does not answer, or refuses.
         """
         k = min(k, len(self) if selection is None else len(selection.numbers))
@@ -183,7 +183,7 @@ class InMilvus:
             where = selection.where.to_milvus()
         elif selection is not None:
             if len(selection.images) > MOST_IDS:
-                raise ValueError(
+                raise BeyondLimits(
                     f"{len(selection.images):,} images are asked for by id; Milvus takes"
                     f" {MOST_IDS:,}; use a filter of metadata, or another first stage"
                 )

@@ -40,6 +40,7 @@ def select(
     An id that the index does not have chooses nothing.
 
     Raises:
+        ValueError: `ids` is a single string, or one of them is no string.
         BadWhere: the filter cannot be read, or does not fit the index's metadata.
         ModuleNotFoundError: a filter needs pyarrow, which is not installed.
     """
@@ -48,12 +49,23 @@ def select(
     filter = None if where is None else Where.parse(where)
     parts = []
     if ids is not None:
-        found = store.image_of_id.find(list(dict.fromkeys(ids)))
+        found = store.image_of_id.find(_different(ids))
         parts.append(np.unique(found[found >= 0]))
     if filter is not None:
         parts.append(_matching(store, filter))
     images = parts[0] if len(parts) == 1 else np.intersect1d(*parts, assume_unique=True)
     return Selection(images, images, store, filter if ids is None else None)
+
+
+def _different(ids: Iterable[str]) -> list[str]:
+    """The ids, each once."""
+    if isinstance(ids, str):
+        raise ValueError(f"ids is the single string {ids!r}; give a list of them")
+    different = list(dict.fromkeys(ids))
+    for id in different:
+        if not isinstance(id, str):
+            raise ValueError(f"ids: {id!r} is of type {type(id).__name__}; give strings")
+    return different
 
 
 def _matching(store: Store, where: Where) -> Int[np.ndarray, " n"]:

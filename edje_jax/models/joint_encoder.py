@@ -111,7 +111,7 @@ class JointEncoder(nn.Module):
         )[-1]
         return jnp.where(present[..., None], x, 0) if self.config.may_miss_frames else x
 
-    def encode_text(self, ids, train) -> TextSide:
+    def encode_text(self, ids: Int[Array, "b t"], train: bool) -> TextSide:
         """The text side of the deferred layers."""
         text, present = self._text(ids, self.config.num_tokens)
         padding = Padding(present)
@@ -121,7 +121,7 @@ class JointEncoder(nn.Module):
         )[-1]
         return TextSide(rows, present)
 
-    def join(self, ids, tokens, train) -> PairRows:
+    def join(self, ids: Int[Array, "b t"], tokens: Float[Array, "b m d"], train: bool) -> PairRows:
         """Pairs as the first layer that sees both sides takes them."""
         if self._deferred:
             return self.join_encoded(self.encode_text(ids, train), tokens)
@@ -133,15 +133,26 @@ class JointEncoder(nn.Module):
         rows = self.embeddings(*both, train)
         return PairRows(rows, jnp.concatenate([seen, present], axis=1), tokens.shape[1])
 
-    def join_encoded(self, text: TextSide, tokens) -> PairRows:
-        """Join tokens with captions that passed the deferred layers before."""
+    def join_encoded(self, text: TextSide, tokens: Float[Array, "b m d"]) -> PairRows:
+        """Join tokens with captions that passed the deferred layers before.
+
+        Raises:
+            ValueError: no layers are deferred.
+        """
         if not self._deferred:
             raise ValueError("captions are read before they meet an image by deferred layers alone")
         rows = jnp.concatenate([tokens.astype(self.dtype), text.rows], axis=1)
         mask = jnp.concatenate([present_rows(self.config, tokens), text.mask], axis=1)
         return PairRows(rows, mask, tokens.shape[1])
 
-    def match(self, pairs: PairRows, train, similarity: Float[Array, " b"] | None = None):
+    def match(
+        self, pairs: PairRows, train: bool, similarity: Float[Array, " b"] | None = None
+    ) -> Float[Array, " b"]:
+        """Match logits, float32, from the rows of [CLS].
+
+        Raises:
+            ValueError: the model has a similarity prior, and there are no cosines.
+        """
         first = pairs.vision + 1
         cls = self._encode(pairs, train, (first, first + 1))[:, 0]
         if self.config.similarity_prior:
@@ -153,7 +164,15 @@ class JointEncoder(nn.Module):
         pooled = jnp.tanh(self.pooler(cls))
         return self.classifier(pooled)[:, 0].astype(jnp.float32)
 
-    def masked_lm(self, ids, tokens, positions, train):
+    def masked_lm(
+        self,
+        ids: Int[Array, "b t"],
+        tokens: Float[Array, "b m d"],
+        positions: Int[Array, "g p"],
+        train: bool,
+    ) -> Float[Array, "g p v"]:
+        """Word logits at `positions`, which count through the ids of each of g equal groups of
+        rows."""
         pairs = self.join(ids, tokens, train)
         text = self._encode(pairs, train, (pairs.vision + 1, None))
         grouped = text.reshape(len(positions), -1, text.shape[-1])
@@ -161,7 +180,8 @@ class JointEncoder(nn.Module):
         hidden = self.masked_lm_head(picked)
         return self.embeddings.decode(hidden) + self.masked_lm_head.bias[None, None, :]
 
-    def recover_text(self, ids, train):
+    def recover_text(self, ids: Int[Array, "b t"], train: bool) -> Float[Array, "b e"]:
+        """The backbone's text embedding, guessed from a text-only pass; float32."""
         mask = Padding(ids != self.config.joint_encoder.pad_token_id)
         positions = jnp.broadcast_to(jnp.arange(ids.shape[1])[None], ids.shape)
         x = self.embeddings(self.embeddings.words(ids), positions, jnp.zeros_like(ids), train)
@@ -169,7 +189,10 @@ class JointEncoder(nn.Module):
         cls = self.layers[-1](x, mask, train, (0, 1))[:, 0]
         return self.text_recovery(cls).astype(jnp.float32)
 
-    def hidden_states(self, ids, tokens):
+    def hidden_states(
+        self, ids: Int[Array, "b t"], tokens: Float[Array, "b m d"]
+    ) -> list[Float[Array, "b n d"]]:
+        """Input and output of every layer that is not deferred."""
         pairs = self.join(ids, tokens, False)
         return self._run_both(slice(self._deferred, None), pairs, False)
 

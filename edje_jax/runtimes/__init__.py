@@ -1,1 +1,1 @@
-"""Lists of any length through the models, in batches of a few fixed shapes."""
+"""Runtimes: implementations of encoding images, embedding texts and scoring pairs."""

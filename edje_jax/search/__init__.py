@@ -1,1 +1,1 @@
-"""Search: candidates of the first stage, reranked by the joint encoder."""
+"""Search: candidates of the first stage, reranked by a model that scores pairs, or by two."""

@@ -32,15 +32,18 @@ def as_text(text: object, name: str) -> str:
     return str(text)
 
 
-def as_texts(texts: Iterable[Any], read: Callable[[object, str], T] = as_text) -> list[T]:
+def as_texts(
+    texts: Iterable[Any], read: Callable[[object, str], T] = as_text, name: str = "texts"
+) -> list[T]:
     """Every text of an iterable, or whatever else `read` takes with its name.
 
     Raises:
-        ValueError: `texts` is a single string, no iterable, or holds something else.
+        ValueError: `texts`, which the message calls `name`, is a single string, no iterable, or
+            holds something else.
     """
     if isinstance(texts, str) or getattr(texts, "ndim", 1) == 0:
-        raise ValueError("texts is a single string; give a list of them")
-    return [read(text, f"texts[{i}]") for i, text in enumerate(_items(texts, "texts"))]
+        raise ValueError(f"{name} is a single string; give a list of them")
+    return [read(text, f"{name}[{i}]") for i, text in enumerate(_items(texts, name))]
 
 
 def as_pairs(pairs: Iterable[Pair] | Pair) -> tuple[list[tuple[str, ItemLike]], bool]:
@@ -160,6 +163,22 @@ def as_pixels(pixel_values: Any, recipe: ImageRecipe) -> Float32[np.ndarray, "n 
             f" [N, {recipe.size}, {recipe.size}, 3], channels last"
         )
     return pixel_values
+
+
+def as_similarities(
+    similarities: Any, shape: tuple[int, ...]
+) -> Float32[np.ndarray, " pairs"] | None:
+    """Cosines of pairs, one after the other; None as it is.
+
+    Raises:
+        ValueError: they are not of that shape.
+    """
+    if similarities is None:
+        return None
+    found = np.asarray(similarities, np.float32)
+    if found.shape != shape:
+        raise ValueError(f"similarities has shape {found.shape}; give one for each pair: {shape}")
+    return found.reshape(-1)
 
 
 def is_single_image(images: object) -> bool:

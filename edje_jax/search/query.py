@@ -74,6 +74,18 @@ def as_query(query: Any, name: str) -> str | Query:
     return query.text if query.is_text else query
 
 
+def as_text_alone(query: Any, name: str) -> str:
+    """Text of a query that has no other parts, as a second model takes it.
+
+    Raises:
+        ValueError: there are other parts, or it is no text; the message calls it `name`.
+    """
+    text = as_query(query, name)
+    if isinstance(text, Query):
+        raise ValueError(f"{name} has other parts than a text, which a second model does not read")
+    return text
+
+
 @dataclass(frozen=True)
 class ReadQuery:
     """Query whose image has been encoded, or looked up."""

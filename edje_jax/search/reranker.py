@@ -27,14 +27,14 @@ from edje_jax.search.inputs import (
     Pair,
     as_pairs,
     as_pixels,
-    as_text,
+    as_similarities,
     as_texts,
     as_tokens,
     decode_items,
 )
 from edje_jax.search.moments import with_moments
-from edje_jax.search.query import Query, as_query
-from edje_jax.search.results import check_min_score, ranked, to_results, with_details
+from edje_jax.search.query import Query, as_query, as_text_alone
+from edje_jax.search.results import check_limits, ranked, to_results, with_details
 from edje_jax.search.second_reranker import SecondReranker
 from edje_jax.weights.folder import Model, load_model
 from edje_jax.weights.model_stamp import model_stamp
@@ -146,8 +146,8 @@ class Reranker:
         with a similarity prior needs.
 
         Raises:
-            ValueError: there are not as many texts as images, the tokens are another model's, or
-                the model has a similarity prior and there are no cosines.
+            ValueError: there are not as many texts as images, or not one cosine a pair; the tokens
+                are another model's; or the model has a similarity prior and there are no cosines.
         """
         texts, stored = as_texts(texts), self._tokens(tokens)
         if len(texts) != len(stored):
@@ -156,7 +156,7 @@ class Reranker:
                 " against every image use score_matrix"
             )
         rows = np.arange(len(texts))
-        return self._score(texts, stored, rows, rows, similarities)
+        return self._score(texts, stored, rows, rows, as_similarities(similarities, rows.shape))
 
     def score_matrix(
         self,
@@ -164,11 +164,12 @@ class Reranker:
         tokens: Tokens,
         similarities: Float[np.ndarray, "t n"] | None = None,
     ) -> Float32[np.ndarray, "t n"]:
-        """Match logits of every text against every image; `similarities` as for `score`."""
+        """Match logits of every text against every image; `similarities` are their cosines, of
+        which only a model with a similarity prior needs any. Raises as `score` does."""
         texts, stored = as_texts(texts), self._tokens(tokens)
         shape = (len(texts), len(stored))
         text_index, image_index = (index.reshape(-1) for index in np.indices(shape))
-        known = None if similarities is None else np.asarray(similarities).reshape(-1)
+        known = as_similarities(similarities, shape)
         return self._score(texts, stored, text_index, image_index, known).reshape(shape)
 
     def predict(
@@ -258,14 +259,14 @@ class Reranker:
         Raises:
             BadStore: the index was built with another model.
             BadImage: the image of a query cannot be read.
-            ValueError: `min_score` is not from 0 to 1, `where` cannot be read (`BadWhere`), a
-                query asks for what is like an image that the index has not, or the second model's
-                index has none of the best images.
+            ValueError: `k`, `top_k` or `min_score` is out of range, `where` cannot be read
+                (`BadWhere`), a query asks for what is like an image that the index has not, or the
+                second model's index has none of the best images.
         """
         check_model(index.store, self.stamp)
-        check_min_score(min_score)
+        check_limits(k, top_k, min_score)
         then, chosen = self.then, index.select(ids, where)
-        asked = as_texts(queries, as_text if then else as_query)
+        asked = as_texts(queries, as_text_alone if then else as_query, "queries")
         found, timings = search_queries(self.runtime, index, asked, k, self.calibration, chosen)
         seconds = dataclasses.asdict(timings)
         if then:
@@ -326,10 +327,10 @@ class Reranker:
         Raises:
             BadStore: the index was built with another model.
             BadImage: an image cannot be read.
-            ValueError: the index has no captions, or `min_score` is not from 0 to 1.
+            ValueError: the index has no captions, or `k`, `top_k` or `min_score` is out of range.
         """
         check_model(index.store, self.stamp)
-        check_min_score(min_score)
+        check_limits(k, top_k, min_score)
         encoded = self._encode(images, None)
         queries = Embedded(encoded.embeddings, encoded.projections)
         found, timings = search_texts(

@@ -80,17 +80,27 @@ def to_results(
 def ranked(
     combined: Float[np.ndarray, " n"], scores: Float32[np.ndarray, " n"], top_k: int | None
 ) -> list[dict[str, Any]]:
-    """Results of `Reranker.rank`, by falling logit."""
+    """Results of `Reranker.rank`, by falling logit; all of them without a `top_k`.
+
+    Raises:
+        ValueError: `top_k` is below 0.
+    """
+    if top_k is not None and top_k < 0:
+        raise ValueError(f"top_k {top_k}: the least number of results is 0")
     order = np.argsort(-combined, kind="stable")[:top_k]
     return [{"corpus_id": int(i), "score": float(scores[i])} for i in order]
 
 
-def check_min_score(min_score: float | None) -> None:
-    """Raise an error if a least score is given that no score can be compared with.
+def check_limits(k: int, top_k: int, min_score: float | None) -> None:
+    """Refuse numbers of candidates and of results, and a least score, that make no sense.
 
     Raises:
-        ValueError: it is not from 0 to 1.
+        ValueError: `k` is below 1, `top_k` below 0, or `min_score` not from 0 to 1.
     """
+    if k < 1:
+        raise ValueError(f"k {k}: the least number of candidates is 1")
+    if top_k < 0:
+        raise ValueError(f"top_k {top_k}: the least number of results is 0")
     if min_score is not None and not 0 <= min_score <= 1:
         raise ValueError(f"min_score {min_score}: scores lie from 0 to 1")
 

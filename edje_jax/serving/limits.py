@@ -9,14 +9,16 @@ class Limits:
 
     body_bytes: int = 32 << 20
     documents: int = 1000
+    """Documents of a request that reranks."""
     images: int = 64
     """Documents of a request that are sent as image data; each is decoded and encoded."""
     pixels: int = 64_000_000
     """Pixels of a sent image; each takes three bytes once it is decoded."""
     k: int = 1000
+    """Candidates of a search that are reranked."""
     waiting: int = 64
     """Requests in the queue; one more gets a 429."""
     batch: int = 16
     """Requests computed together."""
     seconds: float = 30.0
-    """Time until a request is answered with a 503."""
+    """Seconds from the reading of a request on after which it is answered with a 503."""

@@ -1,4 +1,5 @@
-"""Middleware between the network and the routes: paths, HEAD, keys and bodies."""
+"""Middleware between the network and the routes: paths, HEAD, keys, bodies, and requests that are
+counted or ended."""
 
 import asyncio
 import contextlib
@@ -141,11 +142,11 @@ def _has_key(request: Request, api_key: str) -> bool:
 
     Keys are compared in constant time.
     """
-    given = request.headers.get("x-api-key") or ""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer":
-        given = token
-    return hmac.compare_digest(given.encode("latin-1"), api_key.encode())
+    given = [request.headers.get("x-api-key", ""), token if scheme.lower() == "bearer" else ""]
+    # Both are looked at: a proxy may send a token of its own.
+    matches = [hmac.compare_digest(one.encode("latin-1"), api_key.encode()) for one in given]
+    return any(matches)
 
 
 class Body:

@@ -10,7 +10,7 @@ from starlette.types import Scope
 from edje_jax.search.results import Timings
 from edje_jax.serving.tracing import add_parts
 
-BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """Upper ends of histograms of time, in seconds."""
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 

@@ -59,8 +59,8 @@ def parts_of_query(query: Any) -> Any:
     """Fields of `QueryParts` from a text, or from an object in any form that clients send.
 
     Raises:
-        ValueError: there is no part of such a name, or one of the content is neither a text nor an
-            image, or is a second image.
+        ValueError: there is no part of such a name, the text is none, or a part of the content is
+            neither a text nor an image, or is a second image.
     """
     if not isinstance(query, dict):
         return {"text": query} if isinstance(query, str) else query
@@ -68,10 +68,12 @@ def parts_of_query(query: Any) -> Any:
     fields = {name: value for name, value in query.items() if value is not None}
     if unknown := sorted(fields.keys() - FIELDS):
         raise ValueError(f'"{unknown[0]}" is no part of a query; there are {", ".join(PARTS)}')
+    if "text" in fields and _text_of(fields) is None:
+        raise ValueError('the "text" of a query is a string; other parts have names of their own')
     content = fields.pop("content", [])
     parts = [fields, *(content if isinstance(content, list) else [content])]
     images = [image_data(part) for part in parts if _is_image(part)]
-    texts = [text for part in parts if (text := _text_of(part)) is not None]
+    texts = [text for part in parts if (text := _text_of(part))]
     if len(images) > 1 or any(_is_unread(part) for part in parts[1:]):
         raise ValueError('the "content" of a query takes texts and at most one image')
     if isinstance(fields.get("not"), str):
@@ -87,6 +89,8 @@ def _is_image(part: Any) -> bool:
 
 def _text_of(part: Any) -> str | None:
     text = part.get("text") if isinstance(part, dict) else part
+    if isinstance(text, int | float) and not isinstance(text, bool):
+        return str(text)  # As pydantic reads the numbers of other fields
     return text if isinstance(text, str) else None
 
 

@@ -1,4 +1,4 @@
-"""Computations of the server: batches of searches and rerankings, on one thread."""
+"""Computations of the server: batches of searches and rerankings."""
 
 import dataclasses
 import logging
@@ -32,12 +32,22 @@ DEPTHS = (10, 20, 50, 100, 200)
 """Depths of searches that are compiled before a request asks for them."""
 
 
+def _model_name(source: str) -> str:
+    path = Path(source).expanduser()
+    if not path.exists():
+        return source
+    path = path.resolve()
+    return (path.parent.name if path.name == "model" else "") or path.name
+
+
 class Service:
     """Model and index, which compute lists of jobs."""
 
     def __init__(self, reranker: Reranker, index: ImageIndex):
         self.reranker = reranker
         self.index = index
+        self.name = _model_name(reranker.source)
+        """Model name for clients: a hub id or the workdir's name, never a path of the server."""
 
     def run(self, jobs: Sequence[Job]) -> list[Any]:
         """An `Answer` for every search, `Reranked` for every reranking, or the exception that it
@@ -174,15 +184,6 @@ class Service:
             facts = {"similarity": similarity, "rank": int(place) + 1, **file_facts(row)}
             out.append({"id": row.id, **facts})
         return out
-
-    @property
-    def name(self) -> str:
-        """Model name for clients: a hub id or the workdir's name, never a path of the server."""
-        path = Path(self.reranker.source).expanduser()
-        if not path.exists():
-            return self.reranker.source
-        path = path.resolve()
-        return (path.parent.name if path.name == "model" else "") or path.name
 
     def pair_tokens(self, texts: list[str]) -> int:
         """Number of tokens that the joint encoder reads for an image and each of some texts."""

@@ -2,10 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ParamSpec, TypeVar
 
 import numpy as np
 from fastapi import Depends, HTTPException, Request
@@ -13,6 +14,8 @@ from jaxtyping import UInt8
 
 from edje_jax.data.base64_data import decode
 from edje_jax.data.images import BadImage
+from edje_jax.first_stage.base import BeyondLimits
+from edje_jax.first_stage.milvus import StaleCollection
 from edje_jax.index.store import Store
 from edje_jax.search.query import CAPTIONS, Query
 from edje_jax.serving.batcher import Batcher, Busy
@@ -24,6 +27,7 @@ from edje_jax.serving.monitor import Monitor
 from edje_jax.serving.query_parts import QueryParts
 from edje_jax.serving.service import Service
 
+Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 REPLACEMENT = "\ufffd"
@@ -85,56 +89,81 @@ class State:
         """Compute a job, and return its result.
 
         Raises:
-            HTTPException: 429 where too many wait, 503 where it takes too long.
+            HTTPException: 422 where more is asked for than the first stage gives, 429 where too
+                many wait, 503 where the first stage is of another state of the index.
         """
         try:
-            return await self.in_time(self.batcher.submit(job))
+            return await self.batcher.submit(job)
         except Busy:
             raise HTTPException(
                 429, "too many requests wait (edje serve --max-waiting)", {"Retry-After": "1"}
             ) from None
+        except BeyondLimits as error:
+            raise HTTPException(422, str(error)) from None
+        except StaleCollection as error:
+            raise HTTPException(503, str(error)) from None
 
-    async def in_time(self, work: Awaitable[Result]) -> Result:
-        """Await a result within the time limit.
+    @asynccontextmanager
+    async def in_time(self) -> AsyncIterator[None]:
+        """Bound everything that a request awaits within by its time limit.
 
         Raises:
             HTTPException: 503 where it takes too long.
         """
+        limit = asyncio.timeout(self.limits.seconds)
         try:
-            return await asyncio.wait_for(work, self.limits.seconds)
+            async with limit:
+                yield
         except TimeoutError:
+            if not limit.expired():
+                raise  # What was computed had a limit of its own
             why = "" if self.ready else "; the server still compiles (GET /ready says until when)"
             detail = f"not done within {self.limits.seconds:g} seconds (edje serve --timeout){why}"
             raise HTTPException(503, detail) from None
+
+    async def decode(
+        self, read: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Result:
+        """Result of a function that decodes images, in a thread; two of them run at once.
+
+        One that is no longer waited for keeps its place until it ends.
+        """
+        await self.decoding.acquire()
+        reading = asyncio.ensure_future(asyncio.to_thread(read, *args, **kwargs))
+        reading.add_done_callback(self._decoded)
+        return await asyncio.shield(reading)
+
+    def _decoded(self, reading: "asyncio.Future[Any]") -> None:
+        self.decoding.release()
+        if not reading.cancelled():
+            reading.exception()  # Nobody may be left who waits for it
 
     async def read_query(self, parts: QueryParts) -> str | Query:
         """The query of a request, its image decoded; a text where there is nothing else.
 
         Raises:
             HTTPException: 404 where it is to be like an image that the index has not, 422 where its
-                image cannot be read, 503 where that takes too long.
+                image cannot be read.
         """
         like, image = parts.like, None
         if like is not None:
             like = self.store.row(self.number(like)).id
         if parts.image is not None:
-            reading = asyncio.to_thread(self._decode, parts.image)
             try:
-                async with self.decoding:
-                    image = await self.in_time(reading)
+                image = await self.decode(self._pixels, parts.image)
             except (ValueError, BadImage) as error:
                 raise HTTPException(422, f"query.image: {error}") from None
         query = Query(parts.text, parts.negatives, image, like, parts.image_weight)
         return query.text if query.is_text else query
 
-    def texts_of(self, query: str | Query) -> int:
-        """Number of texts that each image is scored with for a query."""
+    def texts_of(self, query: str | Query) -> list[str]:
+        """Texts that each image is scored with for a query."""
         if isinstance(query, str):
-            return 1
-        own = 0 if query.like is None else len(self.store.row(self.number(query.like)).captions)
-        return bool(query.text) + len(query.negatives) + min(own, CAPTIONS)
+            return [query]
+        own = [] if query.like is None else self.store.row(self.number(query.like)).captions
+        return [*filter(None, [query.text]), *query.negatives, *own[:CAPTIONS]]
 
-    def _decode(self, data: str) -> UInt8[np.ndarray, "s s 3"]:
+    def _pixels(self, data: str) -> UInt8[np.ndarray, "s s 3"]:
         recipe = self.service.reranker.config.image
         return read_pixels(decode(data), recipe, self.limits.pixels)
 

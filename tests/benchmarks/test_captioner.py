@@ -38,6 +38,7 @@ def test_mixtures_find_what_their_weights_say(benchmark):
     assert first("base", (1.0, 0.0)) == first("mixed", (0.5, 50.0)) == [0, 0]
 
 
+@pytest.mark.extra
 def test_one_command_compares(benchmark, trained, captioner, monkeypatch, tmp_path, capsys):
     for split in ("val", "test"):
         monkeypatch.setitem(SPLITS, split, 8)

@@ -31,6 +31,7 @@ def test_seconds_of_training_are_added_up(choices, tmp_path):
     assert choices.training_seconds(tmp_path / "none") is None
 
 
+@pytest.mark.extra
 def test_one_command_compares(choices, captioner, monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(SPLITS, "test", 8)
     out = tmp_path / "choices.json"

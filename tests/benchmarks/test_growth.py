@@ -26,7 +26,7 @@ def test_time_is_divided_by_the_number_of_queries(growth):
     assert growth.curves(result, "queries") == {"JAX": {4: pytest.approx(50)}}
 
 
-@pytest.mark.slow
+@pytest.mark.extra
 def test_one_command_measures_and_draws(growth, tmp_path, capsys):
     out, plot = tmp_path / "growth.json", tmp_path / "growth.png"
     growth.main(

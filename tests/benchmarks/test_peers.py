@@ -132,7 +132,7 @@ def test_the_page_has_a_place_for_every_table(module):
     assert not re.search(r"Not measured yet", filled)
 
 
-@pytest.mark.slow
+@pytest.mark.extra
 def test_one_command_times_peers_and_ours(module, tmp_path, capsys):
     """Each in a process of its own; an interpreter that is not there is a row that says so."""
     out, page = tmp_path / "peers.json", tmp_path / "peers.md"

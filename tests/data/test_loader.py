@@ -268,7 +268,7 @@ def test_too_many_bad_images_stop_the_run_with_their_list(half_bad):
     with pytest.raises(TooManyBadRecords) as caught:
         list(iterate(reader(half_bad, batch_size=6), 0, BadRecords(6, 0.4)))
     message = str(caught.value)
-    assert message.startswith("3 of 6 records could not be read")
+    assert message.startswith("3 of 6 records are bad")
     assert "--data.max-bad 0.4" in message and "--data.image-root" in message
     for name in ("missing.jpg", "cut.jpg", "text.png"):
         assert f"\n  {name}: " in message

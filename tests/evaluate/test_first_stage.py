@@ -263,6 +263,7 @@ def test_codes_that_a_model_does_not_have_fail_in_one_line(trained, twenty):
         (["--bits", "64"], "--bits, --by-codes and --by-projection go with a --first-stage"),
         (["--first-stage", "codes", "--by-codes", "0"], "--by-codes 0: candidates count from 1"),
         (["--first-stage", "codes", "--folds", "2"], "--folds takes no --first-stage"),
+        (["--first-stage", "codes", "--eccv", "a.json"], "--eccv takes no --first-stage"),
         (["--first-stage", "exact", "--by-codes", "9"], "the first stage 'exact' reads no codes"),
         (["--first-stage", "exact", "--bits", "8"], "first stage exact-8: exact compares no codes"),
         (["--by-codes", "0"], "--bits, --by-codes and --by-projection go with a --first-stage"),

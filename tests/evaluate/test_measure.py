@@ -1,6 +1,11 @@
 """A whole protocol from Python, without the command line."""
 
+from pathlib import Path
+
+import pytest
+
 from edje_jax.cli.evaluate import evaluate_model
+from edje_jax.evaluate.first_stage import StageChoice
 from edje_jax.evaluate.gallery import open_gallery
 from edje_jax.evaluate.measure import Protocol, measure_source
 from edje_jax.scenes.shapes import SPLITS
@@ -25,3 +30,10 @@ def test_a_protocol_gives_what_the_command_writes(trained, monkeypatch):
     assert found.metrics["t2i"] == found.retrieval.t2i.metrics()
     assert {what for what, *_ in told} == {"images", "pairs"}
     assert set(found.seconds) == {"encode", "rerank"} and min(found.seconds.values()) > 0
+
+
+@pytest.mark.parametrize("further", [{"folds": 2}, {"eccv": Path("captions_val2014.json")}])
+def test_folds_and_eccv_are_of_exact_search(further):
+    Protocol(first_stage=StageChoice("faiss-flat"))
+    with pytest.raises(ValueError, match="folds and eccv are of exact search"):
+        Protocol(first_stage=StageChoice("faiss-flat"), **further)

@@ -57,6 +57,10 @@ def test_filters_and_ids_choose_among_the_images(index):
     assert found(opened, where="id in ['03', '11'] or year == 2019") == {3, 11, 19}
     assert found(opened, ids=[]) == set() and found(opened, where="year > 3000") == set()
     assert opened.select() is None and found(opened) == set(range(20))
+    with pytest.raises(ValueError, match="ids is the single string '03'; give a list"):
+        opened.select(ids="03")
+    with pytest.raises(ValueError, match="ids: 3 is of type int; give strings"):
+        opened.select(ids=["03", 3])
 
 
 @pytest.mark.parametrize("few", (0, 1 << 16), ids=("masked", "read"))

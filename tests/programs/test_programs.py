@@ -174,7 +174,7 @@ def test_bad_images_are_skipped_up_to_a_share(call, trained, tmp_path, caplog):
     entries = [{"image": f"images/{name}.png", "caption": name} for name in names]
     spec = captions(tmp_path / "set.json", entries)
     code, _, err = call("eval.py", trained, "--data", spec)
-    assert code == 1 and "3 of 6 records could not be read" in err
+    assert code == 1 and "3 of 6 records are bad" in err
     assert all(f"images/{name}.png" in err for name in names[3:])
     code, _, err = call("eval.py", trained, "--data", spec, "--max-bad", "0.5")
     assert code == 0, err

@@ -91,7 +91,10 @@ def one_pass(config: EdjeConfig, params, ids, states) -> jax.Array:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("online_vision", ["updated", "attended"])
-@pytest.mark.parametrize("deferred", [1, 2, 3])
+@pytest.mark.parametrize(
+    "deferred",
+    [pytest.param(1, marks=pytest.mark.extra), 2, pytest.param(3, marks=pytest.mark.extra)],
+)
 def test_a_store_scores_as_one_pass_over_equally_rounded_states(
     trained, deferred, online_vision, tmp_path
 ):
@@ -175,7 +178,7 @@ def test_states_take_as_many_bytes_as_tokens(reranker, trained, dtype, tmp_path)
     assert states.shape == tokens.shape and np.abs(states - tokens).max() > 1e-2
 
 
-@pytest.mark.slow
+@pytest.mark.extra
 def test_layers_of_a_trained_model_are_deferred_by_distillation_and_searched(trained, tmp_path):
     """As users do it: `train.py`, an index, a query."""
     run = tmp_path / "run"

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edje_jax import Reranker
+from edje_jax import ImageIndex, Reranker
+from edje_jax.cli import edje
 from edje_jax.config.model import to_dict
 from edje_jax.data.images import BadImage, normalise, resize
 from edje_jax.scenes.shapes import Shapes
@@ -31,6 +32,29 @@ def reranker(trained) -> Reranker:
 def images() -> list[Image.Image]:
     source = Shapes("val")
     return [source.image(i) for i in range(5)]
+
+
+def test_numbers_that_make_no_sense_are_refused(reranker, images, tmp_path):
+    tokens = reranker.encode_images(images)
+    matrix = reranker.score_matrix(TEXTS, tokens, np.zeros((3, 5)))  # This model needs none
+    np.testing.assert_array_equal(matrix, reranker.score_matrix(TEXTS, tokens))
+    with pytest.raises(ValueError, match=r"similarities has shape \(5, 3\).*: \(3, 5\)"):
+        reranker.score_matrix(TEXTS, tokens, np.zeros((5, 3)))
+    with pytest.raises(ValueError, match=r"similarities has shape \(5,\).*: \(3,\)"):
+        reranker.score(TEXTS, tokens[:3], np.zeros(5))
+    for i, image in enumerate(images):
+        image.save(tmp_path / f"{i}.png")
+    command = ["index", "build", str(reranker.source), str(tmp_path), "--out"]
+    assert edje.main([*command, str(tmp_path / "index")]) == 0
+    index = ImageIndex.open(tmp_path / "index")
+    assert reranker.search(index, TEXTS[:1], top_k=0) == [[]]
+    for wrong, told in (({"k": 0}, "k 0: the least"), ({"top_k": -1}, "top_k -1: the least")):
+        with pytest.raises(ValueError, match=told):
+            reranker.search(index, TEXTS, **wrong)
+    with pytest.raises(ValueError, match="top_k -1: the least"):
+        reranker.rank(TEXTS[0], images, top_k=-1)
+    with pytest.raises(ValueError, match="queries is a single string"):
+        reranker.search(index, TEXTS[0])
 
 
 def test_tokens_of_images_in_any_form(reranker, images, tmp_path):

@@ -5,6 +5,7 @@ serving/routes/images.py, serving/routes/rerank.py, serving/routes/search.py, se
 and serving/state.py.
 """
 
+import asyncio
 import base64
 import copy
 import io
@@ -21,6 +22,8 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from edje_jax.config.calibration import Calibration
+from edje_jax.first_stage.base import BeyondLimits
+from edje_jax.first_stage.milvus import StaleCollection
 from edje_jax.serving.app import make_app
 from edje_jax.serving.limits import Limits
 from edje_jax.serving.service import Service
@@ -236,7 +239,8 @@ def test_an_api_key_guards_all_but_the_page(service):
         for path in ("/", "/healthz", "/health", "/ready"):
             assert client.get(path).status_code == 200
         assert client.options("/v1/rerank").status_code == 405
-        for headers in ({"X-API-Key": "sesame"}, {"Authorization": "Bearer sesame"}):
+        both = {"X-API-Key": "sesame", "Authorization": "Bearer of-a-proxy"}
+        for headers in ({"X-API-Key": "sesame"}, {"Authorization": "Bearer sesame"}, both):
             assert client.get("/info", headers=headers).status_code == 200
         for headers in ({"X-API-Key": "Sesame"}, {"Authorization": "Basic sesame"}):
             assert client.get("/info", headers=headers).status_code == 401
@@ -291,6 +295,69 @@ def test_a_request_that_takes_too_long_is_given_up(service):
         assert answer.status_code == 503 and "0.2 seconds" in answer.json()["detail"]
         slow.gate.set()
         assert client.post("/search", json={"query": QUERY, "k": 3}).status_code == 200
+
+
+def test_the_time_limit_is_of_the_whole_request(service):
+    app = make_app(service, limits=Limits(seconds=0.5))
+    with TestClient(app) as client:
+        state = app.state.serving
+        decode, submit = state.decode, state.batcher.submit
+
+        async def read_slowly(*given):
+            await asyncio.sleep(0.35)
+            return await decode(*given)
+
+        async def compute_slowly(job):
+            await asyncio.sleep(0.35)
+            return await submit(job)
+
+        asked = {"query": QUERY, "documents": ["0.png"]}
+        assert client.post("/rerank", json=asked).status_code == 200
+        state.decode = read_slowly
+        assert client.post("/rerank", json=asked).status_code == 200
+        state.batcher.submit = compute_slowly
+        assert client.post("/rerank", json=asked).status_code == 503
+
+
+def test_a_decoding_that_is_given_up_keeps_its_place_until_it_ends(service):
+    app, gate, running = make_app(service, limits=Limits(seconds=0.2)), threading.Event(), []
+    with TestClient(app) as client, ThreadPoolExecutor(4) as pool:
+        state = app.state.serving
+        decode = state.decode
+
+        def held(read, *given):
+            running.append(None)
+            gate.wait(20)
+            return read(*given)
+
+        state.decode = lambda *given: decode(held, *given)
+        asked = {"query": QUERY, "documents": ["0.png"]}
+        answers = pool.map(lambda _: client.post("/rerank", json=asked), range(4))
+        assert [one.status_code for one in answers] == [503] * 4 and len(running) == 2
+        gate.set()
+        assert client.post("/rerank", json=asked).status_code == 200 and len(running) == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(BeyondLimits("k 20000: at most"), 422), (StaleCollection("open it"), 503)]
+)
+def test_what_the_first_stage_refuses_is_told(service, monkeypatch, error, code):
+    def refuse(*_):
+        raise error
+
+    monkeypatch.setattr(Service, "_search", refuse)
+    with TestClient(make_app(service)) as client:
+        answer = client.post("/search", json={"query": QUERY})
+        assert answer.status_code == code and answer.json()["detail"] == str(error)
+
+
+def test_a_models_name_stays_when_its_folder_goes(service, tmp_path):
+    moved = copy.copy(service.reranker)
+    moved.source = str(tmp_path / "mine" / "model")
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    served = Service(moved, service.index)
+    (tmp_path / "mine" / "model").rmdir()
+    assert served.name == "mine"
 
 
 def test_a_failure_is_the_batchs_own(service, monkeypatch):

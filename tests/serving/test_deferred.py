@@ -19,7 +19,9 @@ from edje_jax.serving.service import Service
 TEXTS = ["a red circle", "a small striped green star left of a large dotted blue square"]
 
 
-@pytest.fixture(scope="module", params=["deferred", "captioner"])
+@pytest.fixture(
+    scope="module", params=["deferred", pytest.param("captioner", marks=pytest.mark.extra)]
+)
 def encodes_captions(trained, captioner, indexed, tmp_path_factory, request) -> Service:
     """Service of the same images with a model that reads captions before they meet images: the
     trained one, as if its first layer were deferred, or a captioner."""

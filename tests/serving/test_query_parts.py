@@ -54,6 +54,8 @@ PART = {"type": "image_url", "image_url": {"url": URI}}
         ({"image": URI, "image_weight": 0.2}, {"image": URI, "image_weight": 0.2}),
         ({"image_url": {"url": URI}, "text": "red"}, {"text": "red", "image": URI}),
         ({"like": 391895}, {"like": "391895"}),
+        ({"text": 2026, "like": "07"}, {"text": "2026", "like": "07"}),
+        ({"text": "", "content": [{"type": "text", "text": "red"}]}, {"text": "red"}),
     ],
 )
 def test_parts_are_read_in_every_form(given, parts):
@@ -75,6 +77,8 @@ def test_parts_are_read_in_every_form(given, parts):
         ({"content": [PART, PART]}, "body.query", "at most one image"),
         ({"content": [{"type": "audio"}], "text": "red"}, "body.query", "at most one image"),
         (7, "body.query", "dictionary"),
+        ({"text": ["red"], "image": URI}, "body.query", 'the "text" of a query is a string'),
+        ({"text": True, "like": "07"}, "body.query", 'the "text" of a query is a string'),
     ],
 )
 def test_what_is_no_query_is_told_in_a_line(client, given, where, what):
@@ -125,7 +129,7 @@ def test_indexed_and_sent_documents_are_ranked_together(client, index):
     order = np.argsort(-plain, kind="stable").tolist()
     assert [one["index"] for one in alone.json()["results"]] == order
     # Five images, each with two texts of one word and two tokens of its own.
-    assert answer["usage"] == {"pairs": 5, "prompt_tokens": 30, "total_tokens": 30}
+    assert answer["usage"] == {"pairs": 10, "prompt_tokens": 30, "total_tokens": 30}
     scores = [one["relevance_score"] for one in answer["results"]]
     assert scores == sorted(scores, reverse=True) and 0 <= scores[-1] <= scores[0] <= 1
     raw = client.post("/rerank", json={**asked, "raw_scores": True}).json()["results"]

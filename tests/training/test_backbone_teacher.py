@@ -108,7 +108,12 @@ def hardest(logits: np.ndarray, batch: Batch) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("kind", "teacher"), [("softmax", "published"), ("order", "prior"), ("softmax", "captioner")]
+    ("kind", "teacher"),
+    [
+        ("softmax", "published"),
+        ("order", "prior"),
+        pytest.param("softmax", "captioner", marks=pytest.mark.extra),
+    ],
 )
 def test_the_loss_is_that_of_the_hardest_candidates_of_both_directions(
     kind, teacher, teachers, tmp_path
@@ -161,6 +166,7 @@ def first_steps(teacher: str, data: int, fsdp: int, workdir: Path) -> list[Metri
     return taken(BackboneTask(config, workdir), 3)[0]
 
 
+@pytest.mark.extra
 @pytest.mark.parametrize("mesh", EVERY_MESH)
 def test_eight_devices_take_the_steps_of_one(mesh, teachers):
     told = [

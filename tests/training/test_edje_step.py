@@ -414,7 +414,13 @@ def test_other_pieces_are_masked_at_another_step():
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, pytest.param({"deferred": 1}, marks=pytest.mark.extra), {"vision": "attended"}],
+    [
+        {},
+        *(
+            pytest.param(one, marks=pytest.mark.extra)
+            for one in ({"deferred": 1}, {"vision": "attended"})
+        ),
+    ],
 )
 def test_recomputing_activations_changes_no_number(settings):
     plain, told = one_step(make_batch(), dropout=0.5, **settings)
@@ -443,7 +449,7 @@ def test_bfloat16_is_for_activations_only():
 @pytest.mark.parametrize(
     ("taught", "settings"),
     [
-        (True, {}),
+        pytest.param(True, {}, marks=pytest.mark.extra),
         # A chunk of two rows has fewer pairs than there are captions, and reads those alone.
         (True, {"deferred": 1, "loss": STATES}),
         pytest.param(False, {"vision": "attended"}, marks=pytest.mark.extra),
@@ -754,7 +760,7 @@ def test_binary_matching_sees_a_constant_on_all_logits():
     np.testing.assert_allclose(told["loss/binary_match"], expected, rtol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.extra
 def test_masked_lm_and_text_recovery_may_take_every_other_row():
     """They are those of a batch of these rows; matching is that of all."""
     batch = make_batch(8)

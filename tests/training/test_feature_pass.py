@@ -186,7 +186,7 @@ def test_features_of_something_else_are_refused(tmp_path):
 
 def test_what_cannot_be_made_says_so(tmp_path, monkeypatch):
     data = write_set(tmp_path / "set", bad=range(8))
-    with pytest.raises(TooManyBadRecords, match="could not be read"):
+    with pytest.raises(TooManyBadRecords, match="records are bad"):
         cached_task(data, tmp_path / "bad")
     assert not (tmp_path / "bad" / "manifest.json").exists()
 

@@ -145,7 +145,7 @@ def test_a_loss_of_weight_0_is_not_computed():
     assert [name for name in metrics if name.startswith("loss/")] == ["loss/contrastive"]
 
 
-@pytest.mark.parametrize("mesh", [(8, 1), (2, 4)])
+@pytest.mark.parametrize("mesh", [pytest.param((8, 1), marks=pytest.mark.extra), (2, 4)])
 def test_a_mesh_takes_the_step_of_one_device(mesh):
     state, metrics = taken(setup(), steps=3)
     shared, theirs = taken(setup(*mesh), steps=3)

@@ -132,6 +132,7 @@ def test_a_run_of_two_goes_on_on_one_device(eight, stopped, tmp_path):
     np.testing.assert_allclose(ours[done : done + 10], theirs[done : done + 10], rtol=1e-4)
 
 
+@pytest.mark.extra
 def test_two_processes_killed_take_the_steps_of_one(eight, stopped, tmp_path):
     """A run of two that loses process 0, then process 1, then ends with its parameters split."""
     workdir = shutil.copytree(stopped, tmp_path / "run")
@@ -161,6 +162,7 @@ def assert_ends_when_the_other_dies(both: list[subprocess.Popen[str]], killed: i
     both[killed].communicate()
 
 
+@pytest.mark.extra
 def test_the_first_process_opens_the_sets_before_the_others(tmp_path):
     write_tar(tmp_path / "a.tar", [("1.png", scenes(1)[0].png), ("1.txt", b"one")])
     program = f"""

@@ -139,6 +139,7 @@ def test_twenty_steps_on_eight_devices_are_those_of_one(mesh):
     assert one[-1]["loss"] < one[0]["loss"]
 
 
+@pytest.mark.extra
 def test_chunks_on_a_mesh_are_the_same_steps():
     (one, _), (chunked, _) = trained(1, 1, 20), trained(2, 4, 20, chunks=2)
     assert_told(chunked[0], one[0], 1e-5)
@@ -162,6 +163,7 @@ def test_random_negatives_and_a_queue_are_the_same_on_a_mesh(mesh, chunks):
         assert_told(ours, theirs, 1e-5 if theirs is one[0][0] else 1e-4)
 
 
+@pytest.mark.extra
 def test_deferred_layers_and_their_teacher_on_a_mesh():
     (one, _), (eight, _) = (trained(*mesh, 3, deferred=1) for mesh in ((1, 1), MESHES["2 x 4"]))
     assert {"loss/distillation", "loss/hidden_states"} <= one[0].keys()

@@ -124,6 +124,7 @@ def test_videos_of_one_frame_train_as_images_do():
     jax.tree.map(np.testing.assert_array_equal, params, expected)
 
 
+@pytest.mark.extra
 def test_eight_devices_and_chunks_take_the_steps_of_one():
     """With clips of fewer frames, an unreadable one, and the loss of future differences."""
     config, batches = reading(FRAMES), []
@@ -321,6 +322,7 @@ def run(tmp_path_factory) -> Path:
     return workdir
 
 
+@pytest.mark.extra
 def test_a_run_on_videos_resumes_bit_for_bit(run, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(run, workdir, ignore=shutil.ignore_patterns("model", str(STEPS)))

@@ -312,7 +312,7 @@ def exported(folder: Path, out: Path, monkeypatch, *endings: str) -> Path:
     return out
 
 
-@pytest.mark.slow
+@pytest.mark.extra
 def test_onnxruntime_reads_a_caption_once_for_all_its_candidates(captioner, tmp_path, monkeypatch):
     files = exported(captioner, tmp_path / "onnx", monkeypatch, "", "-fp16")
     model, caption = EdjeModel.from_folder(captioner), np.array([1, 0, 1, 1, 0])
@@ -334,7 +334,7 @@ def test_onnxruntime_reads_a_caption_once_for_all_its_candidates(captioner, tmp_
         np.testing.assert_allclose(found, whole, rtol=0, atol=tolerance)
 
 
-@pytest.mark.slow
+@pytest.mark.extra
 def test_onnxruntime_makes_the_tokens_of_a_finer_grid(pixels, tmp_path, monkeypatch):
     """And scores them by one direction, of which there is nothing to compute before."""
     folder = tmp_path / "model"

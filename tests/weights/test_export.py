@@ -327,6 +327,11 @@ def test_deferred_layers_cannot_be_published(folder, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
+    "folder",
+    [pytest.param("local", marks=pytest.mark.extra), "compressed", "deferred"],
+    indirect=True,
+)
+@pytest.mark.parametrize(
     ("ending", "dtype", "tolerance"), [("", "f4", 2e-4), ("-fp16", "f2", 2e-2)]
 )
 @pytest.mark.parametrize("count", [1, 3])

@@ -7,7 +7,7 @@ import pytest
 from benchmarks import load
 
 
-@pytest.mark.slow
+@pytest.mark.extra
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
 def test_a_full_size_siglip2_loads_in_little_more_memory_than_its_parameters_take(tmp_path):
     folder = str(load.make_siglip2(tmp_path))

@@ -197,7 +197,7 @@ def test_the_published_layout_has_no_prior(folder, tmp_path):
         save_published(tmp_path / "model.pth", dataclasses.replace(model, config=config))
 
 
-@pytest.mark.slow
+@pytest.mark.extra
 def test_onnxruntime_takes_the_cosine(folder, images, similarity, tmp_path):
     convert(str(folder), str(tmp_path / "onnx"), "onnx")
     assert json.loads((tmp_path / "onnx" / "calibration.json").read_text())["bias"] == -1.5

@@ -225,6 +225,16 @@ def test_frames_rank_as_a_cross_encoder(published, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "folder",
+    [
+        pytest.param(
+            variant, marks=() if variant in ("deferred", "captioner") else pytest.mark.extra
+        )
+        for variant in VARIANTS
+    ],
+    indirect=True,
+)
 def test_onnxruntime_gives_what_jax_gives(folder, tmp_path, monkeypatch):
     kept = {"": onnx.PRECISIONS[""]}
     monkeypatch.setattr(onnx, "PRECISIONS", kept)

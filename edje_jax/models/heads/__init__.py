@@ -1,1 +1,1 @@
-"""Heads on the joint encoder, one file each."""
+"""Heads on the joint encoder, on the backbone and on compressed tokens, one file each."""

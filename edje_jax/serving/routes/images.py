@@ -28,7 +28,8 @@ router = APIRouter()
 def image(
     name: str, state: Shared, thumbnail: Annotated[int | None, Query(ge=0, le=4096)] = None
 ) -> Response:
-    """An image of the index as it is, or at most `thumbnail` wide and high."""
+    """An image of the index as its file has it, or as a JPEG of at most `thumbnail` pixels a side;
+    a file that is gone, or that browsers do not show, as its stored thumbnail."""
     number = state.number(name)
     path = Path(state.store.row(number).path or "/nonexistent")
     if not thumbnail and (kind := _media_type(path)):

@@ -1,6 +1,5 @@
 """Reranking of images for a query, in the forms of Cohere, Jina, vLLM and TEI."""
 
-import asyncio
 import uuid
 
 from fastapi import APIRouter, HTTPException, Request
@@ -8,7 +7,6 @@ from fastapi import APIRouter, HTTPException, Request
 from edje_jax.serving.documents import BadDocuments, Documents, read_documents
 from edje_jax.serving.jobs import RerankJob
 from edje_jax.serving.json_body import JsonRoute
-from edje_jax.serving.query_parts import QueryParts
 from edje_jax.serving.schemas import (
     Meta,
     Ranked,
@@ -30,9 +28,11 @@ async def rerank(
     asked: RerankRequest, state: Shared, request: Request
 ) -> RerankAnswer | list[TextScore]:
     """Images, best first: with `texts` a bare list, as text-embeddings-inference answers."""
-    documents, query = await _read(asked, state), await state.read_query(asked.query)
-    found = await state.compute(RerankJob(query, documents.images))
-    state.monitor.pairs(len(found.logits) * state.texts_of(query))
+    async with state.in_time():
+        documents, query = await _read(asked, state), await state.read_query(asked.query)
+        found = await state.compute(RerankJob(query, documents.images))
+    usage = _usage(len(found.logits), state.texts_of(query), state)
+    state.monitor.pairs(usage.pairs)
     scores = [float(value) for value in (found.logits if asked.raw_scores else found.scores)]
     best = found.logits if asked.raw_scores else found.combined
     order = [int(place) for place in (-best).argsort(kind="stable")][: asked.top_n or None]
@@ -46,7 +46,7 @@ async def rerank(
     elif asked.return_documents:
         for one in results:
             one.document = ReturnedDocument(**documents.returned[one.index])
-    return _answer(asked.query, results, len(scores), warnings, state)
+    return _answer(results, usage, warnings, state)
 
 
 async def _read(asked: RerankRequest, state: State) -> Documents:
@@ -54,12 +54,10 @@ async def _read(asked: RerankRequest, state: State) -> Documents:
     documents = asked.documents or asked.texts or []
     check_at_most(place, len(documents), state.limits.documents, "--max-documents")
     recipe = state.service.reranker.config.image
-    reading = asyncio.to_thread(
-        read_documents, documents, place, state.image_of_id, recipe, state.limits
-    )
     try:
-        async with state.decoding:
-            return await state.in_time(reading)
+        return await state.decode(
+            read_documents, documents, place, state.image_of_id, recipe, state.limits
+        )
     except BadDocuments as error:
         raise HTTPException(422, str(error)) from None
 
@@ -71,21 +69,22 @@ def _is_ambiguous(request: Request) -> bool:
     return client.startswith("litellm/") and request.scope["route"].path == "/rerank"
 
 
-def _answer(
-    query: QueryParts, results: list[Ranked], pairs: int, warnings: list[str], state: State
-) -> RerankAnswer:
-    service = state.service
-    texts = [*filter(None, [query.text]), *query.negatives]
-    tokens = pairs * service.pair_tokens(texts)
+def _usage(images: int, texts: list[str], state: State) -> Usage:
+    """Amount of computation where every image is scored with every text."""
+    tokens = images * state.service.pair_tokens(texts)
+    return Usage(pairs=images * len(texts), prompt_tokens=tokens, total_tokens=tokens)
+
+
+def _answer(results: list[Ranked], usage: Usage, warnings: list[str], state: State) -> RerankAnswer:
     return RerankAnswer(
         id=uuid.uuid4().hex,
-        model=service.name,
+        model=state.service.name,
         results=results,
-        usage=Usage(pairs=pairs, prompt_tokens=tokens, total_tokens=tokens),
+        usage=usage,
         meta=Meta(
             api_version={"version": "2"},
             billed_units={"search_units": 1},
-            tokens={"input_tokens": tokens, "output_tokens": 0},
+            tokens={"input_tokens": usage.prompt_tokens, "output_tokens": 0},
             warnings=warnings or None,
         ),
     )

@@ -30,10 +30,11 @@ async def search(asked: SearchRequest, state: Shared) -> SearchAnswer:
     """Images of the index for a query."""
     check_at_most("k", asked.k, state.limits.k, "--max-k")
     began = time.perf_counter()
-    where, query = await _filter(asked, state), await state.read_query(asked.query)
-    job = SearchJob(query, asked.k, _ids(asked), where, asked.top_k, asked.min_score)
-    answer = await state.compute(job)
-    state.monitor.answer(answer.seconds, len(answer.found.rows) * state.texts_of(query))
+    async with state.in_time():
+        where, query = await _filter(asked, state), await state.read_query(asked.query)
+        job = SearchJob(query, asked.k, _ids(asked), where, asked.top_k, asked.min_score)
+        answer = await state.compute(job)
+    state.monitor.answer(answer.seconds, len(answer.found.rows) * len(state.texts_of(query)))
     service = state.service
     found = service.results(answer, asked.top_k, asked.min_score)
     return SearchAnswer(
@@ -52,8 +53,9 @@ async def captions(asked: CaptionsRequest, state: Shared) -> CaptionsAnswer:
     began = time.perf_counter()
     if not len(state.store.captions):
         raise HTTPException(422, "the images of this index have no captions")
-    image, where = state.number(asked.id), await _filter(asked, state)
-    answer = await state.compute(CaptionsJob(image, asked.k, _ids(asked), where))
+    async with state.in_time():
+        image, where = state.number(asked.id), await _filter(asked, state)
+        answer = await state.compute(CaptionsJob(image, asked.k, _ids(asked), where))
     state.monitor.answer(answer.seconds, len(answer.found.rows))
     results = []
     for row, scores in to_results(answer.found, asked.top_k, asked.min_score):
@@ -75,15 +77,18 @@ async def _filter(asked: SearchRequest | CaptionsRequest, state: State) -> str |
     """Filter of a request, once it is known to fit the index.
 
     Raises:
-        HTTPException: 422 where it cannot be read, or does not fit; 503 where that takes too long.
+        HTTPException: 422 where it cannot be read, or does not fit; 503 where this server lacks
+            what filters need.
     """
     if asked.where is not None:
         try:
             where = Where.parse(asked.where)
             # The first time, every shard's metadata are opened.
-            await state.in_time(asyncio.to_thread(_check, where, state))
+            await asyncio.to_thread(_check, where, state)
         except BadWhere as error:
             raise HTTPException(422, f"where: {error}") from None
+        except ModuleNotFoundError as error:
+            raise HTTPException(503, f"where: {error}") from None
     return asked.where
 
 

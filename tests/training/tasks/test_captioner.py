@@ -106,6 +106,7 @@ def test_kept_features_hold_the_earlier_layers_too(captioner, tmp_path):
         EdjeTask(asked(*cache, "--model.adapter.upsampling", "1"), tmp_path / "plain")
 
 
+@pytest.mark.extra
 def test_an_edje_upsamples_too(tmp_path):
     spec = dataclasses.replace(
         debug.model,

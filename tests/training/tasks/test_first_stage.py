@@ -205,6 +205,7 @@ def test_scores_of_several_teachers_are_averaged_on_one_scale():
     assert found.t2i.scores.dtype == np.float32
 
 
+@pytest.mark.extra
 def test_heads_learn_from_an_edje_and_a_captioner(workdir, trained, captioner, tmp_path, caplog):
     """Each one's scores are kept for themselves, and never taken for another's."""
     caplog.set_level("INFO")

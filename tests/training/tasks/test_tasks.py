@@ -97,6 +97,7 @@ def test_both_phases_of_a_run_send_what_they_say_and_compile_once(tmp_path):
         task._steps["all"](state, task.frozen, batch)
 
 
+@pytest.mark.extra
 def test_layers_as_a_loop_take_the_same_steps(workdir, tmp_path):
     assert not BackboneTask(BACKBONE, workdir).model.scan
     task = BackboneTask(dataclasses.replace(BACKBONE, scan_layers=True), workdir)
