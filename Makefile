@@ -1,7 +1,7 @@
 # Every goal does its own set-up, in .venv; `make` alone lists them.
 PYTHON ?= python3
 EXTRAS ?= test,torch
-DEMO = $(PY) -m edje_jax.cli.demo
+DEMO = $(PY) -m edje_jax.cli.make_demo
 
 VENV := .venv
 PY := $(VENV)/bin/python

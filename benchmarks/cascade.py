@@ -25,10 +25,10 @@ from rich.table import Table
 from side_by_side import machine, timed
 
 from edje_jax.data.sources.registry import open_captioned
-from edje_jax.data.sources.subset import joined
+from edje_jax.data.sources.subset import merge_by_id
 from edje_jax.evaluate.gallery import EncodedGallery, encode_gallery
 from edje_jax.evaluate.second_model import calibrated_scorer
-from edje_jax.evaluation.combination import pooled
+from edje_jax.evaluation.combination import pool_logits
 from edje_jax.evaluation.retrieval import top_k
 from edje_jax.evaluation.tuning import pareto_front
 from edje_jax.search.reranker import Reranker
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print a table, write JSON and a plot if asked to."""
     options = parser().parse_args(arguments)
     keep_freed_memory()
-    source = joined(open_captioned(options.data))
+    source = merge_by_id(open_captioned(options.data))
     sides = {}
     for name in ("edje", "captioner"):
         reranker = Reranker.from_pretrained(getattr(options, name))
@@ -180,7 +180,7 @@ def ways(
             first, second = (
                 np.take_along_axis(scores[model], few, axis=1) for model in ("edje", "captioner")
             )
-            best = ordered(pooled(first, second, weight))[:, :1]
+            best = ordered(pool_logits(first, second, weight))[:, :1]
             right = np.take_along_axis(hits, np.take_along_axis(few, best, axis=1), axis=1)
             cost = steps["first stage"] + steps[f"edje {k}"] + steps[f"captioner {k2}"]
             found.append(Way("EDJE, then captioner", k, k2, recall(right), cost))

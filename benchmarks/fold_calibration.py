@@ -20,7 +20,7 @@ import numpy as np
 from rerank_depth import retrieved
 
 from edje_jax.config.calibration import Calibration
-from edje_jax.evaluation.calibration import above, calibrate, direction_reliability
+from edje_jax.evaluation.calibration import calibrate, direction_reliability, precision_above
 from edje_jax.evaluation.retrieval import DIRECTIONS, Direction, Retrieval
 from edje_jax.search.reranker import Reranker
 
@@ -63,7 +63,7 @@ def judged(retrieval: Retrieval, calibration: Calibration) -> dict[str, dict[str
             "ece": direction_reliability(direction, calibration)["ece"],
         }
         if calibration.least_score is not None:
-            out[key] |= above(direction, calibration, calibration.least_score)
+            out[key] |= precision_above(direction, calibration, calibration.least_score)
     return out
 
 

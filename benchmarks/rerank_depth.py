@@ -21,7 +21,7 @@ from rich.table import Table
 
 from edje_jax.config.calibration import UNTUNED, Calibration
 from edje_jax.data.sources.registry import open_captioned
-from edje_jax.data.sources.subset import joined
+from edje_jax.data.sources.subset import merge_by_id
 from edje_jax.evaluate.gallery import encode_gallery, pair_scorer
 from edje_jax.evaluate.measure import calibration_metrics
 from edje_jax.evaluation.calibration import calibrate
@@ -65,7 +65,7 @@ def main() -> None:
 
 def retrieved(reranker: Reranker, data: str, queries: int, k: int):
     """`rerank_some` of a set, all of it with `queries` 0."""
-    encoded = encode_gallery(reranker.runtime, joined(open_captioned(data)), 0.01)
+    encoded = encode_gallery(reranker.runtime, merge_by_id(open_captioned(data)), 0.01)
     gallery, score = encoded.gallery, pair_scorer(reranker.runtime, encoded)
     texts, images = reranker.runtime.embed_texts(gallery.captions), encoded.embeddings
     return rerank_some(gallery, images, texts, score, k, queries or len(texts))

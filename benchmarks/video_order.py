@@ -28,7 +28,7 @@ from rich.table import Table
 from side_by_side import machine
 
 from edje_jax.data.sources.registry import open_captioned
-from edje_jax.data.sources.subset import Subset, joined
+from edje_jax.data.sources.subset import Subset, merge_by_id
 from edje_jax.evaluate.gallery import EncodedGallery, encode_gallery, evaluate, pair_scorer
 from edje_jax.evaluation.intervals import mean_intervals
 from edje_jax.runtimes.jax import JaxRuntime
@@ -91,7 +91,7 @@ def some_groups(source: Source, clips: int) -> tuple[Source, Int[np.ndarray, " n
         members = source.group(kept)
         groups += [groups[-1] + 1 if groups else 0] * len(members)
         kept = members.stop
-    return joined(Subset(source, np.arange(len(source)) < kept)), np.array(groups)
+    return merge_by_id(Subset(source, np.arange(len(source)) < kept)), np.array(groups)
 
 
 def chance(groups: Int[np.ndarray, " n"]) -> float:

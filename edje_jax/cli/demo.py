@@ -15,12 +15,11 @@ from rich.table import Table
 
 from edje_jax.cli.evaluate import evaluate_model
 from edje_jax.cli.named_configs import load_config
-from edje_jax.cli.program import UsageError, run_program
+from edje_jax.cli.program import UsageError
 from edje_jax.cli.tune import tune
 from edje_jax.data.sources.registry import open_source
 from edje_jax.evaluate.tuning import Choices
 from edje_jax.search.reranker import Reranker
-from edje_jax.system.allocator import start_with_huge_pages
 from edje_jax.training.loop import run
 from edje_jax.training.tasks.edje import EdjeTask
 
@@ -37,7 +36,11 @@ IMAGE = 7
 
 
 def main(arguments: list[str]) -> int:
-    """Train, evaluate, search."""
+    """Train, evaluate, search.
+
+    Raises:
+        UsageError: there are arguments.
+    """
     if arguments:
         raise UsageError("the demo takes no arguments; for runs of your own there is edje train")
     started, config = time.perf_counter(), load_config("demo")
@@ -79,8 +82,3 @@ def show_search(images: int = 200, k: int = 10) -> None:
         ]
         table.add_row(str(rank), *shown, f"{best['score']:.3f}")
     Console().print(table)
-
-
-if __name__ == "__main__":
-    start_with_huge_pages()
-    run_program(main)

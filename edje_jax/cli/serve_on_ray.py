@@ -15,7 +15,7 @@ from edje_jax.index.files import LocalFiles, files_of
 from edje_jax.index.store import Store, check_model
 from edje_jax.search.reranker import Reranker
 from edje_jax.serving.on_ray import Replicas, Spread
-from edje_jax.serving.partitions import IndexElsewhere, RerankerElsewhere, ServiceElsewhere
+from edje_jax.serving.partitions import PartitionedIndex, PartitionedReranker, PartitionedService
 from edje_jax.serving.service import Service
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def service_on_ray(asked: Any, ending: ExitStack) -> tuple[Service, int]:
     options = {**of_stage, "tokens_on": asked.tokens_on}
     replicas = ending.enter_context(Replicas(ray, store, opened, spread, options, asked.warm))
     log.info("started in %.0f s", time.monotonic() - began)
-    index = IndexElsewhere(replicas.ask, spread.partitions, store, **of_stage)
-    elsewhere = RerankerElsewhere(replicas.ask, spread.partitions, reranker)
+    index = PartitionedIndex(replicas.ask, spread.partitions, store, **of_stage)
+    elsewhere = PartitionedReranker(replicas.ask, spread.partitions, reranker)
     # A thread waits while its processes compute; the next one has a batch ready for them.
-    return ServiceElsewhere(elsewhere, index), 2 * spread.replicas
+    return PartitionedService(elsewhere, index), 2 * spread.replicas

@@ -12,7 +12,7 @@ from edje_jax.cli.progress import Bars
 from edje_jax.cli.tables import print_tables_after
 from edje_jax.config.calibration import Calibration
 from edje_jax.data.sources.registry import open_captioned
-from edje_jax.data.sources.subset import joined
+from edje_jax.data.sources.subset import merge_by_id
 from edje_jax.evaluate.first_stage import StageChoice
 from edje_jax.evaluate.gallery import Progress, encode_gallery
 from edje_jax.evaluate.tuning import (
@@ -69,7 +69,7 @@ def tune(
         folder.mkdir(parents=True, exist_ok=True)
     for model in models:
         check_codes(model, choices.first_stages)
-    source = joined(open_captioned(data, image_root))
+    source = merge_by_id(open_captioned(data, image_root))
     deepest = max(choices.depths)
     if deepest > len(source):
         log.warning("--k %d: all of the %d images are reranked", deepest, len(source))

@@ -18,7 +18,7 @@ from edje_jax.data.image_reader import in_order, or_bad
 from edje_jax.data.images import BadImage, decode, file_bytes, is_video
 from edje_jax.data.sources.array_record import FORMAT, VERSION, read_table
 from edje_jax.data.sources.mixture import Mixture
-from edje_jax.data.sources.subset import joined
+from edje_jax.data.sources.subset import merge_by_id
 from edje_jax.data.sources.texts import printable
 from edje_jax.system.files import atomic_path, is_abandoned
 from edje_jax.types import Source
@@ -51,7 +51,7 @@ def pack(
     """
     if isinstance(source, Mixture) and source.weights:
         raise ValueError("a mixture with weights repeats images; pack the parts, then mix these")
-    source = joined(source)
+    source = merge_by_id(source)
     total = len(source)
     starts = range(0, total, shard_size)
     head = {"format": FORMAT, "version": VERSION, "set": dataset_stamp(source)[0]["digest"]}

@@ -13,7 +13,7 @@ from edje_jax.data.images import load_image, resize
 from edje_jax.data.text import RECIPES
 from edje_jax.evaluate.gallery import Progress
 from edje_jax.evaluation.compositional import Item, Region, Scored
-from edje_jax.evaluation.scores import cosines, mixed
+from edje_jax.evaluation.scores import add_cosines, cosines
 from edje_jax.runtimes.base import Runtime
 
 CHUNK = 256
@@ -71,7 +71,7 @@ def _score(runtime: Runtime, items: Sequence[Item], weight: float) -> list[Score
     )
     similarities = cosines(embeddings, encoded.embeddings, *pairs)
     logits = runtime.score_pairs(ids, encoded.tokens, pairs[0], pairs[1], similarities)
-    combined = mixed(logits, similarities, weight)
+    combined = add_cosines(logits, similarities, weight)
     ends = np.cumsum([grid[0].size for grid in grids])[:-1]
     rows = np.split(place.ravel(), ends)
     return [

@@ -17,7 +17,7 @@ from edje_jax.data.image_reader import read_gallery
 from edje_jax.data.images import has_videos
 from edje_jax.data.sources.pooled import Pooled
 from edje_jax.data.sources.registry import open_captioned, open_source
-from edje_jax.data.sources.subset import joined
+from edje_jax.data.sources.subset import merge_by_id
 from edje_jax.evaluation.retrieval import Gallery, Retrieval, ScorePairs, rerank
 from edje_jax.evaluation.scores import cosines
 from edje_jax.models.token_formats import PackedTokens
@@ -39,7 +39,7 @@ def open_gallery(data: str, pool: str | None = None, image_root: str | None = No
     Raises:
         FileNotFoundError, ValueError: one of them cannot be opened.
     """
-    source = joined(open_captioned(data, image_root))
+    source = merge_by_id(open_captioned(data, image_root))
     return Pooled(source, open_source(pool, image_root)) if pool else source
 
 

@@ -19,7 +19,7 @@ from edje_jax.evaluate.first_stage import (
     stage_vectors,
 )
 from edje_jax.evaluate.gallery import EncodedGallery, Progress, encode_gallery, pair_scorer
-from edje_jax.evaluation.calibration import above, direction_reliability
+from edje_jax.evaluation.calibration import direction_reliability, precision_above
 from edje_jax.evaluation.categories import category_metrics
 from edje_jax.evaluation.eccv import eccv_metrics
 from edje_jax.evaluation.intervals import gain_intervals
@@ -232,6 +232,6 @@ def calibration_metrics(retrieval: Retrieval, calibration: Calibration) -> dict[
         out["min_score"] = {
             "score": least,
             "asked_precision": 100 * (calibration.wanted_precision or 0.0),
-            **{key: above(side, calibration, least) for key, side in sides.items()},
+            **{key: precision_above(side, calibration, least) for key, side in sides.items()},
         }
     return out

@@ -8,7 +8,7 @@ from edje_jax.config.calibration import UNTUNED, Calibration
 from edje_jax.evaluate.gallery import EncodedGallery, Progress, encode_gallery, pair_scorer
 from edje_jax.evaluate.measure import Measurement
 from edje_jax.evaluation.retrieval import ScorePairs
-from edje_jax.evaluation.scores import calibrated_logits, cosines, mixed
+from edje_jax.evaluation.scores import add_cosines, calibrated_logits, cosines
 from edje_jax.evaluation.second_ranking import SecondRanking, rank_again
 from edje_jax.runtimes.base import Runtime
 from edje_jax.types import Source
@@ -62,7 +62,7 @@ def calibrated_scorer(
         logits = score_pairs(text_index, image_index)
         if texts is not None:
             known = cosines(texts, encoded.embeddings, text_index, image_index)
-            logits = mixed(logits, known, weight)
+            logits = add_cosines(logits, known, weight)
         return calibrated_logits(logits, calibration)
 
     return score

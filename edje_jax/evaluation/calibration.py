@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 
 from edje_jax.config.calibration import UNTUNED, Calibration
 from edje_jax.evaluation.retrieval import DIRECTIONS, Direction, Retrieval
-from edje_jax.evaluation.scores import calibrated_logits, mixed
+from edje_jax.evaluation.scores import add_cosines, calibrated_logits
 
 BINS = 15
 """Bins of equal width, as in Guo et al. (arXiv 1706.04599)."""
@@ -69,7 +69,9 @@ def direction_reliability(
     return {**reliability(logits.ravel(), hits.ravel()), "first": reliability(*best)}
 
 
-def above(direction: Direction, calibration: Calibration, min_score: float) -> dict[str, Any]:
+def precision_above(
+    direction: Direction, calibration: Calibration, min_score: float
+) -> dict[str, Any]:
     """Precision of the results that reach a score: {"precision", "recall", "empty"}, in percent.
 
     "precision": right results among them (100 if there are none); "recall": queries with a right
@@ -92,7 +94,7 @@ def _scored(
     """Logits whose sigmoids are the scores, and which are right, of every query that counts."""
     counted = direction.answered
     logits, similarities = direction.scores[counted], direction.similarities[counted]
-    combined = mixed(logits, similarities, calibration.similarity_weight)
+    combined = add_cosines(logits, similarities, calibration.similarity_weight)
     return calibrated_logits(combined, calibration), direction.hits[counted]
 
 
@@ -117,12 +119,14 @@ def calibrate(
     """
     weight = first_stage_weight(retrieval)
     weighted = retrieval.at(similarity_weight=weight)
-    calibration = fit(*_pairs(weighted))
-    least, reached = least_score(*_pairs(weighted), calibration, precision)
+    calibration = fit_platt_scaling(*_pairs(weighted))
+    least, reached = lowest_score(*_pairs(weighted), calibration, precision)
     before, after = retrieval.at(similarity_weight=0.0).metrics(), weighted.metrics()
     calibration = dataclasses.replace(calibration, similarity_weight=weight)
     kept = {
-        key: 0.0 if least is None else above(getattr(retrieval, key), calibration, least)["recall"]
+        key: 0.0
+        if least is None
+        else precision_above(getattr(retrieval, key), calibration, least)["recall"]
         for key in DIRECTIONS
     }
     record = {
@@ -195,7 +199,7 @@ def _centred(direction: Direction) -> _Centred:
     return _Centred(logits, cosines, direction.hits[some])
 
 
-def fit(logits: Float[np.ndarray, " n"], hits: Bool[np.ndarray, " n"]) -> Calibration:
+def fit_platt_scaling(logits: Float[np.ndarray, " n"], hits: Bool[np.ndarray, " n"]) -> Calibration:
     """Fit the temperature and bias that make the right answers most likely (Platt, 1999).
 
     Targets are Platt's, a little inside 0 and 1, so that few pairs make no certainty.
@@ -233,7 +237,7 @@ def fit(logits: Float[np.ndarray, " n"], hits: Bool[np.ndarray, " n"]) -> Calibr
     )
 
 
-def least_score(
+def lowest_score(
     logits: Float[np.ndarray, " n"],
     hits: Bool[np.ndarray, " n"],
     calibration: Calibration,
@@ -269,7 +273,7 @@ def _errors(
     side = np.random.default_rng(0).permutation(most + 1) % 2
     halves = {key: side[images] for key, images in owner.items()}
     try:
-        fitted = {half: fit(*_pairs(retrieval, halves, 1 - half)) for half in (0, 1)}
+        fitted = {half: fit_platt_scaling(*_pairs(retrieval, halves, 1 - half)) for half in (0, 1)}
     except ValueError:
         fitted = {}
     out: dict[str, list[float | None]] = {}

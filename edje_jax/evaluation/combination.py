@@ -19,7 +19,7 @@ FEWEST, MOST = 8, 256
 """Least and largest number of images from which the cosines of a gallery are estimated."""
 
 
-def both(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+def match_both(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """Logit of the product of two probabilities, of which the logits are given.
 
     With p = sigmoid(a) and q = sigmoid(b), logit(p q) = -log(e^-a + e^-b + e^(-a - b)), at most the
@@ -28,7 +28,7 @@ def both(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> Float[np.nda
     return -np.logaddexp(np.logaddexp(-a, -b), -a - b)
 
 
-def without(
+def match_and_not(
     logits: Float[np.ndarray, " n"], negative: Float[np.ndarray, " n"]
 ) -> Float[np.ndarray, " n"]:
     """Logits that an image matches a query and does not match a negative text, float64 [n].
@@ -40,10 +40,10 @@ def without(
     (Saerens, Latinne and Decaestecker, Neural Computation 2002), here for even odds at the median.
     """
     usual = min(0.0, float(np.median(negative))) if len(negative) else 0.0
-    return both(logits.astype(np.float64), usual - negative.astype(np.float64))
+    return match_both(logits.astype(np.float64), usual - negative.astype(np.float64))
 
 
-def pooled(
+def pool_logits(
     first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"], weight: float
 ) -> Float[np.ndarray, " n"]:
     """Logarithmic opinion pool of two judgements: (1 - weight) first + weight second."""

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 
 from edje_jax.evaluation.measures import measure_ranks
 from edje_jax.evaluation.ranks import best_positive, candidate_ceiling
-from edje_jax.evaluation.scores import mixed
+from edje_jax.evaluation.scores import add_cosines
 from edje_jax.evaluation.similarities import similarity_blocks
 
 ScorePairs = Callable[
@@ -348,7 +348,7 @@ def _reordered(
     base_best: Int[np.ndarray, " q"],
     similarity_weight: float,
 ) -> Direction:
-    combined = mixed(scores, similarities, similarity_weight)
+    combined = add_cosines(scores, similarities, similarity_weight)
     order = np.argsort(-combined, axis=1, kind="stable").astype(np.int32)
     place = np.take_along_axis(hits, order, axis=1).argmax(axis=1)
     return Direction(

@@ -16,7 +16,7 @@ def cosines(
     return np.einsum("pe,pe->p", texts[text_index], images[image_index])
 
 
-def mixed(
+def add_cosines(
     logits: Float[np.ndarray, "..."], similarities: Float[np.ndarray, "..."], weight: float
 ) -> Float32[np.ndarray, "..."]:
     """Match logits with the weighted cosine of the first stage added, float32.

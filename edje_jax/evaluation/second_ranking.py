@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 
 from edje_jax.config.calibration import Calibration
 from edje_jax.config.model import EdjeConfig
-from edje_jax.evaluation.combination import pooled
+from edje_jax.evaluation.combination import pool_logits
 from edje_jax.evaluation.intervals import difference_intervals
 from edje_jax.evaluation.measures import measure_ranks
 from edje_jax.evaluation.ranks import candidate_ceiling
@@ -84,7 +84,7 @@ class SecondDirection:
     def ranks(self, weight: float) -> Int[np.ndarray, " q"]:
         """Rank of each query's best right answer, which stays where it was if it is none of these
         candidates; equal candidates keep the first order."""
-        order = np.argsort(-pooled(self.first, self.second, weight), axis=1, kind="stable")
+        order = np.argsort(-pool_logits(self.first, self.second, weight), axis=1, kind="stable")
         place = np.take_along_axis(self.hits, order, axis=1).argmax(axis=1)
         return np.where(self.hits.any(axis=1), place + 1, self.rank)
 

@@ -138,7 +138,7 @@ def no_neighbours(queries: int, k: int) -> Nearest:
     return Nearest(np.empty((queries, k), np.float32), np.empty((queries, k), np.int64))
 
 
-def fill_up(near: Nearest, k: int) -> Nearest:
+def pad_nearest(near: Nearest, k: int) -> Nearest:
     """Neighbours with row -1 and similarity -inf behind them, k in all."""
     missing = ((0, 0), (0, k - near.rows.shape[1]))
     return Nearest(
@@ -147,7 +147,7 @@ def fill_up(near: Nearest, k: int) -> Nearest:
     )
 
 
-def best(parts: list[Nearest], k: int) -> Nearest:
+def merge_nearest(parts: list[Nearest], k: int) -> Nearest:
     """The k best of neighbours that were found in different rows; equal ones by lower row."""
     similarities = np.concatenate([part.similarities for part in parts], axis=1)
     rows = np.concatenate([part.rows for part in parts], axis=1)
@@ -165,4 +165,4 @@ def keep_allowed(near: Nearest, allowed: Bool[np.ndarray, " n"], k: int) -> Near
     good = np.take_along_axis(good, order, axis=1)
     rows = np.where(good, np.take_along_axis(near.rows, order, axis=1), -1)
     close = np.take_along_axis(near.similarities, order, axis=1)
-    return fill_up(Nearest(np.where(good, close, np.float32(-np.inf)), rows), k)
+    return pad_nearest(Nearest(np.where(good, close, np.float32(-np.inf)), rows), k)

@@ -18,8 +18,8 @@ from edje_jax.first_stage.base import (
     Nearest,
     Reads,
     Vectors,
-    best,
     keep_allowed,
+    merge_nearest,
     no_neighbours,
 )
 from edje_jax.first_stage.blockwise import Blocks, Compare
@@ -156,7 +156,7 @@ def _search_with_faiss(codes: UInt8[np.ndarray, "n bytes"]) -> Search:
             near = _by_counting(faiss, codes[own], queries, k, some)
             return Nearest(near.similarities, np.where(near.rows < 0, -1, near.rows + own.start))
 
-        return best(list(pool.map(of_piece, pieces)), k)
+        return merge_nearest(list(pool.map(of_piece, pieces)), k)
 
     return nearest
 

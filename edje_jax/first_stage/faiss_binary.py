@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import UInt8
 
-from edje_jax.first_stage.base import Nearest, Reads, Vectors, best
+from edje_jax.first_stage.base import Nearest, Reads, Vectors, merge_nearest
 from edje_jax.first_stage.faiss import (
     HNSW_EFFORTS,
     IVF_EFFORTS,
@@ -56,7 +56,7 @@ class FaissBinary(Faiss):
         check_codes(queries, self._index.code_size)
         distances, rows = self._index.search(queries, k, params=settings)
         similarities = hamming_similarity(distances, self._index.d)
-        return best([Nearest(similarities, rows)], k)
+        return merge_nearest([Nearest(similarities, rows)], k)
 
 
 class FaissBinaryFlat(FaissBinary):

@@ -69,7 +69,7 @@ class Changes:
         """Digest of the ids, captions and stamps to encode; it identifies an unfinished build."""
         return self._encoded.hexdigest()[:32]
 
-    def encode(self, record: int, id: str, captions: list[str], stamp: str) -> None:
+    def plan_to_encode(self, record: int, id: str, captions: list[str], stamp: str) -> None:
         """Note that an image is to be encoded."""
         self.stamps[record] = stamp
         self._encoded.update(json.dumps([id, captions, stamp]).encode())
@@ -142,13 +142,13 @@ def compare(source: Source, out: IndexFiles, manifest: Manifest, restore: bool =
             changes.faults[name] = printable(f"indexed without a caption: {reason}")
         if row is None or location is None:
             changes.new.append(name)
-            changes.encode(record, name, captions, _stamp(source, record) or "")
+            changes.plan_to_encode(record, name, captions, _stamp(source, record) or "")
         elif (stamp := _stamp(source, record)) is None:
             missing.append((location, name))
             changes.absent[name] = "its file is missing"
         elif not _is_same(source, record, stamp, row):
             changes.changed.append(name)
-            changes.encode(record, name, captions, stamp)
+            changes.plan_to_encode(record, name, captions, stamp)
         else:
             _compare_words(changes, record, captions, stamp, location, row)
             if name in hidden or name in changes.restored:

@@ -12,9 +12,9 @@ from edje_jax.first_stage.base import (
     Allowed,
     FirstStage,
     Nearest,
-    best,
-    fill_up,
+    merge_nearest,
     no_neighbours,
+    pad_nearest,
 )
 from edje_jax.first_stage.codes import Codes
 from edje_jax.first_stage.exact import Exact
@@ -116,7 +116,7 @@ class Covering:
             stage, numbers = self._others
             near = stage.nearest(queries, k, rest)
             found.append(Nearest(near.similarities, numbers[near.rows]))
-        return fill_up(best(found, k), k)
+        return pad_nearest(merge_nearest(found, k), k)
 
     def _exactly(self, queries: np.ndarray, k: int, chosen: Numbers) -> Nearest:
         """Comparison with all chosen rows, some of which are read at a time."""
@@ -125,7 +125,7 @@ class Covering:
             some = chosen[start : start + FEW]
             near = self._exact(vectors[some]).nearest(queries, k)
             found.append(Nearest(near.similarities, some[near.rows]))
-        return best(found, k)
+        return merge_nearest(found, k)
 
     def _chosen(self, chosen: Numbers) -> "_Few | _Many":
         """Table or mask of a selection, which later searches with it use."""

@@ -14,7 +14,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from edje_jax.first_stage.base import BeyondLimits, Nearest, best, fill_up, no_neighbours
+from edje_jax.first_stage.base import (
+    BeyondLimits,
+    Nearest,
+    merge_nearest,
+    no_neighbours,
+    pad_nearest,
+)
 from edje_jax.first_stage.milvus import MilvusCollection, StaleCollection, Synced
 from edje_jax.first_stage.milvus_vectors import VectorRows
 from edje_jax.index.caption_columns import CODES
@@ -190,7 +196,9 @@ class InMilvus:
             ids = [self._rows.store.row(image).id for image in selection.images.tolist()]
         found = self._collection.nearest(np.ascontiguousarray(queries), k, where, ids)
         # Equal similarities rank by the order of the index, not by that of keys.
-        return fill_up(best([Nearest(found.similarities, self._rows.numbers(found.rows))], k), k)
+        return pad_nearest(
+            merge_nearest([Nearest(found.similarities, self._rows.numbers(found.rows))], k), k
+        )
 
 
 def open_in_milvus(store: Store, uri: str, column: str, bits: int | None) -> InMilvus:

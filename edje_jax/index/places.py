@@ -14,7 +14,7 @@ class Gone(NamedTuple):
     lengths: Int[np.ndarray, " r"]
 
 
-def joined(starts: Int[np.ndarray, " r"], ends: Int[np.ndarray, " r"]) -> Gone:
+def merge_runs(starts: Int[np.ndarray, " r"], ends: Int[np.ndarray, " r"]) -> Gone:
     """Longest runs of rising ones, which end before the rows `ends`; empty ones are left out."""
     some = ends > starts
     starts, ends = starts[some], ends[some]

@@ -11,7 +11,7 @@ from jaxtyping import Int, UInt32
 from edje_jax.index.files import IndexFiles
 from edje_jax.index.manifest import Manifest
 from edje_jax.index.metadata import open_metadata
-from edje_jax.index.places import Gone, joined
+from edje_jax.index.places import Gone, merge_runs
 from edje_jax.index.row_lookup import RowLookup, hash_ids, look_up
 from edje_jax.index.shard_files import (
     BadStore,
@@ -145,14 +145,14 @@ class Shard:
     def gone_images(self) -> Gone:
         """Rows of images that count no more."""
         gone = self.gone.astype(np.int64)
-        return joined(gone, gone + 1)
+        return merge_runs(gone, gone + 1)
 
     def gone_captions(self) -> Gone:
         """Rows of captions of images that count no more."""
         images = self.gone_images()
         starts, ends = images.starts, images.starts + images.lengths
         first = self.lookup.caption_starts
-        return joined(first[starts].astype(np.int64), first[ends].astype(np.int64))
+        return merge_runs(first[starts].astype(np.int64), first[ends].astype(np.int64))
 
 
 def open_shards(

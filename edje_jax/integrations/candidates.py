@@ -15,7 +15,7 @@ from edje_jax.data.base64_data import ADDRESS, decode, is_data_uri
 from edje_jax.data.decoders import PREFIX, may_be_image
 from edje_jax.data.image_reader import cut_into, read_batches, stack_images
 from edje_jax.data.images import BadImage, image_pixels
-from edje_jax.evaluation.scores import mixed, probability
+from edje_jax.evaluation.scores import add_cosines, probability
 from edje_jax.index.image_index import ImageIndex
 from edje_jax.index.store import check_model
 from edje_jax.models.token_formats import unpack
@@ -145,7 +145,7 @@ class CandidateRanker:
             return logits, logits
         known = reranker.embed_texts([query]) @ embeddings.T
         logits = reranker.score_matrix([query], tokens, known)[0]
-        return logits, mixed(logits, known[0], weight)
+        return logits, add_cosines(logits, known[0], weight)
 
 
 def _read_images(

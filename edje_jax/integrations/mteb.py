@@ -23,7 +23,7 @@ from edje_jax.data.bad_records import are_too_many
 from edje_jax.data.image_reader import cut_into, read_batches, stack_images
 from edje_jax.data.images import BadImage, decode, image_pixels, resize
 from edje_jax.evaluation.retrieval import top_k
-from edje_jax.evaluation.scores import mixed
+from edje_jax.evaluation.scores import add_cosines
 from edje_jax.evaluation.similarities import similarity_blocks
 from edje_jax.evaluation.trec import strictly_decreasing
 from edje_jax.runtimes.base import Encoded
@@ -202,7 +202,7 @@ class MtebSearch:
                 f"{corpus.ids[item[i]]!r}; check the model's weights"
             )
         head = np.full_like(items[:, :depth], -np.inf, np.float32)
-        head[query, place] = mixed(logits, near[query, place], self.similarity_weight)
+        head[query, place] = add_cosines(logits, near[query, place], self.similarity_weight)
         order = np.argsort(-head, axis=1, kind="stable")
         # What was not scored stands below whatever was, by its cosine.
         least = np.min(head, axis=1, keepdims=True, where=np.isfinite(head), initial=0.0)

@@ -115,9 +115,7 @@ class Shapes(Grouped):
 
     def captions(self, index: int) -> tuple[str, ...]:
         """Five captions, each of which tells the scene from every other of its group."""
-        scene = self.scene(index)
-        rng = generator(self.seed, self.split, 1, index)
-        return tuple(describe(scene, rng) for _ in range(5))
+        return _captions(self.seed, self.split, index, self.scene(index))
 
     def image(self, index: int) -> Image.Image:
         """The image, RGB."""
@@ -150,6 +148,13 @@ class Shapes(Grouped):
 def generator(seed: int, split: str, stream: int, index: int) -> np.random.Generator:
     """Random numbers of a record, or of a group by its first; streams are independent."""
     return np.random.default_rng([seed, list(SPLITS).index(split), stream, index])
+
+
+@lru_cache(maxsize=1 << 15)
+def _captions(seed: int, split: str, index: int, scene: Scene) -> tuple[str, ...]:
+    """Cached, some 20 MB at most, as a training asks for them in every epoch and an index twice."""
+    rng = generator(seed, split, 1, index)
+    return tuple(describe(scene, rng) for _ in range(5))
 
 
 @lru_cache(maxsize=256)

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from edje_jax.config.calibration import UNTUNED, Calibration
-from edje_jax.evaluation.scores import mixed, probability
+from edje_jax.evaluation.scores import add_cosines, probability
 from edje_jax.first_stage.base import Nearest
 from edje_jax.index.image_index import ImageIndex
 from edje_jax.index.selection import Selection
@@ -37,7 +37,11 @@ def search_images(
     calibration: Calibration = UNTUNED,
     chosen: Selection | None = None,
 ) -> tuple[list[RankedCandidates], Timings]:
-    """Rerank the k best candidates of each text, among the chosen images if some are."""
+    """Search images by texts.
+
+    The k best candidates of each text are reranked; `chosen` restricts the search to some images.
+    The times are those of all queries together.
+    """
     began = time.perf_counter()
     embedded = runtime.encode_texts(queries)
     seconds = {"embed": time.perf_counter() - began}
@@ -54,7 +58,7 @@ def search_images(
     return _rank_candidates(near, owner, logits, calibration), timings
 
 
-def search_texts(
+def search_captions(
     runtime: Runtime,
     index: ImageIndex,
     tokens: Float32[np.ndarray, "q m d"],
@@ -63,8 +67,11 @@ def search_texts(
     calibration: Calibration = UNTUNED,
     chosen: Selection | None = None,
 ) -> tuple[list[RankedCandidates], Timings]:
-    """Rerank the k best captions of each image, of which tokens and embeddings are given, among
-    the captions of the chosen images if some are."""
+    """Search captions by images, of which tokens and embeddings are given.
+
+    The k best captions of each image are reranked; `chosen` restricts the search to the captions of
+    some images. The times are those of all queries together.
+    """
     captions = None if chosen is None else chosen.captions
     near, found = index.searched_captions.candidates(
         queries.embeddings, queries.projections, k, captions
@@ -95,7 +102,7 @@ def _rank_candidates(
     for query in range(len(near.rows)):
         own, here = logits[owner == query], near.rows[query] >= 0
         rows, similarities = near.rows[query][here], near.similarities[query][here]
-        combined = mixed(own, similarities, calibration.similarity_weight)
+        combined = add_cosines(own, similarities, calibration.similarity_weight)
         order = np.argsort(-combined, kind="stable")
         scores = probability(combined[order], calibration)
         out.append(

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Float, Float32, Int
 
 from edje_jax.config.calibration import UNTUNED, Calibration
-from edje_jax.evaluation.combination import Background, pooled, without
-from edje_jax.evaluation.scores import calibrated_logits, cosines, mixed, sigmoid
+from edje_jax.evaluation.combination import Background, match_and_not, pool_logits
+from edje_jax.evaluation.scores import add_cosines, calibrated_logits, cosines, sigmoid
 from edje_jax.index.image_index import ImageIndex
 from edje_jax.index.selection import Selection
 from edje_jax.runtimes.base import Embedded, Encoded, Runtime, TokenTable
@@ -26,7 +26,7 @@ class PartScores(NamedTuple):
     """Calibrated logits of the texts."""
     cosines: Float32[np.ndarray, "t n"]
     """First-stage cosines of the texts."""
-    alike: Float32[np.ndarray, " n"] | None
+    image_cosines: Float32[np.ndarray, " n"] | None
     """First-stage cosines of the query's image; None if it has none."""
 
 
@@ -38,8 +38,12 @@ def search_queries(
     calibration: Calibration = UNTUNED,
     chosen: Selection | None = None,
 ) -> tuple[list[RankedCandidates], Timings]:
-    """Rerank the k best candidates of each query: texts together, as `search_images` has it, and
-    queries of several parts one by one."""
+    """Search images by queries: texts together (`search_images`), queries of several parts one by
+    one.
+
+    The k best candidates of each query are reranked; `chosen` restricts the search to some images.
+    The times are those of all queries together.
+    """
     texts = [query for query in queries if isinstance(query, str)]
     found, times = [], []
     if texts or not queries:
@@ -79,7 +83,7 @@ def _search_composed(
     calibration: Calibration,
     chosen: Selection | None,
 ) -> tuple[RankedCandidates, Timings]:
-    """Rerank the k best candidates of a query, among the chosen images if some are."""
+    """Rerank the k best candidates of a query; `chosen` restricts the search to some images."""
     began = time.perf_counter()
     query = read_query(asked, runtime, index)
     texts = runtime.encode_texts(query.texts)
@@ -92,7 +96,9 @@ def _search_composed(
     logits = combine(query, parts, lambda: index.background).astype(np.float32)
     seconds |= {"gather": tokens.seconds, "rerank": time.perf_counter() - began}
     order = np.argsort(-logits, kind="stable")
-    similarities = parts.cosines[0] if parts.alike is None or asked.text else parts.alike
+    similarities = (
+        parts.cosines[0] if parts.image_cosines is None or asked.text else parts.image_cosines
+    )
     ranked = RankedCandidates(
         rows[order], logits[order], sigmoid(logits[order]), similarities[order], order + 1
     )
@@ -116,7 +122,7 @@ def score_parts(
     # A tokenizer need not know how wide the ids of no text are.
     ids = runtime.joint_tokenizer(query.texts) if query.texts else np.zeros((0, 1), np.int32)
     logits = runtime.score_pairs(ids, tokens, text_index, rows[image_index], known)
-    combined = mixed(logits, known, calibration.similarity_weight).astype(np.float64)
+    combined = add_cosines(logits, known, calibration.similarity_weight).astype(np.float64)
     shape = (len(rows), len(texts))
     return PartScores(
         calibrated_logits(combined, calibration).reshape(shape).T,
@@ -125,13 +131,13 @@ def score_parts(
     )
 
 
-def joined(parts: Sequence[PartScores]) -> PartScores:
+def concatenate_scores(parts: Sequence[PartScores]) -> PartScores:
     """Scores of all images of several groups."""
-    logits, known, alike = zip(*parts, strict=True)
+    logits, known, image_cosines = zip(*parts, strict=True)
     return PartScores(
         np.concatenate(logits, axis=1),
         np.concatenate(known, axis=1),
-        None if alike[0] is None else np.concatenate(alike),
+        None if image_cosines[0] is None else np.concatenate(image_cosines),
     )
 
 
@@ -140,19 +146,19 @@ def combine(
 ) -> Float[np.ndarray, " n"]:
     """Combined logits of a query, whose sigmoids are the scores; `background`, which a query with
     an image asks, tells how alike images are that have nothing to do with each other."""
-    of_texts, alike = parts.logits, parts.alike
+    of_texts, image_cosines = parts.logits, parts.image_cosines
     asked, first = query.query, 1 if query.query.text else 0
     negatives, captions = np.split(of_texts[first:], [len(asked.negatives)])
-    if alike is None:
+    if image_cosines is None:
         logits = of_texts[0]
     else:
-        logits = background().logits(alike)
+        logits = background().logits(image_cosines)
         if len(captions):
-            logits = pooled(logits, captions.mean(axis=0), 0.5)
+            logits = pool_logits(logits, captions.mean(axis=0), 0.5)
         if asked.text:
-            logits = pooled(of_texts[0], logits, asked.image_weight)
+            logits = pool_logits(of_texts[0], logits, asked.image_weight)
     for negative in negatives:
-        logits = without(logits, negative)
+        logits = match_and_not(logits, negative)
     return logits
 
 

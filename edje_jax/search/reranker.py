@@ -14,13 +14,13 @@ from jaxtyping import Array, Float, Float32, Int
 
 from edje_jax.config.calibration import Calibration
 from edje_jax.config.model import EdjeConfig, InferencePrecision, RuntimeName
-from edje_jax.evaluation.scores import cosines, mixed, probability, sigmoid
+from edje_jax.evaluation.scores import add_cosines, cosines, probability, sigmoid
 from edje_jax.evaluation.second_ranking import check_calibrated, check_same_frames
 from edje_jax.index.image_index import ImageIndex
 from edje_jax.index.store import check_model
 from edje_jax.runtimes.base import Embedded, Encoded, Runtime
 from edje_jax.runtimes.registry import open_runtime
-from edje_jax.search.cascade import search_texts
+from edje_jax.search.cascade import search_captions
 from edje_jax.search.composed import rank_composed, search_queries
 from edje_jax.search.inputs import (
     ItemLike,
@@ -333,7 +333,7 @@ class Reranker:
         check_limits(k, top_k, min_score)
         encoded = self._encode(images, None)
         queries = Embedded(encoded.embeddings, encoded.projections)
-        found, timings = search_texts(
+        found, timings = search_captions(
             self.runtime, index, encoded.tokens, queries, k, self.calibration,
             index.select(ids, where),
         )  # fmt: skip
@@ -392,7 +392,7 @@ class Reranker:
         """Logits with the first stage's cosine mixed in, as the model was tuned."""
         if known is None:
             return logits
-        return mixed(logits, known, self.calibration.similarity_weight)
+        return add_cosines(logits, known, self.calibration.similarity_weight)
 
     def _score(self, texts, tokens, text_index, image_index, similarities) -> np.ndarray:
         ids = self.runtime.joint_tokenizer(texts)

@@ -17,8 +17,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from edje_jax.config.calibration import Calibration
-from edje_jax.evaluation.combination import pooled
-from edje_jax.evaluation.scores import calibrated_logits, cosines, mixed, sigmoid
+from edje_jax.evaluation.combination import pool_logits
+from edje_jax.evaluation.scores import add_cosines, calibrated_logits, cosines, sigmoid
 from edje_jax.index.image_index import ImageIndex
 from edje_jax.index.shard_files import ImageRecord
 from edje_jax.runtimes.base import Runtime
@@ -83,9 +83,9 @@ class SecondReranker:
         """Candidates of a query by the pooled logits of the best, and then those that are not
         `there` or come after the best, by the first model's."""
         weight = calibration.similarity_weight
-        combined = calibrated_logits(mixed(one.logits, one.similarities, weight), calibration)
+        combined = calibrated_logits(add_cosines(one.logits, one.similarities, weight), calibration)
         scored = np.flatnonzero(there)
-        combined[scored] = pooled(combined[scored], second[scored], self.weight)
+        combined[scored] = pool_logits(combined[scored], second[scored], self.weight)
         rest = np.delete(np.arange(len(combined)), scored)
         order = np.concatenate([scored[np.argsort(-combined[scored], kind="stable")], rest])
         return RankedCandidates(
@@ -105,7 +105,7 @@ class SecondReranker:
         ids = runtime.joint_tokenizer(list(texts))
         logits = runtime.score_pairs(ids, self.index.tokens, owner, rows, known)
         if known is not None:
-            logits = mixed(logits, known, weight)
+            logits = add_cosines(logits, known, weight)
         return calibrated_logits(logits, self.calibration)
 
     def _find(self, index: ImageIndex, rows: Int[np.ndarray, " p"]) -> Int[np.ndarray, " p"]:

@@ -45,7 +45,7 @@ def make_app(
     """
     batcher: Batcher[Any, Any] = Batcher(service.run, limits.waiting, limits.batch, threads)
     monitor = Monitor(lambda: batcher.waiting, watched.tracer)
-    batcher.taken = monitor.batch
+    batcher.taken = monitor.count_batch
     state = State(service, batcher, monitor, limits, ready=not warm)
     app = FastAPI(
         title="edje",

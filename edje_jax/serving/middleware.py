@@ -126,7 +126,7 @@ class Watch:
         try:
             await self._answerer(scope)(scope, receive, noted)
         finally:
-            self.monitor.request(scope, status, time.perf_counter() - began)
+            self.monitor.count_request(scope, status, time.perf_counter() - began)
 
     def _answerer(self, scope: Scope) -> ASGIApp:
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"

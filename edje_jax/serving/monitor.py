@@ -41,7 +41,7 @@ class Monitor:
         )
         Gauge("edje_waiting", "Requests in the queue.", registry=registry).set_function(waiting)
 
-    def request(self, scope: Scope, status: int, seconds: float) -> None:
+    def count_request(self, scope: Scope, status: int, seconds: float) -> None:
         """Count an answered request."""
         route = scope.get("route")
         # Not the address itself, of which there may be any number.
@@ -49,23 +49,23 @@ class Monitor:
         self._requests.labels(name, str(status)).inc()
         self._seconds.labels(name).observe(seconds)
 
-    def batch(self, waited: Sequence[float]) -> None:
+    def count_batch(self, waited: Sequence[float]) -> None:
         """Count a batch, whose requests have waited so many seconds each."""
         self._batches.observe(len(waited))
         for seconds in waited:
             self._queue.observe(seconds)
 
-    def answer(self, seconds: Timings, pairs: int) -> None:
+    def count_search(self, seconds: Timings, pairs: int) -> None:
         """Count a search that has just been computed, and add its parts to its trace."""
         add_parts(self._tracer, seconds)
         for part, took in asdict(seconds).items():
             self._parts.labels(part).observe(took)
-        self.pairs(pairs)
+        self.count_pairs(pairs)
 
-    def pairs(self, count: int) -> None:
+    def count_pairs(self, count: int) -> None:
         """Count scored pairs."""
         self._pairs.inc(count)
 
-    def page(self) -> bytes:
+    def prometheus_text(self) -> bytes:
         """All counters in the text format of Prometheus."""
         return generate_latest(self._registry)

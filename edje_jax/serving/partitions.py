@@ -16,7 +16,7 @@ from jaxtyping import Float, Float32, Int
 
 from edje_jax.config.calibration import Calibration
 from edje_jax.config.model import EdjeConfig
-from edje_jax.first_stage.base import Nearest, best, fill_up, no_neighbours
+from edje_jax.first_stage.base import Nearest, merge_nearest, no_neighbours, pad_nearest
 from edje_jax.first_stage.screening import PLAIN, Screening
 from edje_jax.index.image_index import ImageIndex
 from edje_jax.index.partition import Partition, ShardRows
@@ -94,7 +94,7 @@ class OpenPartition:
         return getattr(self._runtime, method)(*arguments)
 
 
-class FirstStageElsewhere:
+class PartitionedFirstStage:
     """First stage over all parts of an index; `nearest` is `Covering.nearest`."""
 
     def __init__(self, ask: Ask, partitions: int, column: str, places: Places):
@@ -119,7 +119,7 @@ class FirstStageElsewhere:
                 own = ShardRows(rows.positions[here], rows.rows[here])
             asked.append(Question(part, "nearest", (self._column, queries, k, own)))
         found = [Nearest(near, self._numbers(own)) for near, own in self._ask(asked)]
-        return fill_up(best(found, k), k)
+        return pad_nearest(merge_nearest(found, k), k)
 
     def _numbers(self, found: ShardRows) -> Int[np.ndarray, "q k"]:
         there = found.positions >= 0
@@ -128,7 +128,7 @@ class FirstStageElsewhere:
         return numbers
 
 
-class TokensElsewhere:
+class PartitionedTokens:
     """Tokens of an index that stay in its parts: `tokens[images]` names their rows."""
 
     def __init__(self, store: Store):
@@ -142,7 +142,7 @@ class TokensElsewhere:
         return ShardRows(*self._store.places.locate(images))
 
 
-class IndexElsewhere(ImageIndex):
+class PartitionedIndex(ImageIndex):
     """Index that other processes search; words and thumbnails are at hand here."""
 
     def __init__(
@@ -155,21 +155,21 @@ class IndexElsewhere(ImageIndex):
         screening: Screening = PLAIN,
     ):
         super().__init__(store, "disk", first_stage, bits, screening)
-        self._stage = partial(FirstStageElsewhere, ask, partitions)
-        self.tokens = TokensElsewhere(store)  # type: ignore[assignment]
+        self._stage = partial(PartitionedFirstStage, ask, partitions)
+        self.tokens = PartitionedTokens(store)  # type: ignore[assignment]
 
     @cached_property
-    def images(self) -> FirstStageElsewhere:  # type: ignore[override]
+    def images(self) -> PartitionedFirstStage:  # type: ignore[override]
         """First stage over images."""
         return self._stage("embeddings", self.store.places)
 
     @cached_property
-    def texts(self) -> FirstStageElsewhere:  # type: ignore[override]
+    def texts(self) -> PartitionedFirstStage:  # type: ignore[override]
         """First stage over captions."""
         return self._stage("captions", self.store.caption_places)
 
 
-class RuntimeElsewhere:
+class PartitionedRuntime:
     """Runtime whose computations other processes do; the tokenizer is here."""
 
     def __init__(self, ask: Ask, partitions: int, reranker: Reranker):
@@ -232,20 +232,20 @@ class RuntimeElsewhere:
         return self._ask([Question(part, "of_model", (method, *arguments))])[0]
 
 
-class RerankerElsewhere:
+class PartitionedReranker:
     """Model whose computations other processes do."""
 
     def __init__(self, ask: Ask, partitions: int, reranker: Reranker):
-        self.runtime = RuntimeElsewhere(ask, partitions, reranker)
+        self.runtime = PartitionedRuntime(ask, partitions, reranker)
         self.source = reranker.source
         self.calibration: Calibration = reranker.calibration
         self.config = reranker.config
 
 
-class ServiceElsewhere(Service):
+class PartitionedService(Service):
     """Service whose computations the processes of an index's parts do."""
 
-    def __init__(self, reranker: RerankerElsewhere, index: IndexElsewhere):
+    def __init__(self, reranker: PartitionedReranker, index: PartitionedIndex):
         super().__init__(reranker, index)  # type: ignore[arg-type]
 
     def _tokens(self, rows: Int[np.ndarray, " n"]) -> PackedTokens:

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from edje_jax.evaluation.scores import cosines, mixed, probability, sigmoid
+from edje_jax.evaluation.scores import add_cosines, cosines, probability, sigmoid
 from edje_jax.first_stage.blockwise import QUERY_BATCHES
 from edje_jax.index.image_index import ImageIndex
 from edje_jax.index.shard_files import BadStore
 from edje_jax.models.token_formats import PackedTokens, unpack
-from edje_jax.search.cascade import search_texts
-from edje_jax.search.composed import combine, joined, score_parts, search_queries
+from edje_jax.search.cascade import search_captions
+from edje_jax.search.composed import combine, concatenate_scores, score_parts, search_queries
 from edje_jax.search.moments import Moment, find_moments, tells_moments, warm_moments
 from edje_jax.search.query import Query, read_query, stored_images
 from edje_jax.search.reranker import Reranker
@@ -98,7 +98,7 @@ class Service:
         tokens = np.asarray(unpack(self._tokens(rows)), np.float32)
         reranker, k = self.reranker, jobs[0].k
         chosen = self.index.select(jobs[0].ids, jobs[0].where)
-        found, seconds = search_texts(
+        found, seconds = search_captions(
             reranker.runtime, self.index, tokens, stored_images(self.index, rows), k,
             reranker.calibration, chosen,
         )  # fmt: skip
@@ -127,7 +127,7 @@ class Service:
             owner = np.array([job for job, _ in places])
             known = None if texts is None else cosines(texts, vectors, owner, rows)
             logits = runtime.score_pairs(ids, tokens, owner, rows, known)
-            combined = logits if known is None else mixed(logits, known, weight)
+            combined = logits if known is None else add_cosines(logits, known, weight)
             for pair, (job, place) in enumerate(places):
                 logits_of[job][place], combined_of[job][place] = logits[pair], combined[pair]
 
@@ -160,7 +160,7 @@ class Service:
             rows, known = np.arange(len(images.pixels)), made.embeddings
             parts.append(score_parts(runtime, query, texts, made.tokens, rows, known, calibration))
         logits = np.empty(len(places), np.float32)
-        logits[places] = combine(query, joined(parts), lambda: index.background)
+        logits[places] = combine(query, concatenate_scores(parts), lambda: index.background)
         return Reranked(logits, logits, sigmoid(logits))
 
     def results(

@@ -25,7 +25,7 @@ from edje_jax.config.run import DataConfig, EdjeRun
 from edje_jax.data.bad_records import BadRecords, left_out
 from edje_jax.data.exclusion import without
 from edje_jax.data.sources.registry import open_captioned, open_source
-from edje_jax.data.sources.subset import Subset, joined
+from edje_jax.data.sources.subset import Subset, merge_by_id
 from edje_jax.data.text import JointTokenizer, train_wordpiece
 from edje_jax.training.captioner_start import captioner_config, shared_decoders
 from edje_jax.training.edje_teacher import (
@@ -247,7 +247,7 @@ def open_sets(data: DataConfig, image_size: int = 64) -> tuple[Source, Source | 
         if data.limit:
             train = Subset(train, np.arange(len(train)) < data.limit)
         val = open_captioned(data.val, data.image_root, image_size) if data.val else None
-    return train, joined(val) if val else None
+    return train, merge_by_id(val) if val else None
 
 
 def train_tokenizer(

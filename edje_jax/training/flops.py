@@ -32,8 +32,8 @@ def layers(
     count: int | None = None,
     beside: int = 0,
 ) -> float:
-    """All layers of a transformer, or so many, over so many rows, forward; `beside` of further rows
-    that are attended to and do not change."""
+    """FLOPs of `count` layers of a transformer, by default all, over `rows` rows, forward; `beside`
+    further rows are attended to and do not change."""
     width, inner = shape.hidden_size, shape.intermediate_size
     products = rows * (4 * width * width + 2 * width * inner) + beside * 2 * width * width
     attention = 2 * rows * (rows + beside) * width
@@ -75,7 +75,7 @@ def upsampling(config: EdjeConfig) -> float:
 
 
 def fused(config: EdjeConfig) -> float:
-    """A pair through the layers that see both sides, the caption at its full length, forward."""
+    """FLOPs of a pair in the layers that see both sides, its caption at full length, forward."""
     if config.captioner:
         return decoders(config, config.num_tokens)
     joint, vision, text = config.joint_encoder, config.num_tokens, 1 + config.max_text_length
@@ -85,7 +85,7 @@ def fused(config: EdjeConfig) -> float:
 
 
 def matching(config: EdjeConfig, loss: LossConfig) -> float:
-    """All pairs of one row of a batch, whose caption deferred layers read once, forward."""
+    """FLOPs of all pairs of a row of a batch, whose caption deferred layers read once, forward."""
     return encode_text(config) + (1 + 2 * loss.all_negatives) * fused(config)
 
 
@@ -99,7 +99,8 @@ def encode_text(config: EdjeConfig) -> float:
 
 
 def decoders(config: EdjeConfig, tokens: int) -> float:
-    """A captioner's decoders over a caption at its full length beside so many tokens, forward."""
+    """FLOPs of a captioner's decoders over a caption at full length beside `tokens` tokens of an
+    image, forward."""
     assert config.captioner is not None
     joint, rows = config.joint_encoder, config.max_text_length - 1
     width = joint.hidden_size

@@ -7,11 +7,11 @@ import pytest
 
 from edje_jax.config.calibration import Calibration
 from edje_jax.evaluation.calibration import (
-    above,
     calibrate,
     first_stage_weight,
-    fit,
-    least_score,
+    fit_platt_scaling,
+    lowest_score,
+    precision_above,
     reliability,
 )
 from edje_jax.evaluation.retrieval import Gallery, Retrieval, rerank
@@ -29,7 +29,7 @@ def drawn(temperature: float, bias: float, count: int = 200_000, seed: int = 0):
 @pytest.mark.parametrize("temperature, bias", [(1.0, 0.0), (3.0, -2.5), (0.4, 1.0)])
 def test_a_fit_finds_the_temperature_and_bias_that_the_data_were_made_with(temperature, bias):
     logits, hits = drawn(temperature, bias)
-    found = fit(logits, hits)
+    found = fit_platt_scaling(logits, hits)
     assert found.temperature == pytest.approx(temperature, rel=0.03)
     assert found.bias == pytest.approx(bias, abs=0.06)
     other, right = drawn(temperature, bias, 50_000, seed=1)
@@ -38,7 +38,7 @@ def test_a_fit_finds_the_temperature_and_bias_that_the_data_were_made_with(tempe
 
 def test_a_constant_on_all_logits_goes_into_the_bias():
     logits, hits = drawn(2.0, -1.0, 20_000)
-    one, other = fit(logits, hits), fit(logits + 1000.0, hits)
+    one, other = fit_platt_scaling(logits, hits), fit_platt_scaling(logits + 1000.0, hits)
     assert other.temperature == pytest.approx(one.temperature, rel=1e-3)
     np.testing.assert_allclose(
         calibrated_logits(logits + 1000.0, other), calibrated_logits(logits, one), atol=1e-2
@@ -47,7 +47,7 @@ def test_a_constant_on_all_logits_goes_into_the_bias():
 
 def test_separable_answers_make_no_certainty():
     logits = np.array([-1.0, -1.0, 1.0, 1.0])
-    found = fit(logits, logits > 0)
+    found = fit_platt_scaling(logits, logits > 0)
     assert 0.5 < 1 / (1 + np.exp(-calibrated_logits(logits, found)[-1])) < 0.99
 
 
@@ -55,9 +55,9 @@ def test_what_cannot_be_calibrated_is_refused():
     logits = np.linspace(-1, 1, 10)
     for hits in (np.zeros(10, bool), np.ones(10, bool)):
         with pytest.raises(ValueError, match=r"10 scored candidates are right; .* both kinds"):
-            fit(logits, hits)
+            fit_platt_scaling(logits, hits)
     with pytest.raises(ValueError, match="right less often"):
-        fit(logits, logits < 0)
+        fit_platt_scaling(logits, logits < 0)
 
 
 def test_a_least_score_is_the_lowest_that_is_precise_enough():
@@ -66,17 +66,17 @@ def test_a_least_score_is_the_lowest_that_is_precise_enough():
     hits = np.array([True, True, True, False, True, False])
     scores = 1 / (1 + np.exp(-logits))
     # Shares from the top: 1, 1, (3 of 4, as equal scores stay together), 4 of 5, 4 of 6.
-    assert least_score(logits, hits, plain, 0.9, 1) == (pytest.approx(scores[1]), 1.0)
-    assert least_score(logits, hits, plain, 0.8, 1) == (pytest.approx(scores[4]), 0.8)
-    assert least_score(logits, hits, plain, 0.75, 1) == (pytest.approx(scores[4]), 0.8)
-    assert least_score(logits, hits, plain, 0.6, 1) == (
+    assert lowest_score(logits, hits, plain, 0.9, 1) == (pytest.approx(scores[1]), 1.0)
+    assert lowest_score(logits, hits, plain, 0.8, 1) == (pytest.approx(scores[4]), 0.8)
+    assert lowest_score(logits, hits, plain, 0.75, 1) == (pytest.approx(scores[4]), 0.8)
+    assert lowest_score(logits, hits, plain, 0.6, 1) == (
         pytest.approx(scores[5]),
         pytest.approx(4 / 6),
     )
-    assert least_score(logits, ~hits, plain, 0.9, 1) == (None, None)
+    assert lowest_score(logits, ~hits, plain, 0.9, 1) == (None, None)
     # Two results say little, and five more have too few right ones.
-    assert least_score(logits, hits, plain, 0.9, 3) == (None, None)
-    assert least_score(logits, hits, plain, 0.9) == (None, None)
+    assert lowest_score(logits, hits, plain, 0.9, 3) == (None, None)
+    assert lowest_score(logits, hits, plain, 0.9) == (None, None)
 
 
 def retrieval(noise: float, images: int = 60, seed: int = 0, constant: float = 0.0):
@@ -164,7 +164,7 @@ def test_a_calibration_tells_what_it_changes():
     assert record["precision_reached"] >= 0.8
     tuned = found.at(similarity_weight=calibration.similarity_weight)
     for key in ("t2i", "i2t"):
-        told = above(getattr(tuned, key), calibration, record["min_score"])
+        told = precision_above(getattr(tuned, key), calibration, record["min_score"])
         assert told["recall"] == record["recall_kept"][key] > 20
     assert calibration.least_score == record["min_score"] and 0 < record["min_score"] < 1
 
@@ -176,7 +176,7 @@ def test_what_lies_above_a_score_counted_by_hand():
     for least in (0.0, 0.3, 0.9, 1.0):
         kept = 1 / (1 + np.exp(-side.combined.astype(float))) >= least
         right = kept & side.hits
-        told = above(side, plain, least)
+        told = precision_above(side, plain, least)
         assert told["recall"] == pytest.approx(
             100 * right.any(axis=1).sum() / side.hits.any(axis=1).sum()
         )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from edje_jax.evaluation.combination import Background, both, pooled, without
+from edje_jax.evaluation.combination import Background, match_and_not, match_both, pool_logits
 
 
 def probability(logits):
@@ -12,31 +12,35 @@ def probability(logits):
 
 def test_both_is_the_logit_of_a_product():
     a, b = np.array([-3.0, 0.0, 2.0, 30.0]), np.array([1.0, 0.0, 5.0, -2.0])
-    np.testing.assert_allclose(probability(both(a, b)), probability(a) * probability(b), rtol=1e-12)
-    np.testing.assert_allclose(both(both(a, b), a), both(a, both(b, a)), rtol=1e-12)
-    far = both(np.array([800.0, -800.0]), np.array([900.0, 0.0]))
+    np.testing.assert_allclose(
+        probability(match_both(a, b)), probability(a) * probability(b), rtol=1e-12
+    )
+    np.testing.assert_allclose(
+        match_both(match_both(a, b), a), match_both(a, match_both(b, a)), rtol=1e-12
+    )
+    far = match_both(np.array([800.0, -800.0]), np.array([900.0, 0.0]))
     np.testing.assert_allclose(far, [800.0, -800.0 - np.log(2)], rtol=1e-12)
 
 
 def test_a_negative_part_that_is_likely_counts_as_its_probability():
     logits, negative = np.array([2.0, 1.0, -1.0]), np.array([3.0, 1.0, -2.0])
     expected = probability(logits) * (1 - probability(negative))
-    np.testing.assert_allclose(probability(without(logits, negative)), expected, rtol=1e-12)
+    np.testing.assert_allclose(probability(match_and_not(logits, negative)), expected, rtol=1e-12)
 
 
 def test_a_negative_part_that_is_never_likely_counts_beside_its_median():
     logits, negative = np.zeros(5), np.array([-9.0, -15.0, -14.0, -16.0, -12.0])
     expected = 0.5 * (1 - probability(negative + 14))
-    np.testing.assert_allclose(probability(without(logits, negative)), expected, rtol=1e-12)
-    assert (without(logits, negative) < logits).all()
-    assert without(np.zeros(0), np.zeros(0)).shape == (0,)
+    np.testing.assert_allclose(probability(match_and_not(logits, negative)), expected, rtol=1e-12)
+    assert (match_and_not(logits, negative) < logits).all()
+    assert match_and_not(np.zeros(0), np.zeros(0)).shape == (0,)
 
 
 def test_a_pool_lies_between_its_judgements():
     a, b = np.array([-2.0, 4.0]), np.array([6.0, 0.0])
-    np.testing.assert_array_equal(pooled(a, b, 0.0), a)
-    np.testing.assert_array_equal(pooled(a, b, 1.0), b)
-    np.testing.assert_allclose(pooled(a, b, 0.25), [0.0, 3.0])
+    np.testing.assert_array_equal(pool_logits(a, b, 0.0), a)
+    np.testing.assert_array_equal(pool_logits(a, b, 1.0), b)
+    np.testing.assert_allclose(pool_logits(a, b, 0.25), [0.0, 3.0])
 
 
 def test_cosines_become_log_odds_of_two_normal_distributions():

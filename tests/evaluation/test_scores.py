@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 
 from edje_jax.config.calibration import UNTUNED, Calibration
-from edje_jax.evaluation.scores import calibrated_logits, mixed, probability, sigmoid
+from edje_jax.evaluation.scores import add_cosines, calibrated_logits, probability, sigmoid
 
 
 def test_a_mix_adds_the_weighted_cosine():
     rng = np.random.default_rng(0)
     logits, cosines = rng.normal(size=(2, 30, 20)).astype(np.float32)
-    ours = mixed(logits, cosines, 2.4)
+    ours = add_cosines(logits, cosines, 2.4)
     assert ours.dtype == np.float32
     np.testing.assert_allclose(ours, logits + 2.4 * cosines, rtol=1e-6, atol=1e-6)
     # Without a weight logits stay to the bit.
-    assert mixed(logits, cosines, 0.0) is logits
+    assert add_cosines(logits, cosines, 0.0) is logits
 
 
 def test_a_probability_is_the_sigmoid_of_the_calibrated_logit():

@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 
 from edje_jax.first_stage import blockwise
-from edje_jax.first_stage.base import Nearest, best, fill_up, keep_allowed, no_neighbours
+from edje_jax.first_stage.base import (
+    Nearest,
+    keep_allowed,
+    merge_nearest,
+    no_neighbours,
+    pad_nearest,
+)
 from edje_jax.first_stage.exact import Exact
 from edje_jax.first_stage.faiss import FaissFlat
 from edje_jax.first_stage.packing import pack, unpack
@@ -133,11 +139,11 @@ def test_rows_that_may_not_be_found_are_not(name, excluded):
 
 
 def test_rows_that_are_not_found_stand_at_the_end():
-    none = fill_up(no_neighbours(2, 0), 3)
+    none = pad_nearest(no_neighbours(2, 0), 3)
     assert (none.rows == -1).all() and np.isneginf(none.similarities).all()
     near = Nearest(np.array([[0.9, 0.5, 0.1]], np.float32), np.array([[4, 1, -1]]))
     other = Nearest(np.array([[0.9, -np.inf]], np.float32), np.array([[2, -1]]))
-    merged = best([near, other], 4)
+    merged = merge_nearest([near, other], 4)
     assert merged.rows.tolist() == [[2, 4, 1, -1]]
     np.testing.assert_allclose(merged.similarities, [[0.9, 0.9, 0.5, -np.inf]])
     kept = keep_allowed(near, np.array([True, True, True, True, False]), 2)

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from edje_jax.index.places import NOTHING, Gone, Places, joined
+from edje_jax.index.places import NOTHING, Gone, Places, merge_runs
 
 
 def runs_of(gone: np.ndarray) -> Gone:
@@ -24,7 +24,7 @@ def single(gone: np.ndarray) -> Gone:
 def cut(gone: np.ndarray) -> Gone:
     """Runs joined again from single rows, with empty ones between them."""
     rows = np.repeat(np.flatnonzero(gone), 2)
-    return joined(rows, rows + (np.arange(len(rows)) % 2))
+    return merge_runs(rows, rows + (np.arange(len(rows)) % 2))
 
 
 @pytest.fixture(params=range(12))
@@ -49,7 +49,7 @@ def test_neighbouring_rows_are_joined_into_the_longest_runs():
             gone = rng.random(size) < share
             np.testing.assert_array_equal(cut(gone), runs_of(gone))
     starts, ends = np.array([0, 3, 3, 5, 9]), np.array([3, 3, 5, 8, 12])
-    assert [one.tolist() for one in joined(starts, ends)] == [[0, 9], [8, 3]]
+    assert [one.tolist() for one in merge_runs(starts, ends)] == [[0, 9], [8, 3]]
 
 
 def test_a_number_names_a_row_and_a_row_its_number(case):

@@ -11,7 +11,7 @@ from edje_jax.index.maintain import compact, remove
 from edje_jax.index.store import Store, verify
 from edje_jax.index.where import BadWhere
 from edje_jax.runtimes.base import Embedded
-from edje_jax.search.cascade import search_images, search_texts
+from edje_jax.search.cascade import search_captions, search_images
 from tests.colour_runtime import CODED, CODED_STAMP, RUNTIME, STAMP, Colours
 
 pytest.importorskip("pyarrow")
@@ -90,7 +90,7 @@ def test_captions_of_chosen_images_are_found(index):
     tokens = np.asarray(opened.tokens[np.array([0])].columns["tokens"]).view(np.uint16)
     query = Embedded(opened.store.embeddings[[0]], np.empty((1, 0), np.float32))
     zeros = np.zeros((1, *tokens.shape[1:]), np.float32)
-    ranked, _ = search_texts(
+    ranked, _ = search_captions(
         RUNTIME, opened, zeros, query, 99, chosen=opened.select(ids=["04", "18"])
     )
     captions = [opened.store.captions[int(row)] for row in ranked[0].rows]

@@ -6,7 +6,7 @@ import pytest
 from edje_jax import ImageIndex
 from edje_jax.index.build import build
 from edje_jax.runtimes.base import Embedded, Runtime
-from edje_jax.search.cascade import search_images, search_texts
+from edje_jax.search.cascade import search_captions, search_images
 from tests.colour_runtime import COLOURS, RUNTIME, STAMP, Colours
 
 
@@ -24,6 +24,6 @@ def test_another_runtime_builds_an_index_and_searches_it(tmp_path):
 
     red = runtime.encode_images(np.full((1, 8, 8, 3), COLOURS["red"], np.uint8))
     asked = Embedded(red.embeddings, red.projections)
-    (captions,), _ = search_texts(runtime, index, red.tokens, asked, k=3)
+    (captions,), _ = search_captions(runtime, index, red.tokens, asked, k=3)
     assert index.store.captions[captions.rows[0]] == (0, "red 0")
     np.testing.assert_allclose(captions.logits, [2, 0, 0], atol=0.01)

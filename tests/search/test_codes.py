@@ -14,7 +14,7 @@ from edje_jax.first_stage.screening import PLAIN, Screening
 from edje_jax.index.build import build
 from edje_jax.runtimes.base import Embedded
 from edje_jax.scenes.shapes import SPLITS, Shapes
-from edje_jax.search.cascade import search_images, search_texts
+from edje_jax.search.cascade import search_captions, search_images
 from edje_jax.search.results import RankedCandidates
 from tests.colour_runtime import CODED, CODED_STAMP, Colours
 
@@ -63,8 +63,8 @@ def test_all_images_by_codes_are_reranked_as_those_of_exact_search(index, bits):
 
 def test_images_find_captions_by_codes(index):
     tokens, queries = of_images()
-    found, told = search_texts(CODED, opened(index, COUNT), tokens, queries, COUNT)
-    expected, _ = search_texts(CODED, ImageIndex.open(index), tokens, queries, COUNT)
+    found, told = search_captions(CODED, opened(index, COUNT), tokens, queries, COUNT)
+    expected, _ = search_captions(CODED, ImageIndex.open(index), tokens, queries, COUNT)
     for ours, theirs in zip(found, expected, strict=True):
         # Captions of other colours have equal cosines, which by codes stay in the codes' order.
         np.testing.assert_array_equal(np.sort(ours.rows), np.sort(theirs.rows))

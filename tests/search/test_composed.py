@@ -9,8 +9,8 @@ from edje_jax import ImageIndex, Query, Reranker
 from edje_jax.cli import edje
 from edje_jax.config.calibration import Calibration
 from edje_jax.data.sources.blip_json import BlipJson
-from edje_jax.evaluation.combination import Background, pooled, without
-from edje_jax.evaluation.scores import calibrated_logits, mixed, sigmoid
+from edje_jax.evaluation.combination import Background, match_and_not, pool_logits
+from edje_jax.evaluation.scores import add_cosines, calibrated_logits, sigmoid
 from edje_jax.index.build import BuildOptions, build
 from edje_jax.scenes.shapes import Shapes
 from edje_jax.search.cascade import search_images
@@ -46,7 +46,7 @@ def logits_of(index: ImageIndex, text: str) -> np.ndarray:
     known = index.store.embeddings[:] @ CODED.embed_texts([text])[0]
     ids, rows = CODED.joint_tokenizer([text]), np.arange(len(index))
     logits = CODED.score_pairs(ids, index.tokens, np.zeros_like(rows), rows)
-    return calibrated_logits(mixed(logits, known, 0.7).astype(np.float64), TUNED)
+    return calibrated_logits(add_cosines(logits, known, 0.7).astype(np.float64), TUNED)
 
 
 def ask(index: ImageIndex, query: Query, k: int = COUNT, **chosen):
@@ -64,8 +64,8 @@ def expect(found, logits: np.ndarray) -> None:
 
 def test_negatives_are_taken_off_one_after_the_other(index):
     found = ask(index, Query("red", ["green", "blue"]))
-    expected = without(logits_of(index, "red"), logits_of(index, "green"))
-    expect(found, without(expected, logits_of(index, "blue")))
+    expected = match_and_not(logits_of(index, "red"), logits_of(index, "green"))
+    expect(found, match_and_not(expected, logits_of(index, "blue")))
     plain, _ = search_images(CODED, index, ["red"], COUNT, TUNED)
     near = np.argsort(found.base_ranks)
     np.testing.assert_array_equal(found.rows[near], plain[0].rows[np.argsort(plain[0].base_ranks)])
@@ -86,7 +86,7 @@ def test_an_image_of_the_index_asks_with_its_captions_and_is_left_out(index):
     found = ask(index, Query(like="07"))
     cosines = index.store.embeddings[:] @ index.store.embeddings[np.array([7])][0]
     of_captions = logits_of(index, Colours(COUNT).captions(7)[0])
-    expected = pooled(index.background.logits(cosines), of_captions, 0.5)
+    expected = pool_logits(index.background.logits(cosines), of_captions, 0.5)
     expected[7] = -np.inf
     expect(found, expected)
     assert len(ask(index, Query(like="07"), k=5).rows) == 5, "one more is asked for"
@@ -98,8 +98,8 @@ def test_text_and_image_are_pooled_by_the_weight(index):
     of_image = index.background.logits(cosines)
     for weight in (0.0, 0.3, 1.0):
         found = ask(index, Query("red", ["blue"], image=image, image_weight=weight))
-        expected = pooled(logits_of(index, "red"), of_image, weight)
-        expect(found, without(expected, logits_of(index, "blue")))
+        expected = pool_logits(logits_of(index, "red"), of_image, weight)
+        expect(found, match_and_not(expected, logits_of(index, "blue")))
 
 
 def test_candidates_of_text_and_image_come_in_turn(index):
@@ -170,7 +170,7 @@ def test_rank_takes_queries_of_several_parts(reranker, scenes):
     tokens, embeddings = reranker.encode_images(images), reranker.embed_images(images)
     positive, negative = reranker.score_matrix(TEXTS, tokens).astype(np.float64)
     of_image = Background.of(embeddings).logits(embeddings @ embeddings[3])
-    expected = without(pooled(positive, of_image, 0.25), negative)
+    expected = match_and_not(pool_logits(positive, of_image, 0.25), negative)
     query = Query(TEXTS[0], TEXTS[1], image=images[3], image_weight=0.25)
     ranked = reranker.rank(query, images)
     assert [one["corpus_id"] for one in ranked] == np.argsort(-expected, kind="stable").tolist()

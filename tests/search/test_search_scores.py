@@ -15,7 +15,7 @@ from edje_jax import ImageIndex, Reranker
 from edje_jax.cli import edje
 from edje_jax.config.calibration import Calibration
 from edje_jax.data.sources.blip_json import BlipJson
-from edje_jax.evaluation.scores import mixed, sigmoid
+from edje_jax.evaluation.scores import add_cosines, sigmoid
 from edje_jax.index.build import build
 from edje_jax.scenes.shapes import Shapes
 from edje_jax.search.cascade import search_images
@@ -63,7 +63,7 @@ def test_results_stand_in_the_order_of_the_mix(reranker, index):
         rows, logits, cosines = (
             values[base] for values in (plain.rows, plain.logits, plain.similarities)
         )
-        combined = mixed(logits, cosines, 1.5)
+        combined = add_cosines(logits, cosines, 1.5)
         order = np.argsort(-combined, kind="stable")
         np.testing.assert_array_equal(ours.rows, rows[order])
         np.testing.assert_array_equal(ours.logits, logits[order])

@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from edje_jax import ImageIndex
 from edje_jax.index.store import Store
 from edje_jax.serving.app import make_app
-from edje_jax.serving.partitions import IndexElsewhere, RerankerElsewhere, ServiceElsewhere
+from edje_jax.serving.partitions import PartitionedIndex, PartitionedReranker, PartitionedService
 from edje_jax.serving.service import Service
 from tests.serving.small_parts import ColourModel, build_in_shards
 
@@ -56,8 +56,8 @@ def test_metadata_are_open_once_a_server_is_warm(folder, openers):
     index = ImageIndex.open(folder)
     Service(ColourModel(), index).open_metadata()
     assert "metadata_kinds" in vars(index.store)
-    front = IndexElsewhere(lambda _: [], 2, Store(folder))
-    ServiceElsewhere(RerankerElsewhere(lambda _: [], 2, ColourModel()), front).warm()
+    front = PartitionedIndex(lambda _: [], 2, Store(folder))
+    PartitionedService(PartitionedReranker(lambda _: [], 2, ColourModel()), front).warm()
     assert "metadata_kinds" in vars(front.store) and len(openers) == 2
 
 

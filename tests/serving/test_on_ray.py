@@ -16,7 +16,7 @@ from edje_jax import ImageIndex
 from edje_jax.index.store import Store
 from edje_jax.serving.app import make_app
 from edje_jax.serving.on_ray import Replicas, Spread
-from edje_jax.serving.partitions import IndexElsewhere, RerankerElsewhere, ServiceElsewhere
+from edje_jax.serving.partitions import PartitionedIndex, PartitionedReranker, PartitionedService
 from edje_jax.serving.service import Service
 from edje_jax.system.ray_cluster import connect
 from tests.serving.small_parts import ColourModel, build_in_shards, open_noting
@@ -51,9 +51,9 @@ def client(cluster, folder, notes) -> Iterator[TestClient]:
     store = Store(folder)
     opened = partial(open_noting, notes, 0.1)
     with Replicas(cluster, store, opened, SPREAD, {"first_stage": "exact"}) as replicas:
-        index = IndexElsewhere(replicas.ask, SPREAD.partitions, store)
-        reranker = RerankerElsewhere(replicas.ask, SPREAD.partitions, ColourModel())
-        app = make_app(ServiceElsewhere(reranker, index), threads=4)
+        index = PartitionedIndex(replicas.ask, SPREAD.partitions, store)
+        reranker = PartitionedReranker(replicas.ask, SPREAD.partitions, ColourModel())
+        app = make_app(PartitionedService(reranker, index), threads=4)
         with TestClient(app) as client:
             yield client
 

@@ -16,10 +16,10 @@ from edje_jax.search.query import Query
 from edje_jax.serving.documents import Images
 from edje_jax.serving.jobs import CaptionsJob, RerankJob, SearchJob
 from edje_jax.serving.partitions import (
-    IndexElsewhere,
     OpenPartition,
-    RerankerElsewhere,
-    ServiceElsewhere,
+    PartitionedIndex,
+    PartitionedReranker,
+    PartitionedService,
 )
 from edje_jax.serving.service import Service
 from tests.colour_runtime import COLOURS
@@ -39,7 +39,7 @@ def folder(tmp_path_factory):
     return build_in_shards(tmp_path_factory.mktemp("parts") / "index")
 
 
-def in_parts(folder, parts: int, **options) -> ServiceElsewhere:
+def in_parts(folder, parts: int, **options) -> PartitionedService:
     """Service whose parts are open in this process."""
     store, model = Store(folder), ColourModel()
     opened = [
@@ -50,8 +50,8 @@ def in_parts(folder, parts: int, **options) -> ServiceElsewhere:
     def ask(questions):
         return [getattr(opened[one.partition], one.method)(*one.arguments) for one in questions]
 
-    index = IndexElsewhere(ask, parts, store, **options)
-    return ServiceElsewhere(RerankerElsewhere(ask, parts, model), index)
+    index = PartitionedIndex(ask, parts, store, **options)
+    return PartitionedService(PartitionedReranker(ask, parts, model), index)
 
 
 def in_one_piece(folder, **options) -> Service:

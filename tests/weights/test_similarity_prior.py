@@ -19,7 +19,7 @@ from transformers import AutoModel
 from edje_jax.cli.convert import convert
 from edje_jax.config.calibration import UNTUNED, Calibration
 from edje_jax.config.model import SimilarityPrior
-from edje_jax.evaluation.scores import mixed, probability
+from edje_jax.evaluation.scores import add_cosines, probability
 from edje_jax.search.reranker import Reranker
 from edje_jax.weights import edje
 from edje_jax.weights.calibration import read_calibration, write_calibration
@@ -174,7 +174,7 @@ def test_the_pytorch_module_has_prior_mix_and_calibration(folder, images, simila
         np.testing.assert_allclose(scores, probability(expected, CALIBRATION), atol=1e-5)
         rng = np.random.default_rng(0)
         many, cosines = rng.normal(size=(2, 9)).astype(np.float32)
-        ours = mixed(many, cosines, CALIBRATION.similarity_weight)
+        ours = add_cosines(many, cosines, CALIBRATION.similarity_weight)
         theirs = model.mixed(torch.from_numpy(many), torch.from_numpy(cosines))
         np.testing.assert_allclose(theirs, ours, atol=1e-5)
 

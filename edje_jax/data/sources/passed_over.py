@@ -23,7 +23,7 @@ class PassedOver:
             named.append(name)
 
     @classmethod
-    def joined(cls, parts: Iterable["PassedOver"]) -> "PassedOver":
+    def sum_of(cls, parts: Iterable["PassedOver"]) -> "PassedOver":
         """Sum of several counts."""
         whole = cls()
         for part in parts:

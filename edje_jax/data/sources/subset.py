@@ -73,7 +73,7 @@ class Subset:
         return int(self._records[index])
 
 
-def joined(source: Source) -> Source:
+def merge_by_id(source: Source) -> Source:
     """Source with each id once, which most have anyway: see `Joined`."""
     found = Joined(source)
     if len(found) == len(source):

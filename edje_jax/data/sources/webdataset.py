@@ -52,7 +52,7 @@ class WebDataset(Captioned):
         indices = [index_of(tar) for tar in self.tars]
         if not any(len(index.size) for index in indices):
             raise ValueError(f"{pattern}: no sample in these tars, such as 000.jpg with 000.txt")
-        self.passed_over = PassedOver.joined(index.passed_over for index in indices)
+        self.passed_over = PassedOver.sum_of(index.passed_over for index in indices)
         if self.passed_over.total:
             log.info("%s: %s", pattern, self.passed_over)
         self._tar = np.repeat(np.arange(len(indices)), [len(index.size) for index in indices])

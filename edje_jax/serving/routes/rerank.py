@@ -32,7 +32,7 @@ async def rerank(
         documents, query = await _read(asked, state), await state.read_query(asked.query)
         found = await state.compute(RerankJob(query, documents.images))
     usage = _usage(len(found.logits), state.texts_of(query), state)
-    state.monitor.pairs(usage.pairs)
+    state.monitor.count_pairs(usage.pairs)
     scores = [float(value) for value in (found.logits if asked.raw_scores else found.scores)]
     best = found.logits if asked.raw_scores else found.combined
     order = [int(place) for place in (-best).argsort(kind="stable")][: asked.top_n or None]

@@ -34,7 +34,7 @@ async def search(asked: SearchRequest, state: Shared) -> SearchAnswer:
         where, query = await _filter(asked, state), await state.read_query(asked.query)
         job = SearchJob(query, asked.k, _ids(asked), where, asked.top_k, asked.min_score)
         answer = await state.compute(job)
-    state.monitor.answer(answer.seconds, len(answer.found.rows) * len(state.texts_of(query)))
+    state.monitor.count_search(answer.seconds, len(answer.found.rows) * len(state.texts_of(query)))
     service = state.service
     found = service.results(answer, asked.top_k, asked.min_score)
     return SearchAnswer(
@@ -56,7 +56,7 @@ async def captions(asked: CaptionsRequest, state: Shared) -> CaptionsAnswer:
     async with state.in_time():
         image, where = state.number(asked.id), await _filter(asked, state)
         answer = await state.compute(CaptionsJob(image, asked.k, _ids(asked), where))
-    state.monitor.answer(answer.seconds, len(answer.found.rows))
+    state.monitor.count_search(answer.seconds, len(answer.found.rows))
     results = []
     for row, scores in to_results(answer.found, asked.top_k, asked.min_score):
         image, caption = state.store.captions[row]

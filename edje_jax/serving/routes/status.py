@@ -61,4 +61,6 @@ def models(state: Shared) -> Models:
 @router.get("/metrics", response_class=PlainTextResponse)
 def metrics(state: Shared) -> Response:
     """Counters in the text format of Prometheus."""
-    return PlainTextResponse(state.monitor.page(), media_type="text/plain; version=0.0.4")
+    return PlainTextResponse(
+        state.monitor.prometheus_text(), media_type="text/plain; version=0.0.4"
+    )

@@ -21,7 +21,7 @@ from edje_jax.data.images import BadImage, file_bytes
 from edje_jax.data.sources.mixture import Mixture
 from edje_jax.data.sources.pooled import Pooled
 from edje_jax.data.sources.registry import open_source
-from edje_jax.data.sources.subset import Subset, joined
+from edje_jax.data.sources.subset import Subset, merge_by_id
 from edje_jax.data.statistics import statistics
 from edje_jax.scenes.shapes import Shapes
 from edje_jax.training.assemble import open_sets
@@ -262,7 +262,7 @@ def test_parts_and_sums_of_sets_pass_metadata_on(tmp_path):
     assert years(Mixture([source, part], ["a", "b"], [Fraction(1), Fraction(1)])) == [
         2010, 2011, 2012, 2010, 2012, 2010,
     ]  # fmt: skip
-    assert years(joined(Mixture([source, part], ["", ""]))) == [2010, 2011, 2012]
+    assert years(merge_by_id(Mixture([source, part], ["", ""]))) == [2010, 2011, 2012]
     # Beside a set that has metadata, one may have none.
     both = Mixture([without, source], ["a", "b"])
     assert [both.metadata(i) for i in (0, len(without) + 1)] == [{}, {"year": 2011}]
@@ -276,9 +276,9 @@ def test_records_of_one_id_are_one_image_where_it_matters(tmp_path):
     told = json.loads((tmp_path / "a" / "all.json").read_text())
     told[1]["caption"] = ["another", 5]
     source = open_source(spec)
-    assert joined(source) is source
+    assert merge_by_id(source) is source
     (tmp_path / "a" / "all.json").write_text(json.dumps(told))
-    one = joined(Mixture([source, open_source(spec)], ["", ""]))
+    one = merge_by_id(Mixture([source, open_source(spec)], ["", ""]))
     assert len(one) == 3 and one.image_id(2) == "/2"
     assert one.captions(0) == source.captions(0)
     assert one.captions(1) == (*source.captions(1), "another")
