@@ -58,6 +58,6 @@ def service_on_ray(asked: Any, ending: ExitStack) -> tuple[Service, int]:
     replicas = ending.enter_context(Replicas(ray, store, opened, spread, options, asked.warm))
     log.info("started in %.0f s", time.monotonic() - began)
     index = PartitionedIndex(replicas.ask, spread.partitions, store, **of_stage)
-    elsewhere = PartitionedReranker(replicas.ask, spread.partitions, reranker)
+    partitioned = PartitionedReranker(replicas.ask, spread.partitions, reranker)
     # A thread waits while its processes compute; the next one has a batch ready for them.
-    return PartitionedService(elsewhere, index), 2 * spread.replicas
+    return PartitionedService(partitioned, index), 2 * spread.replicas

@@ -60,7 +60,10 @@ class Protocol:
 
     def __post_init__(self):
         if self.first_stage and (self.folds or self.eccv):
-            raise ValueError("folds and eccv are of exact search; leave first_stage out")
+            raise ValueError(
+                f"first_stage {self.first_stage.name}: folds and eccv are measured by exact search;"
+                " leave first_stage out"
+            )
 
     @property
     def depth(self) -> int:

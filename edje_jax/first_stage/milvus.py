@@ -192,7 +192,10 @@ class MilvusCollection:
             OSError, RuntimeError: the Milvus does not answer, or refuses.
         """
         if k > MOST_NEAREST:
-            raise BeyondLimits(f"k {k}: Milvus finds at most {MOST_NEAREST} rows of a query")
+            raise BeyondLimits(
+                f"k {k:,}: Milvus finds at most {MOST_NEAREST:,} rows of a query; ask for fewer"
+                " candidates, or take another first stage"
+            )
         about = self._loaded or self._load()
         asked = VectorForm.of(queries, about.form.is_binary)
         if asked != about.form:

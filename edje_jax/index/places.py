@@ -15,7 +15,7 @@ class Gone(NamedTuple):
 
 
 def merge_runs(starts: Int[np.ndarray, " r"], ends: Int[np.ndarray, " r"]) -> Gone:
-    """Longest runs of rising ones, which end before the rows `ends`; empty ones are left out."""
+    """Rising runs from `starts` to before `ends`; touching ones are merged, empty ones left out."""
     some = ends > starts
     starts, ends = starts[some], ends[some]
     begins = np.ones(len(starts), bool)

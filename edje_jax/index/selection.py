@@ -61,11 +61,11 @@ def _different(ids: Iterable[str]) -> list[str]:
     """The ids, each once."""
     if isinstance(ids, str):
         raise ValueError(f"ids is the single string {ids!r}; give a list of them")
-    different = list(dict.fromkeys(ids))
-    for id in different:
+    given = list(ids)
+    for id in given:
         if not isinstance(id, str):
             raise ValueError(f"ids: {id!r} is of type {type(id).__name__}; give strings")
-    return different
+    return list(dict.fromkeys(given))
 
 
 def _matching(store: Store, where: Where) -> Int[np.ndarray, " n"]:

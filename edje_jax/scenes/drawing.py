@@ -13,6 +13,7 @@ _SUPERSAMPLE = 4
 
 
 Box = tuple[int, int, int, int]
+"""(left, top, right, bottom) in pixels of a canvas, which is four times as large as its image."""
 
 
 class Drawing(NamedTuple):
@@ -20,8 +21,8 @@ class Drawing(NamedTuple):
 
     pixels: UInt8[np.ndarray, "s s 3"]
     masks: tuple[tuple[Image.Image, Box], ...]
-    """Of each object, on a canvas four times as large: its mask and the box that this covers.
-    Later objects cover earlier ones."""
+    """Mask of each object, 255 inside it, and the box of the canvas that the mask fills. Later
+    objects cover earlier ones."""
 
     def owners(self) -> UInt8[np.ndarray, "f f"]:
         """Object that each pixel of the larger canvas shows: 0 for the background, i for the i-th

@@ -115,7 +115,7 @@ class Shapes(Grouped):
 
     def captions(self, index: int) -> tuple[str, ...]:
         """Five captions, each of which tells the scene from every other of its group."""
-        return _captions(self.seed, self.split, index, self.scene(index))
+        return _captions(self.seed, self.split, index, *self._group(index))
 
     def image(self, index: int) -> Image.Image:
         """The image, RGB."""
@@ -151,9 +151,11 @@ def generator(seed: int, split: str, stream: int, index: int) -> np.random.Gener
 
 
 @lru_cache(maxsize=1 << 15)
-def _captions(seed: int, split: str, index: int, scene: Scene) -> tuple[str, ...]:
-    """Cached, some 20 MB at most, as a training asks for them in every epoch and an index twice."""
-    rng = generator(seed, split, 1, index)
+def _captions(
+    seed: int, split: str, index: int, start: int, member: int, size: int
+) -> tuple[str, ...]:
+    """Cached, as a training asks for them in every epoch and an index twice."""
+    scene, rng = _scenes(seed, split, start, size)[member], generator(seed, split, 1, index)
     return tuple(describe(scene, rng) for _ in range(5))
 
 

@@ -218,6 +218,7 @@ class Reranker:
 
         Raises:
             BadImage: an image cannot be read; the message says which.
+            ValueError: `top_k` is below 0.
         """
         asked, encoded = as_query(text, "text"), self._encode(images, None)
         if isinstance(asked, Query):
@@ -237,7 +238,7 @@ class Reranker:
         queries: Iterable[str | Query],
         *,
         k: int = 100,
-        top_k: int = 10,
+        top_k: int | None = 10,
         min_score: float | None = None,
         ids: Iterable[str] | None = None,
         where: str | None = None,
@@ -259,9 +260,9 @@ class Reranker:
         Raises:
             BadStore: the index was built with another model.
             BadImage: the image of a query cannot be read.
-            ValueError: `k`, `top_k` or `min_score` is out of range, `where` cannot be read
-                (`BadWhere`), a query asks for what is like an image that the index has not, or the
-                second model's index has none of the best images.
+            ValueError: a number is out of range, `ids` are no list of strings, `where` cannot be
+                read (`BadWhere`), a query asks for what is like an image that the index has not, or
+                the second model's index has none of the best images.
         """
         check_model(index.store, self.stamp)
         check_limits(k, top_k, min_score)
@@ -314,7 +315,7 @@ class Reranker:
         images: Iterable[ItemLike],
         *,
         k: int = 100,
-        top_k: int = 10,
+        top_k: int | None = 10,
         min_score: float | None = None,
         ids: Iterable[str] | None = None,
         where: str | None = None,

@@ -57,10 +57,10 @@ class Timings:
 
 
 def to_results(
-    found: RankedCandidates, top_k: int, min_score: float | None = None
+    found: RankedCandidates, top_k: int | None, min_score: float | None = None
 ) -> list[tuple[int, dict[str, Any]]]:
     """Best results of a query as (row, {"score", "similarity", "base_rank"}); with `min_score` only
-    results that reach it, which may be none."""
+    results that reach it, which may be none; all results without a `top_k`."""
     places = np.arange(len(found.scores))
     if min_score is not None:
         places = places[found.scores >= min_score]
@@ -85,13 +85,17 @@ def ranked(
     Raises:
         ValueError: `top_k` is below 0.
     """
-    if top_k is not None and top_k < 0:
-        raise ValueError(f"top_k {top_k}: the least number of results is 0")
+    _check_top_k(top_k)
     order = np.argsort(-combined, kind="stable")[:top_k]
     return [{"corpus_id": int(i), "score": float(scores[i])} for i in order]
 
 
-def check_limits(k: int, top_k: int, min_score: float | None) -> None:
+def _check_top_k(top_k: int | None) -> None:
+    if top_k is not None and top_k < 0:
+        raise ValueError(f"top_k {top_k}: the least number of results is 0; None gives all")
+
+
+def check_limits(k: int, top_k: int | None, min_score: float | None) -> None:
     """Refuse numbers of candidates and of results, and a least score, that make no sense.
 
     Raises:
@@ -99,8 +103,7 @@ def check_limits(k: int, top_k: int, min_score: float | None) -> None:
     """
     if k < 1:
         raise ValueError(f"k {k}: the least number of candidates is 1")
-    if top_k < 0:
-        raise ValueError(f"top_k {top_k}: the least number of results is 0")
+    _check_top_k(top_k)
     if min_score is not None and not 0 <= min_score <= 1:
         raise ValueError(f"min_score {min_score}: scores lie from 0 to 1")
 

@@ -21,4 +21,4 @@ class Limits:
     batch: int = 16
     """Requests computed together."""
     seconds: float = 30.0
-    """Seconds from the reading of a request on after which it is answered with a 503."""
+    """Seconds that a search or a reranking may take once its body was read; then comes a 503."""

@@ -69,7 +69,8 @@ def parts_of_query(query: Any) -> Any:
     if unknown := sorted(fields.keys() - FIELDS):
         raise ValueError(f'"{unknown[0]}" is no part of a query; there are {", ".join(PARTS)}')
     if "text" in fields and _text_of(fields) is None:
-        raise ValueError('the "text" of a query is a string; other parts have names of their own')
+        given = type(fields["text"]).__name__
+        raise ValueError(f'the "text" of a query is a {given}; send a string')
     content = fields.pop("content", [])
     parts = [fields, *(content if isinstance(content, list) else [content])]
     images = [image_data(part) for part in parts if _is_image(part)]
@@ -89,7 +90,7 @@ def _is_image(part: Any) -> bool:
 
 def _text_of(part: Any) -> str | None:
     text = part.get("text") if isinstance(part, dict) else part
-    if isinstance(text, int | float) and not isinstance(text, bool):
+    if isinstance(part, dict) and isinstance(text, int | float) and not isinstance(text, bool):
         return str(text)  # As pydantic reads the numbers of other fields
     return text if isinstance(text, str) else None
 

@@ -12,7 +12,9 @@ import numpy as np
 from jaxtyping import Int
 
 from edje_jax.evaluation.scores import add_cosines, cosines, probability, sigmoid
+from edje_jax.first_stage.base import BeyondLimits
 from edje_jax.first_stage.blockwise import QUERY_BATCHES
+from edje_jax.first_stage.milvus import StaleCollection
 from edje_jax.index.image_index import ImageIndex
 from edje_jax.index.shard_files import BadStore
 from edje_jax.models.token_formats import PackedTokens, unpack
@@ -61,6 +63,9 @@ class Service:
             kind = type(group[0])
             try:
                 results = self._runners[kind](group)
+            except (BeyondLimits, StaleCollection) as error:
+                log.warning("%d %s: %s", len(group), kind.__name__, error)
+                results = [error] * len(group)
             except Exception as error:
                 log.exception("%d %s failed", len(group), kind.__name__)
                 results = [error] * len(group)

@@ -100,12 +100,15 @@ class State:
             ) from None
         except BeyondLimits as error:
             raise HTTPException(422, str(error)) from None
-        except StaleCollection as error:
-            raise HTTPException(503, str(error)) from None
+        except StaleCollection:
+            # The message, which names a folder of the server, is in the log.
+            raise HTTPException(
+                503, "the first stage holds another state of the index; start the server again"
+            ) from None
 
     @asynccontextmanager
     async def in_time(self) -> AsyncIterator[None]:
-        """Bound everything that a request awaits within by its time limit.
+        """Limit the time of everything that is awaited in the block.
 
         Raises:
             HTTPException: 503 where it takes too long.

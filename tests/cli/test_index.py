@@ -192,7 +192,7 @@ def test_a_share_is_told_or_taken_from_the_cluster(monkeypatch):
 
 @pytest.mark.slow
 def test_kill_9_loses_nothing(trained, tmp_path):
-    """A process that is killed again and again ends with the index of one that was not."""
+    """A process that is killed twice ends with the index of one that was not."""
     command = [
         sys.executable, "-c",
         "import sys; from edje_jax.index import build; build.SHARD_ROWS = 20;"

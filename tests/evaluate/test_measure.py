@@ -35,5 +35,5 @@ def test_a_protocol_gives_what_the_command_writes(trained, monkeypatch):
 @pytest.mark.parametrize("further", [{"folds": 2}, {"eccv": Path("captions_val2014.json")}])
 def test_folds_and_eccv_are_of_exact_search(further):
     Protocol(first_stage=StageChoice("faiss-flat"))
-    with pytest.raises(ValueError, match="folds and eccv are of exact search"):
+    with pytest.raises(ValueError, match="first_stage faiss-flat: folds and eccv are measured"):
         Protocol(first_stage=StageChoice("faiss-flat"), **further)

@@ -86,10 +86,8 @@ class StandIn(Service):
 
     def __init__(self, folder: Path):
         config = SimpleNamespace(image=ImageRecipe(size=8), num_tokens=4, video=None)
-        self.reranker = SimpleNamespace(
-            config=config, source=str(folder), calibration=Calibration()
-        )
-        self.index = Index(folder)
+        reranker = SimpleNamespace(config=config, source=str(folder), calibration=Calibration())
+        super().__init__(reranker, Index(folder))
 
     def pair_tokens(self, texts):
         return sum(len(text.encode("utf-8").split()) for text in texts)

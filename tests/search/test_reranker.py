@@ -48,6 +48,7 @@ def test_numbers_that_make_no_sense_are_refused(reranker, images, tmp_path):
     assert edje.main([*command, str(tmp_path / "index")]) == 0
     index = ImageIndex.open(tmp_path / "index")
     assert reranker.search(index, TEXTS[:1], top_k=0) == [[]]
+    assert len(reranker.search(index, TEXTS[:1], top_k=None)[0]) == len(images)
     for wrong, told in (({"k": 0}, "k 0: the least"), ({"top_k": -1}, "top_k -1: the least")):
         with pytest.raises(ValueError, match=told):
             reranker.search(index, TEXTS, **wrong)

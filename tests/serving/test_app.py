@@ -24,6 +24,7 @@ from PIL import Image
 from edje_jax.config.calibration import Calibration
 from edje_jax.first_stage.base import BeyondLimits
 from edje_jax.first_stage.milvus import StaleCollection
+from edje_jax.index.where import Where
 from edje_jax.serving.app import make_app
 from edje_jax.serving.limits import Limits
 from edje_jax.serving.service import Service
@@ -298,21 +299,22 @@ def test_a_request_that_takes_too_long_is_given_up(service):
 
 
 def test_the_time_limit_is_of_the_whole_request(service):
-    app = make_app(service, limits=Limits(seconds=0.5))
+    asked = {"query": QUERY, "documents": ["0.png"]}
+    with TestClient(make_app(service)) as client:
+        assert client.post("/rerank", json=asked).status_code == 200  # Compiled
+    app = make_app(service, limits=Limits(seconds=3))
     with TestClient(app) as client:
         state = app.state.serving
         decode, submit = state.decode, state.batcher.submit
 
         async def read_slowly(*given):
-            await asyncio.sleep(0.35)
+            await asyncio.sleep(1.6)
             return await decode(*given)
 
         async def compute_slowly(job):
-            await asyncio.sleep(0.35)
+            await asyncio.sleep(1.6)
             return await submit(job)
 
-        asked = {"query": QUERY, "documents": ["0.png"]}
-        assert client.post("/rerank", json=asked).status_code == 200
         state.decode = read_slowly
         assert client.post("/rerank", json=asked).status_code == 200
         state.batcher.submit = compute_slowly
@@ -320,7 +322,7 @@ def test_the_time_limit_is_of_the_whole_request(service):
 
 
 def test_a_decoding_that_is_given_up_keeps_its_place_until_it_ends(service):
-    app, gate, running = make_app(service, limits=Limits(seconds=0.2)), threading.Event(), []
+    app, gate, running = make_app(service, limits=Limits(seconds=2)), threading.Event(), []
     with TestClient(app) as client, ThreadPoolExecutor(4) as pool:
         state = app.state.serving
         decode = state.decode
@@ -338,17 +340,42 @@ def test_a_decoding_that_is_given_up_keeps_its_place_until_it_ends(service):
         assert client.post("/rerank", json=asked).status_code == 200 and len(running) == 3
 
 
+def test_a_time_limit_of_the_work_itself_is_no_timeout_of_the_request(service, monkeypatch):
+    def give_up(*_):
+        raise TimeoutError("of a replica")
+
+    monkeypatch.setattr(Service, "_search", give_up)
+    with TestClient(make_app(service), raise_server_exceptions=False) as client:
+        answer = client.post("/search", json={"query": QUERY})
+        assert answer.status_code == 500 and "--timeout" not in answer.text
+
+
+def test_a_filter_without_what_it_needs_is_told(service, monkeypatch):
+    def missing(*_):
+        raise ModuleNotFoundError("metadata needs pyarrow")
+
+    monkeypatch.setattr(Where, "check", missing)
+    with TestClient(make_app(service)) as client:
+        answer = client.post("/search", json={"query": QUERY, "where": "year > 2000"})
+        assert answer.status_code == 503 and "needs pyarrow" in answer.json()["detail"]
+
+
 @pytest.mark.parametrize(
-    ("error", "code"), [(BeyondLimits("k 20000: at most"), 422), (StaleCollection("open it"), 503)]
+    ("error", "code", "told"),
+    [
+        (BeyondLimits("k 20000: at most"), 422, "k 20000: at most"),
+        (StaleCollection("/a/folder: open it"), 503, "start the server again"),
+    ],
 )
-def test_what_the_first_stage_refuses_is_told(service, monkeypatch, error, code):
+def test_what_the_first_stage_refuses_is_told(service, monkeypatch, error, code, told):
     def refuse(*_):
         raise error
 
     monkeypatch.setattr(Service, "_search", refuse)
     with TestClient(make_app(service)) as client:
         answer = client.post("/search", json={"query": QUERY})
-        assert answer.status_code == code and answer.json()["detail"] == str(error)
+        assert answer.status_code == code and told in answer.json()["detail"]
+        assert "/a/folder" not in answer.text
 
 
 def test_a_models_name_stays_when_its_folder_goes(service, tmp_path):

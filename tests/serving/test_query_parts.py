@@ -77,8 +77,9 @@ def test_parts_are_read_in_every_form(given, parts):
         ({"content": [PART, PART]}, "body.query", "at most one image"),
         ({"content": [{"type": "audio"}], "text": "red"}, "body.query", "at most one image"),
         (7, "body.query", "dictionary"),
-        ({"text": ["red"], "image": URI}, "body.query", 'the "text" of a query is a string'),
-        ({"text": True, "like": "07"}, "body.query", 'the "text" of a query is a string'),
+        ({"text": ["red"], "image": URI}, "body.query", 'the "text" of a query is a list; send'),
+        ({"text": True, "like": "07"}, "body.query", 'the "text" of a query is a bool; send'),
+        ({"content": 7, "like": "07"}, "body.query", "at most one image"),
     ],
 )
 def test_what_is_no_query_is_told_in_a_line(client, given, where, what):

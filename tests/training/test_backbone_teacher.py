@@ -166,7 +166,6 @@ def first_steps(teacher: str, data: int, fsdp: int, workdir: Path) -> list[Metri
     return taken(BackboneTask(config, workdir), 3)[0]
 
 
-@pytest.mark.extra
 @pytest.mark.parametrize("mesh", EVERY_MESH)
 def test_eight_devices_take_the_steps_of_one(mesh, teachers):
     told = [

@@ -449,7 +449,7 @@ def test_bfloat16_is_for_activations_only():
 @pytest.mark.parametrize(
     ("taught", "settings"),
     [
-        pytest.param(True, {}, marks=pytest.mark.extra),
+        (True, {}),
         # A chunk of two rows has fewer pairs than there are captions, and reads those alone.
         (True, {"deferred": 1, "loss": STATES}),
         pytest.param(False, {"vision": "attended"}, marks=pytest.mark.extra),
@@ -760,7 +760,7 @@ def test_binary_matching_sees_a_constant_on_all_logits():
     np.testing.assert_allclose(told["loss/binary_match"], expected, rtol=1e-4)
 
 
-@pytest.mark.extra
+@pytest.mark.slow
 def test_masked_lm_and_text_recovery_may_take_every_other_row():
     """They are those of a batch of these rows; matching is that of all."""
     batch = make_batch(8)

@@ -132,15 +132,24 @@ def test_a_run_of_two_goes_on_on_one_device(eight, stopped, tmp_path):
     np.testing.assert_allclose(ours[done : done + 10], theirs[done : done + 10], rtol=1e-4)
 
 
+def lose(workdir: Path, killed: int) -> None:
+    """Go on with a run of two until one of them is killed."""
+    before, both = log_file(workdir), start_two(workdir)
+    await_step(workdir, 12, both, before)
+    assert_ends_when_the_other_dies(both, killed)
+    assert not (workdir / "model").exists()
+
+
+def test_a_process_ends_when_the_other_dies(stopped, tmp_path):
+    lose(shutil.copytree(stopped, tmp_path / "run"), 1)
+
+
 @pytest.mark.extra
 def test_two_processes_killed_take_the_steps_of_one(eight, stopped, tmp_path):
     """A run of two that loses process 0, then process 1, then ends with its parameters split."""
     workdir = shutil.copytree(stopped, tmp_path / "run")
     for killed in (0, 1):
-        before, both = log_file(workdir), start_two(workdir)
-        await_step(workdir, 12, both, before)
-        assert_ends_when_the_other_dies(both, killed)
-        assert not (workdir / "model").exists()
+        lose(workdir, killed)
     finish(*start_two(workdir, "--mesh.fsdp", "4"))
     ours, theirs = losses(workdir), losses(eight)
     assert len(ours) == STEPS
@@ -162,7 +171,6 @@ def assert_ends_when_the_other_dies(both: list[subprocess.Popen[str]], killed: i
     both[killed].communicate()
 
 
-@pytest.mark.extra
 def test_the_first_process_opens_the_sets_before_the_others(tmp_path):
     write_tar(tmp_path / "a.tar", [("1.png", scenes(1)[0].png), ("1.txt", b"one")])
     program = f"""

@@ -124,7 +124,6 @@ def test_videos_of_one_frame_train_as_images_do():
     jax.tree.map(np.testing.assert_array_equal, params, expected)
 
 
-@pytest.mark.extra
 def test_eight_devices_and_chunks_take_the_steps_of_one():
     """With clips of fewer frames, an unreadable one, and the loss of future differences."""
     config, batches = reading(FRAMES), []
