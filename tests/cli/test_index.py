@@ -190,9 +190,9 @@ def test_a_share_is_told_or_taken_from_the_cluster(monkeypatch):
     assert share_of("") == (2, 8) and share_of("0/4") == (0, 4)
 
 
-@pytest.mark.slow
+@pytest.mark.extra
 def test_kill_9_loses_nothing(trained, tmp_path):
-    """A process that is killed twice ends with the index of one that was not."""
+    """A process that is killed again and again ends with the index of one that was not."""
     command = [
         sys.executable, "-c",
         "import sys; from edje_jax.index import build; build.SHARD_ROWS = 20;"
@@ -206,7 +206,7 @@ def test_kill_9_loses_nothing(trained, tmp_path):
 
     assert start(straight).wait(timeout=300) == 0
     kills = 0
-    for shards in (1, 20):
+    for shards in (1, 3, 10, 20):
         process = start(killed)
         while len(list(killed.glob("tokens-*.npy*"))) < shards and process.poll() is None:
             time.sleep(0.001)
@@ -214,7 +214,7 @@ def test_kill_9_loses_nothing(trained, tmp_path):
             process.send_signal(signal.SIGKILL)
             kills += 1
         process.wait(timeout=60)
-    assert kills == 2, "the build was too quick to be killed"
+    assert kills >= 3, "the build was too quick to be killed"
     assert start(killed).wait(timeout=300) == 0
     names = sorted(path.name for path in straight.iterdir())
     assert sorted(path.name for path in killed.iterdir() if path.suffix != ".tmp") == names

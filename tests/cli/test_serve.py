@@ -85,7 +85,9 @@ def test_every_option_reaches_the_application(monkeypatch):
         raise InterruptedError
 
     monkeypatch.setattr("edje_jax.cli.search.ImageIndex.open", lambda *_, **__: Index())
-    monkeypatch.setattr("edje_jax.cli.serve.model_of", lambda *_: type("Model", (), {"stamp": {}}))
+    monkeypatch.setattr(
+        "edje_jax.cli.serve.model_of", lambda *_: type("Model", (), {"stamp": {}, "source": "m"})
+    )
     monkeypatch.setattr("edje_jax.cli.serve.check_model", lambda *_: None)
     monkeypatch.setattr("edje_jax.serving.app.make_app", keep)
     with pytest.raises(InterruptedError):
@@ -131,7 +133,7 @@ class Service:
         time.sleep(60)
 
 search.ImageIndex = type("Indexes", (), {"open": staticmethod(lambda *_, **__: Index())})
-serve.model_of = lambda *_: type("Model", (), {"stamp": {}})
+serve.model_of = lambda *_: type("Model", (), {"stamp": {}, "source": "m"})
 serve.check_model = lambda *_: None
 import edje_jax.serving.service
 edje_jax.serving.service.Service = Service

@@ -325,12 +325,16 @@ def test_deferred_layers_cannot_be_published(folder, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
+FEW = pytest.mark.parametrize(
     "folder",
     [pytest.param("local", marks=pytest.mark.extra), "compressed", "deferred"],
     indirect=True,
 )
+"""Folders whose graphs are traced in every run of the tests."""
+
+
+@pytest.mark.slow
+@FEW
 @pytest.mark.parametrize(
     ("ending", "dtype", "tolerance"), [("", "f4", 2e-4), ("-fp16", "f2", 2e-2)]
 )
@@ -344,6 +348,7 @@ def test_onnxruntime(onnx, folder, pixels, expected, ending, dtype, tolerance, c
 
 
 @pytest.mark.slow
+@FEW
 def test_onnxruntime_reads_a_caption_once_for_all_its_candidates(onnx, folder, expected):
     model, tokens = EdjeModel.from_folder(folder), expected[0]
     if not model.deferred:

@@ -228,9 +228,7 @@ def test_frames_rank_as_a_cross_encoder(published, tmp_path):
 @pytest.mark.parametrize(
     "folder",
     [
-        pytest.param(
-            variant, marks=() if variant in ("deferred", "captioner") else pytest.mark.extra
-        )
+        pytest.param(variant, marks=() if variant == "deferred" else pytest.mark.extra)
         for variant in VARIANTS
     ],
     indirect=True,
