@@ -327,7 +327,7 @@ def test_a_collection_of_something_else_is_left_alone(uri):
 
 def test_what_milvus_cannot_do_is_told_in_a_line(graph):
     queries = unit(2)
-    with pytest.raises(ValueError, match="k 20000: Milvus finds at most 16384 rows"):
+    with pytest.raises(ValueError, match="k 20,000: Milvus finds at most 16,384 rows"):
         graph.nearest(queries, 20_000)
     with pytest.raises(ValueError, match="compared with embeddings of width 8"):
         graph.nearest(unit(2, 8), 3)
