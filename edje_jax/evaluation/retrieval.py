@@ -181,11 +181,11 @@ class BaseRanking:
     candidates: Int[np.ndarray, "q k"]
     """Items, nearest first."""
     similarities: Float[np.ndarray, "q k"]
-    """Their cosines, or similarities of codes."""
+    """Cosines of the candidates, or similarities of codes."""
     best: Int[np.ndarray, " q"]
     """Right answer that stands first; -1 if there is none."""
     rank: Int[np.ndarray, " q"]
-    """Its place among all items, from 1; 0 if there is none."""
+    """Place of that answer among all items, from 1; 0 if there is none."""
 
     def of(self, queries: Int[np.ndarray, " p"]) -> "BaseRanking":
         """Ranking of some of the queries."""
