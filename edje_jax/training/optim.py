@@ -1,4 +1,4 @@
-"""AdamW and its schedules."""
+"""AdamW, Muon, and their schedules."""
 
 import logging
 import re
@@ -6,7 +6,7 @@ import re
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from edje_jax.config.run import OptimConfig
 
@@ -33,8 +33,8 @@ def schedule(optim: OptimConfig, steps: int, steps_per_epoch: int) -> optax.Sche
 
 
 def optimiser(optim: OptimConfig, steps: int, steps_per_epoch: int) -> optax.GradientTransformation:
-    """AdamW; as published, decay covers biases and norms too. A cosine whose rate never falls is
-    warned of."""
+    """AdamW or Muon; as published, decay covers biases and norms too. A cosine whose rate never
+    falls is warned of."""
     warmup, held = optim.warmup_steps, round(optim.hold * steps)
     if optim.schedule == "cosine" and warmup + held >= steps - 1:
         log.warning(
@@ -42,18 +42,39 @@ def optimiser(optim: OptimConfig, steps: int, steps_per_epoch: int) -> optax.Gra
             " --optim.hold %g another %d; lower one of them",
             steps, warmup, optim.hold, held,
         )  # fmt: skip
-    adamw = optax.adamw(
-        schedule(optim, steps, steps_per_epoch),
-        b1=optim.b1,
-        b2=optim.b2,
-        weight_decay=optim.weight_decay,
-    )
-    parts: list[optax.GradientTransformation] = [adamw]
+    rate = schedule(optim, steps, steps_per_epoch)
+    rule = muon(optim, rate) if optim.kind == "muon" else adamw(optim, rate)
+    parts: list[optax.GradientTransformation] = [rule]
     if optim.clip_norm > 0:
         parts.insert(0, optax.clip_by_global_norm(optim.clip_norm))
     if optim.lr_scales:
         parts.append(scale_by_path(optim.lr_scales))
-    return optax.chain(*parts) if len(parts) > 1 else adamw
+    return optax.chain(*parts) if len(parts) > 1 else rule
+
+
+def adamw(optim: OptimConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+    """AdamW of every parameter."""
+    return optax.adamw(rate, b1=optim.b1, b2=optim.b2, weight_decay=optim.weight_decay)
+
+
+def muon(optim: OptimConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+    """Muon (Jordan et al., 2024) of all matrices but embeddings, AdamW of the rest.
+
+    Updates of matrices are scaled to AdamW's usual size, 0.2 times the rate, as Liu et al. do
+    (arXiv 2502.16982, equation 4), so that one rate, and one weight decay, is for both.
+    """
+    of_matrices = optax.contrib.muon(rate, weight_decay=optim.weight_decay, consistent_rms=0.2)
+    return optax.partition({"muon": of_matrices, "adamw": adamw(optim, rate)}, _rules)
+
+
+def _rules(params: PyTree) -> PyTree:
+    """Name of the rule of each parameter."""
+
+    def one(path: tuple, parameter: Array) -> str:
+        is_matrix = parameter.ndim == 2 and _name(path).endswith("kernel")
+        return "muon" if is_matrix else "adamw"
+
+    return jax.tree.map_with_path(one, params)
 
 
 def scale_by_path(scales: tuple[str, ...]) -> optax.GradientTransformation:
