@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int8, PyTree
 
+from edje_jax.models.affine import affine
+
 LARGEST = 127
 SCALE = "scale"
 """Parameter beside an int8 kernel: its columns' scales c, float32."""
@@ -40,7 +42,7 @@ class Dense(nn.Module):
             scale = self.get_variable("params", SCALE)
             return (int8_product(x, kernel, scale) + _row(jnp.asarray(bias), x)).astype(self.dtype)
         x, kernel, bias = (jnp.asarray(leaf, self.dtype) for leaf in (x, kernel, bias))
-        return x @ kernel + _row(bias, x)
+        return affine(x, kernel, bias)
 
 
 def int8_product(
