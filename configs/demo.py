@@ -5,7 +5,7 @@ from edje_jax.config.parts import AdapterSpec, ModelSpec
 from edje_jax.config.run import DataConfig, EdjeRun, LossConfig, OptimConfig
 
 config = EdjeRun(
-    steps=1150,
+    steps=1450,
     # Nearly every batch has a caption of 26 pieces or more: one length saves compiling another.
     data=DataConfig(
         train="shapes:train", limit=25_600, batch_size=64, block_size=4, full_length=True
@@ -31,10 +31,7 @@ config = EdjeRun(
         dropout=0.0,
     ),
     # Masked LM teaches the words what to look for; matching then learns in a few hundred steps.
-    loss=LossConfig(negatives=1, binary_match=0.3, masked_lm_first=0.35, auxiliary_stride=2),
-    # Muon learns this in fewer steps than AdamW (docs/rerank-depth.md).
-    optim=OptimConfig(
-        kind="muon", lr=3e-3, schedule="cosine", warmup_steps=50, hold=0.5, clip_norm=1.0
-    ),
+    loss=LossConfig(negatives=1, masked_lm_first=0.4, auxiliary_stride=2),
+    optim=OptimConfig(lr=1.5e-3, schedule="cosine", hold=0.7, clip_norm=1.0),
     log_every=20,
 )
