@@ -94,8 +94,8 @@ class OptimConfig:
     """AdamW or Muon with the published schedule (warm-up, then x0.9 per epoch), or a cosine."""
 
     kind: Literal["adamw", "muon"] = "adamw"
-    """"muon": matrices but embeddings follow Muon, the rest AdamW at the same rate. A fresh model
-    learns in fewer steps with it (docs/rerank-depth.md)."""
+    """"muon": the kernels of dense layers follow Muon, the rest AdamW at the same rate
+    (docs/guide/training.md)."""
     lr: float = 3e-4
     schedule: Literal["exponential", "cosine"] = "exponential"
     warmup_steps: int = 100
@@ -106,6 +106,7 @@ class OptimConfig:
     floor: float = 1e-6
     weight_decay: float = 0.05
     b1: float = 0.9
+    """With `b2`, the decay of AdamW's moments; Muon's momentum is 0.95."""
     b2: float = 0.999
     clip_norm: float = 0.0
     """Largest global gradient norm; 0 leaves gradients as they are (published)."""

@@ -34,7 +34,14 @@ def schedule(optim: OptimConfig, steps: int, steps_per_epoch: int) -> optax.Sche
 
 def optimiser(optim: OptimConfig, steps: int, steps_per_epoch: int) -> optax.GradientTransformation:
     """AdamW or Muon; as published, decay covers biases and norms too. A cosine whose rate never
-    falls is warned of."""
+    falls is warned of.
+
+    Raises:
+        ValueError: there is no such optimiser.
+    """
+    rules = {"adamw": adamw, "muon": muon}
+    if optim.kind not in rules:
+        raise ValueError(f"--optim.kind {optim.kind!r}: give one of {', '.join(rules)}")
     warmup, held = optim.warmup_steps, round(optim.hold * steps)
     if optim.schedule == "cosine" and warmup + held >= steps - 1:
         log.warning(
@@ -42,8 +49,7 @@ def optimiser(optim: OptimConfig, steps: int, steps_per_epoch: int) -> optax.Gra
             " --optim.hold %g another %d; lower one of them",
             steps, warmup, optim.hold, held,
         )  # fmt: skip
-    rate = schedule(optim, steps, steps_per_epoch)
-    rule = muon(optim, rate) if optim.kind == "muon" else adamw(optim, rate)
+    rule = rules[optim.kind](optim, schedule(optim, steps, steps_per_epoch))
     parts: list[optax.GradientTransformation] = [rule]
     if optim.clip_norm > 0:
         parts.insert(0, optax.clip_by_global_norm(optim.clip_norm))
@@ -58,12 +64,16 @@ def adamw(optim: OptimConfig, rate: optax.Schedule) -> optax.GradientTransformat
 
 
 def muon(optim: OptimConfig, rate: optax.Schedule) -> optax.GradientTransformation:
-    """Muon (Jordan et al., 2024) of all matrices but embeddings, AdamW of the rest.
+    """Muon (Jordan et al., 2024) of the kernels of dense layers, AdamW of the rest.
 
-    Updates of matrices are scaled to AdamW's usual size, 0.2 times the rate, as Liu et al. do
-    (arXiv 2502.16982, equation 4), so that one rate, and one weight decay, is for both.
+    Jordan leaves a network's first and last layers to AdamW too, and takes queries, keys and values
+    apart; here patch embeddings and heads follow Muon, and so does an adapter's one kernel of all
+    three. Updates are scaled to AdamW's usual size, 0.2 times the rate, as Liu et al. do (arXiv
+    2502.16982, equation 4), so that one rate, and one weight decay, is for both.
     """
-    of_matrices = optax.contrib.muon(rate, weight_decay=optim.weight_decay, consistent_rms=0.2)
+    of_matrices = optax.contrib.muon(
+        rate, beta=0.95, weight_decay=optim.weight_decay, consistent_rms=0.2
+    )
     return optax.partition({"muon": of_matrices, "adamw": adamw(optim, rate)}, _rules)
 
 

@@ -33,6 +33,16 @@ def test_the_gradients_are_those_of_jax(shape, size):
             np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+def test_gradients_have_the_dtype_of_what_they_are_of():
+    """In bfloat16 a sum over rows is as close as one number of that dtype can be."""
+    inputs = [leaf.astype(jnp.bfloat16) for leaf in (draw(0, 300, 4), draw(1, 4, 5), draw(2, 5))]
+    weights = draw(3, 300, 5)
+    gradients = jax.grad(lambda *at: jnp.sum(weights * affine(*at)), (0, 1, 2))(*inputs)
+    assert [one.dtype for one in gradients] == [jnp.bfloat16] * 3
+    rounded = np.asarray(weights.astype(jnp.bfloat16), np.float64)
+    np.testing.assert_allclose(gradients[2].astype(jnp.float32), rounded.sum(0), rtol=0.01)
+
+
 def test_a_batch_of_layers_has_a_batch_of_gradients():
     """`vmap` over kernels, as an ensemble has them."""
     x, kernels, biases = draw(0, 6, 4), draw(1, 3, 4, 5), draw(2, 3, 5)

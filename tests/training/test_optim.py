@@ -1,6 +1,7 @@
 """The schedules at the places that matter, AdamW against its formula, Muon against its meaning."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -119,7 +120,7 @@ def parameters(seed: int) -> dict[str, dict[str, jax.Array]]:
     return {
         "dense": {"kernel": draw(*MATRIX), "bias": draw(40)},
         "word": {"embedding": draw(8, 24)},
-        "patches": {"kernel": draw(4, 4, 3, 24)},
+        "depthwise": {"kernel": draw(3, 3, 1, 24)},
     }
 
 
@@ -145,9 +146,14 @@ def test_muon_leaves_all_but_matrices_to_adamw():
     for kind in ("muon", "adamw"):
         transform = optimiser(dataclasses.replace(MUON, kind=kind), STEPS, STEPS)
         told[kind], _ = transform.update(gradients, transform.init(params), params)
-    for part, name in (("dense", "bias"), ("word", "embedding"), ("patches", "kernel")):
+    for part, name in (("dense", "bias"), ("word", "embedding"), ("depthwise", "kernel")):
         np.testing.assert_allclose(told["muon"][part][name], told["adamw"][part][name], rtol=1e-5)
     assert not np.allclose(told["muon"]["dense"]["kernel"], told["adamw"]["dense"]["kernel"])
+
+
+def test_an_optimiser_that_there_is_not_is_refused():
+    with pytest.raises(ValueError, match="--optim.kind 'Muon': give one of adamw, muon"):
+        optimiser(dataclasses.replace(MUON, kind="Muon"), STEPS, STEPS)
 
 
 def test_muon_decays_matrices_as_adamw_does():
@@ -167,6 +173,10 @@ def test_muon_on_a_mesh_is_muon_and_its_state_survives_a_checkpoint(tmp_path):
         state = where.init_sharded(lambda: init_state(parameters(0), transform))
         step = where.jit(partial(apply_gradients, optimiser=transform))
         state = between(step(state, where.put(jax.device_get(parameters(1)))))
+        moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.shape == MATRIX]
+        assert [leaf.addressable_shards[0].data.size for leaf in moments] == [
+            math.prod(MATRIX) // where.mesh.shape["fsdp"]
+        ]
         return where.fetch(step(state, where.put(jax.device_get(parameters(2)))).params)
 
     def through_disk(state: TrainState) -> TrainState:
