@@ -152,7 +152,7 @@ def test_muon_leaves_all_but_matrices_to_adamw():
 
 
 def test_an_optimiser_that_there_is_not_is_refused():
-    with pytest.raises(ValueError, match="--optim.kind 'Muon': give one of adamw, muon"):
+    with pytest.raises(ValueError, match=r"--optim\.kind 'Muon': give one of adamw, muon"):
         optimiser(dataclasses.replace(MUON, kind="Muon"), STEPS, STEPS)
 
 
