@@ -57,7 +57,7 @@ def dense(part: str) -> tuple[list[np.ndarray], str]:
 
 
 def in_jax(part: str) -> Part:
-    """A part as the train step has it."""
+    """A part as the train step has it, but for kernels' gradients (`models.affine`)."""
     import jax
     import jax.numpy as jnp
     import optax
