@@ -192,7 +192,8 @@ class Batch(NamedTuple):
     images: UInt8[Any, "b s s 3"] | Frames | None
     """Resized images, not normalised, or frames; None where their features were kept."""
     backbone_ids: Int[Any, "b l"]
-    """Caption in the backbone's tokens, padded to its full length."""
+    """Caption in the backbone's tokens, padded to its full length; L is 0 where features were
+    kept."""
     joint_ids: Int[Any, "b t"]
     """[CLS] caption [SEP] in the joint encoder's tokens, then its pad id."""
     image_ids: Int[Any, " b"]

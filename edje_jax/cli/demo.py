@@ -48,14 +48,14 @@ def main(arguments: list[str]) -> int:
         log.info(
             "training: %d steps on procedural scenes; Ctrl-C saves, a rerun goes on", config.steps
         )
-        # Four epochs, so that encoding every scene once saves more time than it takes.
+        # Three epochs, so that encoding every scene once saves more time than it takes.
         data = dataclasses.replace(config.data, cache_features=str(FEATURES))
         if not run(EdjeTask(dataclasses.replace(config, data=data), WORKDIR), WORKDIR):
             return 0
     shutil.rmtree(FEATURES, ignore_errors=True)
-    log.info("calibrating on 300 captions and 300 scenes of %s", TUNING_SET)
+    log.info("calibrating on 200 captions and 200 scenes of %s", TUNING_SET)
     model = str(WORKDIR / "model")
-    tune([model], TUNING_SET, Choices([100], ["bfloat16"], queries=300), save=True)
+    tune([model], TUNING_SET, Choices([100], ["bfloat16"], queries=200), save=True)
     log.info("evaluating on the 1,000 scenes and 5,000 captions of %s", GALLERY)
     evaluate_model(model, GALLERY, out=WORKDIR / "eval")
     show_search()

@@ -33,6 +33,8 @@ class DataConfig:
     same pixels are left out, whatever they are called."""
     limit: int | None = None
     """Images to train on, from the first of the set (default: all)."""
+    captions: int | None = None
+    """Captions of an image to train on, its first ones (default: all)."""
     crop: float = 1.0
     """Least area, about, of the random window of an image that is trained on (RandomResizedCrop),
     as a share; 1 takes images whole. All frames of a video have one window. Not for features that
@@ -61,7 +63,7 @@ class DataConfig:
                 "--data.block-size": self.block_size,
             },
         )
-        at_least(1, {"--data.limit": self.limit}, or_none=True)
+        at_least(1, {"--data.limit": self.limit, "--data.captions": self.captions}, or_none=True)
         at_least(0, {"--data.workers": self.workers, "--data.max-bad": self.max_bad})
         if not 0 < self.crop <= 1:
             raise ValueError(

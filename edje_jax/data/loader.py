@@ -83,7 +83,7 @@ class TrainingBatches:
         blocks = total // block
         if place < blocks * block:
             number, within = divmod(place, block)
-            record = endless_order(blocks, self.seed)[epoch * blocks + number] * block + within
+            record = shuffled_block(blocks, self.seed, epoch * blocks + number) * block + within
         else:
             record = place
         pick = np.random.default_rng([self.seed, epoch, record])
@@ -113,7 +113,7 @@ class TrainingBatches:
                 bad.setdefault(record, fault)
         return Batch(
             images=images,
-            backbone_ids=recipe.backbone_tokenizer(captions[own]),
+            backbone_ids=self._backbone_ids(captions[own]),
             joint_ids=self._joint_ids(captions)[own],
             image_ids=identities(source.image_id(record) for record in records),
             caption_ids=identities(canonicalise(caption) for caption in captions[own]),
@@ -174,6 +174,12 @@ class TrainingBatches:
         captions = self.source.captions(row.record)
         return captions[row.number] if captions else ""
 
+    def _backbone_ids(self, captions: list[str]) -> np.ndarray:
+        """int32 [B, L]; [B, 0] where features are kept, those of captions among them."""
+        if self.features:
+            return np.zeros((len(captions), 0), np.int32)
+        return self.recipe.backbone_tokenizer(captions)
+
     def _joint_ids(self, captions: list[str]) -> np.ndarray:
         """int32 [B, T], T the bucket of the longest caption: short captions make short batches,
         unless the config wants the full length.
@@ -214,6 +220,13 @@ def iterate(
 def endless_order(blocks: int, seed: int) -> Sequence[int]:
     """Endless shuffle of the blocks, each epoch in its own order, without a list in memory."""
     return cast(Sequence[int], grain.MapDataset.range(blocks).seed(seed).shuffle().repeat())
+
+
+@lru_cache(maxsize=64)
+def shuffled_block(blocks: int, seed: int, place: int) -> int:
+    """Block at a place of the endless shuffle; its records, which come one after another, ask for
+    the same."""
+    return endless_order(blocks, seed)[place]
 
 
 def identities(names: Iterable[str]) -> np.ndarray:

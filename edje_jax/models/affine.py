@@ -35,7 +35,7 @@ def _backward(kept: tuple[Array, Array], gradient: Float[Array, "... e"]) -> Gra
 
     XLA copies the left factor of a product whose rows are summed over, so the narrower array goes
     there; and one product with ones is faster than its sum over rows, which is a chain of small
-    reductions. The demo's step takes about a fifth less time (docs/guide/speed.md).
+    reductions. Steps of small models take a fifth less time by it (docs/guide/speed.md).
     """
     x, kernel = kept
     rows, outer = (array.reshape(-1, array.shape[-1]) for array in (x, gradient))

@@ -244,8 +244,9 @@ def open_sets(data: DataConfig, image_size: int = 64) -> tuple[Source, Source | 
         if data.exclude:
             excluded = open_source(data.exclude, data.image_root, image_size)
             train = without(train, excluded, data, image_size)
-        if data.limit:
-            train = Subset(train, np.arange(len(train)) < data.limit)
+        if data.limit or data.captions:
+            kept = np.arange(len(train)) < (data.limit or len(train))
+            train = Subset(train, kept, data.captions)
         val = open_captioned(data.val, data.image_root, image_size) if data.val else None
     return train, merge_by_id(val) if val else None
 

@@ -10,7 +10,7 @@ ASSETS = Path(__file__).resolve().parents[1] / "assets"
 
 SHIPPED = {"shapes-backbone": ASSETS / "shapes_backbone", "shapes-demo": ASSETS / "shapes_demo"}
 """Folders of the models that come with the package, by name: a dual encoder trained on the built-in
-scenes, and the EDJE that `make demo` trains over it."""
+scenes, and an EDJE over it (configs/demo_four_layers.py)."""
 
 _FILES = ("*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*.md", "*.py")
 

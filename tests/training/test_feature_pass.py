@@ -103,6 +103,7 @@ def test_rows_are_those_of_the_captions_asked_for(tmp_path):
     there = list(iterate(task.reader, 0, BadRecords(IMAGES, 1.0), workers=1))
     for one, other in zip(here, there, strict=True):
         assert one.images is None and one.features is not None and other.features is not None
+        assert one.backbone_ids.shape == (8, 0), "captions need no tokens of the backbone"
         np.testing.assert_array_equal(one.features.vision_tokens, other.features.vision_tokens)
 
 

@@ -24,12 +24,14 @@ class Subset:
 
     Args:
         kept: whether each image of the source is one of them.
+        captions: captions of an image that are kept, its first ones; None keeps all.
     """
 
     bad: Sequence[BadRecord] = ()
 
-    def __init__(self, source: Source, kept: Bool[np.ndarray, " n"]):
+    def __init__(self, source: Source, kept: Bool[np.ndarray, " n"], captions: int | None = None):
         self.source, self._records = source, np.flatnonzero(kept)
+        self._first_captions = slice(captions)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -39,8 +41,8 @@ class Subset:
         return self.source.image_id(self.record(index))
 
     def captions(self, index: int) -> Sequence[str]:
-        """Captions of an image."""
-        return self.source.captions(self.record(index))
+        """Captions of an image that are kept."""
+        return self.source.captions(self.record(index))[self._first_captions]
 
     def caption_faults(self, index: int) -> str:
         """Faults of the captions that are left out of an image; "" if there are none."""

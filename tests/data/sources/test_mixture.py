@@ -184,6 +184,20 @@ def test_a_limit_past_the_end_takes_all(tmp_path):
         DataConfig(limit=-1)
 
 
+def test_an_images_first_captions_alone_can_be_trained_on(tmp_path):
+    spec = blip(tmp_path / "set", "abcd", captions=3)
+    everything, _ = open_sets(DataConfig(train=spec))
+    first, _ = open_sets(DataConfig(train=spec, captions=2))
+    assert len(first) == 4
+    for index in range(4):
+        texts = list(everything.captions(index))
+        assert len(texts) == 3 and list(first.captions(index)) == texts[:2]
+    many, _ = open_sets(DataConfig(train=spec, captions=99))
+    assert list(many.captions(0)) == list(everything.captions(0))
+    with pytest.raises(ValueError, match=r"--data\.captions 0: the least is 1"):
+        DataConfig(captions=0)
+
+
 def test_hashes_are_kept_and_a_damaged_file_is_made_anew(tmp_path, cache, monkeypatch, caplog):
     train = write_blip(tmp_path / "train", scenes(4))
     data = DataConfig(train=train, exclude="shapes:val")
