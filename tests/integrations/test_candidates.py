@@ -122,6 +122,14 @@ def test_an_index_of_another_model_is_refused(photo_index):
         CandidateRanker(other, photo_index)
 
 
+def test_equal_scores_keep_the_order_given(shipped, photos, query, monkeypatch):
+    monkeypatch.setattr(
+        CandidateRanker, "_score", lambda self, query, tokens, *_: (np.zeros(len(tokens)),) * 2
+    )
+    ranked = CandidateRanker(shipped).rank(query, given(photos))
+    assert [one.place for one in ranked] == list(range(len(photos)))
+
+
 def test_one_document_without_an_image_is_one(shipped, photos, query, caplog):
     candidates = given([None, photos[0], URL, photos[3], photos[0]])
     with pytest.raises(BadImage) as error:
@@ -131,8 +139,10 @@ def test_one_document_without_an_image_is_one(shipped, photos, query, caplog):
     assert told.endswith("(without_image='last' or 'drop' goes on without)")
     for choice, behind in (("last", [0, 2]), ("drop", [])):
         ranked = CandidateRanker(shipped, without_image=choice).rank(query, candidates)
-        # Equal images keep the order given.
-        assert [one.place for one in ranked] == [3, 1, 4, *behind]
+        places = [one.place for one in ranked]
+        # The same image at two places of a batch is rounded differently on some CPUs.
+        assert places in ([3, 1, 4, *behind], [3, 4, 1, *behind])
+        assert ranked[1].score == pytest.approx(ranked[2].score, abs=1e-5)
         assert all(one.score is None and one.logit is None for one in ranked[3:])
         assert f"2 documents not ranked ({choice}): documents[0]: no image" in caplog.text
         none = CandidateRanker(shipped, without_image=choice).rank(query, candidates[:1])

@@ -80,8 +80,9 @@ def test_every_kind_of_node_has_its_image(shipped, photos, query):
     rerank = EdjePostprocessor(reranker=shipped, image_key="photo")
     given = [NodeWithScore(node=node) for node in nodes]
     out = rerank.postprocess_nodes(given, query_str=query)
-    assert [one.node.node_id for one in out] == [node.node_id for node in nodes]
-    assert len({one.score for one in out}) == 1
+    assert sorted(one.node.node_id for one in out) == sorted(node.node_id for node in nodes)
+    # The same image at two places of a batch is rounded differently on some CPUs.
+    assert [one.score for one in out] == pytest.approx([out[0].score] * len(nodes), abs=1e-5)
     for mode in (MetadataMode.LLM, MetadataMode.EMBED):
         assert "match_logit" not in out[-1].node.get_content(mode)
 

@@ -230,7 +230,11 @@ def test_a_bad_query_finds_nothing_and_counts_as_a_miss(reranker, spec):
     model.index(captions, task_metadata=about("i2t"))
     plain = model.search(images, task_metadata=about("i2t"), top_k=72)
     found = model.search(cut(images, 3), task_metadata=about("i2t"), top_k=72)
-    assert found == plain | {"3.png": {}}
+    expected = plain | {"3.png": {}}
+    assert found.keys() == expected.keys()
+    for name, scores in expected.items():
+        # One image fewer in a batch: the others are rounded differently on some CPUs.
+        assert found[name] == pytest.approx(scores, abs=1e-5)
     relevant: dict[str, dict[str, int]] = {}
     for caption, image in owner.items():
         relevant.setdefault(image, {})[caption] = 1
