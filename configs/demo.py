@@ -5,12 +5,11 @@ from edje_jax.config.parts import AdapterSpec, ModelSpec
 from edje_jax.config.run import DataConfig, EdjeRun, LossConfig, OptimConfig
 
 config = EdjeRun(
-    steps=1300,
+    steps=1150,
     # Nearly every batch has a caption of 26 pieces or more: one length saves compiling another.
     data=DataConfig(
         train="shapes:train",
-        limit=25_600,
-        captions=3,
+        limit=12_800,
         batch_size=64,
         block_size=4,
         full_length=True,

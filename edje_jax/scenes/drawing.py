@@ -21,7 +21,7 @@ class Drawing(NamedTuple):
 
     pixels: UInt8[np.ndarray, "s s 3"]
     masks: tuple[tuple[Image.Image, Box], ...]
-    """Mask of each object, 255 inside it, and the box of the canvas that the mask fills. Later
+    """Binary mask of each object, and the box of the canvas that the mask fills. Later
     objects cover earlier ones."""
 
     def owners(self) -> UInt8[np.ndarray, "f f"]:
@@ -47,7 +47,7 @@ def render(scene: Scene, side: int, rng: np.random.Generator) -> Drawing:
         if thing.texture != "plain":
             light = tuple(c + (255 - c) * 2 // 3 for c in COLOURS[thing.colour])
             lit = _pattern(thing.texture, canvas.width).crop(box)
-            canvas.paste(light, box, ImageChops.multiply(outline, lit))
+            canvas.paste(light, box, ImageChops.logical_and(outline, lit))
     return Drawing(noisy(canvas, rng), tuple(masks))
 
 
@@ -63,7 +63,7 @@ def paint(
     """Paint a shape onto a canvas; centre (x, y) and radius are shares of its side.
 
     Returns:
-        (mask, 255 inside the shape; the box of the canvas that the mask covers).
+        (binary mask; the box of the canvas that the mask covers).
     """
     outline, box = _outline(shape, centre * canvas.width, radius * canvas.width)
     canvas.paste(COLOURS[colour], box, outline)
@@ -78,11 +78,11 @@ def noisy(canvas: Image.Image, rng: np.random.Generator) -> np.ndarray:
 
 
 def _outline(shape: str, centre: np.ndarray, radius: float) -> tuple[Image.Image, Box]:
-    """Mask, 255 inside a shape, and the box it covers; only the box is drawn, for speed."""
+    """Binary mask of a shape, and the box it covers; only the box is drawn, for speed."""
     left, top = np.floor(centre - 1.15 * radius).astype(int)
     side = int(2.3 * radius) + 3
     (x, y), r = centre - (left, top), radius
-    mask = Image.new("L", (side, side))
+    mask = Image.new("1", (side, side))
     draw = ImageDraw.Draw(mask)
     if shape == "circle":
         draw.ellipse((x - r, y - r, x + r, y + r), fill=255)
@@ -109,7 +109,7 @@ def _polygon(shape: str) -> np.ndarray:
 
 @cache
 def _pattern(texture: str, fine: int) -> Image.Image:
-    """Mask, 255 where a texture lightens its object."""
+    """Binary mask of where a texture lightens its object."""
     rows, columns = np.mgrid[:fine, :fine]
     if texture == "striped":
         lit = (rows + columns) % (fine / 11) < fine / 26
@@ -117,4 +117,4 @@ def _pattern(texture: str, fine: int) -> Image.Image:
         period = fine / 14
         dr, dc = rows % period - period / 2, columns % period - period / 2
         lit = dr**2 + dc**2 < (period * 0.31) ** 2
-    return Image.fromarray((lit * 255).astype(np.uint8))
+    return Image.fromarray(lit)
