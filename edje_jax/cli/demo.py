@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 WORKDIR = Path("runs/demo")
 FEATURES = WORKDIR / "features"
-"""Folder of the backbone features of the training set, 0.7 GB, deleted after the training."""
+"""Folder of the backbone features of the training set, 0.3 GB, deleted after the training."""
 GALLERY = "shapes:test"
 TUNING_SET = "shapes:val"
 """Gallery that the calibration is fitted on."""
@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
         log.info(
             "training: %d steps on procedural scenes; Ctrl-C saves, a rerun goes on", config.steps
         )
-        # Three epochs, so that encoding every scene once saves more time than it takes.
+        # Each scene is used six times, so encoding it once saves more time than it takes.
         data = dataclasses.replace(config.data, cache_features=str(FEATURES))
         if not run(EdjeTask(dataclasses.replace(config, data=data), WORKDIR), WORKDIR):
             return 0
