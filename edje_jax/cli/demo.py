@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
         log.info(
             "training: %d steps on procedural scenes; Ctrl-C saves, a rerun goes on", config.steps
         )
-        # Each scene is used six times, so encoding it once saves more time than it takes.
+        # Each scene is used nearly six times, so encoding it once saves more time than it takes.
         data = dataclasses.replace(config.data, cache_features=str(FEATURES))
         if not run(EdjeTask(dataclasses.replace(config, data=data), WORKDIR), WORKDIR):
             return 0
