@@ -11,9 +11,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,8 +25,15 @@ def main() -> None:
     parser.add_argument("--work", choices=["rerank", "train step"], help=argparse.SUPPRESS)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    from process_turns import in_turns, serve
+
     if options.work:
-        serve(options.work, options.side)
+        if options.side == "without":
+            # Once the backend runs, edje_jax can set no flag any more; it warns.
+            import jax
+
+            jax.devices()
+        serve(job(options.work))
         return
     from rich.console import Console
     from rich.table import Table
@@ -37,8 +41,13 @@ def main() -> None:
 
     result = {"machine": machine(), "rounds": options.rounds, "work": {}}
     table = Table("", *(f"seconds {side} the flag" for side in SIDES), "with / without", "range")
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     for work in ("rerank", "train step"):
-        seconds = in_turns(work, options.rounds)
+        seconds = in_turns(
+            {side: [__file__, "--work", work, "--side", side] for side in SIDES},
+            dict.fromkeys(SIDES, environment),
+            options.rounds,
+        )
         ratios = [a / b for a, b in zip(*seconds.values(), strict=True)]
         result["work"][work] = {"seconds": seconds, "ratio": statistics.median(ratios)}
         table.add_row(
@@ -50,47 +59,6 @@ def main() -> None:
     Console().print(table)
     if options.out:
         Path(options.out).write_text(json.dumps(result, indent=2) + "\n")
-
-
-def in_turns(work: str, rounds: int) -> dict[str, list[float]]:
-    """Seconds of every round, by side."""
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    processes = {
-        side: subprocess.Popen(
-            [sys.executable, __file__, "--work", work, "--side", side],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        for side in SIDES
-    }
-    seconds: dict[str, list[float]] = {side: [] for side in SIDES}
-    for number in range(rounds + 1):
-        for side, process in processes.items():
-            assert process.stdin and process.stdout
-            process.stdin.write("\n")
-            process.stdin.flush()
-            took = float(process.stdout.readline())
-            if number:  # The first compiles
-                seconds[side].append(took)
-    for process in processes.values():
-        process.communicate()
-    return seconds
-
-
-def serve(work: str, side: str) -> None:
-    """Do the work once for every line of standard input, and print the seconds that it took."""
-    if side == "without":
-        # Once the backend runs, edje_jax can set no flag any more; it warns.
-        import jax
-
-        jax.devices()
-    run = job(work)
-    for _ in sys.stdin:
-        began = time.perf_counter()
-        run()
-        print(time.perf_counter() - began, flush=True)
 
 
 def job(work: str) -> Callable[[], object]:

@@ -130,7 +130,8 @@ def random_params(shapes: PyTree, deviation: float) -> PyTree:
         if len(shape.shape) > 1:
             rng = np.random.default_rng(zlib.crc32(jax.tree_util.keystr(path).encode()))
             return jnp.asarray(deviation * rng.standard_normal(shape.shape, np.float32))
-        return jnp.full(shape.shape, float(path[-1].key == "scale"))
+        # Its dtype in words: a weak one would change after a step, which would be compiled again.
+        return jnp.full(shape.shape, float(path[-1].key == "scale"), jnp.float32)
 
     return jax.tree_util.tree_map_with_path(leaf, shapes)
 

@@ -25,7 +25,7 @@ config = EdjeRun(
             num_attention_heads=4,
             max_position_embeddings=128,
             hidden_act="gelu_pytorch_tanh",
-            # BERT-base's 0.02 at this width; see docs/ablation.md for what others cost.
+            # BERT-base's 0.02 at this width (docs/ablation.md).
             initializer_range=0.05,
             # Half of the layers run offline: a shorter step, and better on every seed
             # (docs/deferred-fusion.md). 0 is the published layout.

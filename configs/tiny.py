@@ -17,7 +17,7 @@ config = EdjeRun(
             num_attention_heads=4,
             max_position_embeddings=192,
             hidden_act="gelu_pytorch_tanh",
-            # BERT-base's 0.02 at this width; see docs/ablation.md for what others cost.
+            # BERT-base's 0.02 at this width (docs/ablation.md).
             initializer_range=0.05,
         ),
         max_text_length=48,

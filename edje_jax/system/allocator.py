@@ -24,10 +24,11 @@ def start_with_huge_pages() -> None:
     """Start this program anew with huge pages for what malloc hands out, unless that was done or
     decided already.
 
-    On CPU, XLA takes fresh memory at every step, and handing out 4 kB pages takes a fifth to a
-    third of the time. glibc reads its tunables when a process starts, so the same process executes
-    the same command once more; its number stays. What it has imported is imported again, so a
-    program calls this before it does anything, and is quickest to start if it imports JAX late.
+    On CPU, XLA takes fresh memory at every step, and handing out 4 kB pages takes time; how much
+    depends on the machine (docs/guide/training.md). glibc reads its tunables when a process starts,
+    so the same process executes the same command once more; its number stays. What it has imported
+    is imported again, so a program calls this before it does anything, and is quickest to start if
+    it imports JAX late.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     if not sys.platform.startswith("linux") or _HUGE_PAGES in tunables or sys.gettrace():
