@@ -193,8 +193,8 @@ class BertConfig:
     hidden_act: Activation = "gelu"
     layer_norm_eps: float = 1e-12
     initializer_range: float = 0.02
-    """Deviation of fresh weights. BERT's is meant for widths near 768: a small one trained from
-    scratch learns faster with about 0.02 * sqrt(768 / width) (docs/ablation.md)."""
+    """Deviation of fresh weights. BERT's is meant for widths near 768; configs of small ones
+    trained from scratch take about 0.02 * sqrt(768 / width) (docs/ablation.md)."""
     deferred_layers: int = 0
     """Layers, from the first, in which vision and text attend within their own side alone, so that
     each side's are computed once per image and once per caption; 0 is the published model."""

@@ -168,8 +168,7 @@ class LossConfig:
     which costs nothing; None takes the very most similar, as published."""
     random_negatives: int = 0
     """Further negatives of both kinds, drawn at random, as the published recipe has none: from hard
-    negatives alone a model does not learn to rank more than a few candidates
-    (docs/rerank-depth.md)."""
+    negatives alone a model may learn less about what is easily told apart."""
     queue: int = 0
     """Images and captions of the last batches that negatives are chosen from too, their tokens as
     they were then; 0 takes negatives from the batch alone. Every device holds all of it, and

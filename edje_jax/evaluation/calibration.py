@@ -150,7 +150,7 @@ def first_stage_weight(retrieval: Retrieval) -> float:
     A conditional logit: the chance of a candidate is the softmax, over its query's candidates, of
     a * logit + b * cosine; a and b maximise the mean log-likelihood of the right candidates, both
     directions alike, and the weight is b / a, or 0 if the cosine tells nothing more. Counting R@1
-    for many weights picks one at random from a plateau (docs/rerank-depth.md).
+    for many weights picks one at random from a plateau.
 
     Raises:
         ValueError: no query has right and wrong candidates, or higher logits are right less often.

@@ -1,8 +1,8 @@
 """Negatives of matching: the most similar pairs that are not positives, and others at random.
 
 Hard negatives alone teach a model to tell near misses apart and nothing of what is easily told: it
-then ranks 10 candidates well and 100 worse (docs/rerank-depth.md). VEDJE therefore trains with 24
-hard and 25 random negatives.
+may then rank 10 candidates well and 100 worse (docs/rerank-depth.md). VEDJE trains with 24 hard and
+25 random negatives.
 """
 
 from functools import partial
