@@ -1,4 +1,5 @@
-"""The same work in several processes, which differ in how they are started and take turns.
+"""Timing of one piece of work in several processes, which differ in how they are started and take
+turns.
 
 What slows the machine for a while then slows all of them. A process calls `serve`, which does the
 work once for every line of its standard input and answers the seconds that it took.

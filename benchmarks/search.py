@@ -86,7 +86,7 @@ def unit(rng: np.random.Generator, rows: int) -> np.ndarray:
 
 
 def on_disk(path: Path, rows: np.ndarray) -> np.ndarray:
-    """The same rows memory-mapped, as a store's are."""
+    """Rows [n, width] saved to a file and memory-mapped from it, as embeddings of an index are."""
     np.save(path, rows)
     return np.load(path, mmap_mode="r")
 
