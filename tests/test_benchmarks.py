@@ -66,3 +66,26 @@ def test_the_page_of_scalability_shows_its_results(monkeypatch):
     result = json.loads((FOLDER / "results" / "scalability.json").read_text("utf-8"))
     assert page == report.filled(page, result)
     assert all(f"<!-- scalability {name} -->" in page for name in report.tables(result))
+
+
+def test_pages_show_their_results(monkeypatch):
+    """Every table of a page that quotes a result file is the one that the file gives."""
+    monkeypatch.syspath_prepend(FOLDER)
+    page_tables = importlib.import_module("page_tables")
+    for name in page_tables.PAGES:
+        text = (FOLDER.parent / "docs" / name).read_text("utf-8")
+        assert page_tables.renewed(name, text) == text, f"{name}: python benchmarks/page_tables.py"
+
+
+def test_a_table_without_a_place_is_told(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    page_tables = importlib.import_module("page_tables")
+    monkeypatch.setitem(page_tables.PAGES, "some.md", lambda: {"a": "| 1 |", "b": "| 2 |"})
+    place = "<!-- results {0} -->\n{1}\n<!-- /results {0} -->"
+    both = place.format("a", "| 0 |") + place.format("b", "")
+    assert page_tables.renewed("some.md", both) == (
+        place.format("a", "| 1 |") + place.format("b", "| 2 |")
+    )
+    for text in (place.format("a", "| 0 |"), both + place.format("c", "")):
+        with pytest.raises(ValueError, match="has places for"):
+            page_tables.renewed("some.md", text)
