@@ -91,3 +91,39 @@ def evaluations(shapes: Mapping[str, Row]) -> str:
         cells.append([what, f"{at['pairs']:,}", scored, *times, f"{rest:.1f} s", memory])
     head = ("", "pairs", "of which scored", "a pair", "all pairs", "the rest", "peak memory")
     return markdown(head, cells)
+
+
+def hamming() -> dict[str, str]:
+    """Table of `docs/first-stage.md`: milliseconds of a search by codes."""
+    rows = load_result("hamming")["rows"]
+    ways = ("popcount", "product", "numpy", "faiss")
+    cells = []
+    for row in sorted(rows, key=lambda row: (row["queries"], row["bits"])):
+        times = [digits(row["milliseconds"][way]["median"]) for way in ways]
+        cells.append([f"{row['bits']:,}", str(row["queries"]), *times])
+    head = ("bits", "queries at once", "XOR and count, JAX", "product of -1 and 1, JAX", "NumPy")
+    return {"codes": markdown((*head, "faiss"), cells)}
+
+
+def large_indexes() -> dict[str, str]:
+    """Table of `docs/large-indexes.md`: opening an index and searching it, by its images."""
+    largest = load_result("index_scale")
+    cells = []
+    for at in (*largest["smaller"], largest):
+        cells.append(
+            [
+                f"10^{len(str(at['images'])) - 1}",
+                f"{at['open_seconds']:.2f} s",
+                f"{at['open_anonymous_mb']:.1f} MB",
+                f"{at['first_search_seconds']:.2f} s",
+                f"{1000 * at['next_search_seconds']:.0f} ms",
+                *(f"{digits(at['p50_ms'][way])} ms" for way in ("codes", "faiss-ivf", "exact")),
+            ]
+        )
+    head = ("images", "opening", "anonymous memory", "first search", "next ones")
+    return {"sizes": markdown((*head, "`codes`", "`faiss-ivf`", "`exact`"), cells)}
+
+
+def digits(value: float) -> str:
+    """Milliseconds with two digits that count, and no fraction from 10 on."""
+    return f"{value:.2f}" if value < 1 else f"{value:.1f}" if value < 10 else f"{value:,.0f}"
