@@ -16,6 +16,7 @@ import tables_captioner
 import tables_deferred
 import tables_depth
 import tables_first_stage
+import tables_recalls
 import tables_speed
 import tables_videos
 from pages import filled
@@ -27,7 +28,7 @@ PAGES: dict[str, Callable[[], dict[str, str]]] = {
     "first-stage.md": lambda: tables_first_stage.tables() | tables_speed.hamming(),
     "deferred-fusion.md": tables_deferred.tables,
     "fast-and-slow.md": tables_captioner.tables,
-    "guide/training.md": tables_speed.parts_of_a_batch,
+    "guide/training.md": lambda: tables_recalls.windows() | tables_speed.parts_of_a_batch(),
     "large-indexes.md": tables_speed.large_indexes,
     "measured.md": tables_speed.measured,
     "rerank-depth.md": tables_depth.tables,

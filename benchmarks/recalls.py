@@ -78,10 +78,13 @@ def measured(groups: dict[str, list[Path]], beside: str) -> dict[str, Any]:
 
 
 def recalls_of(metrics: list[dict[str, Any]], direction: str) -> dict[str, Any]:
-    """R@1 of each seed, with their mean and deviation."""
-    values = [one[direction]["reranked"]["R@1"] for one in metrics]
-    deviation = statistics.stdev(values) if len(values) > 1 else None
-    return {"R@1": values, "mean": statistics.mean(values), "deviation": deviation}
+    """R@1 of each seed before and after reranking, with mean and deviation of the latter."""
+    before, after = (
+        [one[direction][stage]["R@1"] for one in metrics] for stage in ("base", "reranked")
+    )
+    deviation = statistics.stdev(after) if len(after) > 1 else None
+    mean = statistics.mean(after)
+    return {"base R@1": before, "R@1": after, "mean": mean, "deviation": deviation}
 
 
 def table(result: dict[str, Any]) -> Table:

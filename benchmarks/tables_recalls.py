@@ -41,3 +41,24 @@ def differences(groups: dict[str, Row]) -> str:
             shown = [f"{one['difference']:+.1f} {interval(one['interval'])}" for one in found]
             cells.append([name.removeprefix("s"), str(seed), *shown])
     return markdown(("s", "seed", *DIRECTIONS.values()), cells)
+
+
+def windows() -> dict[str, str]:
+    """Table of `docs/guide/training.md`: backbones trained on whole images and on windows."""
+    head = ["`tiny_backbone` trained on"]
+    for shown in DIRECTIONS.values():
+        head += [f"{shown}, base", "reranked", "gain", "less whole images'"]
+    cells = []
+    for name, group in load_result("windows_recalls")["groups"].items():
+        line = [name]
+        for way in DIRECTIONS:
+            found = group[way]
+            base, after = found["base R@1"][0], found["R@1"]
+            less = [
+                f"{one['difference']:+.1f} {interval(one['interval'])}"
+                for one in found.get("beside", ())
+            ]
+            line += [f"{base:.1f}", ", ".join(f"{value:.1f}" for value in after)]
+            line += [f"{found['mean'] - base:+.1f}", ", ".join(less)]
+        cells.append(line)
+    return {"windows": markdown(head, cells)}
