@@ -36,6 +36,8 @@ from edje_jax.system.allocator import keep_freed_memory
 
 DEPTHS, SECOND_DEPTHS = (10, 20, 50, 100), (5, 10, 20)
 WAYS = ("first stage", "EDJE", "captioner", "EDJE, then captioner")
+LABELS = (((-2, 8), "right"), ((4, -12), "left"), ((-2, 18), "right"), ((4, -22), "left"))
+"""Place of a label in points beside its mark, and the side of it that is there."""
 
 
 class Side(NamedTuple):
@@ -258,13 +260,14 @@ def plot(found: Sequence[Way], path: Path) -> None:
     for number, way in enumerate(best):
         label = f"{way.k}" + (f", then {way.k2}" if way.k2 else "") if way.k else ""
         at = way.milliseconds, way.recall
-        # Labels of neighbours stand above and below in turns, so that none covers another.
-        place, side = ((4, -12), "left") if number % 2 else ((-2, 8), "right")
+        # Labels of neighbours stand at four heights in turns, so that none covers another.
+        place, side = LABELS[number % len(LABELS)]
         axes.annotate(label, at, place, fontsize=8, textcoords="offset points", ha=side)
     axes.set(xscale="log", xlabel="milliseconds a query", ylabel="R@1, text to image (percent)")
     ticks = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
+    axes.set_ylim(top=112)
     slowest = max(way.milliseconds for way in found)
     axes.set_xlim(min(way.milliseconds for way in found) / 1.3, slowest * 1.3)
     axes.margins(y=0.1)

@@ -41,7 +41,7 @@ def main() -> None:
     """Write all pages, or tell which of them differ from their results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing, but tell")
-    parser.add_argument("--out", type=Path, default=DOCS, help="folder of the pages")
+    parser.add_argument("--out", type=Path, default=DOCS, help="folder of the pages to renew")
     options = parser.parse_args()
     stale = []
     for name in PAGES:
@@ -52,7 +52,8 @@ def main() -> None:
             stale.append(name)
             if not options.check:
                 page.write_text(new, "utf-8")
-    print(*stale or ["all pages show their results"], sep="\n")
+    done = "differs" if options.check else "renewed"
+    print("\n".join(f"{name}: {done}" for name in stale) or "all pages show their results")
     if stale and options.check:
         parser.exit(1)
 
@@ -63,7 +64,7 @@ def renewed(name: str, text: str) -> str:
     Raises ValueError where the page lacks a place for a table, or has one that no table fills.
     """
     made = PAGES[name]()
-    places = re.findall(rf"<!-- {TOPIC} (.+?) -->", text)
+    places = re.findall(rf"<!-- {TOPIC} ([^>]+) -->.*?<!-- /{TOPIC} \1 -->", text, re.DOTALL)
     if sorted(places) != sorted(made):
         raise ValueError(
             f"{name} has places for {sorted(places)}, and there are tables {sorted(made)}: "

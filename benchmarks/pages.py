@@ -8,6 +8,11 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 
+DIRECTIONS = {"t2i": "text to image", "i2t": "image to text"}
+
+Row = dict[str, Any]
+"""A part of a result file."""
+
 
 def filled(page: str, topic: str, tables: Mapping[str, str]) -> str:
     """Page with each table put between <!-- TOPIC NAME --> and <!-- /TOPIC NAME -->."""
@@ -24,9 +29,19 @@ def markdown(head: Sequence[str], cells: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def interval(bounds: Sequence[float]) -> str:
+def difference(mean: float, interval: Sequence[float]) -> str:
+    """Difference with its interval as pages write it: +2.0 [-1.6, 5.5]."""
+    return f"{mean:+.1f} {in_brackets(interval)}"
+
+
+def each(values: Iterable[float]) -> str:
+    """Values of several runs: 80.5, 78.4."""
+    return ", ".join(f"{value:.1f}" for value in values)
+
+
+def in_brackets(interval: Sequence[float]) -> str:
     """Interval as pages write it: [-1.6, 5.5]."""
-    low, high = bounds
+    low, high = interval
     return f"[{low:.1f}, {high:.1f}]"
 
 

@@ -1,57 +1,80 @@
-"""Tables of captioners, from `captioner_choices.py`, `cascade.py` and `teachers.py`."""
+"""Tables of captioners, from `captioner`, `captioner_choices`, `cascade` and `teachers`."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
-from pages import interval, load_result, markdown
-from tables_first_stage import DIRECTIONS
+from pages import DIRECTIONS, Row, difference, each, load_result, markdown
 
-Row = dict[str, Any]
+RANKED = {
+    "base": "backbone",
+    "edje": "EDJE",
+    "edje + cosine": "EDJE + cosine",
+    "forward pmi": "captioner, forward (`pmi`)",
+    "backward pmi": "captioner, backward (`pmi`)",
+    "both sum": "captioner, both (`sum`)",
+    "both mean": "captioner, both (`mean`)",
+    "both pmi": "captioner, both (`pmi`)",
+    "captioner + cosine": "captioner + cosine",
+    "edje + captioner + cosine": "EDJE + captioner + cosine",
+}
+"""Rows of `captioner.py` that the page shows, in its order, and what it calls them."""
 
-SCENES = {"emoji": "emoji", "shapes": "drawn scenes"}
+DATA = {"emoji": "emoji", "shapes": "drawn scenes"}
 
 
 def tables() -> dict[str, str]:
     """All tables of the page, by name."""
     made = {"cascade": cascade(load_result("cascade"))}
-    for data, scenes in SCENES.items():
+    for data, shown in DATA.items():
         suffix = "" if data == "shapes" else f"_{data}"
+        rows = load_result(f"captioner_{data}")["rows"]
+        made |= {f"ranking {data} {way}": ranking(rows, way) for way in DIRECTIONS}
         grids = load_result(f"captioner_grids{suffix}")["rows"]
         made[f"grids {data}"] = choices(grids, "input, grid", "the first", tokens=True)
         losses = load_result(f"captioner_matching{suffix}")["rows"]
         made[f"matching {data}"] = choices(losses, "loss", "captioning's")
-        made[f"teachers {data}"] = teachers(load_result(f"teachers_{data}")["rows"], scenes)
+        made[f"teachers {data}"] = teachers(load_result(f"teachers_{data}")["rows"], shown)
     return made
 
 
-def choices(rows: list[Row], what: str, first: str, tokens: bool = False) -> str:
+def ranking(rows: list[Row], way: str) -> str:
+    """R@1 of every way to order the candidates, and less that of the EDJE."""
+    by_name = {row["name"]: row[way] for row in rows}
+    cells = []
+    for name, shown in RANKED.items():
+        found = by_name[name]
+        less = "" if name == "edje" else difference(**found["R@1 less EDJE's"])
+        cells.append([shown, seeds(found), less])
+    return markdown((f"{DIRECTIONS[way]}, R@1 in percent", "mean (seeds)", "less EDJE's"), cells)
+
+
+def choices(rows: list[Row], what: str, shown_as: str, tokens: bool = False) -> str:
     """R@1 of captioners that were trained in several ways, and less that of the first row."""
     head = [what, *(["tokens"] if tokens else []), "seconds of steps"]
     for shown in DIRECTIONS.values():
-        head += [shown, f"less {first}"]
+        head += [shown, f"less {shown_as}"]
     return markdown(head, (choice(row, rows[0]["name"], tokens) for row in rows))
 
 
-def choice(row: Row, first: str, tokens: bool) -> list[str]:
+def choice(row: Row, first_row: str, tokens: bool) -> list[str]:
     """Cells of one way to train."""
     cells = [row["name"], *([str(row["runs"][0]["tokens"])] if tokens else [])]
     cells.append(span(run["seconds"] for run in row["runs"]))
     for way in DIRECTIONS:
-        less = row[way]["R@1 less"].get(first)
-        cells += [seeds(row[way]), difference(less) if less else ""]
+        less = row[way]["R@1 less"].get(first_row)
+        cells += [seeds(row[way]), difference(**less) if less else ""]
     return cells
 
 
-def teachers(rows: list[Row], scenes: str) -> str:
+def teachers(rows: list[Row], shown: str) -> str:
     """R@1 of embeddings that learned from several teachers, and less that of none."""
-    head = ["teachers", f"{scenes}, text to image", "less none", "image to text", "less none"]
+    head = ["teachers", f"{shown}, text to image", "less none", "image to text", "less none"]
     names = {"backbone": "the backbone, no heads"}
     cells = []
     for row in rows:
         line = [names.get(row["name"], row["name"])]
         for way in DIRECTIONS:
             less = row[way].get("less none", {}).get("R@1")
-            line += [f"{row[way]['mean']['R@1']:.1f}", difference(less) if less else ""]
+            line += [f"{row[way]['mean']['R@1']:.1f}", difference(**less) if less else ""]
         cells.append(line)
     return markdown(head, cells)
 
@@ -76,16 +99,10 @@ def cascade(result: Row) -> str:
 
 def seeds(found: Row) -> str:
     """Mean R@1, and each seed's."""
-    each = ", ".join(f"{value:.1f}" for value in found["R@1 by seed"])
-    return f"{found['R@1']:.1f} ({each})"
-
-
-def difference(less: Mapping[str, Any]) -> str:
-    """Mean of a difference and its interval."""
-    return f"{less['mean']:+.1f} {interval(less['interval'])}"
+    return f"{found['R@1']:.1f} ({each(found['R@1 by seed'])})"
 
 
 def span(seconds: Iterable[float]) -> str:
     """Least and most of some runs, in seconds."""
-    each = sorted(seconds)
-    return f"{each[0]:,.0f}" if len(each) == 1 else f"{each[0]:,.0f} to {each[-1]:,.0f}"
+    least, *_, most = 2 * sorted(seconds)
+    return f"{least:,.0f}" if least == most else f"{least:,.0f} to {most:,.0f}"

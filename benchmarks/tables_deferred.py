@@ -1,23 +1,20 @@
 """Tables of deferred layers: what they do to recall, to the choice of a model, and to speed."""
 
-from typing import Any
-
 import tables_recalls
-from pages import load_result, markdown
+from pages import Row, load_result, markdown
 
-Row = dict[str, Any]
 TUNED = {
-    "runs/four-layers": ("four layers", "2 of 4"),
-    "runs/demo": ("demo, attended vision", "1 of 3"),
-    "runs/published-layout": ("published layout, four layers", "0"),
+    "runs/four-layers": "four layers",
+    "runs/demo": "demo, three layers",
+    "runs/published-layout": "published layout, four layers",
 }
-"""Models of `tune.json`, what the page calls them, and their deferred layers."""
+"""Models of `tune.json`, and what the page calls them."""
 
 
 def tables() -> dict[str, str]:
     """All tables of the page, by name."""
     return {
-        **tables_recalls.tables(),
+        **tables_recalls.deferred(),
         "tune": tuned(load_result("tune")["choices"]),
         "speed": speed(load_result("rerank_deferred")["sides"]),
     }
@@ -27,13 +24,23 @@ def tuned(choices: list[Row]) -> str:
     """Recall, speed and time of each model at k = 10 in bfloat16; * is on the Pareto front."""
     asked = {each["model"]: each for each in choices if each["k"] == 10 and plain(each)}
     cells = []
-    for model, (name, layers) in TUNED.items():
+    for model, name in TUNED.items():
         at = asked[model]
         rate = at["pairs_per_second"]
         recalls = [f"{at[way]:.1f}" for way in ("t2i", "i2t")]
-        mark = "*" if at["on_front"] else ""
-        cells.append([mark, name, layers, *recalls, f"{rate:,.0f}", f"{1000 * at['k'] / rate:.1f}"])
-    head = ("", "model", "s", "text to image", "image to text", "pairs/s", "ms a query")
+        made = ["*" if at["on_front"] else "", name, str(at["deferred_layers"])]
+        made += [at["online_vision"], *recalls]
+        cells.append([*made, f"{rate:,.0f}", f"{1000 * at['k'] / rate:.1f}"])
+    head = (
+        "",
+        "model",
+        "s",
+        "online vision",
+        "text to image",
+        "image to text",
+        "pairs/s",
+        "ms a query",
+    )
     return markdown(head, cells)
 
 

@@ -1,12 +1,9 @@
 """Tables of recall against depth, from `rerank_depth.py`."""
 
 from collections.abc import Mapping
-from typing import Any
 
-from pages import load_result, markdown
-from tables_first_stage import DIRECTIONS
+from pages import DIRECTIONS, Row, load_result, markdown
 
-Row = dict[str, Any]
 DEPTHS = (5, 10, 20, 50, 100, 200)
 MIXED = "+ first stage mixed in"
 FOLDS = range(5)

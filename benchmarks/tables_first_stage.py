@@ -1,14 +1,11 @@
 """Tables of heads of the first stage, from the results of `first_stage.py`."""
 
-from typing import Any
-
-from pages import interval, load_result, markdown
+from pages import DIRECTIONS, Row, difference, in_brackets, load_result, markdown
 
 HEAD = (
     *("bytes", "R@1", "R@10", "R@50", "gain in R@1", "gain in R@10"),
     *("R@1, 10 reranked", "50", "200"),
 )
-DIRECTIONS = {"t2i": "text to image", "i2t": "image to text"}
 
 
 def tables() -> dict[str, str]:
@@ -20,7 +17,7 @@ def tables() -> dict[str, str]:
     }
 
 
-def table(stages: list[dict[str, Any]], direction: str) -> str:
+def table(stages: list[Row], direction: str) -> str:
     """Table of all stages in one direction; gains are over the stage that the result names."""
     by_name = {stage["name"]: stage for stage in stages}
     rows = []
@@ -32,7 +29,7 @@ def table(stages: list[dict[str, Any]], direction: str) -> str:
                 label(stage),
                 f"{stage['bytes']:,}",
                 *(
-                    f"{found['mean'][depth]:.1f} {interval(found['interval'][depth])}"
+                    f"{found['mean'][depth]:.1f} {in_brackets(found['interval'][depth])}"
                     for depth in ("R@1", "R@10")
                 ),
                 f"{found['mean']['R@50']:.1f}",
@@ -43,19 +40,18 @@ def table(stages: list[dict[str, Any]], direction: str) -> str:
     return markdown((DIRECTIONS[direction], *HEAD), rows)
 
 
-def label(stage: dict[str, Any]) -> str:
+def label(stage: Row) -> str:
     """Name of a stage; trained ones stand out."""
     name = stage["name"].replace("principal ", "").replace("1024", "1,024").replace("2048", "2,048")
     return f"**{name}**" if stage["trained"] else name
 
 
-def gain(found: dict[str, Any], over: dict[str, Any], depth: str) -> str:
+def gain(found: Row, over: Row, depth: str) -> str:
     """Difference of mean recalls with the interval that the result has for it."""
-    difference = found["mean"][depth] - over["mean"][depth]
-    return f"{difference:+.1f} {interval(found['gain'][depth])}"
+    return difference(found["mean"][depth] - over["mean"][depth], found["gain"][depth])
 
 
-def reranked(found: dict[str, Any], k: int) -> float:
+def reranked(found: Row, k: int) -> float:
     """R@1 after the best k were reranked, the mean over runs."""
     values = [run[f"k={k}"] for run in found["reranked"]]
     return sum(values) / len(values)

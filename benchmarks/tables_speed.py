@@ -1,11 +1,9 @@
 """Tables of time and memory, each from the result file of one script."""
 
 from collections.abc import Mapping
-from typing import Any
 
-from pages import load_result, markdown
+from pages import Row, load_result, markdown
 
-Row = dict[str, Any]
 GB = 1e9
 
 
@@ -47,8 +45,7 @@ def search(sizes: Mapping[str, Row]) -> str:
 
 def part_of_query(images: int, at: Row, part: str) -> str:
     """Median milliseconds; of tokens fewer rows may be there than images."""
-    median = at[part]["p50"]
-    shown = f"{median:.1f}" if median < 10 else f"{median:,.0f}"
+    shown = digits(at[part]["p50"])
     rows = at["rows of tokens"]
     return f"{shown} (of {rows:,} rows)" if part == "gather, disk" and rows != images else shown
 

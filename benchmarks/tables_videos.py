@@ -1,10 +1,7 @@
 """Tables of the order and direction of events in videos, from `video_order.py`."""
 
-from typing import Any
+from pages import Row, difference, each, load_result, markdown
 
-from pages import interval, load_result, markdown
-
-Row = dict[str, Any]
 WAYS = {"t2i": "text to video", "i2t": "video to text"}
 DIFFERENCES = {
     "order": "which of the two events comes first",
@@ -31,8 +28,8 @@ def order(row: Row) -> str:
     cells = []
     for way, shown in WAYS.items():
         found = row[way]
-        seeds = ", ".join(f"{value:.1f}" for value in found["reranked by seed"])
         values = [f"{found['base']:.1f}", f"{found['reranked']:.1f}"]
+        seeds = each(found["reranked by seed"])
         cells.append([f"{shown}, within groups", *values, gain(found), seeds])
     for way, shown in WAYS.items():
         found = row[way]["all"]
@@ -59,7 +56,7 @@ def tokens(rows: list[Row]) -> str:
         line = [row["name"], str(row["tokens"]), f"{row['bytes_per_video']:,}"]
         for way in WAYS:
             found = row[way]
-            seeds = ", ".join(f"{value:.1f}" for value in found["reranked by seed"])
+            seeds = each(found["reranked by seed"])
             line += [f"{found['reranked']:.1f} ({seeds})", gain(found)]
         cells.append(line)
     return markdown(head, cells)
@@ -67,4 +64,4 @@ def tokens(rows: list[Row]) -> str:
 
 def gain(found: Row) -> str:
     """Gain over the first stage with its interval."""
-    return f"{found['gain']['mean']:+.1f} {interval(found['gain']['interval'])}"
+    return difference(**found["gain"])
