@@ -25,9 +25,9 @@ DOCS = Path(__file__).parents[1] / "docs"
 TOPIC = "results"
 
 PAGES: dict[str, Callable[[], dict[str, str]]] = {
-    "first-stage.md": lambda: tables_first_stage.tables() | tables_speed.hamming(),
     "deferred-fusion.md": tables_deferred.tables,
     "fast-and-slow.md": tables_captioner.tables,
+    "first-stage.md": lambda: tables_first_stage.tables() | tables_speed.hamming(),
     "guide/training.md": lambda: tables_recalls.windows() | tables_speed.parts_of_a_batch(),
     "large-indexes.md": tables_speed.large_indexes,
     "measured.md": tables_speed.measured,

@@ -1,7 +1,7 @@
 """Tables of deferred layers: what they do to recall, to the choice of a model, and to speed."""
 
 import tables_recalls
-from pages import Row, load_result, markdown
+from pages import DIRECTIONS, Row, load_result, markdown
 
 TUNED = {
     "runs/four-layers": "four layers",
@@ -22,7 +22,7 @@ def tables() -> dict[str, str]:
 
 def tuned(choices: list[Row]) -> str:
     """Recall, speed and time of each model at k = 10 in bfloat16; * is on the Pareto front."""
-    asked = {each["model"]: each for each in choices if each["k"] == 10 and plain(each)}
+    asked = {each["model"]: each for each in choices if each["k"] == 10 and in_bfloat16(each)}
     cells = []
     for model, name in TUNED.items():
         at = asked[model]
@@ -31,20 +31,11 @@ def tuned(choices: list[Row]) -> str:
         made = ["*" if at["on_front"] else "", name, str(at["deferred_layers"])]
         made += [at["online_vision"], *recalls]
         cells.append([*made, f"{rate:,.0f}", f"{1000 * at['k'] / rate:.1f}"])
-    head = (
-        "",
-        "model",
-        "s",
-        "online vision",
-        "text to image",
-        "image to text",
-        "pairs/s",
-        "ms a query",
-    )
+    head = ("", "model", "s", "online vision", *DIRECTIONS.values(), "pairs/s", "ms a query")
     return markdown(head, cells)
 
 
-def plain(choice: Row) -> bool:
+def in_bfloat16(choice: Row) -> bool:
     """Whether a choice keeps tokens in bfloat16."""
     return choice["token_dtype"] == "bfloat16"
 
